@@ -1,0 +1,37 @@
+# `make demo` and `make test` need only Python 3.11 or newer, git and make.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := .venv/.runtime
+DEV := .venv/.development
+
+.PHONY: demo test lint types bench clean
+
+demo: $(RUN)  ## the main job on the embedded cohort
+	$(BIN)/python -m medtransfer demo --output studies/demo
+
+test: $(DEV)
+	$(BIN)/python -m pytest
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(DEV)
+	$(BIN)/mypy
+
+bench: $(DEV)  ## ratios against named baselines, printed
+	for file in tests/benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+$(RUN): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("medtransfer needs Python 3.11 or newer; set PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(DEV): $(RUN)
+	$(BIN)/python -m pip install --quiet --group dev
+	touch $@
+
+clean:
+	rm -rf .venv studies build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

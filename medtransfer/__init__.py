@@ -1,0 +1,97 @@
+"""Does transfer learning help on my patients, by how much, and can I trust the probabilities?
+
+The public names are imported when they are first used, so that `import medtransfer` and the command
+line stay quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medtransfer.config import StudyConfig, load_config
+    from medtransfer.data.audit import Audit, audit
+    from medtransfer.data.cohort import Cohort, Fingerprint
+    from medtransfer.data.phantom import write_phantom
+    from medtransfer.data.reading import Image, read_image
+    from medtransfer.data.split import Fold, Split, split_cohort
+    from medtransfer.errors import MedTransferError
+    from medtransfer.evaluation import EvaluationReport, evaluate, read_predictions
+    from medtransfer.models.backbone import Backbone
+    from medtransfer.models.catalog import list_backbones, load_backbone
+    from medtransfer.models.freeze import FreezePlan, plan_freeze
+    from medtransfer.study import Arm, Run, compare, fit, run_study
+    from medtransfer.tasks.classification import Classification
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Arm": "medtransfer.study",
+    "Audit": "medtransfer.data.audit",
+    "Backbone": "medtransfer.models.backbone",
+    "Classification": "medtransfer.tasks.classification",
+    "Cohort": "medtransfer.data.cohort",
+    "EvaluationReport": "medtransfer.evaluation",
+    "Fingerprint": "medtransfer.data.cohort",
+    "Fold": "medtransfer.data.split",
+    "FreezePlan": "medtransfer.models.freeze",
+    "Image": "medtransfer.data.reading",
+    "MedTransferError": "medtransfer.errors",
+    "Run": "medtransfer.study",
+    "Split": "medtransfer.data.split",
+    "StudyConfig": "medtransfer.config",
+    "audit": "medtransfer.data.audit",
+    "compare": "medtransfer.study",
+    "evaluate": "medtransfer.evaluation",
+    "fit": "medtransfer.study",
+    "list_backbones": "medtransfer.models.catalog",
+    "load_backbone": "medtransfer.models.catalog",
+    "load_config": "medtransfer.config",
+    "plan_freeze": "medtransfer.models.freeze",
+    "read_image": "medtransfer.data.reading",
+    "read_predictions": "medtransfer.evaluation",
+    "run_study": "medtransfer.study",
+    "split_cohort": "medtransfer.data.split",
+    "write_phantom": "medtransfer.data.phantom",
+}
+
+__all__ = [
+    "Arm",
+    "Audit",
+    "Backbone",
+    "Classification",
+    "Cohort",
+    "EvaluationReport",
+    "Fingerprint",
+    "Fold",
+    "FreezePlan",
+    "Image",
+    "MedTransferError",
+    "Run",
+    "Split",
+    "StudyConfig",
+    "audit",
+    "compare",
+    "evaluate",
+    "fit",
+    "list_backbones",
+    "load_backbone",
+    "load_config",
+    "plan_freeze",
+    "read_image",
+    "read_predictions",
+    "run_study",
+    "split_cohort",
+    "write_phantom",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'medtransfer' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,220 @@
+"""The verbs. Each imports what it calls, so that `--help` loads neither torch nor pandas."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from medtransfer.errors import ConfigError, MedTransferError, StudyError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,  # plain help is twice as quick
+    pretty_exceptions_enable=False,
+    help="Does transfer learning help on my patients, by how much, and can I trust the probabilities?",
+    epilog="Start with: medtransfer demo",
+)
+
+ConfigFile = Annotated[Path, typer.Argument(help="YAML file; `medtransfer configs` lists examples.")]
+Overrides = Annotated[Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...", help="Such as image.size=224.")]  # noqa: UP045  typer reads it
+Output = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder of the study; it must be new, or an unfinished run of the same study.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+
+
+@app.command()
+def demo(
+    output: Output = Path("studies/demo"),
+    patients: Annotated[int, typer.Option(min=30, help="Patients of the phantom cohort.")] = 150,
+    quiet: Quiet = False,
+) -> None:
+    """Run the main job on an embedded phantom cohort of DICOM images."""
+    with _guard():
+        from medtransfer.config import configs_folder, load_config
+        from medtransfer.data.phantom import write_phantom
+
+        # Beside the study, as the study folder itself is the record and holds no images.
+        cohort = output.with_name(f"{output.name}-cohort")
+        config = load_config(configs_folder() / "demo.yaml", [f"cohort.manifest={cohort}/manifest.csv", f"cohort.root={cohort}"])
+        if _is_finished(output):
+            shutil.rmtree(output)
+        write_phantom(cohort, patients)
+        _run(config, output, quiet)
+
+
+@app.command()
+def compare(config: ConfigFile, overrides: Overrides = None, output: Output = Path("studies/compare"), quiet: Quiet = False) -> None:
+    """Train every arm on the same patients and compare them: the main job."""
+    with _guard():
+        from medtransfer.config import load_config
+
+        _run(load_config(config, overrides or ()), output, quiet)
+
+
+@app.command()
+def plan(
+    config: Annotated[Optional[Path], typer.Argument(help="YAML file of a study.")] = None,  # noqa: UP045  typer reads it
+    overrides: Overrides = None,
+    backbone: Annotated[str, typer.Option(help="Architecture, to plan without a cohort.")] = "",
+    counts: Annotated[str, typer.Option(help="Patients per class in training, such as 399,147.")] = "",
+    domain: Annotated[str, typer.Option(help="near: colour photographs, histology; far: grey US, MR, CT.")] = "far",
+    as_json: Json = False,
+) -> None:
+    """Show how much of the backbone would be frozen, and why. Trains nothing, writes nothing."""
+    with _guard():
+        if config is not None:
+            from medtransfer.config import load_config
+            from medtransfer.study import plan_study
+
+            plans = {name: plan for name, (plan, _) in plan_study(load_config(config, overrides or ())).items()}
+        else:
+            plans = {backbone: _plan_from_counts(backbone, counts, domain)}
+        if as_json:
+            answer = {name: p.to_dict() for name, p in plans.items()}
+            typer.echo(json.dumps(answer if config is not None else answer[backbone], indent=1))
+            return
+        for name, p in plans.items():
+            typer.echo(
+                f"{name}: {p.strategy}, {p.frozen_stages} of {p.stages} stages frozen, {100 * p.trainable_fraction:.0f} % of the parameters"
+            )
+            typer.echo(
+                f"  learning rate {p.head_lr:g} (head), {p.backbone_lr:g} (last stage, times {p.stage_decay:g} per stage down), {p.steps} steps"
+            )
+            typer.echo(f"  {p.evidence} evidence. {p.reason}")
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[
+        Path, typer.Argument(help="CSV with patient, target, probability; arm, seed, fold, part, image, label where there.")
+    ],
+    output: Annotated[Optional[Path], typer.Option("--output", "-o", help="Folder for report.json, report.html and figures.")] = None,  # noqa: UP045
+    bootstrap: Annotated[int, typer.Option(min=100, help="Draws of the bootstrap.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Evaluate the predictions of any model: AUC, calibration, and arm against arm."""
+    with _guard():
+        from medtransfer.evaluation import evaluate as evaluate_table
+
+        if output is not None and output.is_file():
+            raise StudyError(f"{output}: is a file. Choose another --output.")
+        report = evaluate_table(predictions, bootstrap, seed)
+        if output is not None:
+            from medtransfer.report.build import build_report
+
+            if (output / "study.yaml").is_file():
+                raise StudyError(f"{output}: holds a study, whose report would be overwritten. Choose another --output.")
+            output.mkdir(parents=True, exist_ok=True)
+            report.save(output / "report.json")
+            page = build_report(output)
+        if as_json:
+            typer.echo(json.dumps(report.to_dict(), indent=1))
+        else:
+            typer.echo(str(report))
+            if output is not None:
+                typer.echo(f"\nReport: {page}")
+
+
+@app.command()
+def backbones(
+    pattern: Annotated[str, typer.Argument(help="Names as in a shell, such as '*resnet*'.")] = "*", as_json: Json = False
+) -> None:
+    """List the architectures that can be transferred."""
+    with _guard():
+        from medtransfer.models.catalog import list_backbones
+
+        names = list_backbones(pattern)
+        if not names:
+            raise ConfigError(f"no architecture matches {pattern!r}. Try '*resnet*'.")
+        typer.echo(json.dumps(names) if as_json else "\n".join(names))
+
+
+@app.command()
+def configs(
+    name: Annotated[str, typer.Argument(help="Print this example.")] = "",
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a configuration.")] = False,
+) -> None:
+    """List the example configurations, print one, or print the schema."""
+    with _guard():
+        from medtransfer.config import StudyConfig, configs_folder
+
+        files = {path.stem: path for path in sorted(configs_folder().glob("*.yaml"))}
+        if schema:
+            typer.echo(json.dumps(StudyConfig.model_json_schema(), indent=1))
+        elif not name:
+            typer.echo("\n".join(str(path) for path in files.values()))
+        elif name.removesuffix(".yaml") in files:
+            typer.echo(files[name.removesuffix(".yaml")].read_text(encoding="utf-8"), nl=False)
+        else:
+            raise ConfigError(f"no example {name!r}. There are: {', '.join(files)}.")
+
+
+def _run(config: Any, output: Path, quiet: bool) -> None:
+    from medtransfer.study import run_study
+
+    report = run_study(config, output, quiet=quiet)
+    typer.echo("\n".join(report.sentences))
+    typer.echo(f"\nReport: {report.page}")
+    left_out = json.loads((output / "audit.json").read_text(encoding="utf-8"))["flow"]["images"] - _used(output)
+    if left_out:
+        typer.echo(f"{left_out} unreadable image(s) were left out; {output / 'audit.json'} lists them.", err=True)
+        raise typer.Exit(3)
+
+
+def _used(output: Path) -> int:
+    return int(json.loads((output / "audit.json").read_text(encoding="utf-8"))["flow"]["used"])
+
+
+def _is_finished(output: Path) -> bool:
+    """True for a finished demo study, which a new demo may replace; never for any other folder."""
+    return all((output / name).is_file() for name in ("report.html", "study.yaml", "predictions.csv"))
+
+
+def _plan_from_counts(backbone: str, counts: str, domain: str) -> Any:
+    if not backbone or not counts:
+        raise ConfigError("give a CONFIG, or --backbone NAME with --counts N,N (patients per class in training).")
+    try:
+        numbers = [int(part) for part in counts.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--counts {counts!r}: expected whole numbers such as 399,147.") from error
+    if len(numbers) < 2 or min(numbers) < 1:
+        raise ConfigError(f"--counts {counts!r}: expected at least two counts, each at least 1.")
+    if domain not in {"near", "far"}:
+        raise ConfigError(f"--domain {domain!r}: use near or far.")
+    from medtransfer.models.catalog import load_backbone
+    from medtransfer.models.freeze import PlainCounts, plan_freeze
+
+    classes = {str(index): number for index, number in enumerate(numbers)}
+    return plan_freeze(PlainCounts(classes, domain), load_backbone(backbone), transfer=True)  # type: ignore[arg-type]  # checked above
+
+
+@contextmanager
+def _guard() -> Iterator[None]:
+    """One message instead of a traceback, and the exit codes of the design."""
+    try:
+        yield
+    except MedTransferError as error:
+        typer.echo(f"medtransfer: {error}", err=True)
+        raise typer.Exit(2) from None
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"medtransfer: {where}{error.strerror or error}. Check the path, its permissions and the free space.", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("medtransfer: interrupted. Run the same command again to continue; finished runs are kept.", err=True)
+        raise typer.Exit(130) from None
+
+
+def main() -> None:
+    """Entry point of the command `medtransfer`."""
+    app(prog_name="medtransfer")

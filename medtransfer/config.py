@@ -1,0 +1,236 @@
+"""The configuration of a study: strict YAML, `a.b=c` overrides, every fault reported at once.
+
+Only `study` and `cli` see these classes; all other parts take plain values.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from medtransfer.errors import ConfigError, list_faults
+
+
+class Section(BaseModel):
+    """A part of the configuration. Unknown keys are errors; values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CohortSection(Section):
+    """Which images, which patients, which label."""
+
+    root: Path = Field(Path("."), description="Folder that image paths (or class folders) are relative to.")
+    manifest: Path | None = Field(None, description="CSV with image, patient and label columns.")
+    labels: tuple[str, ...] = Field((), description="Label columns of the manifest.")
+    classes: tuple[str, ...] = Field((), description="Class folders below root, in place of a manifest.")
+    positive: str | None = Field(None, description="The class that counts as 1.")
+    skip_unreadable: bool = Field(False, description="Leave unreadable images out (and list them) instead of stopping.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> CohortSection:
+        if self.manifest is not None and self.classes:
+            raise ValueError("give either manifest (with labels) or classes, not both")
+        if self.manifest is None and not self.classes:
+            raise ValueError("give manifest: FILE.csv with labels: [COLUMN], or classes: [FOLDER, FOLDER] with positive: FOLDER")
+        if self.manifest is not None and not self.labels:
+            raise ValueError("manifest needs labels: [COLUMN]")
+        return self
+
+
+class ImageSection(Section):
+    """How pixels become the network's input."""
+
+    size: int = Field(128, ge=32, le=1024, description="Side of the square input in pixels.")
+    window: Literal["percentile", "full"] | tuple[float, float] = Field(
+        "percentile",
+        description="Intensity range mapped to 0..1: percentile (0.5 to 99.5), full (minimum to maximum), or [center, width].",
+    )
+
+    @field_validator("window")
+    @classmethod
+    def _positive_width(cls, value: Any) -> Any:
+        if isinstance(value, tuple) and not value[1] > 0:
+            raise ValueError(f"the window width must be above 0, not {value[1]:g}")
+        return value
+
+
+class ArmSection(Section):
+    """One contestant: a backbone and where its weights come from."""
+
+    backbone: str
+    weights: str | None = Field(None, description="imagenet, file:PATH, or none for random weights.")
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _none_is_a_word(cls, value: object) -> object:
+        return None if isinstance(value, str) and value.lower() == "none" else value
+
+
+class ProtocolSection(Section):
+    """How patients are divided, and how often training is repeated."""
+
+    folds: int = Field(5, ge=2, le=20)
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    split_seed: int = Field(0, ge=0)
+    tune: float = Field(0.2, gt=0.0, lt=0.6, description="Share of the training patients kept for early stopping and temperature.")
+    group: Literal["patient"] = "patient"
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError(f"seeds must differ from each other, not {list(value)}")
+        if any(seed < 0 for seed in value):
+            raise ValueError(f"seeds must not be negative, not {list(value)}")
+        return value
+
+
+class PlanSection(Section):
+    """Overrides of the freeze plan. Whatever is left out is planned from the cohort."""
+
+    search: Literal[False] = Field(False, description="Search for the depth on the data; not available yet.")
+    domain: Literal["near", "far"] | None = Field(None, description="near: colour photographs, histology; far: grey US, MR, CT.")
+    strategy: Literal["linear_probe", "lp_ft"] | None = None
+    frozen_stages: int | None = Field(None, ge=0)
+    head_lr: float | None = Field(None, gt=0)
+    backbone_lr: float | None = Field(None, gt=0)
+    stage_decay: float | None = Field(None, gt=0, le=1)
+    norm_policy: Literal["train", "eval"] | None = None
+
+
+class TrainSection(Section):
+    """The budget, the same for every arm."""
+
+    epochs: int | None = Field(None, ge=1, description="Passes over the training images; the plan's steps where left out.")
+    patience: int = Field(8, ge=1, description="Epochs without a better tune log-loss before training stops.")
+    batch_size: int = Field(32, ge=2)
+    weight_decay: float = Field(0.05, ge=0)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class EvaluateSection(Section):
+    """How intervals are computed."""
+
+    bootstrap: int = Field(2000, ge=100, le=100_000)
+    seed: int = Field(0, ge=0)
+
+
+class StudyConfig(Section):
+    """A whole study: cohort, images, arms, protocol, plan, budget and evaluation."""
+
+    cohort: CohortSection
+    image: ImageSection = ImageSection()
+    arms: dict[str, ArmSection] = Field(min_length=1)
+    protocol: ProtocolSection = ProtocolSection()
+    plan: PlanSection = PlanSection()
+    train: TrainSection = TrainSection()
+    evaluate: EvaluateSection = EvaluateSection()
+
+    @field_validator("arms")
+    @classmethod
+    def _arm_names_are_folders(cls, value: dict[str, ArmSection]) -> dict[str, ArmSection]:
+        for name in value:
+            if not name or name in {".", ".."} or any(c in name for c in '/\\:*?"<>|') or name != name.strip():
+                raise ValueError(f"the arm name {name!r} is used as a folder name: letters, digits, - and _ only")
+        return value
+
+    def to_yaml(self) -> str:
+        """The resolved configuration, all defaults written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
+    """Reads a YAML file, applies `a.b=c` overrides and validates the whole.
+
+    Args:
+        path: YAML file. Paths inside it are relative to the current folder.
+        overrides: strings `section.key=value`, the value in YAML syntax.
+
+    Raises:
+        ConfigError: with every fault found, each with its key.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({_reason(error)}). `medtransfer configs` lists the examples.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected sections such as `cohort:` and `arms:`, found {type(values).__name__}.")
+    for override in overrides:
+        _apply_override(values, override)
+    return make_config(values, str(path))
+
+
+def make_config(values: dict[str, Any], source: str = "configuration") -> StudyConfig:
+    """Validates nested plain values. `source` names them in messages.
+
+    Raises:
+        ConfigError: with every fault found, each with its key.
+    """
+    try:
+        return StudyConfig.model_validate(values)
+    except ValidationError as error:
+        faults = [_describe_fault(item) for item in error.errors()]
+        raise ConfigError(list_faults(f"{source}: {len(faults)} fault(s)", faults)) from error
+
+
+def configs_folder() -> Path:
+    """Folder of the example configurations: inside the installed package, else beside it in a checkout."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        raise ConfigError(f"override {override!r}: expected section.key=value, such as image.size=224")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
+    section = values
+    for part in parts[:-1]:
+        if section.get(part) is None:
+            section[part] = {}
+        if not isinstance(section[part], dict):
+            raise ConfigError(f"override {override!r}: {part} is a value, not a section")
+        section = section[part]
+    section[parts[-1]] = value
+
+
+def _describe_fault(item: Any) -> str:
+    where = ".".join(str(part) for part in item["loc"]) or "top level"
+    if item["type"] == "extra_forbidden":
+        known = _known_keys(item["loc"][:-1])
+        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+        return f"{where}: unknown key; {hint}"
+    if item["type"] == "missing":
+        return f"{where}: missing"
+    message = item["msg"].removeprefix("Value error, ")
+    shown = repr(item["input"])
+    return f"{where}: {message}" + (f" (found {shown})" if len(shown) < 80 and item["type"] != "value_error" else "")
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = StudyConfig
+    for part in location:
+        if model is StudyConfig and part == "arms":
+            model = ArmSection
+        elif isinstance(part, str) and part in model.model_fields:
+            model = model.model_fields[part].annotation
+    return list(model.model_fields)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

@@ -1,0 +1,1 @@
+"""Files become arrays, arrays become batches. Imports nothing of models or evaluation."""

@@ -1,0 +1,158 @@
+"""Patient-disjoint, label-stratified folds; official splits honoured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import StratifiedGroupKFold
+
+from medtransfer.data.cohort import PARTS, Cohort
+from medtransfer.errors import CohortError, LeakageError, list_faults
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """One division of the cohort.
+
+    Attributes:
+        index: number of the fold, from 0.
+        train, tune, test: row numbers of `Cohort.images`, sorted. `tune` serves early stopping and temperature.
+    """
+
+    index: int
+    train: np.ndarray[Any, np.dtype[np.int64]]
+    tune: np.ndarray[Any, np.dtype[np.int64]]
+    test: np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Folds of train, tune and test, disjoint by patient.
+
+    Attributes:
+        parts: one row per image in the cohort's order, columns `image`, `patient`, `fold_0`, `fold_1`, ...
+            with values train, tune or test.
+        seed: the seed the folds were drawn with.
+        cohort_digest: `Cohort.digest` of the cohort divided.
+        official: True where the manifest's own split was taken.
+
+    Raises:
+        LeakageError: a patient stands in two parts of a fold, or in the test part of two folds.
+    """
+
+    parts: pd.DataFrame
+    seed: int
+    cohort_digest: str
+    official: bool = False
+
+    def __post_init__(self) -> None:
+        faults: list[str] = []
+        tested: dict[str, int] = {}
+        for index in range(len(self)):
+            column = f"fold_{index}"
+            unknown = sorted(set(self.parts[column]) - set(PARTS))
+            if unknown:
+                raise CohortError(f"{column}: {', '.join(map(str, unknown))} is none of {', '.join(PARTS)}")
+            by_patient = self.parts.groupby("patient", sort=False)[column].unique()
+            for patient, names in by_patient.items():
+                if len(names) > 1:
+                    faults.append(f"patient {patient} in fold {index}: {', '.join(names)}")
+                elif names[0] == "test" and tested.setdefault(str(patient), index) != index:
+                    faults.append(f"patient {patient}: tested in fold {tested[str(patient)]} and fold {index}")
+        if faults:
+            raise LeakageError(list_faults("the split is not disjoint by patient", faults))
+
+    def __len__(self) -> int:
+        return sum(column.startswith("fold_") for column in self.parts.columns)
+
+    def fold(self, index: int) -> Fold:
+        """Row numbers of fold `index`."""
+        if not 0 <= index < len(self):
+            raise CohortError(f"no fold {index}: the split has folds 0 to {len(self) - 1}")
+        column = self.parts[f"fold_{index}"].to_numpy()
+        train, tune, test = (np.flatnonzero(column == part) for part in PARTS)
+        return Fold(index, train, tune, test)
+
+
+def split_cohort(cohort: Cohort, folds: int = 5, seed: int = 0, tune: float = 0.2) -> Split:
+    """Divides a cohort by patient, stratified by the first label.
+
+    An official split in the manifest is taken as it is: one fold; where it has no tune part, one is
+    taken from the training patients.
+
+    Args:
+        cohort: the images.
+        folds: number of folds; every patient is tested once.
+        seed: seed of the draw.
+        tune: share of the training patients held back for early stopping and temperature, 0 to 1.
+
+    Raises:
+        CohortError: too few patients of a class for so many folds.
+        LeakageError: the official split shares a patient between parts.
+    """
+    table = cohort.images[["image", "patient"]].copy()
+    label = cohort.images[cohort.labels[0]].to_numpy(int)
+    groups = cohort.images["patient"].to_numpy()
+    official = "split" in cohort.images.columns
+    if official:
+        parts = cohort.images["split"].to_numpy(object).copy()
+        absent = [part for part in ("train", "test") if part not in parts]
+        if absent:
+            raise CohortError(f"the manifest's split has no {' and no '.join(absent)} part. Add it, or remove column split.")
+        if "tune" not in parts:
+            parts = _hold_back(parts, label, groups, tune, seed)
+        table["fold_0"] = parts
+    else:
+        _require_patients(cohort, folds)
+        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        for index, (_, test) in enumerate(splitter.split(label, label, groups)):
+            parts = np.full(len(label), "train", dtype=object)
+            parts[test] = "test"
+            table[f"fold_{index}"] = _hold_back(parts, label, groups, tune, seed + 1 + index)
+    split = Split(table, seed, cohort.digest, official)
+    _require_both_classes(split, label)
+    return split
+
+
+def _hold_back(parts: Any, label: Any, groups: Any, tune: float, seed: int) -> Any:
+    """Moves about a share `tune` of the training patients, stratified, to the tune part."""
+    train = np.flatnonzero(parts == "train")
+    patients_per_class = min(len(set(groups[train][label[train] == c])) for c in (0, 1))
+    if patients_per_class < 2:
+        raise CohortError(
+            f"the training part has {patients_per_class} patient(s) of a class; at least 2 are needed, one of them to tune on. "
+            "Use fewer folds or more patients."
+        )
+    pieces = min(max(2, round(1 / tune)), patients_per_class)
+    splitter = StratifiedGroupKFold(pieces, shuffle=True, random_state=seed)
+    _, held = next(splitter.split(train, label[train], groups[train]))
+    parts = parts.copy()
+    parts[train[held]] = "tune"
+    return parts
+
+
+def _require_patients(cohort: Cohort, folds: int) -> None:
+    by_patient = cohort.patient_labels(cohort.labels[0])
+    for value in (0, 1):
+        count = int((by_patient == value).sum())
+        # Each fold needs a test patient, and the rest at least one to train and one to tune on.
+        if count < max(folds, 3):
+            raise CohortError(
+                f"{count} patient(s) with {cohort.labels[0]} = {value}, too few for {folds} folds. "
+                f"Set protocol.folds to at most {count} (3 patients of each class at least), or add patients."
+            )
+
+
+def _require_both_classes(split: Split, label: Any) -> None:
+    for index in range(len(split)):
+        fold = split.fold(index)
+        for part in PARTS:
+            rows = getattr(fold, part)
+            if len(set(label[rows])) < 2:
+                raise CohortError(
+                    f"the {part} part of fold {index} ({len(rows)} images) lacks one of the two classes. "
+                    "Use fewer folds, another split_seed, or more patients."
+                )

@@ -1,0 +1,61 @@
+"""The exception tree, on one page.
+
+```
+MedTransferError
+├── ConfigError        a configuration or command line that cannot be carried out
+├── CohortError        a manifest, folder or label that is wrong
+│   └── LeakageError   one patient on both sides of a split
+├── ImageError         a file whose pixels cannot be read without doubt
+├── WeightsError       an unknown backbone, or weights that do not fit it
+├── PredictionsError   a predictions table that cannot be evaluated
+└── StudyError         a study that cannot go on (folder taken, training diverged)
+```
+
+Every message says what is wrong, where (path, row, key) and what to do about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class MedTransferError(Exception):
+    """Base of all errors a user can cause and mend."""
+
+
+class ConfigError(MedTransferError, ValueError):
+    """The configuration or the command line is wrong."""
+
+
+class CohortError(MedTransferError, ValueError):
+    """The manifest, the class folders or the labels are wrong."""
+
+
+class LeakageError(CohortError):
+    """The same patient would be on both sides of a split."""
+
+
+class ImageError(MedTransferError, ValueError):
+    """A file is not an image, or its pixels cannot be read without doubt."""
+
+
+class WeightsError(MedTransferError, ValueError):
+    """The backbone is unknown, or the weights are missing or do not fit it."""
+
+
+class PredictionsError(MedTransferError, ValueError):
+    """The predictions table is wrong."""
+
+
+class StudyError(MedTransferError, RuntimeError):
+    """The study cannot go on."""
+
+
+def list_faults(heading: str, faults: Sequence[str], remedy: str = "", shown: int = 20) -> str:
+    """Joins all faults under one heading, so that a user mends them in one go."""
+    lines = [heading, *(f"  - {fault}" for fault in faults[:shown])]
+    if len(faults) > shown:
+        lines.append(f"  - and {len(faults) - shown} more")
+    if remedy:
+        lines.append(remedy)
+    return "\n".join(lines)

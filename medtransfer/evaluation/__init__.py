@@ -1,0 +1,6 @@
+"""Numbers from a predictions table, in float64. Never imports torch."""
+
+from medtransfer.evaluation.evaluate import EvaluationReport, evaluate
+from medtransfer.evaluation.predictions import read_predictions, write_aside, write_predictions
+
+__all__ = ["EvaluationReport", "evaluate", "read_predictions", "write_aside", "write_predictions"]

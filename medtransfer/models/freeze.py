@@ -1,0 +1,241 @@
+"""How much of a backbone to freeze: from cohort and architecture to a plan with its reason.
+
+The first rule is a table over the patients of the smallest class in training. Its rows from 150
+upwards rest on 3,200 published runs of five depths on ten data sets; the rows below are drawn from
+smaller studies and are marked as weak evidence.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, Protocol
+
+from medtransfer.errors import ConfigError
+from medtransfer.models.backbone import Backbone
+
+Strategy = Literal["linear_probe", "lp_ft", "scratch"]
+Domain = Literal["near", "far"]
+Family = Literal["cnn", "dense_or_hierarchical", "plain_vit"]
+
+
+@dataclass(frozen=True)
+class FreezePlan:
+    """What is trained, and how fast.
+
+    Attributes:
+        strategy: linear_probe (convex head on frozen features), lp_ft (that head first, then
+            fine-tuning; Kumar et al. 2022, arXiv:2202.10054), or scratch (all from random weights).
+        stages: number of stages of the backbone.
+        frozen_stages: the first so many stages never change.
+        trainable_fraction: share of the backbone's parameters that train, 0 to 1.
+        head_lr, backbone_lr: peak learning rates of AdamW; the latter for the last stage.
+        stage_decay: factor on the learning rate from each stage to the one before it.
+        steps: training steps of the whole budget, at a batch of 32; 0 for a linear probe.
+        norm_policy: batch norm of trainable stages in training: train (batch statistics) or eval (kept).
+        evidence: strong, or weak where the rule is extrapolated.
+        reason: why, in words.
+    """
+
+    strategy: Strategy
+    stages: int
+    frozen_stages: int
+    trainable_fraction: float
+    head_lr: float
+    backbone_lr: float
+    stage_decay: float
+    steps: int
+    norm_policy: Literal["train", "eval"]
+    evidence: Literal["strong", "weak"]
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One row of the table: share of stages that train, by family, and the budget."""
+
+    below: float
+    trainable: dict[Family, float]
+    backbone_lr: float
+    head_lr: float
+    decay: float
+    steps: int | None
+    epochs: int
+    strong: bool
+
+
+def _shares(cnn: float, dense_or_hierarchical: float, plain_vit: float) -> dict[Family, float]:
+    return {"cnn": cnn, "dense_or_hierarchical": dense_or_hierarchical, "plain_vit": plain_vit}
+
+
+_TABLE = (
+    _Row(25, _shares(0.0, 0.0, 0.0), 3e-5, 1e-3, 0.65, 0, 0, False),
+    _Row(150, _shares(0.4, 0.95, 0.3), 1e-4, 1e-3, 0.75, 1000, 0, False),
+    _Row(1000, _shares(0.6, 1.0, 0.4), 1e-4, 1e-3, 0.75, None, 40, True),
+    _Row(10_000, _shares(1.0, 1.0, 0.6), 1e-4, 5e-4, 0.8, None, 25, True),
+    _Row(math.inf, _shares(1.0, 1.0, 0.8), 2e-4, 3e-4, 0.9, None, 15, True),
+)
+_BATCH = 32
+# The decays of the table were published for networks of about twelve layers.
+_DECAY_LAYERS = 12
+_SCRATCH_LR = 1e-3
+
+
+class Counts(Protocol):
+    """What a plan reads of a cohort's fingerprint."""
+
+    @property
+    def patients_per_class(self) -> dict[str, int]:
+        """Patients by class."""
+        ...
+
+    @property
+    def images_per_class(self) -> dict[str, int]:
+        """Images by class."""
+        ...
+
+    @property
+    def domain(self) -> Domain:
+        """near or far."""
+        ...
+
+
+@dataclass(frozen=True)
+class PlainCounts:
+    """Counts without a cohort; each unit has one image."""
+
+    patients_per_class: dict[str, int]
+    domain: Domain
+
+    @property
+    def images_per_class(self) -> dict[str, int]:
+        """As many images as patients."""
+        return self.patients_per_class
+
+
+def plan_freeze(
+    fingerprint: Counts, backbone: Backbone, domain: Domain | None = None, transfer: bool | None = None, **fixed: Any
+) -> FreezePlan:
+    """Plans from the fingerprint of the *training* images and the backbone.
+
+    Args:
+        fingerprint: of the cohort, or `PlainCounts`.
+        backbone: the architecture, with its weights or without.
+        domain: near (colour photographs, histology, endoscopy) or far (grey US, MR, CT), in place of the fingerprint's.
+        transfer: plan for pretrained weights; left out: whether the backbone has any.
+        **fixed: fields of `FreezePlan` set by hand; None means planned.
+
+    Raises:
+        ConfigError: a field that does not exist or does not fit the backbone.
+    """
+    counts = dict(fingerprint.patients_per_class)
+    units, images = min(counts.values()), sum(fingerprint.images_per_class.values())
+    if not (backbone.weights.source != "none" if transfer is None else transfer):
+        # A frozen stage of random weights would learn nothing: this arm trains everything, whatever is set by hand.
+        return _scratch_plan(len(backbone.stages), units, images)
+    plan = _transfer_plan(backbone, units, images, domain or fingerprint.domain)
+    fixed = {key: value for key, value in fixed.items() if value is not None}
+    plan = _fix(plan, fixed) if fixed else plan
+    return replace(plan, trainable_fraction=_trainable_fraction(backbone, plan.frozen_stages))
+
+
+def _transfer_plan(backbone: Backbone, units: int, images: int, domain: str) -> FreezePlan:
+    stages, family = len(backbone.stages), _family(backbone)
+    index = next(i for i, row in enumerate(_TABLE) if units < row.below)
+    row = _TABLE[index]
+    # One row deeper for far domains, but never from a probe into fine-tuning: too few patients stay too few.
+    deeper = _TABLE[min(index + 1, len(_TABLE) - 1)] if domain == "far" and index > 0 else row
+    share = deeper.trainable[family]
+    trainable = min(stages, math.ceil(share * stages)) if backbone.exact else round(share)
+    probe = trainable == 0
+    evidence: Literal["strong", "weak"] = "strong" if row.strong else "weak"
+    what = "a linear probe on frozen features" if probe else f"the last {trainable} of {stages} stages are trained after a linear probe"
+    far = "grey images are far from ImageNet, so one row of the table deeper; " if domain == "far" and deeper is not row else ""
+    weak = "weak evidence: fewer than 150 patients in the smaller class; " if not row.strong else ""
+    return FreezePlan(
+        strategy="linear_probe" if probe else "lp_ft",
+        stages=stages,
+        frozen_stages=stages - trainable,
+        trainable_fraction=0.0,
+        head_lr=row.head_lr,
+        backbone_lr=row.backbone_lr,
+        stage_decay=round(row.decay ** min(1.0, _DECAY_LAYERS / stages), 4),
+        steps=0 if probe else _steps(row, images),
+        norm_policy="eval" if units < 1000 else "train",
+        evidence=evidence,
+        reason=f"{units} patients in the smaller class of the training part, {backbone.name} ({family.replace('_', ' ')}): "
+        f"{far}{weak}{what}.",
+    )
+
+
+def _scratch_plan(stages: int, units: int, images: int) -> FreezePlan:
+    row = next(row for row in _TABLE if units < row.below and (row.steps or row.epochs))
+    return FreezePlan(
+        strategy="scratch",
+        stages=stages,
+        frozen_stages=0,
+        trainable_fraction=1.0,
+        head_lr=_SCRATCH_LR,
+        backbone_lr=_SCRATCH_LR,
+        stage_decay=1.0,
+        steps=_steps(row, images),
+        norm_policy="train",
+        evidence="strong",
+        reason="Random weights: everything is trained, at the learning rate usual for training from scratch.",
+    )
+
+
+def _fix(plan: FreezePlan, fixed: dict[str, Any]) -> FreezePlan:
+    unknown = sorted(set(fixed) - {"strategy", "frozen_stages", "head_lr", "backbone_lr", "stage_decay", "steps", "norm_policy"})
+    if unknown:
+        raise ConfigError(f"plan.{unknown[0]} cannot be set by hand.")
+    frozen = fixed.get("frozen_stages")
+    if frozen is not None and not 0 <= frozen <= plan.stages:
+        raise ConfigError(f"plan.frozen_stages is {frozen}, but the backbone has {plan.stages} stages.")
+    if fixed.get("strategy") == "linear_probe" or frozen == plan.stages:
+        if frozen not in {None, plan.stages} or fixed.get("strategy") == "lp_ft":
+            raise ConfigError(
+                f"plan: a linear probe freezes all {plan.stages} stages, fine-tuning fewer; set strategy or frozen_stages, not both."
+            )
+        fixed = {**fixed, "strategy": "linear_probe", "frozen_stages": plan.stages, "steps": 0}
+    elif frozen is not None or fixed.get("strategy") == "lp_ft":
+        fixed = {"steps": plan.steps or 1000, **fixed, "strategy": "lp_ft"}
+        if fixed.get("frozen_stages", plan.frozen_stages) == plan.stages:
+            fixed["frozen_stages"] = plan.stages - 1
+    return replace(plan, **fixed, reason=f"{plan.reason} Set by hand: {', '.join(sorted(fixed))}.")
+
+
+def _steps(row: _Row, images: int) -> int:
+    return row.steps if row.steps is not None else row.epochs * max(1, images // _BATCH)
+
+
+def _family(backbone: Backbone) -> Family:
+    if backbone.layout == "NLC":
+        return "plain_vit"
+    hierarchical = backbone.layout == "NHWC" or any(part in backbone.name for part in ("densenet", "swin", "convnext"))
+    return "dense_or_hierarchical" if hierarchical else "cnn"
+
+
+def _trainable_fraction(backbone: Backbone, frozen: int) -> float:
+    sizes = [sum(p.numel() for p in backbone.stage_parameters(index)) for index in range(len(backbone.stages))]
+    return round(sum(sizes[frozen:]) / max(1, sum(sizes)), 4)
+
+
+def parameter_groups(backbone: Backbone, head: Any, plan: FreezePlan, weight_decay: float) -> list[dict[str, Any]]:
+    """Optimiser groups: a learning rate per stage, no weight decay on norms and biases; frozen stages have none."""
+    groups: list[dict[str, Any]] = []
+
+    def add(name: str, parameters: list[Any], rate: float) -> None:
+        for matrices, decay in ((True, weight_decay), (False, 0.0)):
+            chosen = [p for p in parameters if (p.ndim > 1) == matrices and p.requires_grad]
+            if chosen:
+                groups.append({"name": name, "params": chosen, "lr": rate, "weight_decay": decay})
+
+    last = len(backbone.stages) - 1
+    for index in range(plan.frozen_stages, last + 1):
+        add(backbone.stages[index].name, backbone.stage_parameters(index), plan.backbone_lr * plan.stage_decay ** (last - index))
+    add("head", list(head.parameters()), plan.head_lr)
+    return groups

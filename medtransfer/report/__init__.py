@@ -1,0 +1,1 @@
+"""Pictures and pages from the files of a study folder. Computes no statistic."""

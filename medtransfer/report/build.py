@@ -1,0 +1,144 @@
+"""The page, from the files of a folder alone."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from medtransfer.evaluation.predictions import write_aside
+from medtransfer.report.figures import COLOURS, draw_reliability, draw_roc, draw_training, render
+
+ROWS = (
+    ("auc", "AUC", "higher is better; 0.5 is chance"),
+    ("average_precision", "Average precision", "higher is better; chance is the prevalence"),
+    ("brier", "Brier score", "lower is better"),
+    ("brier_skill", "Brier skill", "1 is perfect, 0 no better than the prevalence"),
+    ("log_loss", "Log-loss", "lower is better"),
+    ("ece", "ECE", "0 is best; read it beside what chance alone gives"),
+    ("calibration.intercept", "Calibration intercept", "0 is best; above 0: probabilities too low"),
+    ("calibration.slope", "Calibration slope", "1 is best; below 1: over-confident"),
+    ("calibration.observed_expected", "Observed / expected", "1 is best"),
+    ("calibration.ici", "ICI", "0 is best; mean distance from the smooth calibration curve"),
+)
+
+
+def build_report(folder: Path) -> Path:
+    """Writes `report.html` and `figures/` beside `report.json`; returns the page.
+
+    Uses what is there of `study.yaml`, `cohort.csv`, `audit.json`, `plan.json`, `environment.json` and
+    `runs/`; of these an evaluation of foreign predictions has none.
+    """
+    report = _read_json(folder / "report.json")
+    histories = _read_histories(folder, list(report["arms"]))
+    figures = {"roc": draw_roc(report)}
+    for number, (arm, entry) in enumerate(report["arms"].items()):
+        figures[f"reliability-{number}"] = draw_reliability(arm, entry, COLOURS[number % len(COLOURS)])
+    if histories:
+        figures["training"] = draw_training(histories)
+    (folder / "figures").mkdir(exist_ok=True)
+    pictures = {}
+    for name, figure in figures.items():
+        for kind in ("svg", "png"):
+            content = render(figure, kind)
+            write_aside(folder / "figures" / f"{name}.{kind}", content)
+            if kind == "svg":
+                pictures[name] = "data:image/svg+xml;base64," + base64.b64encode(content).decode()
+    study = folder / "study.yaml"
+    context = {
+        "report": report,
+        "rows": _table(report),
+        "pictures": pictures,
+        "audit": _read_json(folder / "audit.json"),
+        "plans": _read_json(folder / "plan.json").get("arms", {}),
+        "environment": _read_json(folder / "environment.json"),
+        "config": study.read_text(encoding="utf-8") if study.is_file() else "",
+        "notes": _training_notes(folder, list(report["arms"])),
+    }
+    page = folder / "report.html"
+    write_aside(page, _template().render(**context))
+    return page
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["interval"] = format_interval
+    return environment.get_template("report.html")
+
+
+def format_interval(value: dict[str, Any]) -> str:
+    """`0.912 (0.880 to 0.940)`, or why there is none."""
+    if value["estimate"] is None:
+        return str(value.get("reason", "not estimable"))
+    if value["low"] is None:
+        return f"{value['estimate']:.3f} (no interval: {value.get('reason', 'not estimable')})"
+    return f"{value['estimate']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+
+
+def _table(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row per metric: title, help, and per arm the text as trained and recalibrated."""
+    table = []
+    for path, title, help_text in ROWS:
+        cells = []
+        for entry in report["arms"].values():
+            for part in (entry, entry["recalibrated"]):
+                if part is None:
+                    continue
+                value: Any = part
+                for key in path.split("."):
+                    value = value[key]
+                text = format_interval(value)
+                if path == "ece":
+                    text += f"; chance {value['null_mean']:.3f}, up to {value['null_high']:.3f}"
+                cells.append(text)
+        table.append({"title": title, "help": help_text, "cells": cells})
+    return table
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _run_folders(folder: Path, arm: str) -> list[Path]:
+    # Arms of a study are folder names; those of foreign predictions may be anything and have no runs.
+    runs = folder / "runs"
+    known = {path.name: path for path in runs.iterdir()} if runs.is_dir() else {}
+    return sorted(known[arm].glob("fold-*/seed-*")) if arm in known else []
+
+
+def _read_histories(folder: Path, arms: list[str]) -> dict[str, list[list[dict[str, float]]]]:
+    histories = {}
+    for arm in arms:
+        files = [path / "metrics.jsonl" for path in _run_folders(folder, arm)]
+        runs = [[json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] for file in files if file.is_file()]
+        if runs:
+            histories[arm] = runs
+    return histories
+
+
+def _training_notes(folder: Path, arms: list[str]) -> list[str]:
+    """Per arm, how training ended; says so where the budget ended before the model was done."""
+    notes = []
+    for arm in arms:
+        runs = [_read_json(path / "run.json") for path in _run_folders(folder, arm)]
+        runs = [run for run in runs if run]
+        if not runs:
+            continue
+        epochs = [run["epochs"] for run in runs]
+        unfinished = sum(run["epochs"] > 0 and run["best_epoch"] >= 0.9 * run["epochs"] and not run["stopped_early"] for run in runs)
+        seconds = sum(run["seconds"] for run in runs)
+        kept = ", ".join(str(run["best_epoch"]) for run in runs)
+        note = f"{arm}: {len(runs)} runs of {min(epochs)} to {max(epochs)} epochs, weights kept from epochs {kept}; {seconds:.0f} s of training."
+        if unfinished:
+            note += f" In {unfinished} of {len(runs)} runs the best epoch was among the last: this arm might gain from a longer budget (train.epochs)."
+        notes.append(note)
+    return notes

@@ -1,0 +1,102 @@
+"""Figures from the curves of `report.json` and the histories of the runs."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+# Okabe & Ito's palette, told apart by readers with any colour vision.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "medtransfer",  # the same figure gives the same bytes
+    "svg.fonttype": "path",
+}
+
+
+def draw_roc(report: Mapping[str, Any]) -> Figure:
+    """ROC curves of all arms."""
+    figure, axes = _figure(4.2, 4.0)
+    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle=":")
+    for colour, (arm, entry) in zip(_colours(report["arms"]), report["arms"].items(), strict=True):
+        roc, auc = entry["curves"]["roc"], entry["auc"]
+        label = f"{_short(arm)}: AUC {auc['estimate']:.3f} ({auc['low']:.3f} to {auc['high']:.3f})"
+        axes.plot(roc["false_positive_rate"], roc["sensitivity"], color=colour, label=label)
+    axes.set(xlabel="1 − specificity", ylabel="Sensitivity", xlim=(0, 1), ylim=(0, 1.01), title="ROC")
+    axes.legend(loc="lower right", frameon=False, fontsize=8)
+    return figure
+
+
+def draw_reliability(arm: str, entry: Mapping[str, Any], colour: str) -> Figure:
+    """Reliability before and after recalibration with the consistency band, and the scores by class below."""
+    panels = [("as trained", entry)] + ([("after temperature", entry["recalibrated"])] if entry["recalibrated"] else [])
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(3.6 * len(panels) + 0.4, 4.6), layout="constrained")
+        axes = figure.subplots(2, len(panels), squeeze=False, height_ratios=(3, 1), sharex=True)
+    for column, (name, part) in enumerate(panels):
+        curve, histogram = part["curves"]["reliability"], part["curves"]["histogram"]
+        top, bottom = axes[0, column], axes[1, column]
+        top.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":")
+        top.fill_between(curve["predicted"], curve["low"], curve["high"], color="0.85", label="90 % band if calibrated", linewidth=0)
+        top.plot(curve["predicted"], curve["observed"], color=colour, marker="o", markersize=3.5, label="observed")
+        ece = part["ece"]
+        top.set(title=f"{_short(arm)}, {name}\nECE {ece['estimate']:.3f} (chance: up to {ece['null_high']:.3f})", xlim=(0, 1), ylim=(0, 1))
+        if column == 0:
+            top.set_ylabel("Observed frequency")
+            bottom.set_ylabel("Images")
+            top.legend(loc="upper left", frameon=False, fontsize=8)
+        edges = histogram["edges"]
+        width = edges[1] - edges[0]
+        bottom.bar(edges[:-1], histogram["negative"], width, align="edge", color="0.7", label="negative")
+        bottom.bar(edges[:-1], histogram["positive"], width, align="edge", color=colour, alpha=0.7, label="positive")
+        bottom.set_xlabel("Predicted probability")
+        if column == 0:
+            bottom.legend(frameon=False, fontsize=7)
+    return figure
+
+
+def draw_training(histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> Figure:
+    """Tune log-loss by epoch: a thin line per run, a dot at the epoch kept. Epoch 0 is the head alone."""
+    figure, axes = _figure(5.2, 3.4)
+    for colour, (arm, runs) in zip(_colours(histories), histories.items(), strict=True):
+        for number, run in enumerate(runs):
+            epochs, losses = [row["epoch"] for row in run], [row["tune_loss"] for row in run]
+            axes.plot(epochs, losses, color=colour, linewidth=0.9, alpha=0.7, label=_short(arm) if number == 0 else None)
+            best = min(range(len(losses)), key=losses.__getitem__)
+            axes.plot(epochs[best], losses[best], color=colour, marker="o", markersize=3.5)
+    axes.set(xlabel="Epoch", ylabel="Log-loss on the tune part", title="Training (dots: weights kept)")
+    # A few runs of training from scratch start very high and would hide the rest.
+    values = sorted(row["tune_loss"] for runs in histories.values() for run in runs for row in run)
+    axes.set_ylim(0, max(1.0, 1.1 * values[int(0.97 * (len(values) - 1))]))
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def render(figure: Figure, kind: str) -> bytes:
+    """The figure as `svg` or `png`, without a date."""
+    stream = io.BytesIO()
+    with mpl.rc_context(_STYLE):
+        figure.savefig(stream, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {"Software": None})
+    return stream.getvalue()
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Any]:
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure, figure.subplots()
+
+
+def _colours(arms: Mapping[str, Any]) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(len(arms))]
+
+
+def _short(text: str) -> str:
+    """Names as plain text of bearable length: `$` would start a formula."""
+    text = text if len(text) <= 24 else text[:23] + "…"
+    return text.replace("$", r"\$")

@@ -1,0 +1,91 @@
+"""Binary labels, one logit each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from scipy.special import expit
+from torch import Tensor, nn
+
+from medtransfer.errors import CohortError
+from medtransfer.models.backbone import Backbone
+from medtransfer.models.heads import LinearHead
+
+_LARGEST_WEIGHT = 10.0
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Binary classification of whole images.
+
+    Class imbalance: in the loss, positives weigh w = negatives / positives of the training part (kept
+    within 1/10 and 10), so that the rare class is learnt. A model fitted so is calibrated for another
+    prevalence; `correct` subtracts log w from its logits, which gives back the probabilities of the
+    cohort's own prevalence (Elkan 2001, IJCAI, theorem 2; King & Zeng 2001, doi:10.1093/oxfordjournals.pan.a004868).
+
+    Attributes:
+        labels: names of the labels.
+        positive_weights: w per label; 1 where left out.
+    """
+
+    labels: tuple[str, ...]
+    positive_weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", tuple(self.labels))
+        object.__setattr__(self, "positive_weights", tuple(self.positive_weights) or (1.0,) * len(self.labels))
+
+    def weighted(self, targets: NDArray[Any]) -> Classification:
+        """The same task with weights from the training targets (image, label), 0 or 1.
+
+        Raises:
+            CohortError: a label has only one class in these targets.
+        """
+        positives = np.asarray(targets, float).sum(0)
+        negatives = len(targets) - positives
+        for label, p, n in zip(self.labels, positives, negatives, strict=True):
+            if min(p, n) == 0:
+                raise CohortError(f"label {label}: the training part has {int(p)} positive and {int(n)} negative images; both are needed.")
+        weights = np.clip(negatives / positives, 1 / _LARGEST_WEIGHT, _LARGEST_WEIGHT)
+        return Classification(self.labels, tuple(float(w) for w in weights))
+
+    def taps(self, backbone: Backbone) -> list[str]:
+        """The last activation."""
+        return [backbone.stages[-1].name]
+
+    def make_head(self, backbone: Backbone) -> nn.Module:
+        """One linear layer on the mean of the last activation."""
+        last = backbone.stages[-1]
+        return LinearHead(last.name, last.channels, len(self.labels), backbone.layout)
+
+    def loss(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Weighted binary cross-entropy, in float32, weighted mean."""
+        weights = torch.tensor(self.positive_weights, device=logits.device)
+        each = nn.functional.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none")
+        scale = torch.where(targets > 0, weights, torch.ones_like(weights))
+        return {"loss": (each * scale).sum() / scale.sum()}
+
+    def correct(self, logits: NDArray[Any]) -> NDArray[Any]:
+        """Subtracts log w; (image, label) -> the same, float64."""
+        return np.asarray(logits, np.float64) - np.log(self.positive_weights)
+
+    def decode(self, logits: NDArray[Any], targets: NDArray[Any], images: Sequence[str], patients: Sequence[str]) -> pd.DataFrame:
+        """One row per image and label."""
+        count = len(self.labels)
+        flat = np.asarray(logits, np.float64).reshape(-1)
+        return pd.DataFrame(
+            {
+                "image": np.repeat(np.asarray(images, dtype=object), count),
+                "patient": np.repeat(np.asarray(patients, dtype=object), count),
+                "label": np.tile(np.asarray(self.labels, dtype=object), len(images)),
+                "target": np.asarray(targets, np.int64).reshape(-1),
+                "probability": expit(flat),
+                "logit": flat,
+            }
+        )

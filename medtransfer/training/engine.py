@@ -1,0 +1,118 @@
+"""Device, precision and seeds: what the machine decides, not the study."""
+
+from __future__ import annotations
+
+import copy
+import os
+import random
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from medtransfer.errors import ConfigError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+# Reduced precision must win by this factor. Near-ties would be decided by timing noise, and two runs
+# of one study would differ.
+_WORTH_IT = 1.3
+_ACCELERATE_NAMES = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A device with a precision.
+
+    Attributes:
+        accelerator: of `accelerate`; places batches, casts and scales.
+        precision: of the forward pass; losses and logits are float32 always.
+        seconds: per step by precision where it was measured, else empty.
+    """
+
+    accelerator: Accelerator
+    precision: Precision
+    seconds: dict[str, float]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks live."""
+        return torch.device(self.accelerator.device)
+
+
+def make_engine(device: str = "auto", precision: str = "auto", probe: nn.Module | None = None, image: Tensor | None = None) -> Engine:
+    """Chooses the device, and the precision by measurement.
+
+    Args:
+        device: auto (CUDA where there is one), cpu or cuda.
+        precision: auto, fp32, bf16 or fp16. auto times a training step of `probe` on `image` in fp32
+            and bf16 and takes bf16 where it is at least 1.3 times as fast.
+        probe: a backbone as it will be trained; fp32 is taken where it is missing.
+        image: a batch for it (batch, channel, row, column).
+
+    Raises:
+        ConfigError: CUDA asked for and absent, or fp16 without CUDA.
+    """
+    has_cuda = torch.cuda.is_available()
+    if device == "cuda" and not has_cuda:
+        raise ConfigError("train.device is cuda, but torch sees no CUDA device here. Use auto or cpu.")
+    on_cuda = has_cuda and device != "cpu"
+    if precision == "fp16" and not on_cuda:
+        raise ConfigError("train.precision is fp16, which needs a CUDA device. Use auto, fp32 or bf16.")
+    seconds: dict[str, float] = {}
+    chosen: Precision = "fp32"
+    if precision != "auto":
+        chosen = precision  # type: ignore[assignment]  # validated by the configuration
+    elif probe is not None and image is not None:
+        where = torch.device("cuda" if on_cuda else "cpu")
+        seconds = {name: _time_step(probe, image, where, name == "bf16") for name in ("fp32", "bf16")}
+        chosen = "bf16" if seconds["fp32"] >= _WORTH_IT * seconds["bf16"] else "fp32"
+    # accelerate keeps one state per process; a second engine with another precision needs a new one.
+    AcceleratorState._reset_state(True)
+    return Engine(Accelerator(mixed_precision=_ACCELERATE_NAMES[chosen], cpu=not on_cuda), chosen, seconds)
+
+
+def _time_step(probe: nn.Module, image: Tensor, device: torch.device, bf16: bool) -> float:
+    """Seconds of the best of two forward and backward passes after a warm-up; gradients are cleared, batch statistics restored."""
+    model = copy.deepcopy(probe).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    batch = image.to(device, memory_format=torch.channels_last)
+    last = model.names[-1]
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            out = model({"image": batch}, [last])[last]
+        if out.requires_grad:
+            out.float().mean().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+        model.zero_grad(set_to_none=True)
+    return min(times[1:])
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, numpy and torch, and asks torch for deterministic algorithms where it has them."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  MONAI and others draw from the global generator
+    torch.manual_seed(seed)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+
+
+def describe_machine(engine: Engine) -> dict[str, Any]:
+    """Device, threads and determinism for `environment.json`."""
+    name = torch.cuda.get_device_name() if engine.device.type == "cuda" else "cpu"
+    return {
+        "device": str(engine.device),
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "precision": engine.precision,
+        "step_seconds": engine.seconds,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
