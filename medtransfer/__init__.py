@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from medtransfer.models.backbone import Backbone
     from medtransfer.models.catalog import list_backbones, load_backbone
     from medtransfer.models.freeze import FreezePlan, plan_freeze
-    from medtransfer.study import Arm, Run, compare, fit, run_study
+    from medtransfer.record import Run
+    from medtransfer.study import Arm, compare, fit, run_study
     from medtransfer.tasks.classification import Classification
 
 __version__ = "0.1.0"
@@ -38,7 +39,7 @@ _HOMES = {
     "FreezePlan": "medtransfer.models.freeze",
     "Image": "medtransfer.data.reading",
     "MedTransferError": "medtransfer.errors",
-    "Run": "medtransfer.study",
+    "Run": "medtransfer.record",
     "Split": "medtransfer.data.split",
     "StudyConfig": "medtransfer.config",
     "audit": "medtransfer.data.audit",

@@ -87,16 +87,14 @@ def plan(
                 f"{name}: {p.strategy}, {p.frozen_stages} of {p.stages} stages frozen, {100 * p.trainable_fraction:.0f} % of the parameters"
             )
             typer.echo(
-                f"  learning rate {p.head_lr:g} (head), {p.backbone_lr:g} (last stage, times {p.stage_decay:g} per stage down), {p.steps} steps"
+                f"  rates {p.head_lr:g} (head), {p.backbone_lr:g} (last stage; times {p.stage_decay:g} per stage down), {p.steps} steps"
             )
             typer.echo(f"  {p.evidence} evidence. {p.reason}")
 
 
 @app.command()
 def evaluate(
-    predictions: Annotated[
-        Path, typer.Argument(help="CSV with patient, target, probability; arm, seed, fold, part, image, label where there.")
-    ],
+    predictions: Annotated[Path, typer.Argument(help="CSV with patient, target, probability; others of the table as there.")],
     output: Annotated[Optional[Path], typer.Option("--output", "-o", help="Folder for report.json, report.html and figures.")] = None,  # noqa: UP045
     bootstrap: Annotated[int, typer.Option(min=100, help="Draws of the bootstrap.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,

@@ -53,7 +53,7 @@ class Reporter:
                 self._progress.update(self._tasks[what], visible=False)
             return
         now = time.monotonic()
-        if done == 0 or done < total and now - self._last.get(what, self._begun) < _LINE_EVERY:
+        if done == 0 or (done < total and now - self._last.get(what, self._begun) < _LINE_EVERY):
             return
         self._last[what] = now
         self.say(f"{what}: {done} of {total}")

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from importlib import metadata
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,38 +14,25 @@ import pandas as pd
 import torch
 
 from medtransfer.config import CohortSection, StudyConfig, TrainSection, make_config
-from medtransfer.data.audit import audit, inspect_images
+from medtransfer.data.audit import inspect_images
 from medtransfer.data.cohort import Cohort, Fingerprint, make_fingerprint
 from medtransfer.data.dataset import ImageDataset, cache_folder, cache_images, make_loader
 from medtransfer.data.split import Fold, Split, split_cohort
 from medtransfer.data.transforms import Window
-from medtransfer.errors import CohortError, ConfigError, StudyError, list_faults
+from medtransfer.errors import CohortError, ConfigError, list_faults
 from medtransfer.evaluation import EvaluationReport, evaluate, read_predictions, write_aside, write_predictions
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.catalog import load_backbone
 from medtransfer.models.freeze import FreezePlan, plan_freeze
 from medtransfer.progress import Reporter
+from medtransfer.record import Prepared, Run, check_folder, finished_run, read_plans, run_key, write_record
 from medtransfer.report.build import build_report
 from medtransfer.tasks.classification import Classification
 from medtransfer.training.checkpoint import save_weights
-from medtransfer.training.engine import Engine, describe_machine, make_engine, seed_everything
+from medtransfer.training.engine import Engine, make_engine, seed_everything
 from medtransfer.training.loop import Budget, predict
 from medtransfer.training.loop import fit as train_network
 
-_PACKAGES = (
-    "medtransfer",
-    "torch",
-    "torchvision",
-    "timm",
-    "monai",
-    "accelerate",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "pandas",
-    "pydicom",
-    "pillow",
-)
 _EVAL_BATCH = 64
 
 
@@ -65,40 +47,6 @@ class Arm:
 
     backbone: str
     weights: str | None = None
-
-
-@dataclass(frozen=True)
-class Run:
-    """One finished training.
-
-    Attributes:
-        folder: holds `run.json`, `metrics.jsonl`, `weights.safetensors`, `predictions.csv`.
-        arm, fold, seed: which one.
-        predictions: its tune and test rows.
-        summary: the content of `run.json`.
-    """
-
-    folder: Path
-    arm: str
-    fold: int
-    seed: int
-    predictions: pd.DataFrame
-    summary: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """All that is settled before training begins, with nothing written yet."""
-
-    config: StudyConfig
-    cohort: Cohort
-    facts: pd.DataFrame
-    split: Split
-    fingerprint: Fingerprint
-    plans: dict[str, FreezePlan]
-    backbones: dict[str, Backbone]
-    found: int
-    left_out: list[tuple[str, str]]
 
 
 def compare(
@@ -132,12 +80,12 @@ def run_study(config: StudyConfig, output: str | Path, cohort: Cohort | None = N
         StudyError: the folder holds another study or cannot be written, or training diverged.
     """
     output = Path(output)
-    _check_folder(output, config)
+    check_folder(output, config)
     with Reporter(quiet) as reporter:
         prepared = _prepare(config, cohort, output, reporter)
         output.mkdir(parents=True, exist_ok=True)
         engines = _make_engines(config, prepared.backbones)
-        _write_record(prepared, engines, output)
+        write_record(prepared, engines, output)
         entries = cache_images(
             prepared.cohort.images["path"].tolist(),
             prepared.facts["file_digest"].tolist(),
@@ -249,7 +197,7 @@ def fit(
     return Run(output, arm, fold.index, seed, read_predictions(output / "predictions.csv"), summary)
 
 
-def _prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, reporter: Reporter) -> _Prepared:
+def _prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, reporter: Reporter) -> Prepared:
     # The network first: a misspelt backbone is found in a second, before thousands of images are read.
     backbones = {name: load_backbone(arm.backbone, arm.weights, seed=config.protocol.seeds[0]) for name, arm in config.arms.items()}
     cohort = cohort or load_cohort(config.cohort)
@@ -270,11 +218,11 @@ def _prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, re
     fixed = {k: v for k, v in config.plan.model_dump().items() if k not in {"search", "domain"}}
     plans = {name: plan_freeze(fingerprint, backbone, config.plan.domain, **fixed) for name, backbone in backbones.items()}
     if output is not None and (output / "plan.json").is_file():
-        plans = _read_plans(output / "plan.json", plans)
+        plans = read_plans(output / "plan.json", plans)
     # One budget for all arms: the longest any of them asks for.
     longest = max(plan.steps for plan in plans.values())
     plans = {name: _with_steps(plan, longest) for name, plan in plans.items()}
-    return _Prepared(config, cohort, facts, split, fingerprint, plans, backbones, found, left_out)
+    return Prepared(config, cohort, facts, split, fingerprint, plans, backbones, found, left_out)
 
 
 def load_cohort(section: CohortSection) -> Cohort:
@@ -312,22 +260,6 @@ def _steps(plan: FreezePlan, train: TrainSection, batches: int) -> int:
     return train.epochs * batches if train.epochs is not None else plan.steps
 
 
-def _read_plans(path: Path, plans: dict[str, FreezePlan]) -> dict[str, FreezePlan]:
-    """Plans from an earlier `plan.json`, perhaps edited by hand; what it does not name stays as planned."""
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))["arms"]
-        read = {name: FreezePlan(**stored[name]) if name in stored else plan for name, plan in plans.items()}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: not a plan ({error}). Mend it, or remove it to have it planned anew.") from error
-    for name, plan in read.items():
-        fits = isinstance(plan.frozen_stages, int) and 0 <= plan.frozen_stages <= plans[name].stages and plan.stages == plans[name].stages
-        if not fits or plan.strategy not in {"linear_probe", "lp_ft", "scratch"}:
-            raise ConfigError(
-                f"{path}: arm {name}: frozen_stages is {plan.frozen_stages} of {plan.stages}, strategy {plan.strategy}; does not fit."
-            )
-    return read
-
-
 def _window(config: StudyConfig) -> Window:
     return config.image.window
 
@@ -342,15 +274,15 @@ def _make_engines(config: StudyConfig, backbones: dict[str, Backbone]) -> dict[s
     return {arm: engines[backbone.name] for arm, backbone in backbones.items()}
 
 
-def _run_all(prepared: _Prepared, engines: dict[str, Engine], entries: list[Path], output: Path, reporter: Reporter) -> pd.DataFrame:
+def _run_all(prepared: Prepared, engines: dict[str, Engine], entries: list[Path], output: Path, reporter: Reporter) -> pd.DataFrame:
     config = prepared.config
     jobs = [(seed, fold, arm) for seed in config.protocol.seeds for fold in range(len(prepared.split)) for arm in config.arms]
     runs: list[Run] = []
     for number, (seed, index, arm) in enumerate(jobs):
         reporter("runs", number, len(jobs))
         folder = output / "runs" / arm / f"fold-{index}" / f"seed-{seed}"
-        key = _run_key(prepared, engines[arm], seed, index, arm)
-        run = _finished_run(folder, key, arm, index, seed)
+        key = run_key(prepared, engines[arm], seed, index, arm)
+        run = finished_run(folder, key, arm, index, seed)
         if run is None:
             begun = time.monotonic()
             backbone = load_backbone(config.arms[arm].backbone, config.arms[arm].weights, seed=seed)
@@ -379,103 +311,3 @@ def _run_all(prepared: _Prepared, engines: dict[str, Engine], entries: list[Path
     order = {arm: i for i, arm in enumerate(config.arms)}
     runs.sort(key=lambda run: (order[run.arm], run.seed, run.fold))
     return pd.concat([run.predictions for run in runs], ignore_index=True)
-
-
-def _run_key(prepared: _Prepared, engine: Engine, seed: int, fold: int, arm: str) -> str:
-    """Digest of all that decides a run's numbers."""
-    config, backbone = prepared.config, prepared.backbones[arm]
-    content = {
-        "version": metadata.version("medtransfer"),
-        "torch": torch.__version__,
-        "cohort": prepared.cohort.digest,
-        "files": hashlib.sha256("".join(prepared.facts["file_digest"]).encode()).hexdigest(),
-        "parts": prepared.split.parts[f"fold_{fold}"].tolist(),
-        "image": config.image.model_dump(mode="json"),
-        "train": config.train.model_dump(mode="json"),
-        "arm": config.arms[arm].model_dump(mode="json"),
-        "weights": backbone.weights.digest,
-        "plan": prepared.plans[arm].to_dict(),
-        "precision": engine.precision,
-        "device": engine.device.type,
-        "seed": seed,
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _finished_run(folder: Path, key: str, arm: str, fold: int, seed: int) -> Run | None:
-    try:
-        summary = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        if summary.pop("key") != key:
-            return None
-        return Run(folder, arm, fold, seed, read_predictions(folder / "predictions.csv"), summary)
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def _check_folder(output: Path, config: StudyConfig) -> None:
-    if output.exists() and not output.is_dir():
-        raise StudyError(f"{output}: is a file. Choose another --output.")
-    record = output / "study.yaml"
-    if record.is_file():
-        if record.read_text(encoding="utf-8") != config.to_yaml():
-            raise StudyError(
-                f"{output}: holds a study with other settings (see its study.yaml). Choose another --output, or remove the folder."
-            )
-    elif output.is_dir() and any(path.name != "plan.json" for path in output.iterdir()):
-        raise StudyError(f"{output}: is not empty and holds no study. Choose another --output.")
-    parent = output
-    while not parent.exists():
-        parent = parent.parent
-    if not os.access(parent, os.W_OK):
-        raise StudyError(f"{parent}: cannot be written. Choose another --output.")
-
-
-def _write_record(prepared: _Prepared, engines: dict[str, Engine], output: Path) -> None:
-    """study.yaml, cohort.csv, audit.json, plan.json, environment.json."""
-    cohort, facts = prepared.cohort, prepared.facts
-    write_aside(output / "study.yaml", prepared.config.to_yaml())
-    table = cohort.images.drop(columns="path").merge(facts[["image", "file_digest"]], on="image", validate="one_to_one")
-    folds = [c for c in prepared.split.parts.columns if c.startswith("fold_")]
-    table[folds] = prepared.split.parts[folds]
-    write_aside(output / "cohort.csv", table.to_csv(index=False, lineterminator="\n"))
-    flow = {
-        "found": prepared.found + len(cohort.ignored),
-        "images": prepared.found,
-        "readable": len(cohort),
-        "used": len(cohort),
-        "left_out": [list(pair) for pair in [*cohort.ignored, *prepared.left_out]],
-        "official_split": prepared.split.official,
-        "fingerprint_of_training": prepared.fingerprint.to_dict(),
-    }
-    write_aside(output / "audit.json", json.dumps({**audit(cohort, facts).to_dict(), "flow": flow}, indent=1))
-    plans = {"arms": {name: plan.to_dict() for name, plan in prepared.plans.items()}}
-    write_aside(output / "plan.json", json.dumps(plans, indent=1))
-    arms = {
-        name: {
-            "backbone": b.name,
-            "weights": asdict(b.weights),
-            "recipe": asdict(b.recipe),
-            "chain": "exact" if b.exact else "one stage: no exact chain is known",
-            "stages": b.names,
-            **describe_machine(engines[name]),
-        }
-        for name, b in prepared.backbones.items()
-    }
-    environment = {
-        "versions": {name: metadata.version(name) for name in _PACKAGES},
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "processors": os.cpu_count(),
-        "git_commit": _git_commit(),
-        "arms": arms,
-    }
-    write_aside(output / "environment.json", json.dumps(environment, indent=1))
-
-
-def _git_commit() -> str | None:
-    """Commit of the folder the study was started in, where it is a checkout."""
-    try:
-        result = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.strip() or None

@@ -90,8 +90,8 @@ def audit(cohort: Cohort, facts: pd.DataFrame | None = None) -> Audit:
             names = tuple(group)
             duplicates.append(names)
             rows = table.loc[list(names)]
-            two_patients = cohort.patients_known and rows["patient"].nunique() > 1
-            if two_patients or any(rows[label].nunique() > 1 for label in cohort.labels):
+            two_patients = cohort.patients_known and len(set(rows["patient"])) > 1
+            if two_patients or any(len(set(rows[label])) > 1 for label in cohort.labels):
                 conflicts.append(names)
     return Audit(
         found=len(facts),

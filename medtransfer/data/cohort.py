@@ -69,7 +69,7 @@ class Cohort:
             raise CohortError(f"{manifest}: no rows below the header. Add one row per image.")
         for column in table.columns:
             table[column] = table[column].str.strip()
-        faults = _check_rows(table, root, labels)
+        faults = _check_rows(table, root)
         values = {label: _parse_labels(table[label], label, positive, faults) for label in labels}
         if "split" in table.columns:
             faults += [
@@ -197,6 +197,7 @@ class Fingerprint:
         return min(self.patients_per_class.values())
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
         return asdict(self)
 
 
@@ -242,7 +243,7 @@ def _read_manifest(manifest: Path) -> pd.DataFrame:
     return table
 
 
-def _check_rows(table: pd.DataFrame, root: Path, labels: tuple[str, ...]) -> list[str]:
+def _check_rows(table: pd.DataFrame, root: Path) -> list[str]:
     """Faults of ids and files, each with its row; the header is row 1."""
     faults: list[str] = []
     first_row: dict[str, int] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.errors import InvalidDicomError
-from pydicom.pixels import apply_color_lut, apply_modality_lut
+from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 
 from medtransfer.errors import ImageError
 
@@ -37,6 +38,15 @@ def read_dicom(path: Path) -> tuple[NDArray[np.float32], tuple[float, float], di
     Raises:
         ImageError: no DICOM, no pixels, several frames, or a compression no installed package decodes.
     """
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        array, spacing, provenance = _read(path)
+    # What pydicom had to say of the file: kept with the image, not printed among a thousand others.
+    provenance["notes"] = sorted({str(note.message).replace(str(path), path.name) for note in notes})
+    return array, spacing, provenance
+
+
+def _read(path: Path) -> tuple[NDArray[np.float32], tuple[float, float], dict[str, Any]]:
     try:
         dataset = pydicom.dcmread(path)
     except (InvalidDicomError, OSError, EOFError, ValueError, TypeError, AttributeError, KeyError) as error:

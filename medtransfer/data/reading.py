@@ -99,7 +99,7 @@ def _read_picture(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
             raise ImageError(f"{path}: a 16-bit colour PNG would lose half its depth. Save it as TIFF.")
         with Pillow.open(path) as opened:
             if getattr(opened, "n_frames", 1) > 1:
-                raise ImageError(f"{path}: holds {opened.n_frames} frames; give one image per file.")
+                raise ImageError(f"{path}: holds several frames; give one image per file.")
             picture = ImageOps.exif_transpose(opened)
             if opened.getexif().get(0x0112, 1) != 1:
                 steps.append("EXIF orientation applied")
@@ -162,14 +162,14 @@ def _read_tiff(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
     return array.astype(np.float32), {"format": "TIFF", "modality": "", "mode": photometric, "bits_stored": bits, "steps": steps}
 
 
-class ImageReader(MonaiImageReader):
+class ImageReader(MonaiImageReader):  # type: ignore[misc]  # MONAI carries no types
     """`read_image` for MONAI's `LoadImage`: channel first, spacing and provenance in the metadata."""
 
-    def verify_suffix(self, filename: Sequence[str | Path] | str | Path) -> bool:
+    def verify_suffix(self, filename: Sequence[str | Path] | str | Path) -> bool:  # noqa: ARG002  given by MONAI
         """True: the file's content decides, not its name."""
         return True
 
-    def read(self, data: Sequence[str | Path] | str | Path, **kwargs: Any) -> Image:  # type: ignore[override]  # noqa: ARG002
+    def read(self, data: Sequence[str | Path] | str | Path, **kwargs: Any) -> Image:  # noqa: ARG002
         """Reads one file. A list of one is taken as that file."""
         if isinstance(data, (str, Path)):
             return read_image(data)
@@ -177,7 +177,7 @@ class ImageReader(MonaiImageReader):
             raise ImageError(f"one file makes one image, {len(data)} given.")
         return read_image(data[0])
 
-    def get_data(self, img: Image) -> tuple[NDArray[np.float32], dict[str, Any]]:  # type: ignore[override]
+    def get_data(self, img: Image) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """The array (channel, row, column) and MONAI's metadata."""
         meta = {
             "affine": img.affine,

@@ -145,7 +145,12 @@ def calibration_curve(logit: Float, target: NDArray[Any]) -> Float:
         return np.full(len(probability), float(np.mean(target)))
     order = np.argsort(probability, kind="stable")
     delta = 0.01 * float(np.ptp(probability))
-    smooth = lowess(target[order].astype(float), probability[order], frac=2 / 3, it=0, delta=delta, is_sorted=True, return_sorted=False)
+    x, y = probability[order], target[order].astype(float)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        smooth = lowess(y, x, frac=2 / 3, it=0, delta=delta, is_sorted=True, return_sorted=False)
+    # Where a whole neighbourhood shares one probability there is no line to fit: its mean outcome, as in R.
+    _, same = np.unique(x, return_inverse=True)
+    smooth = np.where(np.isfinite(smooth), smooth, (np.bincount(same, y) / np.bincount(same))[same])
     curve = np.empty(len(probability))
     curve[order] = smooth
     return np.clip(curve, 0.0, 1.0)
@@ -153,7 +158,7 @@ def calibration_curve(logit: Float, target: NDArray[Any]) -> Float:
 
 def ici(logit: Float, target: NDArray[Any]) -> float:
     """Integrated calibration index: mean |p - smooth curve| (Austin & Steyerberg 2019, doi:10.1002/sim.8281)."""
-    return float(np.nanmean(np.abs(expit(logit) - calibration_curve(logit, target))))
+    return float(np.mean(np.abs(expit(logit) - calibration_curve(logit, target))))
 
 
 def weighted_ici(logit: Float, target: NDArray[Any], weights: Float) -> Float:

@@ -144,8 +144,10 @@ def _newcombe(auc: float, m: int, n: int) -> tuple[float, float]:
         spread = value * (1 - value) * (1 + middle * (1 - value) / (2 - value) + middle * value / (1 + value)) / (m * n)
         return (auc - value) ** 2 - _Z**2 * spread
 
-    low = 0.0 if auc <= 0 else brentq(excess, 0.0, auc) if excess(0.0) * excess(auc) < 0 else 0.0
-    high = 1.0 if auc >= 1 else brentq(excess, auc, 1.0) if excess(auc) * excess(1.0) < 0 else 1.0
+    # At 0 and 1 the equation has a second, trivial root at the estimate itself; stay a hair inside of it.
+    inside = min(max(auc, 1e-9), 1 - 1e-9)
+    low = brentq(excess, 0.0, inside) if auc > 0 else 0.0
+    high = brentq(excess, inside, 1.0) if auc < 1 else 1.0
     return float(low), float(high)
 
 

@@ -82,10 +82,10 @@ class EvaluationReport:
     def show(self) -> None:
         """Shows the report: as HTML in a notebook, as text elsewhere."""
         try:
-            from IPython import get_ipython  # type: ignore[attr-defined]  # IPython re-exports it
+            from IPython import get_ipython
             from IPython.display import HTML, display
 
-            if get_ipython() is not None:  # type: ignore[no-untyped-call]  # IPython is untyped here
+            if get_ipython() is not None:
                 display(HTML(self._repr_html_()))  # type: ignore[no-untyped-call]
                 return
         except ImportError:

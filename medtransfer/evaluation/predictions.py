@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from medtransfer.errors import LeakageError, PredictionsError, list_faults
 COLUMNS = ("arm", "seed", "fold", "part", "image", "patient", "label", "target", "probability", "logit")
 # Probabilities of exactly 0 or 1 have no logit; beyond this no cohort of images can tell them apart.
 CLIP = 1e-6
+_DEFAULTS: dict[str, Any] = {"arm": "model", "seed": 0, "fold": 0, "part": "test", "label": "target"}
 
 Float = NDArray[np.float64]
 
@@ -72,10 +74,9 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
         PredictionsError: no such file, no CSV, or a faulty table.
     """
     path = Path(path)
-    ids = {column: str for column in ("arm", "image", "patient", "label", "part")}
     try:
-        # round_trip: the numbers of a study are reproduced to the last bit.
-        table = pd.read_csv(path, dtype=ids, float_precision="round_trip", keep_default_na=False, na_values=[""], encoding="utf-8-sig")
+        # As text: pandas' own parser of numbers is not always exact to the last bit, Python's is.
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise PredictionsError(f"{path}: no such file. Give a CSV with patient, target and probability.") from error
     except (OSError, UnicodeDecodeError, ValueError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
@@ -120,7 +121,7 @@ def check_predictions(table: pd.DataFrame, source: str = "predictions") -> pd.Da
     for column in ("target", "probability", "logit", "seed", "fold"):
         if column in table.columns:
             table[column] = _numbers(table[column], column, faults)
-    for column, default in {"arm": "model", "seed": 0, "fold": 0, "part": "test", "label": "target"}.items():
+    for column, default in _DEFAULTS.items():
         if column not in table.columns:
             table[column] = default
     for column in ("arm", "patient", "part", "label"):
@@ -147,12 +148,13 @@ def check_predictions(table: pd.DataFrame, source: str = "predictions") -> pd.Da
 
 
 def _numbers(column: pd.Series, name: str, faults: list[str]) -> pd.Series:
-    numbers = pd.to_numeric(column, errors="coerce")
-    bad = ~np.isfinite(numbers.to_numpy(float, na_value=np.nan))
-    for i in np.flatnonzero(bad):
-        value = column.iloc[i]
-        faults.append(f"row {i + 2}: {name} is {'empty' if pd.isna(value) else repr(value)}, not a number")
-    return numbers.astype(float)
+    numbers = np.full(len(column), np.nan)
+    for i, value in enumerate(column):
+        with suppress(TypeError, ValueError):
+            numbers[i] = float(value)
+        if not np.isfinite(numbers[i]):
+            faults.append(f"row {i + 2}: {name} is {'empty' if pd.isna(value) else repr(value)}, not a number")
+    return pd.Series(numbers, index=column.index)
 
 
 def _fill_scores(table: pd.DataFrame, faults: list[str]) -> None:
@@ -166,7 +168,7 @@ def _fill_scores(table: pd.DataFrame, faults: list[str]) -> None:
         return
     differs = np.abs(expit(table["logit"].to_numpy(float)) - probability) > 1e-4
     faults += [
-        f"row {i + 2}: probability {probability[i]:g} is not the logistic of logit {table['logit'][i]:g}; remove column logit if it is another score"
+        f"row {i + 2}: probability {probability[i]:g} and logit {table['logit'][i]:g} disagree; remove column logit if it is another score"
         for i in np.flatnonzero(differs)
     ]
 
@@ -174,7 +176,10 @@ def _fill_scores(table: pd.DataFrame, faults: list[str]) -> None:
 def _refuse_leaks(table: pd.DataFrame, source: str) -> None:
     test = table[table["part"] == "test"]
     folds = test.groupby(["arm", "seed", "patient"], sort=False)["fold"].nunique()
-    shared = [f"arm {arm}, seed {seed}, patient {patient}" for (arm, seed, patient), n in folds.items() if n > 1]  # type: ignore[misc]  # the index has three levels
+    rows = folds[folds > 1].reset_index()
+    shared = [
+        f"arm {arm}, seed {seed}, patient {patient}" for arm, seed, patient in zip(rows["arm"], rows["seed"], rows["patient"], strict=True)
+    ]
     if shared:
         raise LeakageError(
             list_faults(

@@ -159,9 +159,8 @@ class Backbone(nn.Module):
 
     def _modules_at_rest(self) -> Iterator[nn.Module]:
         for name, module in self.network.named_modules():
-            if name and self._stage_of(name) < self.frozen:
-                yield module
-            elif self.norm_policy == "eval" and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            at_rest = bool(name) and self._stage_of(name) < self.frozen
+            if at_rest or (self.norm_policy == "eval" and isinstance(module, nn.modules.batchnorm._BatchNorm)):
                 yield module
 
     def _stage_of(self, name: str) -> int:
@@ -194,7 +193,7 @@ def build_chain(network: nn.Module, size: int) -> tuple[list[Stage], bool]:
     network.eval()
     try:
         with torch.inference_mode():
-            expected = network.forward_features(image)
+            expected = operator.attrgetter("forward_features")(network)(image)
             links = _links(network)
             stages, x = _trace(network, links, image)
             exact = x is not None and x.shape == expected.shape and bool(torch.equal(x, expected))

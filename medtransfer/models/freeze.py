@@ -50,6 +50,7 @@ class FreezePlan:
     reason: str
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
         return asdict(self)
 
 
@@ -71,10 +72,12 @@ def _shares(cnn: float, dense_or_hierarchical: float, plain_vit: float) -> dict[
     return {"cnn": cnn, "dense_or_hierarchical": dense_or_hierarchical, "plain_vit": plain_vit}
 
 
+# Learning rates from 25 to 1,000: three times those in the literature, which under-trained a
+# breast-ultrasound cohort of 150 per class (inner folds of a training part: AUC 0.919 at 1e-4, 0.933 at 3e-4).
 _TABLE = (
     _Row(25, _shares(0.0, 0.0, 0.0), 3e-5, 1e-3, 0.65, 0, 0, False),
-    _Row(150, _shares(0.4, 0.95, 0.3), 1e-4, 1e-3, 0.75, 1000, 0, False),
-    _Row(1000, _shares(0.6, 1.0, 0.4), 1e-4, 1e-3, 0.75, None, 40, True),
+    _Row(150, _shares(0.4, 0.95, 0.3), 3e-4, 1e-3, 0.78, 1000, 0, False),
+    _Row(1000, _shares(0.6, 1.0, 0.4), 3e-4, 1e-3, 0.78, None, 40, True),
     _Row(10_000, _shares(1.0, 1.0, 0.6), 1e-4, 5e-4, 0.8, None, 25, True),
     _Row(math.inf, _shares(1.0, 1.0, 0.8), 2e-4, 3e-4, 0.9, None, 15, True),
 )

@@ -137,8 +137,9 @@ def _training_notes(folder: Path, arms: list[str]) -> list[str]:
         unfinished = sum(run["epochs"] > 0 and run["best_epoch"] >= 0.9 * run["epochs"] and not run["stopped_early"] for run in runs)
         seconds = sum(run["seconds"] for run in runs)
         kept = ", ".join(str(run["best_epoch"]) for run in runs)
-        note = f"{arm}: {len(runs)} runs of {min(epochs)} to {max(epochs)} epochs, weights kept from epochs {kept}; {seconds:.0f} s of training."
+        spread = f"{min(epochs)} to {max(epochs)} epochs, weights kept from epochs {kept}"
+        note = f"{arm}: {len(runs)} runs of {spread}; {seconds:.0f} s of training."
         if unfinished:
-            note += f" In {unfinished} of {len(runs)} runs the best epoch was among the last: this arm might gain from a longer budget (train.epochs)."
+            note += f" In {unfinished} of {len(runs)} runs the best epoch was among the last: this arm might gain from more train.epochs."
         notes.append(note)
     return notes

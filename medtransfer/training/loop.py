@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torchmetrics.functional.classification import binary_auroc
 from medtransfer.errors import StudyError
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.freeze import FreezePlan, parameter_groups
+from medtransfer.models.heads import LinearHead
 from medtransfer.tasks.task import Batch, Task
 from medtransfer.training.engine import Engine
 from medtransfer.training.probe import fit_head, pooled_features
@@ -95,7 +96,7 @@ def fit(
     if plan.strategy != "scratch":
         tap = task.taps(backbone)[0]
         parts = [pooled_features(backbone, tap, batches, engine) for batches in (train_plain, tune)]
-        probe = fit_head(head, parts[0], parts[1], task.positive_weights)
+        probe = fit_head(cast(LinearHead, head), parts[0], parts[1], task.positive_weights)
     steps = 0 if plan.strategy == "linear_probe" else budget.steps
     epochs = math.ceil(steps / len(train))
     optimizer = torch.optim.AdamW(parameter_groups(backbone, head, plan, budget.weight_decay))
@@ -110,10 +111,10 @@ def fit(
     for epoch in range(1, epochs + 1):
         started = time.perf_counter()
         for part in (train.sampler, train.dataset):
-            part.set_epoch(epoch)  # type: ignore[attr-defined]
+            cast(Any, part).set_epoch(epoch)
         train_loss = _train_epoch(backbone, head, task, train, accelerated, schedule, engine)
         entry = _measure(backbone, head, task, tune, engine, epoch)
-        entry |= {"train_loss": train_loss, "lr": schedule.get_last_lr()[-1], "seconds": time.perf_counter() - started}
+        entry |= {"train_loss": train_loss, "lr": float(schedule.get_last_lr()[-1]), "seconds": time.perf_counter() - started}
         history.append(entry)
         if on_epoch is not None:
             on_epoch(entry, epochs)

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import numpy as np
+import pydicom
+import pytest
+import tifffile
+from PIL import Image as Pillow
+from pydicom.data import get_testdata_file
+
+from medtransfer.data.dicom import write_grey_dicom
+from medtransfer.data.reading import load_tensor, read_image
+from medtransfer.errors import ImageError
+
+RAMP = np.arange(64 * 80, dtype=np.uint16).reshape(64, 80)
+
+
+def dicom(path, pixels=RAMP % 4096, photometric="MONOCHROME2", slope=2.0, intercept=-100.0):
+    write_grey_dicom(
+        path,
+        pixels.astype(np.uint16),
+        patient="P",
+        number=1,
+        spacing=(0.5, 0.25),
+        bits=12,
+        photometric=photometric,
+        slope=slope,
+        intercept=intercept,
+    )
+    return path
+
+
+def test_monochrome_twins_give_equal_pixels(tmp_path):
+    one = read_image(dicom(tmp_path / "1.dcm", photometric="MONOCHROME1"))
+    two = read_image(dicom(tmp_path / "2.dcm", photometric="MONOCHROME2"))
+    assert np.array_equal(one.array, two.array)
+    assert "MONOCHROME1 inverted" in one.provenance["steps"]
+    assert one.array[0, 0, 1] == 2 * 1 - 100
+
+
+def test_dicom_keeps_units_spacing_and_axes(tmp_path):
+    image = read_image(dicom(tmp_path / "1.dcm"))
+    assert image.array.shape == (1, 64, 80)
+    assert image.array.dtype == np.float32
+    assert image.spacing == (0.5, 0.25)
+    assert np.allclose(image.affine @ [2, 4, 0, 1], [1.0, 1.0, 0, 1])
+    assert image.provenance["bits_stored"] == 12
+    assert "P" not in map(str, image.provenance.values())
+
+
+@pytest.mark.parametrize(("slope", "intercept", "signed"), [(1, 0, False), (2.5, -7, False), (1, -1024, True), (-1, 50, True)])
+def test_inversion_mirrors_the_stored_range(tmp_path, slope, intercept, signed):
+    """y -> max + min - y over the range the file can hold; worked by hand from the stored values."""
+    path = dicom(tmp_path / "1.dcm", photometric="MONOCHROME2", slope=slope, intercept=intercept)
+    dataset = pydicom.dcmread(path)
+    dataset.PhotometricInterpretation = "MONOCHROME1"
+    stored = np.arange(64 * 80).reshape(64, 80) % 4096 - (2048 if signed else 0)
+    if signed:
+        dataset.PixelRepresentation = 1
+        dataset.PixelData = stored.astype("<i2").tobytes()
+    dataset.save_as(path)
+    mirrored = -1 - stored if signed else 4095 - stored
+    assert np.allclose(read_image(path).array[0], slope * mirrored + intercept)
+
+
+def test_real_ct_is_in_hounsfield_units():
+    image = read_image(get_testdata_file("CT_small.dcm"))
+    dataset = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+    by_hand = dataset.pixel_array.astype(float) * dataset.RescaleSlope + dataset.RescaleIntercept
+    assert np.allclose(image.array[0], by_hand)
+    assert (image.array.min(), image.array.max()) == (-896, 1167)
+    assert image.spacing == pytest.approx((0.661468, 0.661468))
+    assert image.provenance["modality"] == "CT"
+
+
+def test_modality_lut_and_palette_are_applied(tmp_path):
+    path = dicom(tmp_path / "1.dcm", pixels=np.tile(np.arange(4, dtype=np.uint16), (8, 2)))
+    dataset = pydicom.dcmread(path)
+    del dataset.RescaleSlope, dataset.RescaleIntercept, dataset.RescaleType
+    table = pydicom.Dataset()
+    table.add_new("LUTDescriptor", "US", [4, 0, 16])
+    table.ModalityLUTType = "US"
+    table.add_new("LUTData", "OW", np.array([10, 20, 400, 9000], "<u2").tobytes())
+    dataset.ModalityLUTSequence = [table]
+    dataset.save_as(path)
+    assert read_image(path).array[0, 0, :4].tolist() == [10, 20, 400, 9000]
+    colour = read_image(get_testdata_file("examples_palette.dcm"))
+    assert colour.array.shape[0] == 3
+
+
+def test_padding_becomes_background(tmp_path):
+    pixels = np.full((8, 8), 900, np.uint16)
+    pixels[:2], pixels[5, 5] = 0, 100
+    path = dicom(tmp_path / "1.dcm", pixels)
+    dataset = pydicom.dcmread(path)
+    dataset.add_new("PixelPaddingValue", "US", 0)
+    dataset.save_as(path)
+    image = read_image(path)
+    assert image.array.min() == 2 * 100 - 100
+    assert "16 padding pixels" in " ".join(image.provenance["steps"])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("MR_truncated.dcm", "damaged or truncated"),
+        ("JPGExtended.dcm", "JPEG Extended .*1.2.840.10008.1.2.4.51.*Install"),
+        ("examples_ybr_color.dcm", "holds 30 frames"),
+        ("rtplan.dcm", "holds no pixels"),
+        ("badVR.dcm", "NumberOfFrames|frames|damaged|not a readable"),
+    ],
+)
+def test_what_cannot_be_read_without_doubt_is_refused(name, message):
+    with pytest.raises(ImageError, match=message):
+        read_image(get_testdata_file(name))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_are_kept(tmp_path, suffix):
+    path = tmp_path / f"ramp.{suffix}"
+    Pillow.fromarray(RAMP).save(path) if suffix == "png" else tifffile.imwrite(path, RAMP)
+    image = read_image(path)
+    assert np.array_equal(image.array[0], RAMP)
+    assert image.provenance["bits_stored"] == 16
+    assert len(np.unique(image.array)) == 64 * 80
+
+
+def test_pictures_of_every_mode(tmp_path):
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    colour = np.stack([grey, grey + 1, grey + 2], -1)
+    cases = {
+        "grey.png": (Pillow.fromarray(grey), 1),
+        "rgb.png": (Pillow.fromarray(colour), 3),
+        "grey_as_rgb.png": (Pillow.fromarray(np.stack([grey] * 3, -1)), 1),
+        "palette.png": (Pillow.fromarray(colour).quantize(32), 3),
+        "bilevel.png": (Pillow.fromarray(grey > 30), 1),
+        "rgba.png": (Pillow.fromarray(np.concatenate([colour, np.full((8, 8, 1), 255, np.uint8)], -1)), 3),
+        "rgb.tif": (Pillow.fromarray(colour), 3),
+        "rgb.bmp": (Pillow.fromarray(colour), 3),
+    }
+    for name, (picture, channels) in cases.items():
+        picture.save(tmp_path / name)
+        image = read_image(tmp_path / name)
+        assert image.array.shape == (channels, 8, 8), name
+    assert np.array_equal(read_image(tmp_path / "grey_as_rgb.png").array[0], grey)
+    assert np.array_equal(read_image(tmp_path / "rgba.png").array, np.moveaxis(colour, -1, 0))
+
+
+def test_jpeg_orientation_is_applied(tmp_path):
+    array = np.zeros((16, 32), np.uint8)
+    array[:, 16:] = 255
+    exif = Pillow.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise
+    Pillow.fromarray(array).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    image = read_image(tmp_path / "turned.jpg")
+    assert image.array.shape == (1, 32, 16)
+    assert image.array[0, :12].mean() < 10 < 245 < image.array[0, 20:].mean()
+
+
+def test_transparency_is_composed_on_black(tmp_path):
+    array = np.full((8, 8, 4), 200, np.uint8)
+    array[:4, :, 3] = 0
+    Pillow.fromarray(array).save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png")
+    assert image.array[0, 0, 0] == 0
+    assert image.array[0, 7, 7] == pytest.approx(200 * 200 / 255, abs=1)
+
+
+def test_sixteen_bit_colour_png_is_refused_as_it_would_lose_depth(tmp_path):
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + bytes(4 * 6) for _ in range(4))
+    content = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    (tmp_path / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    with pytest.raises(ImageError, match="16-bit colour PNG would lose"):
+        read_image(tmp_path / "deep.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.png", b"", "not a readable picture"),
+        ("a.png", b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "not a readable picture"),
+        ("a.jpg", b"hello", "not a readable picture"),
+        ("a.tif", b"II*\0" + b"\xff" * 20, "not a readable TIFF|holds 0 pages"),
+        ("a.dcm", b"no dicom at all", "not a readable DICOM"),
+        ("a.dcm", b"\0" * 128 + b"DICM" + b"\xff" * 50, "DICOM|pixels"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ImageError, match=message) as caught:
+        read_image(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def test_missing_folder_and_nan_are_refused(tmp_path):
+    with pytest.raises(ImageError, match="no such file"):
+        read_image(tmp_path / "none.png")
+    with pytest.raises(ImageError, match="is a folder"):
+        read_image(tmp_path)
+    array = np.ones((8, 8), np.float32)
+    array[2, 2] = np.nan
+    tifffile.imwrite(tmp_path / "nan.tif", array)
+    with pytest.raises(ImageError, match="1 pixels are NaN"):
+        read_image(tmp_path / "nan.tif")
+    tifffile.imwrite(tmp_path / "pages.tif", np.zeros((5, 16, 16), np.uint8), photometric="minisblack")
+    with pytest.raises(ImageError, match="pages|neither"):
+        read_image(tmp_path / "pages.tif")
+
+
+def test_window_maps_to_the_unit_interval():
+    image = read_image(get_testdata_file("CT_small.dcm"), window=(40, 400))
+    raw = read_image(get_testdata_file("CT_small.dcm")).array
+    assert np.allclose(image.array, np.clip((raw + 160) / 400, 0, 1), atol=1e-6)
+
+
+def test_the_monai_reader_refuses_what_read_image_refuses(tmp_path):
+    """MONAI's own loader would fall back to readers that misread; ours must not."""
+    with pytest.raises(ImageError):
+        load_tensor(get_testdata_file("examples_ybr_color.dcm"))
+    tensor = load_tensor(str(dicom(tmp_path / "1.dcm", photometric="MONOCHROME1")))
+    assert np.array_equal(tensor.numpy(), read_image(tmp_path / "1.dcm").array)

@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import json
+
+import medtransfer as mt
+import numpy as np
+import pandas as pd
+import pytest
+from medtransfer.errors import LeakageError, PredictionsError
+from medtransfer.evaluation import evaluate, read_predictions, write_predictions
+from medtransfer.evaluation.resample import percentile_interval, two_sided_p
+from scipy.stats import norm
+from sklearn.metrics import roc_auc_score
+
+
+def numbers(value, path=""):
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from numbers(part, f"{path}.{key}")
+    elif isinstance(value, list):
+        for i, part in enumerate(value):
+            yield from numbers(part, f"{path}[{i}]")
+    else:
+        yield path, value
+
+
+def test_report_has_the_keys_others_rely_on(scores):
+    data = evaluate(scores({"a": 1.5, "b": 0.5}, seeds=2), bootstrap=200).to_dict()
+    assert set(data["arms"]) == {"a", "b"}
+    for arm in data["arms"].values():
+        for part in (arm, arm["recalibrated"]):
+            assert {"estimate", "low", "high", "method"} <= set(part["auc"])
+            for key in ("average_precision", "brier", "brier_skill", "log_loss"):
+                assert {"estimate", "low", "high"} <= set(part[key])
+            assert {"estimate", "low", "high", "null_mean", "null_high"} <= set(part["ece"])
+            for key in ("intercept", "slope", "observed_expected", "ici"):
+                assert {"estimate", "low", "high"} <= set(part["calibration"][key])
+    (comparison,) = data["comparisons"]
+    assert (comparison["a"], comparison["b"]) == ("a", "b")
+    for key in ("delta_auc", "delta_brier", "delta_slope"):
+        assert {"estimate", "low", "high", "p"} <= set(comparison[key])
+    assert isinstance(comparison["verdict"], str)
+    assert data["learning_curve"] == []
+    assert isinstance(data["warnings"], list)
+    json.dumps(data, allow_nan=False)
+
+
+def test_every_estimate_lies_in_its_interval(scores):
+    data = evaluate(scores({"a": 1.0}, seeds=2), bootstrap=300).to_dict()
+    frame = mt.evaluate(scores({"a": 1.0}, seeds=2), bootstrap=300).to_frame()
+    assert len(frame) == 20
+    assert (frame["low"] <= frame["estimate"]).all()
+    assert (frame["estimate"] <= frame["high"]).all()
+    assert data["arms"]["a"]["auc"]["bootstrap"]["low"] < data["arms"]["a"]["auc"]["estimate"]
+
+
+def test_three_columns_are_enough():
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, 2, 60)
+    table = pd.DataFrame({"patient": range(60), "target": target, "probability": np.clip(rng.normal(0.3 + 0.3 * target, 0.2), 0, 1)})
+    data = evaluate(table, bootstrap=200).to_dict()
+    assert data["arms"]["model"]["auc"]["estimate"] == pytest.approx(roc_auc_score(target, table["probability"]))
+    assert data["comparisons"] == []
+    assert data["arms"]["model"]["recalibrated"] is None
+    assert any("not recalibrated" in warning for warning in data["warnings"])
+    assert any("exactly 0 or 1" in warning for warning in data["warnings"])
+
+
+def test_auc_is_the_mean_over_seeds_of_the_pooled_auc(scores):
+    table = scores({"a": 0.8}, seeds=3)
+    test = table[table["part"] == "test"]
+    expected = np.mean([roc_auc_score(rows["target"], rows["logit"]) for _, rows in test.groupby("seed")])
+    assert evaluate(table, bootstrap=100).to_dict()["arms"]["a"]["auc"]["estimate"] == pytest.approx(expected)
+
+
+def test_a_round_trip_through_csv_gives_the_same_numbers(scores, tmp_path):
+    table = scores({"a": 1.0, "b": 0.7})
+    write_predictions(mt.read_predictions.__globals__["check_predictions"](table), tmp_path / "p.csv")
+    again = read_predictions(tmp_path / "p.csv")
+    assert (again["logit"].to_numpy() == table["logit"].to_numpy()).all()
+    assert evaluate(tmp_path / "p.csv", bootstrap=200).to_dict() == evaluate(table, bootstrap=200).to_dict()
+
+
+def test_verdict_says_cannot_tell_when_the_interval_holds_zero(scores):
+    same = evaluate(scores({"a": 0.8, "b": 0.8}), bootstrap=500).to_dict()["comparisons"][0]
+    assert same["delta_auc"]["low"] <= 0 <= same["delta_auc"]["high"]
+    assert same["verdict"].startswith("Cannot tell whether a or b")
+    better = evaluate(scores({"a": 2.0, "b": 0.3}), bootstrap=500).to_dict()["comparisons"][0]
+    assert better["verdict"].startswith("a separates the classes better than b")
+    assert better["delta_auc"]["p"] < 0.05
+    worse = evaluate(scores({"a": 2.0, "b": 0.3}).iloc[::-1], bootstrap=500).to_dict()["comparisons"][0]
+    assert worse["verdict"].startswith("b separates the classes worse than a")
+    assert worse["delta_auc"]["estimate"] == pytest.approx(-better["delta_auc"]["estimate"])
+
+
+def test_paired_interval_agrees_with_paired_delong(scores):
+    table = scores({"a": 1.2, "b": 0.8}, patients=400)
+    delta = evaluate(table, bootstrap=3000).to_dict()["comparisons"][0]["delta_auc"]
+    width = (delta["high"] - delta["low"]) / (2 * norm.ppf(0.975))
+    z = norm.isf(delta["p_delong"] / 2)
+    assert abs(delta["estimate"]) / z == pytest.approx(width, rel=0.1)
+
+
+def test_patients_are_resampled_whole(scores):
+    """Ten copies of each image do not narrow the interval."""
+    table = scores({"a": 0.8}, folds=1)
+    copies = pd.concat([table.assign(image=table["image"] + f"-{i}") for i in range(10)], ignore_index=True)
+    once = evaluate(table, bootstrap=600).to_dict()["arms"]["a"]
+    many = evaluate(copies, bootstrap=600).to_dict()["arms"]["a"]
+    assert many["auc"]["method"].endswith("clustered by patient")
+    for key in ("auc", "brier"):
+        assert many[key]["high"] - many[key]["low"] == pytest.approx(once[key]["high"] - once[key]["low"], rel=0.15)
+
+
+def test_temperature_comes_from_tune_rows_only(scores):
+    table = scores({"a": 1.0})
+    changed = table.copy()
+    test = changed["part"] == "test"
+    changed.loc[test, "target"] = 1 - changed.loc[test, "target"]
+    first, second = (evaluate(t, bootstrap=100).to_dict()["arms"]["a"]["recalibrated"]["temperature"] for t in (table, changed))
+    assert first == second
+    assert len(first) == 2
+
+
+def test_recalibration_mends_over_confidence(scores):
+    table = scores({"a": 0.9}, patients=600)
+    table["logit"] *= 3
+    table["probability"] = 1 / (1 + np.exp(-table["logit"]))
+    arm = evaluate(table, bootstrap=200).to_dict()["arms"]["a"]
+    assert "over-confident" in arm["trust"]
+    assert arm["calibration"]["slope"]["high"] < 1
+    assert abs(arm["recalibrated"]["calibration"]["slope"]["estimate"] - 1) < 0.25
+    assert arm["recalibrated"]["log_loss"]["estimate"] < arm["log_loss"]["estimate"]
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_tiny_and_perfect_tables_are_told_not_guessed(n):
+    table = pd.DataFrame({"patient": range(2 * n), "target": [0, 1] * n, "probability": [0.2, 0.9] * n})
+    report = evaluate(table, bootstrap=100)
+    arm = report.to_dict()["arms"]["model"]
+    assert arm["auc"]["estimate"] == 1
+    assert arm["auc"]["low"] < 0.99
+    assert arm["calibration"]["slope"]["estimate"] is None
+    assert "reason" in arm["calibration"]["slope"]
+    assert "Cannot tell" in arm["trust"]
+    assert "not estimable" in str(report)
+
+
+def test_all_scores_equal_is_chance():
+    table = pd.DataFrame({"patient": range(40), "target": [0, 1] * 20, "probability": 0.5})
+    arm = evaluate(table, bootstrap=100).to_dict()["arms"]["model"]
+    assert arm["auc"]["estimate"] == 0.5
+    assert arm["auc"]["low"] < 0.5 < arm["auc"]["high"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.drop(columns="target"), "no column target"),
+        (lambda t: t.iloc[:0], "no rows"),
+        (lambda t: t.assign(target=2), "row 2: target is 2; use 0 or 1"),
+        (lambda t: t.assign(probability=1.5, logit=0.0), "outside 0 to 1"),
+        (lambda t: t.assign(probability=np.nan), "row 2: probability is empty"),
+        (lambda t: t.assign(probability="high"), "'high', not a number"),
+        (lambda t: t.assign(probability=0.9, logit=-3.0), "disagree"),
+        (lambda t: t.assign(image="same"), "is there twice"),
+        (lambda t: t.assign(part="holdout"), "use train, tune or test"),
+        (lambda t: t.assign(part="tune"), "no row has part = test"),
+        (lambda t: t.assign(target=1), "Both classes are needed"),
+        (lambda t: t.assign(label=np.where(np.arange(len(t)) % 2, "x", "y")), "one label is evaluated at a time"),
+    ],
+)
+def test_a_faulty_table_is_refused_with_the_place(scores, change, message):
+    table = scores({"a": 1.0}, patients=20, folds=1)
+    with pytest.raises(PredictionsError, match=message):
+        evaluate(change(table), bootstrap=100)
+
+
+def test_a_patient_tested_in_two_folds_is_a_leak(scores):
+    table = scores({"a": 1.0}, views=2)
+    test = table.index[table["part"] == "test"]
+    table.loc[test[0], "fold"] = 1 - table.loc[test[0], "fold"]
+    with pytest.raises(LeakageError, match="patient P0"):
+        evaluate(table, bootstrap=100)
+
+
+def test_arms_are_compared_on_the_images_they_share(scores):
+    table = scores({"a": 1.0, "b": 0.5}, folds=1)
+    report = evaluate(table.drop(index=table.index[table["arm"] == "b"][:7]), bootstrap=100).to_dict()
+    assert report["images"] == 113
+    assert any("7 images of arm a" in warning for warning in report["warnings"])
+
+
+def test_percentile_interval_and_p_by_hand():
+    values = np.linspace(-1, 3, 401)
+    interval = percentile_interval(1.0, values)
+    assert (interval["low"], interval["high"]) == pytest.approx((-0.9, 2.9))
+    assert two_sided_p(values) == pytest.approx(2 * (101 + 1) / 402)
+    recentred = percentile_interval(0.1, np.full(100, 0.5), recentre=True)
+    assert (recentred["low"], recentred["high"]) == pytest.approx((0.1, 0.1))
+    assert percentile_interval(1.0, np.full(100, np.nan))["low"] is None
+
+
+def test_coverage_of_the_auc_difference_under_the_null():
+    """Two models of equal worth: a difference is declared in about 5 % of studies."""
+    rng = np.random.default_rng(7)
+    declared = 0
+    for _ in range(100):
+        target = rng.integers(0, 2, 80)
+        signal = target + rng.normal(size=80)
+        arms = [signal + rng.normal(size=80) for _ in range(2)]
+        table = pd.concat(
+            [
+                pd.DataFrame({"arm": name, "patient": range(80), "target": target, "logit": logit})
+                for name, logit in zip("ab", arms, strict=True)
+            ]
+        )
+        delta = evaluate(table, bootstrap=200).to_dict()["comparisons"][0]["delta_auc"]
+        declared += not delta["low"] <= 0 <= delta["high"]
+    assert declared <= 12

@@ -1,0 +1,125 @@
+"""The house of the design: who may import whom, and that nothing happens at import."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import medtransfer
+
+PACKAGE = Path(medtransfer.__file__).parent
+ROOT = PACKAGE.parent
+
+ALLOWED = {
+    "errors": set(),
+    "progress": {"errors"},
+    "config": {"errors"},
+    "data": {"errors", "data"},
+    "models": {"errors", "models"},
+    "evaluation": {"errors", "evaluation"},
+    "tasks": {"errors", "tasks", "models.heads", "models.backbone", "evaluation.predictions"},
+    "training": {"errors", "training", "tasks", "models", "evaluation"},
+    "report": {"errors", "report", "evaluation"},
+    "record": {"errors", "config", "data", "models", "training", "evaluation"},
+    "study": {"errors", "config", "record", "progress", "data", "models", "tasks", "training", "evaluation", "report"},
+    "cli": {"errors", "config", "data", "models", "study", "evaluation", "report"},
+    "__main__": {"cli"},
+    "__init__": {"config", "data", "models", "tasks", "evaluation", "errors", "record", "study"},
+}
+# Names that come from one module of the package, whatever the depth of the import statement.
+PREFIX = "medtransfer"
+
+
+def imported_modules(tree: ast.AST, importable: set[str]) -> list[str]:
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            module = node.module or ""
+            names += [f"{module}.{alias.name}" if f"{module}.{alias.name}" in importable else module for alias in node.names]
+    return [name.removeprefix(PREFIX).lstrip(".") for name in names if name == PREFIX or name.startswith(f"{PREFIX}.")]
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        relative = path.relative_to(PACKAGE).with_suffix("")
+        found[".".join(relative.parts).removesuffix(".__init__")] = path
+    return found
+
+
+def test_imports_point_down():
+    found = modules()
+    importable = {f"{PREFIX}.{name}" for name in found}
+    assert len(found) > 25
+    faults = []
+    edges = 0
+    for name, path in found.items():
+        allowed = ALLOWED[name.split(".")[0]]
+        for target in imported_modules(ast.parse(path.read_text()), importable):
+            edges += 1
+            if not any(target == room or target.startswith(f"{room}.") for room in allowed):
+                faults.append(f"{name} imports {target or PREFIX}")
+    assert edges > 50
+    assert not faults, faults
+
+
+def test_there_is_no_import_cycle():
+    found = modules()
+    importable = {f"{PREFIX}.{name}" for name in found}
+    graph = {}
+    for name, path in found.items():
+        # Imports inside functions are made when the function runs; they cannot close a cycle at import.
+        top = ast.Module([node for node in ast.parse(path.read_text()).body if isinstance(node, (ast.Import, ast.ImportFrom))], [])
+        graph[name] = {target for target in imported_modules(top, importable) if target in found and target != name}
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join((*path, name))
+        if name not in done:
+            for target in graph[name]:
+                visit(target, (*path, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+    assert done == set(found)
+
+
+def test_pydicom_has_one_user():
+    users = [name for name, path in modules().items() if "pydicom" in path.read_text() and name not in {"study", "record"}]
+    assert users == ["data.dicom"]
+
+
+def run_python(code: str) -> str:
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return result.stdout.strip()
+
+
+def test_command_line_and_evaluation_load_no_torch():
+    assert run_python("import sys, medtransfer, medtransfer.cli; print('torch' in sys.modules or 'pandas' in sys.modules)") == "False"
+    assert run_python("import sys, medtransfer.evaluation, medtransfer.report.build; print('torch' in sys.modules)") == "False"
+
+
+def test_all_names_are_importable_and_listed():
+    assert sorted(medtransfer._HOMES) == sorted(medtransfer.__all__)
+    for name in medtransfer.__all__:
+        assert getattr(medtransfer, name) is not None
+    assert set(medtransfer.__all__) <= set(dir(medtransfer))
+
+
+def test_error_classes_are_few_and_built_in():
+    from medtransfer import errors
+
+    classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.MedTransferError)]
+    assert 2 < len(classes) <= 8
+    assert all(issubclass(c, (ValueError, RuntimeError)) for c in classes if c is not errors.MedTransferError)
+
+
+def test_functions_and_modules_stay_small():
+    for name, path in modules().items():
+        assert len(path.read_text().splitlines()) <= 400, name
