@@ -108,7 +108,9 @@ class TrainSection(Section):
     """The budget, the same for every arm."""
 
     epochs: int | None = Field(None, ge=1, description="Passes over the training images; the plan's steps where left out.")
-    patience: int = Field(8, ge=1, description="Epochs without a better tune log-loss before training stops.")
+    patience: int | None = Field(
+        None, ge=1, description="Epochs without a better tune log-loss before training stops; half of all where left out."
+    )
     batch_size: int = Field(32, ge=2)
     weight_decay: float = Field(0.05, ge=0)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

@@ -7,12 +7,14 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import monai
 import numpy as np
 import torch
+from monai.data import get_track_meta, set_track_meta
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -115,9 +117,23 @@ class ImageDataset(Dataset[Item]):
         image = torch.from_numpy(np.load(self.entries[row]))
         if self.random is not None and self.seed is not None:
             draw = np.random.SeedSequence([self.seed, self.epoch, row]).generate_state(1)[0]
-            self.random.set_random_state(seed=int(draw))
-            image = torch.as_tensor(self.random(image))
+            state = np.random.RandomState(int(draw))  # noqa: NPY002  what MONAI's transforms draw from
+            for transform in self.random.transforms:
+                transform.set_random_state(state=state)
+            with plain_tensors():
+                image = self.random(image)
         return image, self.targets[row], row
+
+
+@contextmanager
+def plain_tensors() -> Iterator[None]:
+    """MONAI without its metadata, whose bookkeeping takes longer than the transforms do."""
+    tracked = get_track_meta()
+    set_track_meta(False)
+    try:
+        yield
+    finally:
+        set_track_meta(tracked)
 
 
 class EpochSampler(Sampler[int]):

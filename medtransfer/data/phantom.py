@@ -118,14 +118,14 @@ class _Traits:
 
 def _draw_traits(kind: str, rng: np.random.Generator) -> _Traits:
     # One latent degree of malignancy per patient; the two classes overlap in it.
-    degree = float(np.clip(rng.normal(0.66 if kind == "malignant" else 0.28, 0.17), 0.0, 1.0))
+    degree = float(np.clip(rng.normal(0.74 if kind == "malignant" else 0.24, 0.15), 0.0, 1.0))
     return _Traits(
         lesion=kind != "none",
         radius=float(rng.uniform(15, 27)),
         elongation=float(rng.uniform(1.0, 1.7)),
-        irregularity=0.20 * float(np.clip(degree + rng.normal(0, 0.12), 0, 1)),
+        irregularity=0.26 * float(np.clip(degree + rng.normal(0, 0.12), 0, 1)),
         spicules=int(rng.integers(5, 12)),
-        spicule_length=0.55 * float(np.clip(degree - 0.35 + rng.normal(0, 0.10), 0, 1)),
+        spicule_length=0.75 * float(np.clip(degree - 0.35 + rng.normal(0, 0.10), 0, 1)),
         unevenness=float(np.clip(degree + rng.normal(0, 0.15), 0, 1)),
         contrast=float(rng.uniform(0.40, 0.70)),
     )

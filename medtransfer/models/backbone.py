@@ -238,32 +238,29 @@ def _links(network: nn.Module) -> list[tuple[str, tuple[str, ...]]]:
     else:
         links = []
         children = [(name, child) for name, child in network.named_children() if name not in _HEADS]
-    stem: list[str] = []
-    tail: list[str] = []
+    pending: list[str] = []
     for path in _unrolled(children):
         module = network.get_submodule(path)
-        is_small = not list(module.children()) or isinstance(module, nn.modules.batchnorm._BatchNorm)
-        if is_small and not links:
-            stem.append(path)
-            # A network of plain layers (VGG) is one long stem but for its pooling: each resolution is a stage.
-            if isinstance(module, nn.MaxPool2d):
-                links.append((f"stem.{path}" if "." in path else "stem", tuple(stem)))
-                stem = []
-        elif is_small:
-            tail.append(path)
-        else:
-            if stem:
-                links.append(("stem", tuple(stem)))
-                stem = []
-            if tail:
-                links[-1] = (links[-1][0], links[-1][1] + tuple(tail))
-                tail = []
-            links.append((path, (path,)))
-    if stem:
-        links.append(("stem", tuple(stem)))
-    if tail:
-        links.append((tail[0], tuple(tail)))
+        if not list(module.children()) or isinstance(module, nn.modules.batchnorm._BatchNorm):
+            pending.append(path)
+            # A network of plain layers (VGG) has no blocks: each resolution becomes a stage.
+            if isinstance(module, nn.MaxPool2d) and (len(pending) > 1 or not links):
+                links.append(_link(pending, links))
+                pending = []
+            continue
+        if pending and links:
+            links[-1] = (links[-1][0], (*links[-1][1], *pending))
+        elif pending:
+            links.append(_link(pending, links))
+        pending = []
+        links.append((path, (path,)))
+    if pending:
+        links.append(_link(pending, links))
     return links
+
+
+def _link(layers: list[str], before: list[tuple[str, tuple[str, ...]]]) -> tuple[str, tuple[str, ...]]:
+    return (layers[0] if before else "stem", tuple(layers))
 
 
 def _unrolled(children: Sequence[tuple[str, nn.Module]]) -> Iterator[str]:

@@ -34,12 +34,13 @@ class Budget:
 
     Attributes:
         steps: optimiser steps at the most.
-        patience: epochs without a better tune loss before training stops.
+        patience: epochs without a better tune loss before training stops; None: half of all epochs,
+            as networks trained from scratch often pause for a while before they improve.
         weight_decay: of AdamW, on matrices only.
     """
 
     steps: int
-    patience: int
+    patience: int | None
     weight_decay: float
 
 
@@ -103,7 +104,10 @@ def fit(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, epochs * len(train)))
     accelerated = engine.accelerator.prepare(optimizer)
     history = [_measure(backbone, head, task, tune, engine, epoch=0)]
-    best, best_epoch = _snapshot(backbone, head), 0
+    best, best_epoch, lowest = _snapshot(backbone, head), 0, history[0]["tune_loss"]
+    if plan.strategy == "scratch":
+        lowest = math.inf  # an untrained network is not a candidate, however poor the first epochs are
+    patience = budget.patience or max(1, epochs // 2)
     begun = time.perf_counter()
     if on_epoch is not None:
         on_epoch(history[0], epochs)
@@ -118,9 +122,9 @@ def fit(
         history.append(entry)
         if on_epoch is not None:
             on_epoch(entry, epochs)
-        if entry["tune_loss"] < history[best_epoch]["tune_loss"]:
-            best, best_epoch = _snapshot(backbone, head), epoch
-        elif epoch - best_epoch >= budget.patience:
+        if entry["tune_loss"] < lowest:
+            best, best_epoch, lowest = _snapshot(backbone, head), epoch, entry["tune_loss"]
+        elif epoch - best_epoch >= patience:
             stopped_early = epoch < epochs
             break
     _restore(backbone, head, best)

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import pytest
+
+import medtransfer as mt
+from medtransfer.errors import ConfigError
+from medtransfer.models.freeze import PlainCounts, parameter_groups
+from medtransfer.models.heads import LinearHead
+
+
+@pytest.fixture(scope="module")
+def lite():
+    return mt.load_backbone("tf_efficientnet_lite0")
+
+
+def plan(backbone, smallest, domain="near", **fixed):
+    return mt.plan_freeze(PlainCounts({"0": 2 * smallest, "1": smallest}, domain), backbone, transfer=True, **fixed)
+
+
+@pytest.mark.parametrize(
+    ("smallest", "near", "far", "evidence"),
+    [
+        (8, 18, 18, "weak"),
+        (20, 18, 18, "weak"),
+        (100, 10, 7, "weak"),
+        (400, 7, 0, "strong"),
+        (5000, 0, 0, "strong"),
+        (20_000, 0, 0, "strong"),
+    ],
+)
+def test_the_table_for_a_plain_cnn(lite, smallest, near, far, evidence):
+    assert plan(lite, smallest, "near").frozen_stages == near
+    assert plan(lite, smallest, "far").frozen_stages == far
+    assert plan(lite, smallest).evidence == evidence
+
+
+def test_the_plan_says_why(lite):
+    found = plan(lite, 100, "far")
+    for part in ("100 patients in the smaller class", "far from ImageNet", "weak evidence", "last 11 of 18 stages"):
+        assert part in found.reason
+    assert (found.strategy, found.steps, found.norm_policy) == ("lp_ft", 1000, "eval")
+    assert plan(lite, 8).strategy == "linear_probe"
+    assert plan(lite, 8).steps == 0
+    assert 0 < found.trainable_fraction < 1
+    assert plan(lite, 5000).trainable_fraction == 1
+
+
+def test_families_differ():
+    vit = mt.load_backbone("vit_tiny_patch16_224")
+    dense = mt.load_backbone("densenet121")
+    assert plan(vit, 400).frozen_stages > len(vit.stages) / 2
+    assert plan(dense, 400).frozen_stages == 0
+    ghost = mt.load_backbone("ghostnet_100")
+    assert plan(ghost, 100).frozen_stages in {0, 1}
+
+
+def test_scratch_trains_everything_whatever_is_set(lite):
+    found = mt.plan_freeze(PlainCounts({"0": 100, "1": 100}, "far"), lite, frozen_stages=5)
+    assert (found.strategy, found.frozen_stages, found.stage_decay, found.norm_policy) == ("scratch", 0, 1.0, "train")
+    assert found.steps > 0
+
+
+def test_fields_can_be_set_by_hand(lite):
+    found = plan(lite, 100, frozen_stages=3, head_lr=0.01)
+    assert (found.frozen_stages, found.head_lr) == (3, 0.01)
+    assert "Set by hand: " in found.reason
+    assert plan(lite, 100, strategy="linear_probe").frozen_stages == 18
+    assert plan(lite, 100, frozen_stages=18).strategy == "linear_probe"
+    tuned = plan(lite, 8, strategy="lp_ft")
+    assert (tuned.strategy, tuned.frozen_stages) == ("lp_ft", 17)
+    assert tuned.steps > 0
+    for wrong in ({"frozen_stages": 19}, {"reason": "x"}, {"strategy": "linear_probe", "frozen_stages": 3}):
+        with pytest.raises(ConfigError):
+            plan(lite, 100, **wrong)
+
+
+def test_groups_cover_what_trains_once_with_decaying_rates():
+    net = mt.load_backbone("tf_efficientnet_lite0")
+    found = plan(net, 100, "far")
+    net.freeze(found.frozen_stages)
+    head = LinearHead(net.names[-1], 1280, 1, "NCHW")
+    groups = parameter_groups(net, head, found, 0.05)
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {id(p) for p in [*net.parameters(), *head.parameters()] if p.requires_grad}
+    rates = {group["name"]: group["lr"] for group in groups}
+    assert rates["head"] == found.head_lr
+    assert rates["conv_head"] == found.backbone_lr
+    assert rates["blocks.6.0"] == pytest.approx(found.backbone_lr * found.stage_decay)
+    assert all((group["weight_decay"] > 0) == (group["params"][0].ndim > 1) for group in groups)
