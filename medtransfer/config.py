@@ -109,7 +109,7 @@ class TrainSection(Section):
 
     epochs: int | None = Field(None, ge=1, description="Passes over the training images; the plan's steps where left out.")
     patience: int | None = Field(
-        None, ge=1, description="Epochs without a better tune log-loss before training stops; half of all where left out."
+        None, ge=1, description="Epochs without a better tune log-loss before training stops; left out: all are run."
     )
     batch_size: int = Field(32, ge=2)
     weight_decay: float = Field(0.05, ge=0)

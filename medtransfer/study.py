@@ -279,7 +279,6 @@ def _run_all(prepared: Prepared, engines: dict[str, Engine], entries: list[Path]
     jobs = [(seed, fold, arm) for seed in config.protocol.seeds for fold in range(len(prepared.split)) for arm in config.arms]
     runs: list[Run] = []
     for number, (seed, index, arm) in enumerate(jobs):
-        reporter("runs", number, len(jobs))
         folder = output / "runs" / arm / f"fold-{index}" / f"seed-{seed}"
         key = run_key(prepared, engines[arm], seed, index, arm)
         run = finished_run(folder, key, arm, index, seed)
@@ -307,7 +306,6 @@ def _run_all(prepared: Prepared, engines: dict[str, Engine], entries: list[Path]
                 f"of {run.summary['epochs']}, {time.monotonic() - begun:.0f} s"
             )
         runs.append(run)
-    reporter("runs", len(jobs), len(jobs))
     order = {arm: i for i, arm in enumerate(config.arms)}
     runs.sort(key=lambda run: (order[run.arm], run.seed, run.fold))
     return pd.concat([run.predictions for run in runs], ignore_index=True)

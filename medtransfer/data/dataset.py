@@ -117,7 +117,7 @@ class ImageDataset(Dataset[Item]):
         image = torch.from_numpy(np.load(self.entries[row]))
         if self.random is not None and self.seed is not None:
             draw = np.random.SeedSequence([self.seed, self.epoch, row]).generate_state(1)[0]
-            state = np.random.RandomState(int(draw))  # noqa: NPY002  what MONAI's transforms draw from
+            state = np.random.RandomState(int(draw))
             for transform in self.random.transforms:
                 transform.set_random_state(state=state)
             with plain_tensors():

@@ -70,7 +70,7 @@ def draw_training(histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]
             axes.plot(epochs, losses, color=colour, linewidth=0.9, alpha=0.7, label=_short(arm) if number == 0 else None)
             best = min(range(len(losses)), key=losses.__getitem__)
             axes.plot(epochs[best], losses[best], color=colour, marker="o", markersize=3.5)
-    axes.set(xlabel="Epoch", ylabel="Log-loss on the tune part", title="Training (dots: weights kept)")
+    axes.set(xlabel="Epoch", ylabel="Log-loss on the tune part, at best temperature", title="Training (dots: weights kept)")
     # A few runs of training from scratch start very high and would hide the rest.
     values = sorted(row["tune_loss"] for runs in histories.values() for run in runs for row in run)
     axes.set_ylim(0, max(1.0, 1.1 * values[int(0.97 * (len(values) - 1))]))

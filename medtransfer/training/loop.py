@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import binary_auroc
 
 from medtransfer.errors import StudyError
+from medtransfer.evaluation.calibration import fit_temperature
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.freeze import FreezePlan, parameter_groups
 from medtransfer.models.heads import LinearHead
@@ -26,6 +27,10 @@ from medtransfer.training.probe import fit_head, pooled_features
 
 _WARM_UP = 0.1
 _CLIP_NORM = 5.0
+# Of the averaged weights, per step: a memory of about twenty steps.
+_AVERAGE = 0.95
+# A tune loss is better only by more than rounding.
+_LEAST_GAIN = 1e-6
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,8 @@ class Budget:
 
     Attributes:
         steps: optimiser steps at the most.
-        patience: epochs without a better tune loss before training stops; None: half of all epochs,
-            as networks trained from scratch often pause for a while before they improve.
+        patience: epochs without a better tune loss before training stops; None: all epochs are run, as
+            the best ones often come at the end, where the learning rate is low.
         weight_decay: of AdamW, on matrices only.
     """
 
@@ -44,12 +49,39 @@ class Budget:
     weight_decay: float
 
 
+class _Averages:
+    """Exponential moving averages of weights and batch statistics (Polyak & Juditsky 1992, doi:10.1137/0330046).
+
+    On a few hundred images single steps swing the tune loss by more than epochs improve it; the
+    average does not, so that the choice of the epoch is not one of noise.
+    """
+
+    def __init__(self, backbone: Backbone, head: nn.Module) -> None:
+        self.backbone, self.head = copy.deepcopy(backbone), copy.deepcopy(head)
+
+    @torch.no_grad()
+    def update(self, backbone: Backbone, head: nn.Module) -> None:
+        """One step towards the current weights; what is frozen stays exactly as it is."""
+        for average, current in ((self.backbone, backbone), (self.head, head)):
+            now = current.state_dict()
+            for key, value in average.state_dict().items():
+                if value.is_floating_point():
+                    value.lerp_(now[key], 1 - _AVERAGE)
+                else:
+                    value.copy_(now[key])
+
+    def state(self) -> list[dict[str, Tensor]]:
+        """A copy of the averaged states of backbone and head."""
+        return [copy.deepcopy(module.state_dict()) for module in (self.backbone, self.head)]
+
+
 @dataclass(frozen=True)
 class FitResult:
     """What training did.
 
     Attributes:
-        history: per epoch `epoch, train_loss, tune_loss, tune_auc, lr, seconds`; epoch 0 is the convex head alone.
+        history: per epoch `epoch, train_loss, tune_loss, tune_loss_raw, tune_auc, lr, seconds`, the tune loss at
+            the best temperature and as it is; epoch 0 is the convex head alone.
         best_epoch: the epoch whose weights were kept (lowest tune loss).
         stopped_early: True where patience ran out before the budget did.
         probe: penalties and losses of the convex head; empty for scratch.
@@ -79,8 +111,8 @@ def fit(
     """Trains head and backbone in place and leaves them with the best weights, in eval mode.
 
     First the convex head (not for scratch, whose features mean nothing yet), then all that the plan
-    leaves trainable, with AdamW, linear warm-up and cosine decay; the epoch with the lowest tune loss
-    is kept.
+    leaves trainable, with AdamW, linear warm-up and cosine decay. What is measured and kept is the
+    exponential average of the weights, at the epoch with the lowest tune loss.
 
     Args:
         train: random transforms, shuffled. `train_plain`: the same images as they are. `tune`: for the choice of the epoch.
@@ -103,11 +135,12 @@ def fit(
     optimizer = torch.optim.AdamW(parameter_groups(backbone, head, plan, budget.weight_decay))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, epochs * len(train)))
     accelerated = engine.accelerator.prepare(optimizer)
+    averages = _Averages(backbone, head)
     history = [_measure(backbone, head, task, tune, engine, epoch=0)]
-    best, best_epoch, lowest = _snapshot(backbone, head), 0, history[0]["tune_loss"]
+    best, best_epoch, lowest = averages.state(), 0, history[0]["tune_loss"]
     if plan.strategy == "scratch":
         lowest = math.inf  # an untrained network is not a candidate, however poor the first epochs are
-    patience = budget.patience or max(1, epochs // 2)
+    patience = budget.patience or epochs
     begun = time.perf_counter()
     if on_epoch is not None:
         on_epoch(history[0], epochs)
@@ -116,18 +149,20 @@ def fit(
         started = time.perf_counter()
         for part in (train.sampler, train.dataset):
             cast(Any, part).set_epoch(epoch)
-        train_loss = _train_epoch(backbone, head, task, train, accelerated, schedule, engine)
-        entry = _measure(backbone, head, task, tune, engine, epoch)
+        train_loss = _train_epoch(backbone, head, task, train, accelerated, schedule, averages, engine)
+        entry = _measure(averages.backbone, averages.head, task, tune, engine, epoch)
         entry |= {"train_loss": train_loss, "lr": float(schedule.get_last_lr()[-1]), "seconds": time.perf_counter() - started}
         history.append(entry)
         if on_epoch is not None:
             on_epoch(entry, epochs)
-        if entry["tune_loss"] < lowest:
-            best, best_epoch, lowest = _snapshot(backbone, head), epoch, entry["tune_loss"]
+        if entry["tune_loss"] < lowest - _LEAST_GAIN:
+            best, best_epoch, lowest = averages.state(), epoch, entry["tune_loss"]
         elif epoch - best_epoch >= patience:
             stopped_early = epoch < epochs
             break
-    _restore(backbone, head, best)
+    for module, state in zip((backbone, head), best, strict=True):
+        module.load_state_dict(state)
+        module.eval()
     seconds = time.perf_counter() - begun
     seen = (len(history) - 1) * len(train) * (train.batch_size or 1)
     return FitResult(history, best_epoch, stopped_early, probe, seconds, seen / seconds if seen else 0.0)
@@ -157,7 +192,14 @@ def _forward(backbone: Backbone, head: nn.Module, task: Task, batch: Batch, engi
 
 
 def _train_epoch(
-    backbone: Backbone, head: nn.Module, task: Task, train: DataLoader[Any], optimizer: Any, schedule: Any, engine: Engine
+    backbone: Backbone,
+    head: nn.Module,
+    task: Task,
+    train: DataLoader[Any],
+    optimizer: Any,
+    schedule: Any,
+    averages: _Averages,
+    engine: Engine,
 ) -> float:
     backbone.train()
     head.train()
@@ -172,16 +214,22 @@ def _train_epoch(
         engine.accelerator.clip_grad_norm_(parameters, _CLIP_NORM)
         optimizer.step()
         schedule.step()
+        averages.update(backbone, head)
         losses.append(float(loss.detach()))
     return float(np.mean(losses))
 
 
 def _measure(backbone: Backbone, head: nn.Module, task: Task, tune: DataLoader[Any], engine: Engine, epoch: int) -> dict[str, float]:
-    """Unweighted log-loss on the tune part: the loss of the probabilities a reader would be shown."""
+    """Unweighted log-loss on the tune part, as it is and at the best temperature, and the AUC.
+
+    The second one chooses the epoch ("refine, then calibrate", Berta et al. 2025, arXiv:2501.19195):
+    over-confidence grows while discrimination still improves, and a temperature takes it away.
+    """
     logits, targets = predict(backbone, head, task, tune, engine)
-    loss = float(np.logaddexp(0.0, np.where(targets == 1, -logits, logits)).mean())
+    temperatures = [fit_temperature(logits[:, i], targets[:, i]) for i in range(logits.shape[1])]
+    raw, refined = (float(np.logaddexp(0.0, np.where(targets == 1, -z, z)).mean()) for z in (logits, logits / temperatures))
     auc = float(binary_auroc(torch.from_numpy(logits[:, 0]), torch.from_numpy(targets[:, 0]).int()))
-    return {"epoch": epoch, "tune_loss": loss, "tune_auc": auc}
+    return {"epoch": epoch, "tune_loss": refined, "tune_loss_raw": raw, "tune_auc": auc}
 
 
 def _rate(step: int, total: int) -> float:
@@ -190,13 +238,3 @@ def _rate(step: int, total: int) -> float:
     if step < warm:
         return (step + 1) / warm
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
-
-
-def _snapshot(*modules: nn.Module) -> list[dict[str, Tensor]]:
-    return [copy.deepcopy(module.state_dict()) for module in modules]
-
-
-def _restore(backbone: nn.Module, head: nn.Module, states: list[dict[str, Tensor]]) -> None:
-    for module, state in zip((backbone, head), states, strict=True):
-        module.load_state_dict(state)
-        module.eval()

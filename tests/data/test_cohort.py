@@ -1,9 +1,8 @@
 from __future__ import annotations
 
+import medtransfer as mt
 import numpy as np
 import pytest
-
-import medtransfer as mt
 from medtransfer.errors import CohortError, LeakageError
 
 
@@ -28,7 +27,8 @@ def test_class_names_need_the_positive_one(manifest):
 
 def test_every_fault_is_reported_with_its_row(tmp_path, manifest):
     manifest(patients=2, views=1)
-    text = "image,patient,malignant,split\n0-0.png,P0,0,train\n0-0.png,P0,1,train\nnone.png,P1,1,test\n1-0.png,,1,test\n,P2,,test\n1-0.png,P3,2,later\n"
+    rows = ["image,patient,malignant,split", "0-0.png,P0,0,train", "0-0.png,P0,1,train", "none.png,P1,1,test"]
+    text = "\n".join([*rows, "1-0.png,,1,test", ",P2,,test", "1-0.png,P3,2,later"])
     (tmp_path / "bad.csv").write_text(text)
     with pytest.raises(CohortError) as caught:
         mt.Cohort.from_csv(tmp_path / "bad.csv", tmp_path, ["malignant"])

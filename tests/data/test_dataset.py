@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
 from medtransfer.data.dataset import EpochSampler, ImageDataset, cache_folder, cache_images, make_loader
 from medtransfer.data.transforms import fixed_transforms, normalise, random_transforms
 from medtransfer.errors import ConfigError
@@ -50,7 +49,7 @@ def test_the_cache_is_the_uncached_result_bit_for_bit(cached):
         assert np.array_equal(np.load(entry), pipeline({"image": path})["image"].numpy())
 
 
-def test_the_cache_is_filled_once_and_keyed_by_content_and_setting(cached, monkeypatch):
+def test_the_cache_is_filled_once_and_keyed_by_content_and_setting(cached):
     paths, entries = cached
     stamps = [entry.stat().st_mtime_ns for entry in entries]
     again = cache_images(paths, [f"digest{i}" for i in range(6)], 32, "percentile", cache_folder())

@@ -4,12 +4,11 @@ import numpy as np
 import pydicom
 import pytest
 import tifffile
-from PIL import Image as Pillow
-from pydicom.data import get_testdata_file
-
 from medtransfer.data.dicom import write_grey_dicom
 from medtransfer.data.reading import load_tensor, read_image
 from medtransfer.errors import ImageError
+from PIL import Image as Pillow
+from pydicom.data import get_testdata_file
 
 RAMP = np.arange(64 * 80, dtype=np.uint16).reshape(64, 80)
 

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from medtransfer.data.cohort import Cohort
 from medtransfer.data.split import Split, split_cohort
 from medtransfer.errors import CohortError, LeakageError

@@ -2,11 +2,10 @@ from __future__ import annotations
 
 import copy
 
+import medtransfer as mt
 import pytest
 import timm
 import torch
-
-import medtransfer as mt
 from medtransfer.errors import WeightsError
 from medtransfer.models.heads import LinearHead, pool
 

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-import pytest
-
 import medtransfer as mt
+import pytest
 from medtransfer.errors import ConfigError
 from medtransfer.models.freeze import PlainCounts, parameter_groups
 from medtransfer.models.heads import LinearHead

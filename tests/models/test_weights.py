@@ -2,17 +2,16 @@ from __future__ import annotations
 
 import pickle
 
+import medtransfer as mt
 import numpy as np
 import pytest
 import safetensors.torch
 import skimage.data
 import timm
 import torch
-from skimage.transform import resize
-
-import medtransfer as mt
 from medtransfer.errors import WeightsError
 from medtransfer.models.weights import _embedded_file, _rename_lite, read_tensors
+from skimage.transform import resize
 
 LITE = "tf_efficientnet_lite0"
 

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+
+import medtransfer as mt
+import pytest
+from medtransfer.cli import app
+from medtransfer.config import configs_folder
+from typer.testing import CliRunner
+
+RUNNER = CliRunner()
+
+
+def run(*arguments: object):
+    return RUNNER.invoke(app, [str(a) for a in arguments])
+
+
+def test_help_names_the_verbs():
+    result = run("--help")
+    assert result.exit_code == 0
+    for verb in ("demo", "compare", "plan", "evaluate", "backbones", "configs"):
+        assert verb in result.output
+
+
+def test_plan_without_a_cohort_answers_in_json():
+    result = run("plan", "--backbone", "resnet18", "--counts", "399,147", "--domain", "far", "--json")
+    assert result.exit_code == 0, result.output
+    answer = json.loads(result.output)
+    keys = {
+        "strategy",
+        "stages",
+        "frozen_stages",
+        "trainable_fraction",
+        "head_lr",
+        "backbone_lr",
+        "stage_decay",
+        "steps",
+        "evidence",
+        "reason",
+    }
+    assert keys <= set(answer)
+    assert (answer["strategy"], answer["stages"], answer["evidence"]) == ("lp_ft", 9, "weak")
+    text = run("plan", "--backbone", "resnet18", "--counts", "399,147", "--domain", "near").output
+    assert "stages frozen" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give a CONFIG, or --backbone"),
+        (["--backbone", "resnet18", "--counts", "many"], "expected whole numbers"),
+        (["--backbone", "resnet18", "--counts", "5"], "at least two counts"),
+        (["--backbone", "resnet18", "--counts", "5,0"], "each at least 1"),
+        (["--backbone", "resnet18", "--counts", "5,5", "--domain", "middle"], "use near or far"),
+        (["--backbone", "resnet0", "--counts", "5,5"], "unknown backbone"),
+        (["none.yaml"], "cannot be read"),
+    ],
+)
+def test_plan_says_what_it_needs(arguments, message):
+    result = run("plan", *arguments)
+    assert (result.exit_code, message in result.output) == (2, True), result.output
+
+
+def test_plan_of_a_config_writes_nothing(tmp_path):
+    manifest = mt.write_phantom(tmp_path / "c", 30)
+    before = sorted(tmp_path.rglob("*"))
+    result = run("plan", configs_folder() / "demo.yaml", f"cohort.manifest={manifest}", f"cohort.root={manifest.parent}", "--json")
+    assert result.exit_code == 0, result.output
+    answer = json.loads(result.stdout)
+    assert set(answer) == {"imagenet", "scratch"}
+    assert answer["scratch"]["frozen_stages"] == 0
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_evaluate_prints_and_answers_in_json(scores, tmp_path):
+    path = tmp_path / "p.csv"
+    scores({"a": 1.5, "b": 0.4}).to_csv(path, index=False)
+    result = run("evaluate", path, "--bootstrap", 100)
+    assert result.exit_code == 0
+    assert "a separates the classes better than b" in result.output
+    answer = json.loads(run("evaluate", path, "--bootstrap", 100, "--json").output)
+    assert answer == mt.evaluate(path, bootstrap=100).to_dict()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["p.csv"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no such file"),
+        ("", "not a readable CSV"),
+        ("patient,target\n1,0\n", "no column probability"),
+        ("patient,target,probability\n1,0,0.2\n2,1,x\n", "row 3: probability is 'x'"),
+        ("patient,target,probability\n1,0,0.2\n2,0,0.3\n", "Both classes are needed"),
+    ],
+)
+def test_evaluate_refuses_with_the_place(tmp_path, text, message):
+    path = tmp_path / "p.csv"
+    if text is not None:
+        path.write_text(text)
+    result = run("evaluate", path, "--output", tmp_path / "out")
+    assert (result.exit_code, message in result.output) == (2, True), result.output
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_configs_and_backbones_are_listed():
+    listed = run("configs").output
+    assert "demo.yaml" in listed
+    assert "breast_ultrasound.yaml" in listed
+    assert "cohort:" in run("configs", "demo").output
+    assert run("configs", "nothing").exit_code == 2
+    assert json.loads(run("configs", "--schema").output)["title"] == "StudyConfig"
+    assert "resnet18" in run("backbones", "resnet1*").output.split()
+    assert "resnet18" in json.loads(run("backbones", "resnet1*", "--json").output)
+    assert run("backbones", "no such*").exit_code == 2
+
+
+def test_usage_errors_exit_2():
+    assert run("compare").exit_code == 2
+    assert run("nonsense").exit_code == 2
+    assert run("evaluate", "x.csv", "--bootstrap", "3").exit_code == 2

@@ -1,0 +1,272 @@
+"""The whole path through the real command line, on small cohorts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import medtransfer as mt
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from medtransfer.cli import app
+from medtransfer.errors import CohortError, StudyError
+from typer.testing import CliRunner
+
+RUNNER = CliRunner()
+LITE = "tf_efficientnet_lite0"
+SETTINGS = {
+    "image": {"size": 32},
+    "protocol": {"folds": 2, "seeds": [0]},
+    "train": {"epochs": 1, "batch_size": 8, "precision": "fp32"},
+    "evaluate": {"bootstrap": 100},
+}
+ARMS = {"imagenet": mt.Arm(LITE, "imagenet"), "scratch": mt.Arm(LITE)}
+
+
+def write_config(folder: Path, manifest: Path, **changes) -> Path:
+    values = {
+        "cohort": {"manifest": str(manifest), "root": str(manifest.parent), "labels": ["malignant"]},
+        "arms": {"imagenet": {"backbone": LITE, "weights": "imagenet"}, "scratch": {"backbone": LITE, "weights": "none"}},
+        **SETTINGS,
+        **changes,
+    }
+    path = folder / "study.config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def run(*arguments: object):
+    return RUNNER.invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A finished study, made through the command line. Tests that change it copy it first."""
+    folder = tmp_path_factory.mktemp("study")
+    mt.write_phantom(folder / "cohort", 30, seed=2)
+    config = write_config(folder, folder / "cohort" / "manifest.csv")
+    result = run("compare", config, "--output", folder / "out")
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture
+def fresh(study, tmp_path):
+    shutil.copytree(study, tmp_path / "s")
+    return tmp_path / "s"
+
+
+def test_the_folder_is_the_record(study):
+    out = study / "out"
+    files = {"study.yaml", "environment.json", "cohort.csv", "audit.json", "plan.json", "predictions.csv", "report.json", "report.html"}
+    assert {path.name for path in out.iterdir()} == {*files, "runs", "figures"}
+    for arm in ("imagenet", "scratch"):
+        for fold in (0, 1):
+            run_folder = out / "runs" / arm / f"fold-{fold}" / "seed-0"
+            assert {p.name for p in run_folder.iterdir()} == {"run.json", "metrics.jsonl", "weights.safetensors", "predictions.csv"}
+    table = pd.read_csv(out / "predictions.csv")
+    assert table.columns.tolist() == ["arm", "seed", "fold", "part", "image", "patient", "label", "target", "probability", "logit"]
+    cohort = pd.read_csv(out / "cohort.csv")
+    assert {"image", "patient", "site", "malignant", "fold_0", "fold_1", "file_digest"} <= set(cohort.columns)
+    test = table[(table["part"] == "test") & (table["arm"] == "imagenet")]
+    assert sorted(test["image"]) == sorted(cohort["image"])
+    assert (test.merge(cohort, on="image")["target"] == test.merge(cohort, on="image")["malignant"]).all()
+    environment = json.loads((out / "environment.json").read_text())
+    assert environment["arms"]["imagenet"]["weights"]["digest"].startswith("57934424")
+    plan = json.loads((out / "plan.json").read_text())["arms"]
+    assert plan["scratch"]["strategy"] == "scratch"
+    assert len(plan["imagenet"]["reason"]) > 20
+
+
+def test_no_path_of_the_machine_is_in_the_record(study):
+    for name in ("cohort.csv", "audit.json", "plan.json", "environment.json", "predictions.csv", "report.json"):
+        assert str(study) not in (study / "out" / name).read_text(), name
+
+
+def test_both_arms_get_the_same_patients_and_steps(study):
+    runs = {arm: json.loads((study / "out" / "runs" / arm / "fold-0" / "seed-0" / "run.json").read_text()) for arm in ARMS}
+    assert runs["imagenet"]["images"] == runs["scratch"]["images"]
+    table = pd.read_csv(study / "out" / "predictions.csv")
+    keys = ["seed", "fold", "part", "image", "patient", "target"]
+    parts = [table[table["arm"] == arm][keys].reset_index(drop=True) for arm in ARMS]
+    assert parts[0].equals(parts[1])
+
+
+def test_evaluate_reproduces_every_number_without_torch(study, tmp_path):
+    code = (
+        "import sys; from medtransfer.cli import main; sys.argv = ['medtransfer', 'evaluate', *sys.argv[1:]]\n"
+        "try: main()\nexcept SystemExit as e: code = e.code\n"
+        "sys.exit('torch was loaded' if 'torch' in sys.modules else code)"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        str(study / "out" / "predictions.csv"),
+        "--output",
+        str(tmp_path / "again"),
+        "--bootstrap",
+        "100",
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "again" / "report.json").read_bytes() == (study / "out" / "report.json").read_bytes()
+    assert (tmp_path / "again" / "report.html").is_file()
+
+
+def test_the_same_study_again_gives_identical_predictions(study, tmp_path):
+    result = run("compare", study / "study.config.yaml", "--output", tmp_path / "again")
+    assert result.exit_code == 0
+    assert (tmp_path / "again" / "predictions.csv").read_bytes() == (study / "out" / "predictions.csv").read_bytes()
+
+
+def test_an_interrupted_study_is_continued(fresh, study):
+    out = fresh / "out"
+    undone = out / "runs" / "scratch" / "fold-1" / "seed-0" / "run.json"
+    undone.unlink()
+    (out / "predictions.csv").unlink()
+    kept = out / "runs" / "imagenet" / "fold-0" / "seed-0" / "weights.safetensors"
+    stamp = kept.stat().st_mtime_ns
+    result = run("compare", study / "study.config.yaml", "--output", out)
+    assert result.exit_code == 0, result.output
+    assert kept.stat().st_mtime_ns == stamp
+    assert undone.is_file()
+    assert (out / "predictions.csv").read_bytes() == (study / "out" / "predictions.csv").read_bytes()
+
+
+def test_interruption_exits_130_and_says_how_to_go_on(fresh, monkeypatch):
+    def interrupt(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("medtransfer.study.train_network", interrupt)
+    result = run("compare", fresh / "study.config.yaml", "--output", fresh / "new")
+    assert result.exit_code == 130
+    assert "Run the same command again to continue" in result.output
+
+
+def test_a_plan_edited_by_hand_is_honoured(fresh):
+    plan = fresh / "edited" / "plan.json"
+    plan.parent.mkdir()
+    content = json.loads((fresh / "out" / "plan.json").read_text())
+    content["arms"]["imagenet"]["frozen_stages"] = 16
+    plan.write_text(json.dumps(content))
+    result = run("compare", fresh / "study.config.yaml", "--output", fresh / "edited")
+    assert result.exit_code == 0, result.output
+    assert (
+        json.loads((fresh / "edited" / "runs" / "imagenet" / "fold-0" / "seed-0" / "run.json").read_text())["plan"]["frozen_stages"] == 16
+    )
+    content["arms"]["imagenet"]["frozen_stages"] = 99
+    plan.write_text(json.dumps(content))
+    result = run("compare", fresh / "study.config.yaml", "--output", fresh / "edited")
+    assert (result.exit_code, "frozen_stages is 99" in result.output) == (2, True)
+
+
+def test_another_study_in_the_folder_is_refused(study, tmp_path):
+    result = run("compare", study / "study.config.yaml", "image.size=48", "--output", study / "out")
+    assert result.exit_code == 2
+    assert "holds a study with other settings" in result.output
+    (tmp_path / "note.txt").write_text("mine")
+    result = run("compare", study / "study.config.yaml", "--output", tmp_path)
+    assert (result.exit_code, "is not empty and holds no study" in result.output) == (2, True)
+    result = run("evaluate", study / "out" / "predictions.csv", "--output", study / "out", "--bootstrap", "100")
+    assert (result.exit_code, "would be overwritten" in result.output) == (2, True)
+
+
+BAD = {
+    "missing image": (lambda f, t: t.assign(image=["gone.dcm", *t["image"][1:]]), [], "row 2: no file"),
+    "one class": (lambda f, t: t.assign(malignant=1), [], "Both classes are needed"),
+    "leak": (lambda f, t: t.assign(split=["train", "test"] * (len(t) // 2) + ["train"] * (len(t) % 2)), [], "more than one part"),
+    "duplicate": (lambda f, t: pd.concat([t, t.iloc[:1]]), [], "is already in row 2"),
+    "nan label": (lambda f, t: t.assign(malignant=[np.nan, *t["malignant"][1:]]), [], "row 2: label malignant is empty"),
+    "one patient": (lambda f, t: t.assign(patient="P"), [], "too few for 2 folds"),
+    "unknown key": (lambda f, t: t, ["image.sise=3"], "did you mean size"),
+    "unknown backbone": (lambda f, t: t, ["arms.imagenet.backbone=resnet81"], "unknown backbone 'resnet81'"),
+    "unknown weights": (lambda f, t: t, ["arms.imagenet.weights=imagnet"], "use imagenet, file:PATH or none"),
+    "two labels": (lambda f, t: t.assign(b=t["malignant"]), ["cohort.labels=[malignant, b]"], "one label is studied at a time"),
+    "no manifest": (lambda f, t: t, ["cohort.manifest=none.csv"], "no such file"),
+    "too many folds": (lambda f, t: t, ["protocol.folds=20"], "Set protocol.folds to at most"),
+    "fp16": (lambda f, t: t, ["train.precision=fp16", "train.device=cpu"], "needs a CUDA device"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_exits_2_with_place_and_remedy_and_writes_nothing(study, tmp_path, name):
+    change, overrides, message = BAD[name]
+    change(study, pd.read_csv(study / "cohort" / "manifest.csv")).to_csv(tmp_path / "m.csv", index=False)
+    manifest = [] if any(o.startswith("cohort.manifest") for o in overrides) else [f"cohort.manifest={tmp_path / 'm.csv'}"]
+    result = run("compare", study / "study.config.yaml", *manifest, *overrides, "--output", tmp_path / "out")
+    assert result.exit_code == 2, result.output
+    assert message in result.output
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unreadable_image_stops_the_study_unless_it_may_be_left_out(fresh, tmp_path):
+    names = pd.read_csv(fresh / "cohort" / "manifest.csv")["image"]
+    (fresh / "cohort" / names[0]).write_bytes(b"damaged")
+    arguments = [fresh / "study.config.yaml", f"cohort.manifest={fresh / 'cohort' / 'manifest.csv'}", f"cohort.root={fresh / 'cohort'}"]
+    result = run("compare", *arguments, "--output", tmp_path / "out")
+    assert result.exit_code == 2
+    assert names[0] in result.output
+    assert "cohort.skip_unreadable=true" in result.output
+    assert not (tmp_path / "out").exists()
+    result = run("compare", *arguments, "cohort.skip_unreadable=true", "--output", tmp_path / "out")
+    assert result.exit_code == 3, result.output
+    flow = json.loads((tmp_path / "out" / "audit.json").read_text())["flow"]
+    assert (flow["images"], flow["used"]) == (len(names), len(names) - 1)
+    assert flow["left_out"][0][0] == names[0]
+    assert names[0] in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_folder_that_cannot_be_written_is_named(study, tmp_path, monkeypatch):
+    monkeypatch.setattr("medtransfer.record.os.access", lambda *_: False)
+    result = run("compare", study / "study.config.yaml", "--output", tmp_path / "out")
+    assert (result.exit_code, "cannot be written" in result.output) == (2, True)
+
+
+def test_class_folders_of_pngs_with_two_seeds(tmp_path, write_png):
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        array = rng.integers(0, 120, (40, 30)).astype(np.uint8)
+        array[10:20, 5:25] += np.uint8(100 * (i % 2))
+        write_png(f"data/{'malignant' if i % 2 else 'benign'}/{i}.png", array)
+    cohort = mt.Cohort.from_folders(tmp_path / "data", ["benign", "malignant"], "malignant")
+    settings = {**SETTINGS, "protocol": {"folds": 2, "seeds": [3, 4]}}
+    report = mt.compare(cohort, ARMS, tmp_path / "out", quiet=True, **settings)
+    table = mt.read_predictions(tmp_path / "out" / "predictions.csv")
+    assert set(table["seed"]) == {3, 4}
+    assert report.to_dict()["images"] == 24
+    assert report.page == tmp_path / "out" / "report.html"
+    assert "no patient ids" in report.page.read_text()
+    assert "<table" in report._repr_html_()
+    with pytest.raises(StudyError, match="other settings"):
+        mt.compare(cohort, ARMS, tmp_path / "out", quiet=True, **{**settings, "image": {"size": 48}})
+
+
+def test_an_official_split_makes_one_fold(fresh):
+    manifest = fresh / "cohort" / "manifest.csv"
+    table = pd.read_csv(manifest)
+    number = table["patient"].str[1:].astype(int)
+    table["split"] = np.where(number % 3 == 0, "test", "train")
+    table.to_csv(manifest, index=False)
+    cohort = mt.Cohort.from_csv(manifest, fresh / "cohort", ["malignant"])
+    mt.compare(cohort, ARMS, fresh / "official", quiet=True, **SETTINGS)
+    predictions = mt.read_predictions(fresh / "official" / "predictions.csv")
+    assert set(predictions["fold"]) == {0}
+    tested = set(predictions.loc[predictions["part"] == "test", "image"])
+    assert tested == set(table.loc[table["split"] == "test", "image"])
+    assert "own split was used" in (fresh / "official" / "report.html").read_text()
+
+
+def test_fit_refuses_what_it_cannot_read(fresh):
+    cohort = mt.Cohort.from_csv(fresh / "cohort" / "manifest.csv", fresh / "cohort", ["malignant"])
+    Path(cohort.images["path"][3]).write_bytes(b"")
+    net = mt.load_backbone(LITE)
+    plan = mt.plan_freeze(mt.Cohort.fingerprint(cohort), net)
+    with pytest.raises(CohortError, match="1 of .* images cannot be read"):
+        mt.fit(cohort, mt.split_cohort(cohort, 2).fold(0), mt.Classification(cohort.labels), net, plan, fresh / "x", size=32)

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import copy
+import json
+
+import medtransfer as mt
+import numpy as np
+import pytest
+import torch
+from medtransfer.config import TrainSection
+from medtransfer.errors import ConfigError, WeightsError
+from medtransfer.models.freeze import PlainCounts
+from medtransfer.models.heads import LinearHead
+from medtransfer.training.checkpoint import load_weights, save_weights
+from medtransfer.training.engine import make_engine
+from medtransfer.training.probe import fit_head, pooled_features
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+
+LITE = "tf_efficientnet_lite0"
+
+
+@pytest.fixture
+def cohort(manifest):
+    path = manifest(patients=20, views=2)
+    return mt.Cohort.from_csv(path, path.parent, ["malignant"])
+
+
+def train(cohort, tmp_path, weights="imagenet", name="run", epochs=2, precision="fp32", seed=0, batch_size=8, **fixed):
+    net = mt.load_backbone(LITE, weights=weights, seed=seed)
+    plan = mt.plan_freeze(PlainCounts({"0": 100, "1": 100}, "far"), net, **fixed)
+    before = copy.deepcopy(net.state_dict())
+    run = mt.fit(
+        cohort,
+        mt.split_cohort(cohort, 2).fold(0),
+        mt.Classification(cohort.labels),
+        net,
+        plan,
+        tmp_path / name,
+        seed=seed,
+        size=32,
+        train=TrainSection(epochs=epochs, batch_size=batch_size, precision=precision),
+    )
+    return run, net, before, plan
+
+
+def test_a_run_learns_and_leaves_its_record(cohort, tmp_path):
+    run, net, _, _ = train(cohort, tmp_path)
+    test = run.predictions[run.predictions["part"] == "test"]
+    assert roc_auc_score(test["target"], test["probability"]) > 0.9
+    assert set(run.predictions["part"]) == {"tune", "test"}
+    assert len(test) == 20
+    history = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in history] == [0, 1, 2]
+    assert history[run.summary["best_epoch"]]["tune_loss"] == pytest.approx(min(row["tune_loss"] for row in history), abs=2e-6)
+    assert not net.training
+
+
+def test_frozen_stages_are_unchanged_after_training_parameters_and_buffers(cohort, tmp_path):
+    _, net, before, plan = train(cohort, tmp_path, norm_policy="train")
+    assert 0 < plan.frozen_stages < len(net.stages)
+    after = net.state_dict()
+    frozen = [f"network.{op}." for stage in net.stages[: plan.frozen_stages] for op in stage.operations]
+    same = {key for key in before if torch.equal(before[key], after[key])}
+    kept = {key for key in before if any(key.startswith(prefix) for prefix in frozen)}
+    assert len(kept) > 50
+    assert kept <= same
+    assert len(set(before) - same) > 0
+
+
+def test_norm_statistics_stay_under_policy_eval(cohort, tmp_path):
+    _, net, before, _ = train(cohort, tmp_path, norm_policy="eval")
+    after = net.state_dict()
+    statistics = [key for key in before if key.endswith(("running_mean", "running_var"))]
+    assert len(statistics) > 40
+    assert all(torch.equal(before[key], after[key]) for key in statistics)
+
+
+def test_a_linear_probe_moves_nothing_but_the_head(cohort, tmp_path):
+    run, net, before, _ = train(cohort, tmp_path, strategy="linear_probe")
+    assert all(torch.equal(value, net.state_dict()[key]) for key, value in before.items())
+    assert run.summary["epochs"] == 0
+    assert run.predictions["logit"].std() > 0.1
+
+
+def test_scratch_trains_all_and_is_never_left_untrained(cohort, tmp_path):
+    run, net, before, _ = train(cohort, tmp_path, weights=None)
+    moved = [key for key, value in before.items() if not torch.equal(value, net.state_dict()[key])]
+    assert len(moved) == len(before)
+    assert run.summary["best_epoch"] >= 1
+    assert run.summary["probe"] == {}
+
+
+def test_the_best_weights_are_the_ones_that_predict(cohort, tmp_path):
+    run, _, _, _ = train(cohort, tmp_path, epochs=3)
+    history = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    tune = run.predictions[run.predictions["part"] == "tune"]
+    loss = np.logaddexp(0, np.where(tune["target"] == 1, -tune["logit"], tune["logit"])).mean()
+    assert loss == pytest.approx(history[run.summary["best_epoch"]]["tune_loss_raw"], abs=1e-6)
+
+
+def test_the_same_seed_gives_the_same_predictions(cohort, tmp_path):
+    first, second, other = (
+        train(cohort, tmp_path, weights=None, name=str(i), seed=seed)[0].predictions for i, seed in enumerate((0, 0, 1))
+    )
+    assert first.equals(second)
+    assert not first.equals(other)
+
+
+def test_patience_stops_early(cohort, tmp_path):
+    net = mt.load_backbone(LITE, weights="imagenet")
+    plan = mt.plan_freeze(PlainCounts({"0": 100, "1": 100}, "far"), net, backbone_lr=1e-12, head_lr=1e-12)
+    section = TrainSection(epochs=8, patience=2, batch_size=8, precision="fp32")
+    fold = mt.split_cohort(cohort, 2).fold(0)
+    run = mt.fit(cohort, fold, mt.Classification(cohort.labels), net, plan, tmp_path / "r", size=32, train=section)
+    assert run.summary["stopped_early"]
+    assert run.summary["epochs"] <= 4
+
+
+def test_bf16_agrees_with_fp32(cohort, tmp_path):
+    plain, reduced = (
+        train(cohort, tmp_path, name=p, precision=p, strategy="linear_probe")[0].predictions["probability"] for p in ("fp32", "bf16")
+    )
+    assert np.abs(plain - reduced).max() < 0.1
+    assert not plain.equals(reduced)
+    assert reduced.nunique() > 0.9 * plain.nunique()  # logits are kept in float32: no ties
+
+
+def test_the_convex_head_is_scikit_learns_solution():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(80, 6)) * [1, 10, 0.1, 1, 1, 0] + [0, 5, 0, 0, 0, 3]
+    y = (x[:, 0] + rng.normal(size=80) > 0).astype(float)[:, None]
+    head = LinearHead("x", 6, 1, "NCHW")
+    chosen = fit_head(head, (x[:60], y[:60]), (x[60:], y[60:]), (2.0,))
+    scale = np.where(x[:60].std(0) < 1e-8, 1, x[:60].std(0))
+    standard = (x - x[:60].mean(0)) / scale
+    model = LogisticRegression(C=chosen["penalty"][0], max_iter=2000, class_weight={0: 1, 1: 2}).fit(standard[:60], y[:60, 0])
+    with torch.inference_mode():
+        logits = head({"x": torch.from_numpy(x).float()[:, :, None, None]})[:, 0].numpy()
+    assert np.allclose(logits, model.decision_function(standard), atol=1e-4)
+
+
+def test_pooled_features_follow_the_order_of_the_batches():
+    net = mt.load_backbone("resnet18")
+    engine = make_engine("cpu", "fp32")
+    images = torch.randn(5, 3, 32, 32)
+    batches = [
+        {"features": {"image": images[i : i + 2]}, "targets": torch.full((len(images[i : i + 2]), 1), float(i)), "rows": None}
+        for i in (0, 2, 4)
+    ]
+    features, targets = pooled_features(net, "layer4.1", batches, engine)
+    net.eval()
+    with torch.inference_mode():
+        expected = net({"image": images}, ["layer4.1"])["layer4.1"].mean((2, 3))
+    assert np.allclose(features, expected.numpy(), atol=1e-5)
+    assert targets[:, 0].tolist() == [0, 0, 2, 2, 4]
+
+
+def test_weights_make_a_round_trip(tmp_path):
+    net, head = mt.load_backbone("resnet18", seed=1), LinearHead("layer4.1", 512, 1, "NCHW")
+    torch.nn.init.normal_(head.linear.weight)
+    save_weights(tmp_path / "w.safetensors", net, head, {"backbone": "resnet18"})
+    other, other_head = mt.load_backbone("resnet18", seed=2), LinearHead("layer4.1", 512, 1, "NCHW")
+    load_weights(tmp_path / "w.safetensors", other, other_head)
+    assert all(torch.equal(v, other.state_dict()[k]) for k, v in net.state_dict().items())
+    assert torch.equal(head.linear.weight, other_head.linear.weight)
+    with pytest.raises(WeightsError, match="does not fit"):
+        load_weights(tmp_path / "w.safetensors", mt.load_backbone("resnet34"), other_head)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without CUDA")
+def test_what_the_machine_cannot_do_is_refused():
+    with pytest.raises(ConfigError, match="sees no CUDA device"):
+        make_engine("cuda")
+    with pytest.raises(ConfigError, match="fp16, which needs a CUDA device"):
+        make_engine("cpu", "fp16")
+
+
+def test_precision_is_measured_and_leaves_the_network_alone():
+    net = mt.load_backbone("resnet18")
+    before = copy.deepcopy(net.state_dict())
+    engine = make_engine("cpu", "auto", net, torch.randn(4, 3, 64, 64))
+    assert set(engine.seconds) == {"fp32", "bf16"}
+    assert engine.precision == ("bf16" if engine.seconds["fp32"] >= 1.3 * engine.seconds["bf16"] else "fp32")
+    assert all(torch.equal(v, net.state_dict()[k]) for k, v in before.items())
+    assert make_engine("cpu").precision == "fp32"
