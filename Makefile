@@ -7,6 +7,7 @@ DEV := .venv/.development
 .PHONY: demo test lint types bench clean
 
 demo: $(RUN)  ## the main job on the embedded cohort
+	rm -rf studies/demo studies/demo-cohort
 	$(BIN)/python -m medtransfer demo --output studies/demo
 
 test: $(DEV)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,8 +44,6 @@ def demo(
         # Beside the study, as the study folder itself is the record and holds no images.
         cohort = output.with_name(f"{output.name}-cohort")
         config = load_config(configs_folder() / "demo.yaml", [f"cohort.manifest={cohort}/manifest.csv", f"cohort.root={cohort}"])
-        if _is_finished(output):
-            shutil.rmtree(output)
         write_phantom(cohort, patients)
         _run(config, output, quiet)
 
@@ -163,19 +160,10 @@ def _run(config: Any, output: Path, quiet: bool) -> None:
     report = run_study(config, output, quiet=quiet)
     typer.echo("\n".join(report.sentences))
     typer.echo(f"\nReport: {report.page}")
-    left_out = json.loads((output / "audit.json").read_text(encoding="utf-8"))["flow"]["images"] - _used(output)
-    if left_out:
-        typer.echo(f"{left_out} unreadable image(s) were left out; {output / 'audit.json'} lists them.", err=True)
+    flow = json.loads((output / "audit.json").read_text(encoding="utf-8"))["flow"]
+    if flow["used"] < flow["images"]:
+        typer.echo(f"{flow['images'] - flow['used']} unreadable image(s) were left out; {output / 'audit.json'} lists them.", err=True)
         raise typer.Exit(3)
-
-
-def _used(output: Path) -> int:
-    return int(json.loads((output / "audit.json").read_text(encoding="utf-8"))["flow"]["used"])
-
-
-def _is_finished(output: Path) -> bool:
-    """True for a finished demo study, which a new demo may replace; never for any other folder."""
-    return all((output / name).is_file() for name in ("report.html", "study.yaml", "predictions.csv"))
 
 
 def _plan_from_counts(backbone: str, counts: str, domain: str) -> Any:

@@ -83,14 +83,14 @@ def run_study(config: StudyConfig, output: str | Path, cohort: Cohort | None = N
     check_folder(output, config)
     with Reporter(quiet) as reporter:
         prepared = _prepare(config, cohort, output, reporter)
-        output.mkdir(parents=True, exist_ok=True)
         engines = _make_engines(config, prepared.backbones)
+        output.mkdir(parents=True, exist_ok=True)
         write_record(prepared, engines, output)
         entries = cache_images(
             prepared.cohort.images["path"].tolist(),
             prepared.facts["file_digest"].tolist(),
             config.image.size,
-            _window(config),
+            config.image.window,
             cache_folder(),
             reporter,
         )
@@ -219,9 +219,11 @@ def _prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, re
     plans = {name: plan_freeze(fingerprint, backbone, config.plan.domain, **fixed) for name, backbone in backbones.items()}
     if output is not None and (output / "plan.json").is_file():
         plans = read_plans(output / "plan.json", plans)
-    # One budget for all arms: the longest any of them asks for.
-    longest = max(plan.steps for plan in plans.values())
-    plans = {name: _with_steps(plan, longest) for name, plan in plans.items()}
+    # One budget for all arms: the one that is set, or the longest any of them asks for.
+    smallest = min(len(split.fold(index).train) for index in range(len(split)))
+    batches = max(1, smallest // config.train.batch_size)
+    steps = max(_steps(plan, config.train, batches) for plan in plans.values())
+    plans = {name: plan if plan.strategy == "linear_probe" else replace(plan, steps=steps) for name, plan in plans.items()}
     return Prepared(config, cohort, facts, split, fingerprint, plans, backbones, found, left_out)
 
 
@@ -250,18 +252,10 @@ def _training_fingerprint(cohort: Cohort, facts: pd.DataFrame, split: Split) -> 
     return min(prints, key=lambda print_: print_.smallest_class)
 
 
-def _with_steps(plan: FreezePlan, steps: int) -> FreezePlan:
-    return plan if plan.strategy == "linear_probe" else replace(plan, steps=steps)
-
-
 def _steps(plan: FreezePlan, train: TrainSection, batches: int) -> int:
     if plan.strategy == "linear_probe":
         return 0
     return train.epochs * batches if train.epochs is not None else plan.steps
-
-
-def _window(config: StudyConfig) -> Window:
-    return config.image.window
 
 
 def _make_engines(config: StudyConfig, backbones: dict[str, Backbone]) -> dict[str, Engine]:

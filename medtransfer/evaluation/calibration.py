@@ -112,7 +112,7 @@ def weighted_slope(logit: Float, target: NDArray[Any], weights: Float) -> Float:
     x = (logit - logit.mean()) / spread
     for d in range(0, len(weights), 256):
         result[d : d + 256] = _newton_slope(x, target.astype(float), weights[d : d + 256]) / spread
-    result[np.abs(result) * 1.0 > _STEEPEST] = np.nan
+    result[np.abs(result) > _STEEPEST] = np.nan
     return result
 
 
