@@ -38,12 +38,15 @@ def demo(
 ) -> None:
     """Run the main job on an embedded phantom cohort of DICOM images."""
     with _guard():
-        from medtransfer.config import configs_folder, load_config
+        from medtransfer.config import CohortSection, configs_folder, load_config
         from medtransfer.data.phantom import write_phantom
+        from medtransfer.record import check_folder
 
         # Beside the study, as the study folder itself is the record and holds no images.
-        cohort = output.with_name(f"{output.name}-cohort")
-        config = load_config(configs_folder() / "demo.yaml", [f"cohort.manifest={cohort}/manifest.csv", f"cohort.root={cohort}"])
+        cohort = output.with_name(f"{output.name}-cohort") if output.name else output.resolve().with_name(f"{output.resolve().name}-cohort")
+        section = CohortSection(manifest=cohort / "manifest.csv", root=cohort, labels=("malignant",))
+        config = load_config(configs_folder() / "demo.yaml").model_copy(update={"cohort": section})
+        check_folder(output, config)
         write_phantom(cohort, patients)
         _run(config, output, quiet)
 
@@ -64,9 +67,10 @@ def plan(
     backbone: Annotated[str, typer.Option(help="Architecture, to plan without a cohort.")] = "",
     counts: Annotated[str, typer.Option(help="Patients per class in training, such as 399,147.")] = "",
     domain: Annotated[str, typer.Option(help="near: colour photographs, histology; far: grey US, MR, CT.")] = "far",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for plan.json, to edit before `compare` into it.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show how much of the backbone would be frozen, and why. Trains nothing, writes nothing."""
+    """Show how much of the backbone would be frozen, and why. Trains nothing."""
     with _guard():
         if config is not None:
             from medtransfer.config import load_config
@@ -75,6 +79,14 @@ def plan(
             plans = {name: plan for name, (plan, _) in plan_study(load_config(config, overrides or ())).items()}
         else:
             plans = {backbone: _plan_from_counts(backbone, counts, domain)}
+        if output is not None:
+            from medtransfer.record import write_plans
+
+            if (output / "study.yaml").is_file():
+                raise StudyError(f"{output}: holds a study; edit its plan.json. Choose another --output.")
+            output.mkdir(parents=True, exist_ok=True)
+            write_plans(plans, output / "plan.json")
+            typer.echo(f"{output / 'plan.json'} can be edited; `medtransfer compare` into {output} follows it.", err=True)
         if as_json:
             answer = {name: p.to_dict() for name, p in plans.items()}
             typer.echo(json.dumps(answer if config is not None else answer[backbone], indent=1))

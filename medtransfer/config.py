@@ -19,7 +19,7 @@ from medtransfer.errors import ConfigError, list_faults
 class Section(BaseModel):
     """A part of the configuration. Unknown keys are errors; values never change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class CohortSection(Section):
@@ -77,7 +77,7 @@ class ProtocolSection(Section):
 
     folds: int = Field(5, ge=2, le=20)
     seeds: tuple[int, ...] = Field((0,), min_length=1)
-    split_seed: int = Field(0, ge=0)
+    split_seed: int = Field(0, ge=0, lt=2**31)
     tune: float = Field(0.2, gt=0.0, lt=0.6, description="Share of the training patients kept for early stopping and temperature.")
     group: Literal["patient"] = "patient"
 
@@ -86,8 +86,8 @@ class ProtocolSection(Section):
     def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(value)) != len(value):
             raise ValueError(f"seeds must differ from each other, not {list(value)}")
-        if any(seed < 0 for seed in value):
-            raise ValueError(f"seeds must not be negative, not {list(value)}")
+        if any(not 0 <= seed < 2**31 for seed in value):
+            raise ValueError(f"seeds must lie between 0 and 2147483647, not {list(value)}")
         return value
 
 
@@ -121,7 +121,7 @@ class EvaluateSection(Section):
     """How intervals are computed."""
 
     bootstrap: int = Field(2000, ge=100, le=100_000)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**31)
 
 
 class StudyConfig(Section):

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from medtransfer.config import StudyConfig
 from medtransfer.data.audit import audit
@@ -22,7 +21,7 @@ from medtransfer.data.split import Split
 from medtransfer.errors import ConfigError, StudyError
 from medtransfer.evaluation.predictions import read_predictions, write_aside
 from medtransfer.models.backbone import Backbone
-from medtransfer.models.freeze import FreezePlan
+from medtransfer.models.freeze import FreezePlan, fix_plan
 from medtransfer.training.engine import Engine, describe_machine
 
 _PACKAGES = (
@@ -39,6 +38,10 @@ _PACKAGES = (
     "pydicom",
     "pillow",
 )
+
+
+# Fields of a plan that follow from the others, or only describe.
+_DERIVED = {"trainable_fraction", "reason", "evidence", "stages", "steps"}
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Prepared:
     backbones: dict[str, Backbone]
     found: int
     left_out: list[tuple[str, str]]
+    whole: tuple[Cohort, pd.DataFrame]
 
 
 def check_folder(output: Path, config: StudyConfig) -> None:
@@ -98,20 +102,47 @@ def check_folder(output: Path, config: StudyConfig) -> None:
         raise StudyError(f"{parent}: cannot be written. Choose another --output.")
 
 
-def read_plans(path: Path, plans: dict[str, FreezePlan]) -> dict[str, FreezePlan]:
-    """Plans from an earlier `plan.json`, perhaps edited by hand; what it does not name stays as planned."""
+def read_plans(path: Path, plans: dict[str, FreezePlan], backbones: dict[str, Backbone]) -> dict[str, FreezePlan]:
+    """The plans with what was edited in `plan.json`; what it does not name stays as planned.
+
+    Raises:
+        ConfigError: not a plan, or an edit that does not fit.
+    """
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))["arms"]
-        read = {name: FreezePlan(**stored[name]) if name in stored else plan for name, plan in plans.items()}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: not a plan ({error}). Mend it, or remove it to have it planned anew.") from error
-    for name, plan in read.items():
-        fits = isinstance(plan.frozen_stages, int) and 0 <= plan.frozen_stages <= plans[name].stages and plan.stages == plans[name].stages
-        if not fits or plan.strategy not in {"linear_probe", "lp_ft", "scratch"}:
-            raise ConfigError(
-                f"{path}: arm {name}: frozen_stages is {plan.frozen_stages} of {plan.stages}, strategy {plan.strategy}; does not fit."
-            )
+        edits = {name: {k: v for k, v in stored.get(name, {}).items() if k not in _DERIVED} for name in plans}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{path}: not a plan ({type(error).__name__}: {error}). Mend it, or remove it to have it planned anew."
+        ) from error
+    read = {}
+    for name, plan in plans.items():
+        planned = plan.to_dict()
+        unknown = sorted(set(edits[name]) - set(planned))
+        if unknown:
+            raise ConfigError(f"{path}: arm {name}: unknown field {unknown[0]}.")
+        changed = {key: value for key, value in edits[name].items() if value != planned[key]}
+        try:
+            read[name] = fix_plan(plan, backbones[name], **changed)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: arm {name}: {error}") from error
     return read
+
+
+def refuse_edited_steps(path: Path, plans: dict[str, FreezePlan]) -> None:
+    """The budget is one for all arms, so that none is favoured; it is set in the configuration."""
+    stored = json.loads(path.read_text(encoding="utf-8"))["arms"]
+    for name, plan in plans.items():
+        # A file from `plan` may name a strategy that was edited since; its steps follow.
+        same = stored.get(name, {}).get("strategy") == plan.strategy
+        steps = stored.get(name, {}).get("steps", plan.steps)
+        if same and plan.steps and steps not in {plan.steps, 0}:
+            raise ConfigError(f"{path}: arm {name}: steps is {steps}, but every arm gets {plan.steps}. Set train.epochs for all.")
+
+
+def write_plans(plans: dict[str, FreezePlan], path: Path) -> None:
+    """Writes `plan.json`, which `read_plans` takes up again."""
+    write_aside(path, json.dumps({"arms": {name: plan.to_dict() for name, plan in plans.items()}}, indent=1))
 
 
 def write_record(prepared: Prepared, engines: dict[str, Engine], output: Path) -> None:
@@ -122,6 +153,7 @@ def write_record(prepared: Prepared, engines: dict[str, Engine], output: Path) -
     folds = [c for c in prepared.split.parts.columns if c.startswith("fold_")]
     table[folds] = prepared.split.parts[folds]
     write_aside(output / "cohort.csv", table.to_csv(index=False, lineterminator="\n"))
+    whole, all_facts = prepared.whole
     flow = {
         "found": prepared.found + len(cohort.ignored),
         "images": prepared.found,
@@ -131,9 +163,8 @@ def write_record(prepared: Prepared, engines: dict[str, Engine], output: Path) -
         "official_split": prepared.split.official,
         "fingerprint_of_training": prepared.fingerprint.to_dict(),
     }
-    write_aside(output / "audit.json", json.dumps({**audit(cohort, facts).to_dict(), "flow": flow}, indent=1))
-    plans = {"arms": {name: plan.to_dict() for name, plan in prepared.plans.items()}}
-    write_aside(output / "plan.json", json.dumps(plans, indent=1))
+    write_aside(output / "audit.json", json.dumps({**audit(whole, all_facts).to_dict(), "flow": flow}, indent=1))
+    write_plans(prepared.plans, output / "plan.json")
     arms = {
         name: {
             "backbone": b.name,
@@ -160,8 +191,8 @@ def run_key(prepared: Prepared, engine: Engine, seed: int, fold: int, arm: str) 
     """Digest of all that decides a run's numbers."""
     config, backbone = prepared.config, prepared.backbones[arm]
     content = {
-        "version": metadata.version("medtransfer"),
-        "torch": torch.__version__,
+        "code": _code_digest(),
+        "versions": {name: metadata.version(name) for name in ("torch", "timm", "monai", "accelerate", "scikit-learn")},
         "cohort": prepared.cohort.digest,
         "files": hashlib.sha256("".join(prepared.facts["file_digest"]).encode()).hexdigest(),
         "parts": prepared.split.parts[f"fold_{fold}"].tolist(),
@@ -175,6 +206,21 @@ def run_key(prepared: Prepared, engine: Engine, seed: int, fold: int, arm: str) 
         "seed": seed,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _code_digest() -> str:
+    """Digest of the modules that decide a run's numbers."""
+    package = Path(__file__).parent
+    files = sorted(path for room in ("data", "models", "tasks", "training") for path in (package / room).rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def recorded_precision(output: Path, arm: str) -> str | None:
+    """The precision an earlier part of this study chose; a second measurement might choose another."""
+    try:
+        return str(json.loads((output / "environment.json").read_text(encoding="utf-8"))["arms"][arm]["precision"])
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def finished_run(folder: Path, key: str, arm: str, fold: int, seed: int) -> Run | None:

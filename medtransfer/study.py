@@ -25,7 +25,17 @@ from medtransfer.models.backbone import Backbone
 from medtransfer.models.catalog import load_backbone
 from medtransfer.models.freeze import FreezePlan, plan_freeze
 from medtransfer.progress import Reporter
-from medtransfer.record import Prepared, Run, check_folder, finished_run, read_plans, run_key, write_record
+from medtransfer.record import (
+    Prepared,
+    Run,
+    check_folder,
+    finished_run,
+    read_plans,
+    recorded_precision,
+    refuse_edited_steps,
+    run_key,
+    write_record,
+)
 from medtransfer.report.build import build_report
 from medtransfer.tasks.classification import Classification
 from medtransfer.training.checkpoint import save_weights
@@ -83,9 +93,7 @@ def run_study(config: StudyConfig, output: str | Path, cohort: Cohort | None = N
     check_folder(output, config)
     with Reporter(quiet) as reporter:
         prepared = _prepare(config, cohort, output, reporter)
-        engines = _make_engines(config, prepared.backbones)
-        output.mkdir(parents=True, exist_ok=True)
-        write_record(prepared, engines, output)
+        engines = _make_engines(config, prepared.backbones, output)
         entries = cache_images(
             prepared.cohort.images["path"].tolist(),
             prepared.facts["file_digest"].tolist(),
@@ -94,6 +102,8 @@ def run_study(config: StudyConfig, output: str | Path, cohort: Cohort | None = N
             cache_folder(),
             reporter,
         )
+        output.mkdir(parents=True, exist_ok=True)
+        write_record(prepared, engines, output)
         table = _run_all(prepared, engines, entries, output, reporter)
         write_predictions(table, output / "predictions.csv")
         reporter.say(f"evaluating {len(table)} predictions")
@@ -125,6 +135,7 @@ def fit(
     train: TrainSection | None = None,
     engine: Engine | None = None,
     entries: Sequence[Path] | None = None,
+    key: str = "",
     quiet: bool = True,
     reporter: Reporter | None = None,
 ) -> Run:
@@ -141,6 +152,7 @@ def fit(
         size, window: of the fixed transforms.
         train: budget, precision and device; the defaults where left out.
         engine, entries: made from the above where left out; a study shares them between runs.
+        key: digest of all that decides the result, by which a study knows the run again.
         quiet, reporter: progress.
 
     Raises:
@@ -194,17 +206,22 @@ def fit(
         **{key: value for key, value in asdict(result).items() if key != "history"},
         "epochs": len(result.history) - 1,
     }
+    # Written last: a folder with run.json is a finished run.
+    write_aside(output / "run.json", json.dumps({"key": key, **summary}, indent=1))
     return Run(output, arm, fold.index, seed, read_predictions(output / "predictions.csv"), summary)
 
 
 def _prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, reporter: Reporter) -> Prepared:
     # The network first: a misspelt backbone is found in a second, before thousands of images are read.
     backbones = {name: load_backbone(arm.backbone, arm.weights, seed=config.protocol.seeds[0]) for name, arm in config.arms.items()}
+    for backbone in backbones.values():
+        _require_size(backbone, config.image.size)
     cohort = cohort or load_cohort(config.cohort)
     if len(cohort.labels) != 1:
         raise ConfigError(f"cohort.labels: one label is studied at a time, {len(cohort.labels)} given. Run one study per label.")
     found = len(cohort)
     facts = inspect_images(cohort, reporter)
+    whole = (cohort, facts)
     bad = facts[facts["error"] != ""]
     if len(bad) and not config.cohort.skip_unreadable:
         _refuse_unreadable(facts, cohort)
@@ -217,14 +234,29 @@ def _prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, re
     fingerprint = _training_fingerprint(cohort, facts, split)
     fixed = {k: v for k, v in config.plan.model_dump().items() if k not in {"search", "domain"}}
     plans = {name: plan_freeze(fingerprint, backbone, config.plan.domain, **fixed) for name, backbone in backbones.items()}
-    if output is not None and (output / "plan.json").is_file():
-        plans = read_plans(output / "plan.json", plans)
+    edited = output / "plan.json" if output is not None else None
+    if edited is not None and edited.is_file():
+        plans = read_plans(edited, plans, backbones)
     # One budget for all arms: the one that is set, or the longest any of them asks for.
     smallest = min(len(split.fold(index).train) for index in range(len(split)))
     batches = max(1, smallest // config.train.batch_size)
     steps = max(_steps(plan, config.train, batches) for plan in plans.values())
     plans = {name: plan if plan.strategy == "linear_probe" else replace(plan, steps=steps) for name, plan in plans.items()}
-    return Prepared(config, cohort, facts, split, fingerprint, plans, backbones, found, left_out)
+    if edited is not None and edited.is_file():
+        refuse_edited_steps(edited, plans)
+    return Prepared(config, cohort, facts, split, fingerprint, plans, backbones, found, left_out, whole)
+
+
+def _require_size(backbone: Backbone, size: int) -> None:
+    """Some architectures (ViT, Swin) take images of one size only."""
+    backbone.eval()
+    try:
+        with torch.inference_mode():
+            backbone({"image": torch.zeros(1, len(backbone.recipe.mean), size, size)}, [backbone.names[-1]])
+    except Exception as error:  # each architecture refuses in its own way
+        raise ConfigError(
+            f"image.size is {size}, which {backbone.name} does not take ({error}). It was made for image.size={backbone.recipe.size}."
+        ) from error
 
 
 def load_cohort(section: CohortSection) -> Cohort:
@@ -258,13 +290,16 @@ def _steps(plan: FreezePlan, train: TrainSection, batches: int) -> int:
     return train.epochs * batches if train.epochs is not None else plan.steps
 
 
-def _make_engines(config: StudyConfig, backbones: dict[str, Backbone]) -> dict[str, Engine]:
+def _make_engines(config: StudyConfig, backbones: dict[str, Backbone], output: Path) -> dict[str, Engine]:
     """One engine per architecture, so that arms of the same one train in the same precision."""
     engines: dict[str, Engine] = {}
-    for backbone in backbones.values():
+    for arm, backbone in backbones.items():
         if backbone.name not in engines:
+            precision = config.train.precision
+            if precision == "auto":
+                precision = recorded_precision(output, arm) or precision  # type: ignore[assignment]  # written by this program
             image = torch.zeros(config.train.batch_size, len(backbone.recipe.mean), config.image.size, config.image.size)
-            engines[backbone.name] = make_engine(config.train.device, config.train.precision, backbone, image)
+            engines[backbone.name] = make_engine(config.train.device, precision, backbone, image)
     return {arm: engines[backbone.name] for arm, backbone in backbones.items()}
 
 
@@ -291,10 +326,9 @@ def _run_all(prepared: Prepared, engines: dict[str, Engine], entries: list[Path]
                 train=config.train,
                 engine=engines[arm],
                 entries=entries,
+                key=key,
                 reporter=reporter,
             )
-            # Written last: a folder with run.json is a finished run.
-            write_aside(folder / "run.json", json.dumps({"key": key, **run.summary}, indent=1))
             reporter.say(
                 f"run {number + 1} of {len(jobs)}: {arm}, fold {index}, seed {seed}: best epoch {run.summary['best_epoch']} "
                 f"of {run.summary['epochs']}, {time.monotonic() - begun:.0f} s"

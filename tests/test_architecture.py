@@ -24,7 +24,7 @@ ALLOWED = {
     "report": {"errors", "report", "evaluation"},
     "record": {"errors", "config", "data", "models", "training", "evaluation"},
     "study": {"errors", "config", "record", "progress", "data", "models", "tasks", "training", "evaluation", "report"},
-    "cli": {"errors", "config", "data", "models", "study", "evaluation", "report"},
+    "cli": {"errors", "config", "record", "data", "models", "study", "evaluation", "report"},
     "__main__": {"cli"},
     "__init__": {"config", "data", "models", "tasks", "evaluation", "errors", "record", "study"},
 }

@@ -61,6 +61,21 @@ def test_plan_says_what_it_needs(arguments, message):
     assert (result.exit_code, message in result.output) == (2, True), result.output
 
 
+def test_plan_can_be_written_for_editing(tmp_path):
+    arguments = ["plan", "--backbone", "resnet18", "--counts", "399,147", "--output", tmp_path / "out"]
+    assert run(*arguments).exit_code == 0
+    assert json.loads((tmp_path / "out" / "plan.json").read_text())["arms"]["resnet18"]["stages"] == 9
+
+
+def test_demo_touches_no_files_of_others(tmp_path):
+    (tmp_path / "mine-cohort").mkdir()
+    (tmp_path / "mine-cohort" / "manifest.csv").write_text("mine")
+    result = run("demo", "--output", tmp_path / "mine", "--patients", 30)
+    assert (result.exit_code, "holds no phantom cohort" in result.output) == (2, True), result.output
+    assert (tmp_path / "mine-cohort" / "manifest.csv").read_text() == "mine"
+    assert not (tmp_path / "mine").exists()
+
+
 def test_plan_of_a_config_writes_nothing(tmp_path):
     manifest = mt.write_phantom(tmp_path / "c", 30)
     before = sorted(tmp_path.rglob("*"))

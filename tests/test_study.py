@@ -160,10 +160,32 @@ def test_a_plan_edited_by_hand_is_honoured(fresh):
     assert (
         json.loads((fresh / "edited" / "runs" / "imagenet" / "fold-0" / "seed-0" / "run.json").read_text())["plan"]["frozen_stages"] == 16
     )
-    content["arms"]["imagenet"]["frozen_stages"] = 99
-    plan.write_text(json.dumps(content))
-    result = run("compare", fresh / "study.config.yaml", "--output", fresh / "edited")
-    assert (result.exit_code, "frozen_stages is 99" in result.output) == (2, True)
+    followed = json.loads(plan.read_text())["arms"]["imagenet"]
+    assert followed["trainable_fraction"] < 0.5
+    assert "Set by hand: frozen_stages 16" in followed["reason"]
+    again = run("compare", fresh / "study.config.yaml", "--output", fresh / "edited")
+    assert again.exit_code == 0, again.output
+
+
+@pytest.mark.parametrize(
+    ("arm", "field", "value", "message"),
+    [
+        ("imagenet", "frozen_stages", 99, "frozen_stages is 99; expected a whole number from 0 to 18"),
+        ("imagenet", "head_lr", "fast", "head_lr is 'fast'"),
+        ("imagenet", "norm_policy", "freeze", "expected train or eval"),
+        ("imagenet", "steps", 5, "every arm gets"),
+        ("imagenet", "speed", 5, "unknown field speed"),
+        ("scratch", "frozen_stages", 3, "trains everything"),
+    ],
+)
+def test_an_edit_that_does_not_fit_is_refused(study, tmp_path, arm, field, value, message):
+    content = json.loads((study / "out" / "plan.json").read_text())
+    content["arms"][arm][field] = value
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "plan.json").write_text(json.dumps(content))
+    result = run("compare", study / "study.config.yaml", "--output", tmp_path / "out")
+    assert (result.exit_code, message in result.output) == (2, True), result.output
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["plan.json"]
 
 
 def test_another_study_in_the_folder_is_refused(study, tmp_path):
@@ -190,6 +212,11 @@ BAD = {
     "two labels": (lambda f, t: t.assign(b=t["malignant"]), ["cohort.labels=[malignant, b]"], "one label is studied at a time"),
     "no manifest": (lambda f, t: t, ["cohort.manifest=none.csv"], "no such file"),
     "too many folds": (lambda f, t: t, ["protocol.folds=20"], "Set protocol.folds to at most"),
+    "fixed size": (
+        lambda f, t: t,
+        ["arms.imagenet.backbone=vit_tiny_patch16_224", "arms.imagenet.weights=none"],
+        "made for image.size=224",
+    ),
     "fp16": (lambda f, t: t, ["train.precision=fp16", "train.device=cpu"], "needs a CUDA device"),
 }
 
@@ -220,6 +247,8 @@ def test_an_unreadable_image_stops_the_study_unless_it_may_be_left_out(fresh, tm
     flow = json.loads((tmp_path / "out" / "audit.json").read_text())["flow"]
     assert (flow["images"], flow["used"]) == (len(names), len(names) - 1)
     assert flow["left_out"][0][0] == names[0]
+    audit = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert (audit["found"], audit["readable"], audit["unreadable"][0][0]) == (len(names), len(names) - 1, names[0])
     assert names[0] in (tmp_path / "out" / "report.html").read_text()
 
 

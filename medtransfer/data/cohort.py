@@ -62,6 +62,7 @@ class Cohort:
         labels = tuple(labels)
         if not labels:
             raise CohortError(f"{manifest}: name at least one label column. Columns here: {', '.join(table.columns)}.")
+        _refuse_reserved(labels)
         missing = [name for name in ("image", "patient", *labels) if name not in table.columns]
         if missing:
             raise CohortError(f"{manifest}: no column {', '.join(missing)}. Columns here: {', '.join(table.columns)}.")
@@ -120,6 +121,7 @@ class Cohort:
         positive = positive or names[1]
         if positive not in names:
             raise CohortError(f"positive: {positive!r} is none of the classes {', '.join(names)}.")
+        label = f"class {positive}" if positive in _RESERVED else positive
         rows: list[dict[str, object]] = []
         ignored: list[tuple[str, str]] = []
         for name in names:
@@ -127,9 +129,9 @@ class Cohort:
             ignored += left_out
             if not files:
                 raise CohortError(f"{root / name}: no image in this folder. PNG, JPEG, TIFF and DICOM files are read.")
-            rows += [{"image": f, "patient": f, "path": str((root / f).resolve()), positive: float(name == positive)} for f in files]
+            rows += [{"image": f, "patient": f, "path": str((root / f).resolve()), label: float(name == positive)} for f in files]
         source = {"root": str(root), "classes": names, "positive": positive}
-        return cls(pd.DataFrame(rows), (positive,), root.resolve(), False, tuple(ignored), source)._checked(str(root))
+        return cls(pd.DataFrame(rows), (label,), root.resolve(), False, tuple(ignored), source)._checked(str(root))
 
     def _checked(self, source: str) -> Cohort:
         for label in self.labels:
@@ -203,12 +205,14 @@ class Fingerprint:
 
 def make_fingerprint(cohort: Cohort, facts: pd.DataFrame) -> Fingerprint:
     """Describes a cohort from the facts of its images (see `audit.inspect_images`), unreadable ones left out."""
-    merged = cohort.images.merge(facts[facts["error"] == ""], on="image", how="inner", validate="one_to_one")
+    readable = facts[facts["error"] == ""]
+    label = cohort.labels[0]
+    images = cohort.images[["image", "patient"]].assign(**{_TARGET: cohort.images[label]})
+    merged = images.merge(readable, on="image", how="inner", validate="one_to_one")
     if merged.empty:
         raise CohortError(f"{cohort.root}: none of the {len(cohort)} images can be read. `medtransfer check` lists the reasons.")
-    label = cohort.labels[0]
     # A patient with a positive and a negative image counts once, as positive.
-    by_patient = merged.groupby("patient")[label].max()
+    by_patient = merged.groupby("patient")[_TARGET].max()
     modalities = sorted(set(merged["modality"]) - {""})
     colour = bool(merged["colour"].mean() > 0.5)
 
@@ -218,7 +222,7 @@ def make_fingerprint(cohort: Cohort, facts: pd.DataFrame) -> Fingerprint:
 
     return Fingerprint(
         patients_per_class={"0": int((by_patient == 0).sum()), "1": int((by_patient == 1).sum())},
-        images_per_class={"0": int((merged[label] == 0).sum()), "1": int((merged[label] == 1).sum())},
+        images_per_class={"0": int((merged[_TARGET] == 0).sum()), "1": int((merged[_TARGET] == 1).sum())},
         ndim=2,
         modality=modalities[0] if len(modalities) == 1 else ("mixed" if modalities else "unknown"),
         colour=colour,
@@ -231,7 +235,7 @@ def make_fingerprint(cohort: Cohort, facts: pd.DataFrame) -> Fingerprint:
 
 def _read_manifest(manifest: Path) -> pd.DataFrame:
     try:
-        table = pd.read_csv(manifest, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False)
+        table = pd.read_csv(manifest, dtype=str, index_col=False, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False)
     except FileNotFoundError as error:
         raise CohortError(f"{manifest}: no such file. Give a CSV with the columns image, patient and your label.") from error
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
@@ -246,15 +250,18 @@ def _read_manifest(manifest: Path) -> pd.DataFrame:
 def _check_rows(table: pd.DataFrame, root: Path) -> list[str]:
     """Faults of ids and files, each with its row; the header is row 1."""
     faults: list[str] = []
-    first_row: dict[str, int] = {}
+    first_row: dict[Path, int] = {}
     for i, (image, patient) in enumerate(zip(table["image"], table["patient"], strict=True)):
         row = i + 2
         if not image:
             faults.append(f"row {row}: image is empty")
-        elif image in first_row:
-            faults.append(f"row {row}: image {image!r} is already in row {first_row[image]}; every image needs one row")
+            continue
+        # The file, not its spelling: `a.png` and `./a.png` are one image.
+        file = (root / image).resolve()
+        if file in first_row:
+            faults.append(f"row {row}: image {image!r} is already in row {first_row[file]}; every image needs one row")
         else:
-            first_row[image] = row
+            first_row[file] = row
             if not (root / image).is_file():
                 faults.append(f"row {row}: no file {root / image}")
         if not patient:
@@ -262,13 +269,17 @@ def _check_rows(table: pd.DataFrame, root: Path) -> list[str]:
     return faults
 
 
+# Names of the tables that labels stand beside.
+_RESERVED = {"image", "patient", "path", "study", "site", "split", "file_digest"}
+_EMPTY = {"", "nan", "na", "n/a", "none", "null"}
+_TARGET = "(target)"
 _WORDS = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
 
 
 def _parse_labels(column: pd.Series, label: str, positive: str | None, faults: list[str]) -> list[float]:
     parse: Callable[[str], float | None]
     if positive is not None:
-        names = sorted(set(column) - {""})
+        names = sorted(name for name in set(column) if name.lower() not in _EMPTY)
         if positive not in names or len(names) > 2:
             faults.append(f"column {label}: expected {positive!r} and one other class, found {', '.join(names[:6]) or 'nothing'}")
             return []
@@ -277,13 +288,19 @@ def _parse_labels(column: pd.Series, label: str, positive: str | None, faults: l
         parse = lambda text: _WORDS.get(text.lower())  # noqa: E731  a two-way choice of one function
     values: list[float] = []
     for i, text in enumerate(column):
-        value = parse(text)
+        value = None if text.lower() in _EMPTY else parse(text)
         if value is None:
-            what = "is empty" if text.lower() in {"", "nan", "na", "none"} else f"is {text!r}"
+            what = "is empty" if text.lower() in _EMPTY else f"is {text!r}"
             allowed = "a class name" if positive is not None else "0 or 1 (or name the positive class with cohort.positive)"
             faults.append(f"row {i + 2}: label {label} {what}; use {allowed}, or remove the row")
         values.append(np.nan if value is None else value)
     return values
+
+
+def _refuse_reserved(labels: tuple[str, ...]) -> None:
+    clash = [label for label in labels if label in _RESERVED]
+    if clash:
+        raise CohortError(f"label {', '.join(clash)}: this name is taken by a column of the study's own tables. Rename the column.")
 
 
 def _refuse_shared_patients(images: pd.DataFrame, manifest: Path) -> None:
@@ -301,7 +318,7 @@ def _refuse_shared_patients(images: pd.DataFrame, manifest: Path) -> None:
 
 def _list_images(folder: Path, root: Path) -> tuple[list[str], list[tuple[str, str]]]:
     """Image files below a folder as ids relative to root, and what was left out with the reason."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts))
     stems = {p.with_suffix("") for p in files}
     images: list[str] = []
     ignored: list[tuple[str, str]] = []

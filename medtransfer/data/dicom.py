@@ -40,7 +40,12 @@ def read_dicom(path: Path) -> tuple[NDArray[np.float32], tuple[float, float], di
     """
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
-        array, spacing, provenance = _read(path)
+        try:
+            array, spacing, provenance = _read(path)
+        except ImageError:
+            raise
+        except Exception as error:  # an empty or wrong header element can fail anywhere
+            raise ImageError(f"{path}: a header element is damaged ({type(error).__name__}: {error}). Export it again.") from error
     # What pydicom had to say of the file: kept with the image, not printed among a thousand others.
     provenance["notes"] = sorted({str(note.message).replace(str(path), path.name) for note in notes})
     return array, spacing, provenance
@@ -100,12 +105,14 @@ def _decode(dataset: Any, path: Path) -> NDArray[Any]:
 
 
 def _grey(dataset: Any, stored: NDArray[Any], photometric: str, steps: list[str]) -> NDArray[np.float32]:
-    values = apply_modality_lut(stored, dataset).astype(np.float32)
     has_table = bool(dataset.get("ModalityLUTSequence"))
     if has_table:
         steps.append("modality LUT applied")
+    elif dataset.get("RescaleSlope") is not None and dataset.get("RescaleIntercept") is not None:
+        steps.append(f"rescaled by {float(dataset.RescaleSlope):g} and {float(dataset.RescaleIntercept):g}")
     elif "RescaleSlope" in dataset or "RescaleIntercept" in dataset:
-        steps.append(f"rescaled by {float(dataset.get('RescaleSlope', 1)):g} and {float(dataset.get('RescaleIntercept', 0)):g}")
+        raise ValueError("RescaleSlope and RescaleIntercept must both be there, with a value")
+    values = apply_modality_lut(stored, dataset).astype(np.float32)
     padding = _padding(dataset, stored)
     if padding is not None and padding.any() and not padding.all():
         values[padding] = values[~padding].min() if photometric == "MONOCHROME2" else values[~padding].max()
@@ -121,8 +128,11 @@ def _padding(dataset: Any, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
     value = dataset.get("PixelPaddingValue")
     if value is None:
         return None
-    limit = dataset.get("PixelPaddingRangeLimit", value)
-    low, high = sorted((int(value), int(limit)))
+    limit = dataset.get("PixelPaddingRangeLimit")
+    # Some writers give the value of a signed image as an unsigned number; its bits are what is meant.
+    signed = int(dataset.get("PixelRepresentation") or 0) == 1
+    ends = [int(v) - 65536 if signed and int(v) > 32767 else int(v) for v in (value, value if limit is None else limit)]
+    low, high = sorted(ends)
     return np.asarray((stored >= low) & (stored <= high))
 
 
@@ -139,7 +149,9 @@ def _output_range(dataset: Any, table_values: NDArray[np.float32] | None) -> tup
     bits = int(dataset.BitsStored)
     signed = int(dataset.get("PixelRepresentation", 0)) == 1
     ends = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    slope, intercept = float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0))
+    slope, intercept = (
+        float(default if (v := dataset.get(k)) is None else v) for k, default in (("RescaleSlope", 1), ("RescaleIntercept", 0))
+    )
     low, high = sorted(slope * end + intercept for end in ends)
     return low, high
 

@@ -7,6 +7,7 @@ anything about patients.
 from __future__ import annotations
 
 import csv
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from skimage.draw import polygon2mask
 from skimage.filters import gaussian
 
 from medtransfer.data.dicom import write_grey_dicom
+from medtransfer.errors import CohortError
 
 SIZE = 128
 SPACING = (0.3, 0.3)
@@ -62,11 +64,12 @@ def write_phantom(folder: str | Path, patients: int = 150, seed: int = 0) -> Pat
         y1, label`, pixels, upper ends exclusive), `images/*.dcm` and `masks/*.png`.
 
     Raises:
-        ValueError: fewer than 10 patients.
+        CohortError: fewer than 10 patients, or a folder that holds anything but this phantom.
     """
     if patients < 10:
-        raise ValueError(f"a phantom cohort needs at least 10 patients, not {patients}")
+        raise CohortError(f"a phantom cohort needs at least 10 patients, not {patients}")
     folder = Path(folder)
+    _claim_folder(folder, {"patients": patients, "seed": seed})
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     rows: list[list[Any]] = []
@@ -100,6 +103,18 @@ def write_phantom(folder: str | Path, patients: int = 150, seed: int = 0) -> Pat
     _write_csv(folder / "boxes.csv", ["image", "x0", "y0", "x1", "y1", "label"], boxes)
     _write_csv(folder / "manifest.csv", ["image", "patient", "site", "malignant", "lesion"], rows)
     return folder / "manifest.csv"
+
+
+def _claim_folder(folder: Path, settings: dict[str, int]) -> None:
+    """Refuses a folder with files of somebody else; marks an empty one."""
+    mark = folder / "phantom.json"
+    text = json.dumps(settings)
+    if mark.is_file() and mark.read_text(encoding="utf-8") == text:
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CohortError(f"{folder}: is not empty and holds no phantom cohort of {settings['patients']} patients. Choose another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.write_text(text, encoding="utf-8")
 
 
 @dataclass(frozen=True)

@@ -71,8 +71,9 @@ def read_image(path: str | Path, window: tuple[float, float] | None = None) -> I
         array, provenance = _read_picture(path)
     else:
         array, spacing, provenance = read_dicom(path)
-    if array.size == 0 or min(array.shape[1:]) < 2:
-        raise ImageError(f"{path}: has shape {array.shape[1:]}; an image needs at least 2 x 2 pixels.")
+    shape = array.shape[1:]
+    if array.size == 0 or min(shape) < 8 or max(shape) > 50 * min(shape):
+        raise ImageError(f"{path}: has {shape[0]} x {shape[1]} pixels; an image needs at least 8 x 8, and sides within a factor of 50.")
     if not np.isfinite(array).all():
         raise ImageError(f"{path}: {int((~np.isfinite(array)).sum())} pixels are NaN or infinite. Mend the file or leave it out.")
     if array.shape[0] == 3 and (array[0] == array[1]).all() and (array[1] == array[2]).all():
@@ -95,8 +96,8 @@ def _apply_window(image: Image, window: tuple[float, float]) -> Image:
 def _read_picture(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
     steps: list[str] = []
     try:
-        if _png_depth_and_colour(path) in {(16, 2), (16, 6)}:
-            raise ImageError(f"{path}: a 16-bit colour PNG would lose half its depth. Save it as TIFF.")
+        if _png_depth_and_colour(path) in {(16, 2), (16, 4), (16, 6)}:
+            raise ImageError(f"{path}: a 16-bit PNG with colour or transparency would lose half its depth. Save it as TIFF.")
         with Pillow.open(path) as opened:
             if getattr(opened, "n_frames", 1) > 1:
                 raise ImageError(f"{path}: holds several frames; give one image per file.")
@@ -154,8 +155,14 @@ def _read_tiff(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
     if array.shape[0] in {2, 4}:
         array = array[:-1]
         steps.append("alpha channel left out")
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8)
+        top = 1
+    elif np.issubdtype(array.dtype, np.integer):
+        top = np.iinfo(array.dtype).max
+    else:
+        top = array.max()
     if photometric == "MINISWHITE":
-        top = np.iinfo(array.dtype).max if np.issubdtype(array.dtype, np.integer) else array.max()
         array = top - array
         steps.append("white-is-zero inverted")
     bits = int(page.bitspersample)

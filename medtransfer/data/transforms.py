@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from monai.transforms import (
     Compose,
@@ -28,8 +29,8 @@ from monai.transforms import (
     RandShiftIntensity,
     Resized,
     ScaleIntensityd,
+    ScaleIntensityRange,
     ScaleIntensityRanged,
-    ScaleIntensityRangePercentilesd,
     SpatialPadd,
     Transform,
 )
@@ -55,7 +56,7 @@ def fixed_transforms(size: int, window: Window = "percentile") -> Compose:
     key = "image"
     scale: Transform
     if window == "percentile":
-        scale = ScaleIntensityRangePercentilesd(key, lower=0.5, upper=99.5, b_min=0.0, b_max=1.0, clip=True)
+        scale = Lambdad(key, func=_scale_percentiles)
     elif window == "full":
         scale = ScaleIntensityd(key, minv=0.0, maxv=1.0)
     elif isinstance(window, tuple):
@@ -72,6 +73,16 @@ def fixed_transforms(size: int, window: Window = "percentile") -> Compose:
             EnsureTyped(key, dtype=torch.float32, track_meta=False),
         ]
     )
+
+
+def _scale_percentiles(image: Tensor) -> Tensor:
+    """0.5 to 99.5 % of the image to 0..1; the full range where these coincide, as in a small bright spot on black."""
+    low, high = np.percentile(image.numpy(), [0.5, 99.5])
+    if not high > low:
+        low, high = float(image.min()), float(image.max())
+    if not high > low:
+        return torch.zeros_like(image)
+    return torch.as_tensor(ScaleIntensityRange(low, high, 0.0, 1.0, clip=True)(image))
 
 
 def random_transforms(size: int) -> Compose:

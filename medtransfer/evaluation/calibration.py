@@ -60,20 +60,23 @@ def weighted_ece(logit: Float, target: NDArray[Any], weights: Float) -> Float:
     return np.asarray(gaps.sum(1) / weights.sum(1), dtype=np.float64)
 
 
-def ece_null(logits: Float, draws: int, rng: np.random.Generator) -> Float:
+def ece_null(logits: Float, patients: NDArray[Any], draws: int, rng: np.random.Generator) -> Float:
     """ECE that a perfectly calibrated model with these probabilities would show: y ~ Bernoulli(p).
 
     Args:
-        logits: (seed, image). Each draw shares its uniform numbers between seeds, as they share patients.
+        logits: (seed, image).
+        patients: (image,). Images of one patient share their uniform number, as they share their diagnosis;
+            drawn one by one they would make the null too narrow. Seeds share it too.
         draws: number of draws.
 
     Returns:
         (draw,), the mean over seeds.
     """
     seeds, images = logits.shape
+    _, code = np.unique(patients.astype(str), return_inverse=True)
     null = np.zeros(draws)
     for chunk in np.array_split(np.arange(draws), max(1, draws * images // 2_000_000)):
-        uniform = rng.random((len(chunk), images))
+        uniform = rng.random((len(chunk), code.max() + 1))[:, code]
         ones = np.ones((len(chunk), images))
         for logit in logits:
             null[chunk] += weighted_ece(logit, (uniform < expit(logit)).astype(np.float64), ones) / seeds
@@ -185,15 +188,18 @@ def fit_temperature(logit: Float, target: NDArray[Any]) -> float:
     return float(np.exp(minimize_scalar(objective, bounds=(-5.0, 5.0), method="bounded", options={"xatol": 1e-9}).x))
 
 
-def reliability(logits: Float, target: NDArray[Any], draws: int, rng: np.random.Generator) -> dict[str, list[float]]:
+def reliability(
+    logits: Float, target: NDArray[Any], patients: NDArray[Any], draws: int, rng: np.random.Generator
+) -> dict[str, list[float]]:
     """Reliability diagram over equal-mass bins with a 90 % consistency band (Bröcker & Smith 2007, doi:10.1175/WAF993.1).
 
     The band shows where the observed frequency of a bin would fall if the probabilities were true.
 
     Args:
-        logits: (seed, image). target: (image,).
+        logits: (seed, image). target, patients: (image,); patients as in `ece_null`.
     """
     probability = expit(logits)
+    _, code = np.unique(patients.astype(str), return_inverse=True)
     edges = bin_edges(probability.ravel(), logits.shape[1])
     which = np.searchsorted(edges, probability, side="right")
     count = len(edges) + 1
@@ -202,7 +208,7 @@ def reliability(logits: Float, target: NDArray[Any], draws: int, rng: np.random.
     sums = [np.bincount(which.ravel(), values.ravel(), count)[full] for values in (probability, np.broadcast_to(target, probability.shape))]
     simulated = np.empty((draws, int(full.sum())))
     for draw in range(draws):
-        ones = rng.random(logits.shape[1]) < probability
+        ones = rng.random(code.max() + 1)[code] < probability
         simulated[draw] = np.bincount(which.ravel(), ones.ravel(), count)[full] / size[full]
     low, high = np.quantile(simulated, [0.05, 0.95], axis=0)
     return {

@@ -118,6 +118,9 @@ def _correction(codes: NDArray[Any]) -> float:
 def auc_interval(scores: Float, target: NDArray[Any], patients: NDArray[Any]) -> dict[str, Any]:
     """AUC with its 95 % interval: DeLong on the logit scale, or Newcombe's where that fails.
 
+    With several seeds the AUC is their mean, and its variance is DeLong's over patients plus the
+    variance between the seeds' AUCs divided by their number.
+
     DeLong gives [1, 1] for a perfect separation and is not to be trusted with fewer than 10 patients of
     a class; there, method 5 of Newcombe 2006 (doi:10.1002/sim.2324) is taken, which never collapses.
 
@@ -126,14 +129,20 @@ def auc_interval(scores: Float, target: NDArray[Any], patients: NDArray[Any]) ->
     """
     aucs, covariance = delong_covariance([scores], target, patients)
     auc, variance = float(aucs[0]), float(covariance[0, 0])
+    if len(scores) > 1:
+        ones = np.ones((1, len(target)))
+        variance += float(np.var([weighted_auc(score, target, ones)[0] for score in scores], ddof=1)) / len(scores)
     m, n = (len(set(patients[target == c].astype(str))) for c in (1, 0))
     if min(m, n) < _SMALL or not 0 < auc < 1 or not variance > 0:
         low, high = _newcombe(auc, m, n)
         return {"estimate": auc, "low": low, "high": high, "method": "Newcombe 2006, method 5"}
     center, half = np.log(auc / (1 - auc)), _Z * np.sqrt(variance) / (auc * (1 - auc))
-    clustered = ", clustered by patient" if len(target) > len(set(patients.astype(str))) else ""
-    low, high = expit(center - half), expit(center + half)
-    return {"estimate": auc, "low": float(low), "high": float(high), "method": f"DeLong, logit scale{clustered}"}
+    method = "DeLong, logit scale"
+    if len(target) > len(set(patients.astype(str))):
+        method += ", clustered by patient"
+    if len(scores) > 1:
+        method += ", with the variance between seeds"
+    return {"estimate": auc, "low": float(expit(center - half)), "high": float(expit(center + half)), "method": method}
 
 
 def _newcombe(auc: float, m: int, n: int) -> tuple[float, float]:

@@ -145,7 +145,7 @@ def evaluate(table: pd.DataFrame | str | Path, bootstrap: int = 2000, seed: int 
         entry = _summarise(arm, raw[i], {**draws[i], **ici_draws[i]}, bootstrap, seed, False)
         entry["recalibrated"] = None
         if arm.recalibrated is not None:
-            again = [replace(arm)]
+            again = [arm]
             values = {
                 **draw_values(again, METRICS, bootstrap, seed, True)[0],
                 **draw_values(again, {"ici": cal.weighted_ici}, min(bootstrap, _ICI_DRAWS), seed, True)[0],
@@ -161,6 +161,7 @@ def evaluate(table: pd.DataFrame | str | Path, bootstrap: int = 2000, seed: int 
         "prevalence": float(first.target.mean()),
         "bootstrap": bootstrap,
         "seed": seed,
+        "ici_bootstrap": min(bootstrap, _ICI_DRAWS),
         "arms": arms,
         "comparisons": compare_arms(scores, raw, draws),
         "learning_curve": [],
@@ -174,7 +175,7 @@ def _summarise(
 ) -> dict[str, Any]:
     logits = arm.recalibrated if recalibrated and arm.recalibrated is not None else arm.logit
     rng = np.random.default_rng([seed, 1])
-    null = cal.ece_null(logits, bootstrap, rng)
+    null = cal.ece_null(logits, arm.patients, bootstrap, rng)
     values = {**values, "ici": float(np.mean([cal.ici(logit, arm.target) for logit in logits]))}
     auc = dis.auc_interval(logits, arm.target, arm.patients)
     bootstrapped = percentile_interval(values["auc"], draws["auc"])
@@ -200,7 +201,7 @@ def _summarise(
         entry["temperature"] = [{"seed": s, "fold": f, "temperature": t} for (s, f), t in arm.temperatures.items()]
     entry["curves"] = {
         "roc": dis.roc_curve(logits, arm.target),
-        "reliability": cal.reliability(logits, arm.target, _BAND_DRAWS, rng),
+        "reliability": cal.reliability(logits, arm.target, arm.patients, _BAND_DRAWS, rng),
         "histogram": _histogram(logits, arm.target),
     }
     return entry
@@ -258,7 +259,7 @@ def _warnings(table: pd.DataFrame, scores: list[Scores]) -> list[str]:
         warnings.append("One seed: the intervals do not hold the randomness of training. Five seeds are advisable below 2,000 images.")
     elif min(seeds) < 5 and len(first.images) < 2000:
         warnings.append(
-            f"{min(seeds)} seeds: the randomness of training is only partly in the intervals. Five are advisable below 2,000 images."
+            f"{min(seeds)} seeds: the randomness of training is known from few draws only. Five are advisable below 2,000 images."
         )
     if len(scores) > 1 and len({arm.seeds for arm in scores}) > 1:
         warnings.append("The arms have different seeds; they are paired over patients only.")

@@ -48,11 +48,6 @@ class Scores:
     recalibrated: Float | None = None
     temperatures: dict[tuple[int, int], float] | None = None
 
-    @property
-    def probability(self) -> Float:
-        """(seed, image), 0 to 1."""
-        return np.asarray(expit(self.logit), dtype=np.float64)
-
     def take(self, rows: NDArray[Any]) -> Scores:
         """The same arm on some of its images."""
         recalibrated = None if self.recalibrated is None else self.recalibrated[:, rows]
@@ -76,7 +71,7 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     try:
         # As text: pandas' own parser of numbers is not always exact to the last bit, Python's is.
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
+        table = pd.read_csv(path, dtype=str, index_col=False, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise PredictionsError(f"{path}: no such file. Give a CSV with patient, target and probability.") from error
     except (OSError, UnicodeDecodeError, ValueError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
@@ -109,13 +104,7 @@ def check_predictions(table: pd.DataFrame, source: str = "predictions") -> pd.Da
         PredictionsError: with every fault and its row (the header is row 1).
         LeakageError: a patient is tested in two folds of one arm and seed.
     """
-    missing = [c for c in ("patient", "target") if c not in table.columns]
-    if "probability" not in table.columns and "logit" not in table.columns:
-        missing.append("probability")
-    if missing:
-        raise PredictionsError(f"{source}: no column {', '.join(missing)}. Columns here: {', '.join(map(str, table.columns))}.")
-    if table.empty:
-        raise PredictionsError(f"{source}: no rows below the header.")
+    _require_columns(table, source)
     table = table.copy().reset_index(drop=True)
     faults: list[str] = []
     for column in ("target", "probability", "logit", "seed", "fold"):
@@ -128,17 +117,13 @@ def check_predictions(table: pd.DataFrame, source: str = "predictions") -> pd.Da
         faults += [f"row {i + 2}: {column} is empty" for i in np.flatnonzero(table[column].isna())]
     if faults:
         raise PredictionsError(list_faults(f"{source}: {len(faults)} fault(s)", faults, "Mend these rows and run again."))
-    table["patient"] = table["patient"].astype(str)
+    for column in ("arm", "patient", "part", "label"):
+        table[column] = table[column].astype(str)
     if "image" not in table.columns:
         number = table.groupby(["arm", "seed", "fold", "part", "patient"]).cumcount().astype(str)
         table["image"] = table["patient"] + "#" + number
     table["image"] = table["image"].astype(str)
-    _fill_scores(table, faults)
-    faults += [f"row {i + 2}: target is {table['target'][i]:g}; use 0 or 1" for i in np.flatnonzero(~table["target"].isin([0, 1]))]
-    parts = {"train", "tune", "test"}
-    faults += [f"row {i + 2}: part is {table['part'][i]!r}; use train, tune or test" for i in np.flatnonzero(~table["part"].isin(parts))]
-    key = ["arm", "seed", "fold", "part", "image", "label"]
-    faults += [f"row {i + 2}: image {table['image'][i]} is there twice" for i in np.flatnonzero(table.duplicated(key))]
+    faults = _check_values(table)
     if faults:
         raise PredictionsError(list_faults(f"{source}: {len(faults)} fault(s)", faults, "Mend these rows and run again."))
     for column in ("target", "seed", "fold"):
@@ -155,6 +140,32 @@ def _numbers(column: pd.Series, name: str, faults: list[str]) -> pd.Series:
         if not np.isfinite(numbers[i]):
             faults.append(f"row {i + 2}: {name} is {'empty' if pd.isna(value) else repr(value)}, not a number")
     return pd.Series(numbers, index=column.index)
+
+
+def _require_columns(table: pd.DataFrame, source: str) -> None:
+    missing = [c for c in ("patient", "target") if c not in table.columns]
+    if "probability" not in table.columns and "logit" not in table.columns:
+        missing.append("probability")
+    if missing:
+        raise PredictionsError(f"{source}: no column {', '.join(missing)}. Columns here: {', '.join(map(str, table.columns))}.")
+    if table.empty:
+        raise PredictionsError(f"{source}: no rows below the header.")
+
+
+def _check_values(table: pd.DataFrame) -> list[str]:
+    """Fills in probability or logit and lists the faults of all values."""
+    faults: list[str] = []
+    _fill_scores(table, faults)
+    faults += [f"row {i + 2}: target is {table['target'][i]:g}; use 0 or 1" for i in np.flatnonzero(~table["target"].isin([0, 1]))]
+    parts = {"train", "tune", "test"}
+    faults += [f"row {i + 2}: part is {table['part'][i]!r}; use train, tune or test" for i in np.flatnonzero(~table["part"].isin(parts))]
+    for column in ("seed", "fold"):
+        faults += [f"row {i + 2}: {column} is {table[column][i]:g}, not a whole number" for i in np.flatnonzero(table[column] % 1 != 0)]
+    # An image is tested once per arm and seed, in whatever fold; it may serve several folds for tuning.
+    key = ["arm", "seed", "part", "image", "label"]
+    twice = table.duplicated([*key, "fold"]) | (table.duplicated(key) & (table["part"] == "test"))
+    faults += [f"row {i + 2}: image {table['image'][i]} is there twice" for i in np.flatnonzero(twice)]
+    return faults
 
 
 def _fill_scores(table: pd.DataFrame, faults: list[str]) -> None:
@@ -174,6 +185,19 @@ def _fill_scores(table: pd.DataFrame, faults: list[str]) -> None:
 
 
 def _refuse_leaks(table: pd.DataFrame, source: str) -> None:
+    parts = table.groupby(["arm", "seed", "fold", "patient"], sort=False)["part"].nunique()
+    mixed = parts[parts > 1].reset_index()
+    if len(mixed):
+        names = [
+            f"arm {a}, seed {s}, fold {f}, patient {p}" for a, s, f, p in mixed[["arm", "seed", "fold", "patient"]].itertuples(index=False)
+        ]
+        raise LeakageError(
+            list_faults(
+                f"{source}: {len(names)} patient(s) are in more than one part of a fold",
+                names,
+                "Test patients must be neither trained nor tuned on.",
+            )
+        )
     test = table[table["part"] == "test"]
     folds = test.groupby(["arm", "seed", "patient"], sort=False)["fold"].nunique()
     rows = folds[folds > 1].reset_index()

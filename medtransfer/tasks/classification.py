@@ -32,14 +32,17 @@ class Classification:
     Attributes:
         labels: names of the labels.
         positive_weights: w per label; 1 where left out.
+        mean_weights: mean weight of the training images per label, which scales the loss; 1 where left out.
     """
 
     labels: tuple[str, ...]
     positive_weights: tuple[float, ...] = ()
+    mean_weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", tuple(self.labels))
-        object.__setattr__(self, "positive_weights", tuple(self.positive_weights) or (1.0,) * len(self.labels))
+        for name in ("positive_weights", "mean_weights"):
+            object.__setattr__(self, name, tuple(getattr(self, name)) or (1.0,) * len(self.labels))
 
     def weighted(self, targets: NDArray[Any]) -> Classification:
         """The same task with weights from the training targets (image, label), 0 or 1.
@@ -53,7 +56,8 @@ class Classification:
             if min(p, n) == 0:
                 raise CohortError(f"label {label}: the training part has {int(p)} positive and {int(n)} negative images; both are needed.")
         weights = np.clip(negatives / positives, 1 / _LARGEST_WEIGHT, _LARGEST_WEIGHT)
-        return Classification(self.labels, tuple(float(w) for w in weights))
+        means = (positives * weights + negatives) / len(targets)
+        return Classification(self.labels, tuple(float(w) for w in weights), tuple(float(m) for m in means))
 
     def taps(self, backbone: Backbone) -> list[str]:
         """The last activation."""
@@ -65,11 +69,15 @@ class Classification:
         return LinearHead(last.name, last.channels, len(self.labels), backbone.layout)
 
     def loss(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Weighted binary cross-entropy, in float32, weighted mean."""
-        weights = torch.tensor(self.positive_weights, device=logits.device)
+        """Weighted binary cross-entropy, in float32.
+
+        Divided by the mean weight of the training part, not of the batch: the latter varies with the
+        positives in it, which would bias the fit (by 0.3 in the logit at 9 % positives and 16 images).
+        """
+        weights, means = (torch.tensor(w, device=logits.device) for w in (self.positive_weights, self.mean_weights))
         each = nn.functional.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none")
         scale = torch.where(targets > 0, weights, torch.ones_like(weights))
-        return {"loss": (each * scale).sum() / scale.sum()}
+        return {"loss": (each * scale / means).mean()}
 
     def correct(self, logits: NDArray[Any]) -> NDArray[Any]:
         """Subtracts log w; (image, label) -> the same, float64."""

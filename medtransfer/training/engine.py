@@ -29,19 +29,27 @@ class Engine:
     """A device with a precision.
 
     Attributes:
-        accelerator: of `accelerate`; places batches, casts and scales.
+        device: where the networks live.
         precision: of the forward pass; losses and logits are float32 always.
         seconds: per step by precision where it was measured, else empty.
     """
 
-    accelerator: Accelerator
+    device: torch.device
     precision: Precision
     seconds: dict[str, float]
 
-    @property
-    def device(self) -> torch.device:
-        """Where the networks live."""
-        return torch.device(self.accelerator.device)
+    def autocast(self) -> torch.autocast:
+        """The context of a forward pass."""
+        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32")
+
+    def make_accelerator(self) -> Accelerator:
+        """A new `accelerate` object for one training: scales, clips and steps.
+
+        One per training, as it keeps every optimiser it is given, and the state of its gradient scaler.
+        """
+        AcceleratorState._reset_state(True)  # accelerate keeps one precision per process
+        return Accelerator(mixed_precision=_ACCELERATE_NAMES[self.precision], cpu=self.device.type == "cpu")
 
 
 def make_engine(device: str = "auto", precision: str = "auto", probe: nn.Module | None = None, image: Tensor | None = None) -> Engine:
@@ -71,9 +79,7 @@ def make_engine(device: str = "auto", precision: str = "auto", probe: nn.Module 
         where = torch.device("cuda" if on_cuda else "cpu")
         seconds = {name: _time_step(probe, image, where, name == "bf16") for name in ("fp32", "bf16")}
         chosen = "bf16" if seconds["fp32"] >= _WORTH_IT * seconds["bf16"] else "fp32"
-    # accelerate keeps one state per process; a second engine with another precision needs a new one.
-    AcceleratorState._reset_state(True)
-    return Engine(Accelerator(mixed_precision=_ACCELERATE_NAMES[chosen], cpu=not on_cuda), chosen, seconds)
+    return Engine(torch.device("cuda" if on_cuda else "cpu"), chosen, seconds)
 
 
 def _time_step(probe: nn.Module, image: Tensor, device: torch.device, bf16: bool) -> float:

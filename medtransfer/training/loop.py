@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -134,7 +135,8 @@ def fit(
     epochs = math.ceil(steps / len(train))
     optimizer = torch.optim.AdamW(parameter_groups(backbone, head, plan, budget.weight_decay))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, epochs * len(train)))
-    accelerated = engine.accelerator.prepare(optimizer)
+    accelerator = engine.make_accelerator()
+    accelerated = accelerator.prepare(optimizer)
     averages = _Averages(backbone, head)
     history = [_measure(backbone, head, task, tune, engine, epoch=0)]
     best, best_epoch, lowest = averages.state(), 0, history[0]["tune_loss"]
@@ -149,7 +151,7 @@ def fit(
         started = time.perf_counter()
         for part in (train.sampler, train.dataset):
             cast(Any, part).set_epoch(epoch)
-        train_loss = _train_epoch(backbone, head, task, train, accelerated, schedule, averages, engine)
+        train_loss = _train_epoch(backbone, head, task, train, accelerated, schedule, averages, engine, accelerator)
         entry = _measure(averages.backbone, averages.head, task, tune, engine, epoch)
         entry |= {"train_loss": train_loss, "lr": float(schedule.get_last_lr()[-1]), "seconds": time.perf_counter() - started}
         history.append(entry)
@@ -163,6 +165,7 @@ def fit(
     for module, state in zip((backbone, head), best, strict=True):
         module.load_state_dict(state)
         module.eval()
+    accelerator.free_memory()
     seconds = time.perf_counter() - begun
     seen = (len(history) - 1) * len(train) * (train.batch_size or 1)
     return FitResult(history, best_epoch, stopped_early, probe, seconds, seen / seconds if seen else 0.0)
@@ -185,7 +188,7 @@ def _forward(backbone: Backbone, head: nn.Module, task: Task, batch: Batch, engi
         name: x.to(engine.device, non_blocking=True, memory_format=torch.channels_last if x.ndim == 4 else torch.preserve_format)
         for name, x in batch["features"].items()
     }
-    with engine.accelerator.autocast():
+    with engine.autocast():
         taps = backbone(features, task.taps(backbone))
     result: Tensor = head(taps)
     return result
@@ -200,6 +203,7 @@ def _train_epoch(
     schedule: Any,
     averages: _Averages,
     engine: Engine,
+    accelerator: Accelerator,
 ) -> float:
     backbone.train()
     head.train()
@@ -210,8 +214,8 @@ def _train_epoch(
         loss = task.loss(_forward(backbone, head, task, batch, engine), batch["targets"].to(engine.device))["loss"]
         if not torch.isfinite(loss):
             raise StudyError("the training loss is not finite. Lower plan.backbone_lr and plan.head_lr, or set train.precision=fp32.")
-        engine.accelerator.backward(loss)
-        engine.accelerator.clip_grad_norm_(parameters, _CLIP_NORM)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(parameters, _CLIP_NORM)
         optimizer.step()
         schedule.step()
         averages.update(backbone, head)

@@ -32,7 +32,7 @@ def pooled_features(
     backbone.eval()
     for batch in batches:
         image = batch["features"]["image"].to(engine.device, memory_format=torch.channels_last)
-        with torch.inference_mode(), engine.accelerator.autocast():
+        with torch.inference_mode(), engine.autocast():
             activation = backbone({"image": image}, [tap])[tap]
         features.append(pool(activation, backbone.layout).cpu().double().numpy())
         targets.append(batch["targets"].double().numpy())

@@ -71,6 +71,31 @@ def test_a_faulty_manifest_is_refused(tmp_path, manifest, text, message):
         mt.Cohort.from_csv(tmp_path / "bad.csv", tmp_path, ["malignant"])
 
 
+def test_a_missing_class_name_is_not_the_negative_class(manifest):
+    path = manifest(patients=4, views=1, kind=["yes", "NA", "no", "yes"])
+    with pytest.raises(CohortError, match="row 3: label kind is empty"):
+        mt.Cohort.from_csv(path, path.parent, ["kind"], positive="yes")
+
+
+def test_spellings_of_one_file_are_one_image(manifest, tmp_path):
+    manifest(patients=2, views=1)
+    (tmp_path / "bad.csv").write_text("image,patient,malignant\n0-0.png,P0,0\n./0-0.png,P1,1\n")
+    with pytest.raises(CohortError, match="row 3: image './0-0.png' is already in row 2"):
+        mt.Cohort.from_csv(tmp_path / "bad.csv", tmp_path, ["malignant"])
+
+
+def test_labels_cannot_overwrite_other_columns(manifest, write_png):
+    path = manifest(patients=4, views=1, site=[0, 1, 0, 1])
+    with pytest.raises(CohortError, match="label site: this name is taken"):
+        mt.Cohort.from_csv(path, path.parent, ["site"])
+    for name in ("control/a.png", "patient/b.png", "control/.ipynb_checkpoints/a-checkpoint.png"):
+        root = write_png(f"classes/{name}", np.full((8, 8), 7, np.uint8))
+    cohort = mt.Cohort.from_folders(path.parent / "classes", ["control", "patient"], "patient")
+    assert cohort.labels == ("class patient",)
+    assert cohort.images["patient"].tolist() == ["control/a.png", "patient/b.png"]
+    assert root.is_file()
+
+
 def test_no_manifest_and_no_label_say_what_to_do(tmp_path, manifest):
     with pytest.raises(CohortError, match="no such file"):
         mt.Cohort.from_csv(tmp_path / "none.csv", tmp_path, ["malignant"])

@@ -42,6 +42,15 @@ def test_windows(write_png):
         fixed_transforms(32, "lungs")
 
 
+def test_sparse_and_constant_images_are_scaled_too(write_png):
+    spot = np.zeros((100, 100), np.uint8)
+    spot[50, 50:54] = 200
+    image = fixed_transforms(100)({"image": str(write_png("spot.png", spot))})["image"]
+    assert (image.min(), image.max()) == (0, 1)
+    flat = fixed_transforms(100)({"image": str(write_png("flat.png", np.full((100, 100), 9, np.uint8)))})["image"]
+    assert flat.abs().max() == 0
+
+
 def test_the_cache_is_the_uncached_result_bit_for_bit(cached):
     paths, entries = cached
     pipeline = fixed_transforms(32)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
+from medtransfer.errors import CohortError
 from PIL import Image
 
 
@@ -57,5 +58,13 @@ def test_the_scanner_does_not_tell_the_label(tmp_path):
 
 
 def test_too_small_a_phantom_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="at least 10 patients"):
+    with pytest.raises(CohortError, match="at least 10 patients"):
         mt.write_phantom(tmp_path, 5)
+
+
+def test_files_of_others_are_left_alone(tmp_path):
+    (tmp_path / "manifest.csv").write_text("mine")
+    with pytest.raises(CohortError, match="not empty and holds no phantom"):
+        mt.write_phantom(tmp_path, 10)
+    assert (tmp_path / "manifest.csv").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 1

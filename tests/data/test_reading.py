@@ -211,6 +211,36 @@ def test_missing_folder_and_nan_are_refused(tmp_path):
         read_image(tmp_path / "pages.tif")
 
 
+@pytest.mark.parametrize("keyword", ["RescaleSlope", "PixelPaddingRangeLimit", "BitsStored"])
+def test_empty_header_elements_are_refused_or_taken_as_absent(tmp_path, keyword):
+    path = dicom(tmp_path / "1.dcm", photometric="MONOCHROME1")
+    dataset = pydicom.dcmread(path)
+    dataset.add_new("PixelPaddingValue", "US", 0)
+    if keyword == "PixelPaddingRangeLimit":
+        dataset.add_new(keyword, "US", None)
+    else:
+        setattr(dataset, keyword, None)
+    dataset.save_as(path)
+    if keyword == "PixelPaddingRangeLimit":
+        assert read_image(path).array.shape == (1, 64, 80)
+    else:
+        with pytest.raises(ImageError, match=r"1\.dcm: "):
+            read_image(path)
+
+
+def test_compressed_and_bilevel_tiffs(tmp_path):
+    tifffile.imwrite(tmp_path / "lzw.tif", RAMP, compression="lzw")
+    assert np.array_equal(read_image(tmp_path / "lzw.tif").array[0], RAMP)
+    tifffile.imwrite(tmp_path / "bits.tif", RAMP % 2 == 0, photometric="miniswhite")
+    assert np.array_equal(read_image(tmp_path / "bits.tif").array[0], RAMP % 2)
+
+
+def test_slivers_are_refused(tmp_path):
+    Pillow.fromarray(np.zeros((3, 1000), np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(ImageError, match="3 x 1000 pixels"):
+        read_image(tmp_path / "a.png")
+
+
 def test_window_maps_to_the_unit_interval():
     image = read_image(get_testdata_file("CT_small.dcm"), window=(40, 400))
     raw = read_image(get_testdata_file("CT_small.dcm")).array

@@ -81,7 +81,7 @@ def test_null_of_ece_matches_the_published_size():
     """A calibrated model with p ~ Beta(.5, 1) and 310 images shows an ECE of .05 to .06 by chance alone."""
     rng = np.random.default_rng(2)
     p = np.clip(rng.beta(0.5, 1, 310), 1e-9, 1 - 1e-9)
-    null = cal.ece_null(np.log(p / (1 - p))[None], 400, rng)
+    null = cal.ece_null(np.log(p / (1 - p))[None], np.arange(310), 400, rng)
     assert 0.035 < null.mean() < 0.06
 
 
@@ -111,8 +111,22 @@ def test_reliability_band_holds_a_calibrated_model():
     rng = np.random.default_rng(4)
     p = rng.uniform(0.02, 0.98, 2000)
     target = (rng.random(2000) < p).astype(int)
-    curve = cal.reliability(np.log(p / (1 - p))[None], target, 300, rng)
+    curve = cal.reliability(np.log(p / (1 - p))[None], target, np.arange(2000), 300, rng)
     inside = [low <= seen <= high for low, seen, high in zip(curve["low"], curve["observed"], curve["high"], strict=True)]
     assert len(inside) == 10
     assert sum(inside) >= 7
     assert sum(curve["images"]) == 2000
+
+
+def test_the_null_of_ece_holds_with_several_images_per_patient():
+    """A calibrated model on patients with three images each exceeds the 95 % point of its null in about 5 % of cohorts."""
+    rng = np.random.default_rng(5)
+    exceeded = 0
+    for _ in range(150):
+        p = np.repeat(rng.uniform(0.05, 0.95, 60), 3)
+        patients = np.repeat(np.arange(60), 3)
+        target = np.repeat((rng.random(60) < p[::3]).astype(int), 3)
+        logit = np.log(p / (1 - p)) + rng.normal(0, 1e-3, 180)
+        high = np.quantile(cal.ece_null(logit[None], patients, 200, rng), 0.95)
+        exceeded += cal.weighted_ece(logit, target, ones(logit))[0] > high
+    assert 1 <= exceeded <= 18

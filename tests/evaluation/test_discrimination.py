@@ -140,3 +140,14 @@ def test_roc_curve_runs_from_corner_to_corner():
     curve = roc_curve(SCORE[None], TARGET)
     assert (curve["false_positive_rate"][0], curve["false_positive_rate"][-1], curve["sensitivity"][-1]) == (0, 1, 1)
     assert np.all(np.diff(curve["sensitivity"]) >= 0)
+
+
+def test_the_interval_holds_the_variance_between_seeds():
+    rng = np.random.default_rng(6)
+    target = rng.integers(0, 2, 300)
+    patients = np.arange(300)
+    seeds = np.stack([strength * target + rng.normal(size=300) for strength in (0.5, 1.5, 2.5)])
+    one = auc_interval(seeds[1:2], target, patients)
+    several = auc_interval(seeds, target, patients)
+    assert several["method"].endswith("with the variance between seeds")
+    assert several["high"] - several["low"] > 2 * (one["high"] - one["low"])

@@ -164,6 +164,7 @@ def test_all_scores_equal_is_chance():
         (lambda t: t.assign(probability="high"), "'high', not a number"),
         (lambda t: t.assign(probability=0.9, logit=-3.0), "disagree"),
         (lambda t: t.assign(image="same"), "is there twice"),
+        (lambda t: t.assign(seed=0.5), "seed is 0.5, not a whole number"),
         (lambda t: t.assign(part="holdout"), "use train, tune or test"),
         (lambda t: t.assign(part="tune"), "no row has part = test"),
         (lambda t: t.assign(target=1), "Both classes are needed"),
@@ -182,6 +183,25 @@ def test_a_patient_tested_in_two_folds_is_a_leak(scores):
     table.loc[test[0], "fold"] = 1 - table.loc[test[0], "fold"]
     with pytest.raises(LeakageError, match="patient P0"):
         evaluate(table, bootstrap=100)
+
+
+def test_a_patient_tuned_and_tested_in_one_fold_is_a_leak(scores):
+    table = scores({"a": 1.0})
+    table.loc[table["part"] == "tune", "fold"] = 1 - table.loc[table["part"] == "tune", "fold"]
+    with pytest.raises(LeakageError, match="more than one part of a fold"):
+        evaluate(table, bootstrap=100)
+
+
+def test_image_names_reused_in_another_fold_are_refused(scores):
+    table = scores({"a": 1.0})
+    table["image"] = table["image"].str.split("/").str[1].astype(int) // 2
+    with pytest.raises(PredictionsError, match="is there twice"):
+        evaluate(table, bootstrap=100)
+
+
+def test_names_may_be_numbers(scores):
+    table = scores({"a": 1.0}).assign(arm=1, label=5)
+    assert evaluate(table, bootstrap=100).to_dict()["arms"]["1"]["recalibrated"] is not None
 
 
 def test_arms_are_compared_on_the_images_they_share(scores):

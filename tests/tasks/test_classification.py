@@ -44,6 +44,25 @@ def test_correction_gives_back_the_probabilities_of_the_cohort():
     assert expit(task.correct(logits)).mean() == pytest.approx(y.mean(), rel=0.03)
 
 
+def test_small_batches_do_not_bias_the_fit():
+    """Minibatches of a rare class: the corrected intercept is that of the cohort."""
+    rng = np.random.default_rng(1)
+    y = (rng.random(20_000) < 0.09).astype(np.float32)[:, None]
+    task = mt.Classification(("a",)).weighted(y)
+    bias = torch.zeros(1, requires_grad=True)
+    optimiser = torch.optim.SGD([bias], lr=0.05)
+    trace = []
+    for step in range(3000):
+        batch = torch.from_numpy(y[rng.integers(0, len(y), 16)])
+        optimiser.zero_grad()
+        task.loss(bias.expand(16, 1), batch)["loss"].backward()
+        optimiser.step()
+        if step > 1000:
+            trace.append(bias.item())
+    probability = expit(task.correct(np.array([[np.mean(trace)]])))
+    assert probability[0, 0] == pytest.approx(0.09, abs=0.012)
+
+
 def test_rows_are_one_per_image_and_label():
     task = mt.Classification(("a", "b"))
     rows = task.decode(np.array([[0.0, 1.0], [2.0, -1.0]]), np.array([[0, 1], [1, 0]]), ["i", "j"], ["p", "q"])
