@@ -184,7 +184,7 @@ def fit(
     def on_epoch(entry: dict[str, float], epochs: int) -> None:
         history.append(entry)
         write_aside(output / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
-        reporter(f"{arm}, fold {fold.index}, seed {seed}", int(entry["epoch"]), epochs)
+        reporter(f"{arm}, fold {fold.index}, seed {seed}, epochs", int(entry["epoch"]), epochs)
 
     result = train_network(backbone, head, task, training, loader(fold.train), loader(parts["tune"]), plan, budget, engine, on_epoch)
     frames = []

@@ -174,7 +174,7 @@ def test_sixteen_bit_colour_png_is_refused_as_it_would_lose_depth(tmp_path):
     rows = b"".join(b"\0" + bytes(4 * 6) for _ in range(4))
     content = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     (tmp_path / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
-    with pytest.raises(ImageError, match="16-bit colour PNG would lose"):
+    with pytest.raises(ImageError, match="16-bit PNG with colour or transparency would lose"):
         read_image(tmp_path / "deep.png")
 
 

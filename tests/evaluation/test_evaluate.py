@@ -225,7 +225,7 @@ def test_coverage_of_the_auc_difference_under_the_null():
     """Two models of equal worth: a difference is declared in about 5 % of studies."""
     rng = np.random.default_rng(7)
     declared = 0
-    for _ in range(100):
+    for _ in range(60):
         target = rng.integers(0, 2, 80)
         signal = target + rng.normal(size=80)
         arms = [signal + rng.normal(size=80) for _ in range(2)]
@@ -237,4 +237,4 @@ def test_coverage_of_the_auc_difference_under_the_null():
         )
         delta = evaluate(table, bootstrap=200).to_dict()["comparisons"][0]["delta_auc"]
         declared += not delta["low"] <= 0 <= delta["high"]
-    assert declared <= 12
+    assert declared <= 8

@@ -22,10 +22,10 @@ def test_weights_are_the_ratio_of_classes_within_bounds():
 
 
 def test_loss_of_a_hand_worked_case():
-    task = mt.Classification(("a",), (3.0,))
+    task = mt.Classification(("a",), (3.0,), (2.0,))
     logits = torch.zeros(2, 1, requires_grad=True)
     loss = task.loss(logits, torch.tensor([[1.0], [0.0]]))["loss"]
-    assert loss.item() == pytest.approx(np.log(2))  # both cost log 2, whatever their weights
+    assert loss.item() == pytest.approx(np.log(2))  # both cost log 2, and the weights average to their mean
     loss.backward()
     assert logits.grad.flatten().tolist() == pytest.approx([-0.5 * 3 / 4, 0.5 * 1 / 4])
 
