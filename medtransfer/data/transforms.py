@@ -42,7 +42,7 @@ from medtransfer.errors import ConfigError
 Window = Literal["percentile", "full"] | tuple[float, float]
 
 # Raised whenever the fixed half changes its result, so that older cache entries are not taken.
-FIXED_VERSION = 1
+FIXED_VERSION = 2
 
 
 def fixed_transforms(size: int, window: Window = "percentile") -> Compose:
