@@ -43,7 +43,7 @@ from medtransfer.training.engine import Engine, make_engine, seed_everything
 from medtransfer.training.loop import Budget, predict
 from medtransfer.training.loop import fit as train_network
 
-_EVAL_BATCH = 64
+_EVAL_BATCH = 32
 
 
 @dataclass(frozen=True)
