@@ -136,8 +136,10 @@ def refuse_edited_steps(path: Path, plans: dict[str, FreezePlan]) -> None:
         # A file from `plan` may name a strategy that was edited since; its steps follow.
         same = stored.get(name, {}).get("strategy") == plan.strategy
         steps = stored.get(name, {}).get("steps", plan.steps)
-        if same and plan.steps and steps not in {plan.steps, 0}:
-            raise ConfigError(f"{path}: arm {name}: steps is {steps}, but every arm gets {plan.steps}. Set train.epochs for all.")
+        if same and steps != plan.steps:
+            raise ConfigError(
+                f"{path}: arm {name}: steps is {steps!r}, not {plan.steps}; the budget is one for all arms. Set train.epochs instead."
+            )
 
 
 def write_plans(plans: dict[str, FreezePlan], path: Path) -> None:

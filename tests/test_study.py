@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -173,7 +174,7 @@ def test_a_plan_edited_by_hand_is_honoured(fresh):
         ("imagenet", "frozen_stages", 99, "frozen_stages is 99; expected a whole number from 0 to 18"),
         ("imagenet", "head_lr", "fast", "head_lr is 'fast'"),
         ("imagenet", "norm_policy", "freeze", "expected train or eval"),
-        ("imagenet", "steps", 5, "every arm gets"),
+        ("imagenet", "steps", 5, "Set train.epochs instead"),
         ("imagenet", "speed", 5, "unknown field speed"),
         ("scratch", "frozen_stages", 3, "trains everything"),
     ],
@@ -253,7 +254,7 @@ def test_an_unreadable_image_stops_the_study_unless_it_may_be_left_out(fresh, tm
 
 
 def test_a_folder_that_cannot_be_written_is_named(study, tmp_path, monkeypatch):
-    monkeypatch.setattr("medtransfer.record.os.access", lambda *_: False)
+    monkeypatch.setattr("medtransfer.record.os.access", lambda _path, mode, **_: mode != os.W_OK)
     result = run("compare", study / "study.config.yaml", "--output", tmp_path / "out")
     assert (result.exit_code, "cannot be written" in result.output) == (2, True)
 
