@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that is settled before training begins, with nothing written yet."""
+    """All that is settled before training begins, with nothing written yet.
+
+    `cohort` and `facts` hold the images in use; `whole` is both with the unreadable ones.
+    """
 
     config: StudyConfig
     cohort: Cohort
@@ -74,8 +78,6 @@ class Prepared:
     fingerprint: Fingerprint
     plans: dict[str, FreezePlan]
     backbones: dict[str, Backbone]
-    found: int
-    left_out: list[tuple[str, str]]
     whole: tuple[Cohort, pd.DataFrame]
 
 
@@ -156,16 +158,17 @@ def write_record(prepared: Prepared, engines: dict[str, Engine], output: Path) -
     table[folds] = prepared.split.parts[folds]
     write_aside(output / "cohort.csv", table.to_csv(index=False, lineterminator="\n"))
     whole, all_facts = prepared.whole
+    findings = audit(whole, all_facts)
     flow = {
-        "found": prepared.found + len(cohort.ignored),
-        "images": prepared.found,
+        "found": len(whole) + len(cohort.ignored),
+        "images": len(whole),
         "readable": len(cohort),
         "used": len(cohort),
-        "left_out": [list(pair) for pair in [*cohort.ignored, *prepared.left_out]],
+        "left_out": [list(pair) for pair in [*findings.ignored, *findings.unreadable]],
         "official_split": prepared.split.official,
         "fingerprint_of_training": prepared.fingerprint.to_dict(),
     }
-    write_aside(output / "audit.json", json.dumps({**audit(whole, all_facts).to_dict(), "flow": flow}, indent=1))
+    write_aside(output / "audit.json", json.dumps({**findings.to_dict(), "flow": flow}, indent=1))
     write_plans(prepared.plans, output / "plan.json")
     arms = {
         name: {
@@ -210,6 +213,7 @@ def run_key(prepared: Prepared, engine: Engine, seed: int, fold: int, arm: str) 
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+@cache
 def _code_digest() -> str:
     """Digest of the modules that decide a run's numbers."""
     package = Path(__file__).parent

@@ -176,7 +176,6 @@ def fit(
         batch = train.batch_size if draw is not None else _EVAL_BATCH
         return make_loader(ImageDataset(entries, targets, rows, draw), batch, recipe.mean, recipe.std)
 
-    parts = {"tune": fold.tune, "test": fold.test}
     training = loader(fold.train, seed)
     budget = Budget(_steps(plan, train, len(training)), train.patience, train.weight_decay)
     history: list[dict[str, float]] = []
@@ -186,9 +185,9 @@ def fit(
         write_aside(output / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
         reporter(f"{arm}, fold {fold.index}, seed {seed}, epochs", int(entry["epoch"]), epochs)
 
-    result = train_network(backbone, head, task, training, loader(fold.train), loader(parts["tune"]), plan, budget, engine, on_epoch)
+    result = train_network(backbone, head, task, training, loader(fold.train), loader(fold.tune), plan, budget, engine, on_epoch)
     frames = []
-    for part, rows in parts.items():
+    for part, rows in (("tune", fold.tune), ("test", fold.test)):
         logits, truth = predict(backbone, head, task, loader(rows), engine)
         chosen = cohort.images.iloc[rows]
         frames.append(task.decode(logits, truth, chosen["image"].tolist(), chosen["patient"].tolist()).assign(part=part))
@@ -219,16 +218,14 @@ def _prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, re
     cohort = cohort or load_cohort(config.cohort)
     if len(cohort.labels) != 1:
         raise ConfigError(f"cohort.labels: one label is studied at a time, {len(cohort.labels)} given. Run one study per label.")
-    found = len(cohort)
     facts = inspect_images(cohort, reporter)
     whole = (cohort, facts)
     bad = facts[facts["error"] != ""]
-    if len(bad) and not config.cohort.skip_unreadable:
+    if not config.cohort.skip_unreadable:
         _refuse_unreadable(facts, cohort)
     if len(bad):
-        reporter.say(f"{len(bad)} of {found} images cannot be read and are left out; the report lists them")
+        reporter.say(f"{len(bad)} of {len(cohort)} images cannot be read and are left out; the report lists them")
         cohort = cohort.without(bad["image"].tolist())
-    left_out = list(zip(bad["image"], bad["error"], strict=True))
     facts = facts[facts["error"] == ""].reset_index(drop=True)
     split = split_cohort(cohort, config.protocol.folds, config.protocol.split_seed, config.protocol.tune)
     fingerprint = _training_fingerprint(cohort, facts, split)
@@ -244,7 +241,7 @@ def _prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, re
     plans = {name: plan if plan.strategy == "linear_probe" else replace(plan, steps=steps) for name, plan in plans.items()}
     if edited is not None and edited.is_file():
         refuse_edited_steps(edited, plans)
-    return Prepared(config, cohort, facts, split, fingerprint, plans, backbones, found, left_out, whole)
+    return Prepared(config, cohort, facts, split, fingerprint, plans, backbones, whole)
 
 
 def _require_size(backbone: Backbone, size: int) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from medtransfer.data.audit import Progress
 from medtransfer.data.transforms import FIXED_VERSION, Window, fixed_transforms, normalise, random_transforms
 
-Progress = Callable[[str, int, int], None]
 Item = tuple[Tensor, Tensor, int]
 
 
