@@ -12,10 +12,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from medtransfer.config import StudyConfig, load_config
     from medtransfer.data.audit import Audit, audit
-    from medtransfer.data.cohort import Cohort, Fingerprint
+    from medtransfer.data.cohort import Cohort
+    from medtransfer.data.fingerprint import Fingerprint
+    from medtransfer.data.image import Image
+    from medtransfer.data.inspection import inspect_images
+    from medtransfer.data.loading import ImageReader
     from medtransfer.data.phantom import write_phantom
-    from medtransfer.data.reading import Image, read_image
+    from medtransfer.data.reading import read_image
     from medtransfer.data.split import Fold, Split, split_cohort
+    from medtransfer.data.transforms import fixed_transforms
     from medtransfer.errors import MedTransferError
     from medtransfer.evaluation import EvaluationReport, evaluate, read_predictions
     from medtransfer.models.backbone import Backbone
@@ -34,10 +39,11 @@ _HOMES = {
     "Classification": "medtransfer.tasks.classification",
     "Cohort": "medtransfer.data.cohort",
     "EvaluationReport": "medtransfer.evaluation",
-    "Fingerprint": "medtransfer.data.cohort",
+    "Fingerprint": "medtransfer.data.fingerprint",
     "Fold": "medtransfer.data.split",
     "FreezePlan": "medtransfer.models.freeze",
-    "Image": "medtransfer.data.reading",
+    "Image": "medtransfer.data.image",
+    "ImageReader": "medtransfer.data.loading",
     "MedTransferError": "medtransfer.errors",
     "Run": "medtransfer.record",
     "Split": "medtransfer.data.split",
@@ -46,6 +52,8 @@ _HOMES = {
     "compare": "medtransfer.study",
     "evaluate": "medtransfer.evaluation",
     "fit": "medtransfer.study",
+    "fixed_transforms": "medtransfer.data.transforms",
+    "inspect_images": "medtransfer.data.inspection",
     "list_backbones": "medtransfer.models.catalog",
     "load_backbone": "medtransfer.models.catalog",
     "load_config": "medtransfer.config",
@@ -68,6 +76,7 @@ __all__ = [
     "Fold",
     "FreezePlan",
     "Image",
+    "ImageReader",
     "MedTransferError",
     "Run",
     "Split",
@@ -76,6 +85,8 @@ __all__ = [
     "compare",
     "evaluate",
     "fit",
+    "fixed_transforms",
+    "inspect_images",
     "list_backbones",
     "load_backbone",
     "load_config",

@@ -52,6 +52,51 @@ def demo(
 
 
 @app.command()
+def check(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Manifest (CSV), folder of images or classes, MedMNIST archive, or YAML.")],
+    overrides: Overrides = None,
+    root: Annotated[Optional[Path], typer.Option(help="Folder that a manifest's images are relative to; its own where left out.")] = None,  # noqa: UP045  typer reads it
+    label: Annotated[Optional[list[str]], typer.Option(help="Label column of a manifest; those of 0 and 1 where left out.")] = None,  # noqa: UP045
+    positive: Annotated[Optional[str], typer.Option(help="The class that counts as 1.")] = None,  # noqa: UP045
+    flat: Annotated[bool, typer.Option("--flat", help="The folders below PATH are not classes.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for check.html, with pictures, and check.json.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Look for what is wrong with a cohort, before anything is learnt from it. Exits with 1 where something needs a hand."""
+    with _guard():
+        from medtransfer.data.audit import audit
+        from medtransfer.data.cohort import open_cohort
+        from medtransfer.data.inspection import inspect_images
+        from medtransfer.progress import Reporter
+
+        if path.suffix.lower() in {".yaml", ".yml"}:
+            from medtransfer.config import load_config
+            from medtransfer.study import load_cohort
+
+            cohort = load_cohort(load_config(path, overrides or ()).cohort)
+        elif overrides:
+            raise ConfigError(f"{overrides[0]!r}: only a YAML file takes settings; see `medtransfer check --help`.")
+        else:
+            cohort = open_cohort(path, root, label or (), positive, flat)
+        with Reporter(quiet or as_json) as reporter:
+            facts = inspect_images(cohort, reporter)
+            reporter.say("looking for duplicates, near-duplicates and shortcuts")
+            findings = audit(cohort, facts)
+        if output is not None:
+            from medtransfer.report.sheet import build_sheet
+
+            page = build_sheet(output, path.name, findings.to_dict(), _pictures(facts), _captions(cohort))
+        typer.echo(json.dumps(findings.to_dict(), indent=1) if as_json else str(findings))
+        if output is not None:
+            typer.echo(f"\nPage: {page}", err=as_json)
+        elif not as_json:
+            typer.echo("\n--output FOLDER writes a page with the pictures.", err=True)
+        if findings.actions:
+            raise typer.Exit(1)
+
+
+@app.command()
 def compare(config: ConfigFile, overrides: Overrides = None, output: Output = Path("studies/compare"), quiet: Quiet = False) -> None:
     """Train every arm on the same patients and compare them: the main job."""
     with _guard():
@@ -176,6 +221,16 @@ def _run(config: Any, output: Path, quiet: bool) -> None:
     if flow["used"] < flow["images"]:
         typer.echo(f"{flow['images'] - flow['used']} unreadable image(s) were left out; {output / 'audit.json'} lists them.", err=True)
         raise typer.Exit(3)
+
+
+def _pictures(facts: Any) -> dict[str, Any]:
+    return {image: picture for image, picture in zip(facts["image"], facts["picture"], strict=True) if picture is not None}
+
+
+def _captions(cohort: Any) -> dict[str, str]:
+    """Labels of each image; ids of patients are given or hashed, and shown as they are."""
+    shown = cohort.images[["image", *cohort.labels]].set_index("image")
+    return {image: ", ".join(f"{label} {value:g}" for label, value in row.items()) for image, row in shown.iterrows()}
 
 
 def _plan_from_counts(backbone: str, counts: str, domain: str) -> Any:

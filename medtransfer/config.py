@@ -8,11 +8,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from medtransfer.data.windows import parse_window
 from medtransfer.errors import ConfigError, list_faults
 
 
@@ -26,7 +27,7 @@ class CohortSection(Section):
     """Which images, which patients, which label."""
 
     root: Path = Field(Path("."), description="Folder that image paths (or class folders) are relative to.")
-    manifest: Path | None = Field(None, description="CSV with image, patient and label columns.")
+    manifest: Path | None = Field(None, description="CSV with image, patient and label columns, or a MedMNIST archive (.npz).")
     labels: tuple[str, ...] = Field((), description="Label columns of the manifest.")
     classes: tuple[str, ...] = Field((), description="Class folders below root, in place of a manifest.")
     positive: str | None = Field(None, description="The class that counts as 1.")
@@ -38,7 +39,10 @@ class CohortSection(Section):
             raise ValueError("give either manifest (with labels) or classes, not both")
         if self.manifest is None and not self.classes:
             raise ValueError("give manifest: FILE.csv with labels: [COLUMN], or classes: [FOLDER, FOLDER] with positive: FOLDER")
-        if self.manifest is not None and not self.labels:
+        if self.manifest is not None and self.manifest.suffix.lower() == ".npz":
+            if self.labels:
+                raise ValueError("a MedMNIST archive has its own labels; name the class that counts as 1 with positive")
+        elif self.manifest is not None and not self.labels:
             raise ValueError("manifest needs labels: [COLUMN]")
         return self
 
@@ -47,16 +51,25 @@ class ImageSection(Section):
     """How pixels become the network's input."""
 
     size: int = Field(128, ge=32, le=1024, description="Side of the square input in pixels.")
-    window: Literal["percentile", "full"] | tuple[float, float] = Field(
+    spacing: Annotated[float, Field(gt=0)] | tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        None, description="mm per pixel of the input, one number or one per axis; left out: the longest side fills size."
+    )
+    window: str | tuple[Any, ...] = Field(
         "percentile",
-        description="Intensity range mapped to 0..1: percentile (0.5 to 99.5), full (minimum to maximum), or [center, width].",
+        description="What becomes 0..1: percentile (0.5 to 99.5), full (minimum to maximum), from_header (DICOM), "
+        "lung, brain, soft_tissue, bone (CT, in HU), [center, width], or a list of three of these for three channels.",
     )
 
     @field_validator("window")
     @classmethod
-    def _positive_width(cls, value: Any) -> Any:
-        if isinstance(value, tuple) and not value[1] > 0:
-            raise ValueError(f"the window width must be above 0, not {value[1]:g}")
+    def _known_window(cls, value: Any) -> Any:
+        return parse_window(value)
+
+    @field_validator("spacing")
+    @classmethod
+    def _axes(cls, value: Any) -> Any:
+        if isinstance(value, tuple) and len(value) not in {2, 3}:
+            raise ValueError(f"spacing is one number, or one per axis (2 or 3), not {len(value)}")
         return value
 
 
@@ -79,7 +92,9 @@ class ProtocolSection(Section):
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     split_seed: int = Field(0, ge=0, lt=2**31)
     tune: float = Field(0.2, gt=0.0, lt=0.6, description="Share of the training patients kept for early stopping and temperature.")
-    group: Literal["patient"] = "patient"
+    group: Literal["patient", "cluster"] = Field(
+        "patient", description="What is never divided: patient, or cluster: patients that share near-duplicate images are one."
+    )
 
     @field_validator("seeds")
     @classmethod

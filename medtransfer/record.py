@@ -16,8 +16,9 @@ from typing import Any
 import pandas as pd
 
 from medtransfer.config import StudyConfig
-from medtransfer.data.audit import audit
-from medtransfer.data.cohort import Cohort, Fingerprint
+from medtransfer.data.audit import Audit
+from medtransfer.data.cohort import Cohort
+from medtransfer.data.fingerprint import Fingerprint
 from medtransfer.data.split import Split
 from medtransfer.errors import ConfigError, StudyError
 from medtransfer.evaluation.predictions import read_predictions, write_aside
@@ -41,6 +42,8 @@ _PACKAGES = (
 )
 
 
+# Kept apart, so that a study can be handed on without it: with it, ids could be guessed at.
+_SALT = "patient-salt.txt"
 # Fields of a plan that follow from the others, or only describe.
 _DERIVED = {"trainable_fraction", "reason", "evidence", "stages", "steps"}
 
@@ -68,7 +71,7 @@ class Run:
 class Prepared:
     """All that is settled before training begins, with nothing written yet.
 
-    `cohort` and `facts` hold the images in use; `whole` is both with the unreadable ones.
+    `cohort` and `facts` hold the images in use; `findings` is about these and the unreadable ones.
     """
 
     config: StudyConfig
@@ -78,7 +81,7 @@ class Prepared:
     fingerprint: Fingerprint
     plans: dict[str, FreezePlan]
     backbones: dict[str, Backbone]
-    whole: tuple[Cohort, pd.DataFrame]
+    findings: Audit
 
 
 def check_folder(output: Path, config: StudyConfig) -> None:
@@ -153,18 +156,21 @@ def write_record(prepared: Prepared, engines: dict[str, Engine], output: Path) -
     """study.yaml, cohort.csv, audit.json, plan.json, environment.json."""
     cohort, facts = prepared.cohort, prepared.facts
     write_aside(output / "study.yaml", prepared.config.to_yaml())
+    if cohort.salt:
+        write_aside(output / _SALT, cohort.salt)
     table = cohort.images.drop(columns="path").merge(facts[["image", "file_digest"]], on="image", validate="one_to_one")
     folds = [c for c in prepared.split.parts.columns if c.startswith("fold_")]
     table[folds] = prepared.split.parts[folds]
     write_aside(output / "cohort.csv", table.to_csv(index=False, lineterminator="\n"))
-    whole, all_facts = prepared.whole
-    findings = audit(whole, all_facts)
+    findings = prepared.findings
     flow = {
-        "found": len(whole) + len(cohort.ignored),
-        "images": len(whole),
+        "found": findings.found + len(cohort.ignored),
+        "images": findings.found,
         "readable": len(cohort),
         "used": len(cohort),
         "left_out": [list(pair) for pair in [*findings.ignored, *findings.unreadable]],
+        "group": prepared.config.protocol.group,
+        "units": int(cohort.units.nunique()),
         "official_split": prepared.split.official,
         "fingerprint_of_training": prepared.fingerprint.to_dict(),
     }
@@ -219,6 +225,14 @@ def _code_digest() -> str:
     package = Path(__file__).parent
     files = sorted(path for room in ("data", "models", "tasks", "training") for path in (package / room).rglob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def read_salt(output: Path) -> str | None:
+    """What this study hashes the patient ids of DICOM headers with; None where it has none."""
+    try:
+        return (output / _SALT).read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None
 
 
 def recorded_precision(output: Path, arm: str) -> str | None:

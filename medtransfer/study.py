@@ -14,11 +14,15 @@ import pandas as pd
 import torch
 
 from medtransfer.config import CohortSection, StudyConfig, TrainSection, make_config
-from medtransfer.data.audit import inspect_images
-from medtransfer.data.cohort import Cohort, Fingerprint, make_fingerprint
-from medtransfer.data.dataset import ImageDataset, cache_folder, cache_images, make_loader
+from medtransfer.data.audit import audit
+from medtransfer.data.cohort import Cohort
+from medtransfer.data.dataset import ImageDataset, make_loader
+from medtransfer.data.fingerprint import Fingerprint, make_fingerprint
+from medtransfer.data.inspection import inspect_images
+from medtransfer.data.medmnist import is_archive
 from medtransfer.data.split import Fold, Split, split_cohort
-from medtransfer.data.transforms import Window
+from medtransfer.data.transforms import Fixed
+from medtransfer.data.windows import Window, parse_window
 from medtransfer.errors import CohortError, ConfigError, list_faults
 from medtransfer.evaluation import EvaluationReport, evaluate, read_predictions, write_aside, write_predictions
 from medtransfer.models.backbone import Backbone
@@ -31,6 +35,7 @@ from medtransfer.record import (
     check_folder,
     finished_run,
     read_plans,
+    read_salt,
     recorded_precision,
     refuse_edited_steps,
     run_key,
@@ -92,19 +97,12 @@ def run_study(config: StudyConfig, output: str | Path, cohort: Cohort | None = N
     output = Path(output)
     check_folder(output, config)
     with Reporter(quiet) as reporter:
-        prepared = _prepare(config, cohort, output, reporter)
+        fixed = Fixed(config.image.size, parse_window(config.image.window), config.image.spacing)
+        prepared = _prepare(config, cohort, output, reporter, fixed)
         engines = _make_engines(config, prepared.backbones, output)
-        entries = cache_images(
-            prepared.cohort.images["path"].tolist(),
-            prepared.facts["file_digest"].tolist(),
-            config.image.size,
-            config.image.window,
-            cache_folder(),
-            reporter,
-        )
         output.mkdir(parents=True, exist_ok=True)
         write_record(prepared, engines, output)
-        table = _run_all(prepared, engines, entries, output, reporter)
+        table = _run_all(prepared, engines, output, reporter)
         write_predictions(table, output / "predictions.csv")
         reporter.say(f"evaluating {len(table)} predictions")
         # Read back, so that the report is what anyone gets from the file alone.
@@ -117,7 +115,7 @@ def run_study(config: StudyConfig, output: str | Path, cohort: Cohort | None = N
 def plan_study(config: StudyConfig, quiet: bool = False) -> dict[str, tuple[FreezePlan, Backbone]]:
     """The plans that `run_study` would follow, and nothing else."""
     with Reporter(quiet) as reporter:
-        prepared = _prepare(config, None, None, reporter)
+        prepared = _prepare(config, None, None, reporter, None)
     return {name: (plan, prepared.backbones[name]) for name, plan in prepared.plans.items()}
 
 
@@ -149,7 +147,7 @@ def fit(
         output: folder of the run.
         seed: of batch order and random transforms.
         arm: name in the predictions table.
-        size, window: of the fixed transforms.
+        size, window: of the fixed transforms; see `Fixed`.
         train: budget, precision and device; the defaults where left out.
         engine, entries: made from the above where left out; a study shares them between runs.
         key: digest of all that decides the result, by which a study knows the run again.
@@ -162,9 +160,9 @@ def fit(
     reporter = reporter or Reporter(quiet)
     output.mkdir(parents=True, exist_ok=True)
     if entries is None:
-        facts = inspect_images(cohort)
+        facts = inspect_images(cohort, reporter, Fixed(size, window))
         _refuse_unreadable(facts, cohort)
-        entries = cache_images(cohort.images["path"].tolist(), facts["file_digest"].tolist(), size, window, cache_folder(), reporter)
+        entries = [Path(entry) for entry in facts["entry"]]
     engine = engine or make_engine(train.device, train.precision)
     seed_everything(seed)
     targets = cohort.images[list(task.labels)].to_numpy(np.float32)
@@ -190,7 +188,7 @@ def fit(
     for part, rows in (("tune", fold.tune), ("test", fold.test)):
         logits, truth = predict(backbone, head, task, loader(rows), engine)
         chosen = cohort.images.iloc[rows]
-        frames.append(task.decode(logits, truth, chosen["image"].tolist(), chosen["patient"].tolist()).assign(part=part))
+        frames.append(task.decode(logits, truth, chosen["image"].tolist(), cohort.units.iloc[rows].tolist()).assign(part=part))
     table = pd.concat(frames, ignore_index=True).assign(arm=arm, seed=seed, fold=fold.index)
     save_weights(output / "weights.safetensors", backbone, head, {"backbone": backbone.name, "tap": task.taps(backbone)[0]})
     write_predictions(table, output / "predictions.csv")
@@ -210,27 +208,33 @@ def fit(
     return Run(output, arm, fold.index, seed, read_predictions(output / "predictions.csv"), summary)
 
 
-def _prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, reporter: Reporter) -> Prepared:
+def _prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, reporter: Reporter, fixed: Fixed | None) -> Prepared:
     # The network first: a misspelt backbone is found in a second, before thousands of images are read.
     backbones = {name: load_backbone(arm.backbone, arm.weights, seed=config.protocol.seeds[0]) for name, arm in config.arms.items()}
     for backbone in backbones.values():
         _require_size(backbone, config.image.size)
-    cohort = cohort or load_cohort(config.cohort)
+    cohort = _with_kept_salt(config.cohort, cohort, output)
     if len(cohort.labels) != 1:
         raise ConfigError(f"cohort.labels: one label is studied at a time, {len(cohort.labels)} given. Run one study per label.")
-    facts = inspect_images(cohort, reporter)
-    whole = (cohort, facts)
+    facts = inspect_images(cohort, reporter, fixed)
     bad = facts[facts["error"] != ""]
     if not config.cohort.skip_unreadable:
         _refuse_unreadable(facts, cohort)
+    reporter.say("looking for duplicates, near-duplicates and shortcuts")
+    findings = audit(cohort, facts)
     if len(bad):
         reporter.say(f"{len(bad)} of {len(cohort)} images cannot be read and are left out; the report lists them")
         cohort = cohort.without(bad["image"].tolist())
     facts = facts[facts["error"] == ""].reset_index(drop=True)
+    if config.protocol.group == "cluster":
+        used = set(cohort.images["image"])
+        cohort = cohort.grouped([(a, b) for a, b in findings.near_duplicates if a in used and b in used])
     split = split_cohort(cohort, config.protocol.folds, config.protocol.split_seed, config.protocol.tune)
     fingerprint = _training_fingerprint(cohort, facts, split)
-    fixed = {k: v for k, v in config.plan.model_dump().items() if k not in {"search", "domain"}}
-    plans = {name: plan_freeze(fingerprint, backbone, config.plan.domain, **fixed) for name, backbone in backbones.items()}
+    if fingerprint.ndim != 2:
+        raise ConfigError("cohort: these images are volumes. They can be read and checked; networks are trained on planes only so far.")
+    by_hand = {k: v for k, v in config.plan.model_dump().items() if k not in {"search", "domain"}}
+    plans = {name: plan_freeze(fingerprint, backbone, config.plan.domain, **by_hand) for name, backbone in backbones.items()}
     edited = output / "plan.json" if output is not None else None
     if edited is not None and edited.is_file():
         plans = read_plans(edited, plans, backbones)
@@ -241,7 +245,7 @@ def _prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, re
     plans = {name: plan if plan.strategy == "linear_probe" else replace(plan, steps=steps) for name, plan in plans.items()}
     if edited is not None and edited.is_file():
         refuse_edited_steps(edited, plans)
-    return Prepared(config, cohort, facts, split, fingerprint, plans, backbones, whole)
+    return Prepared(config, cohort, facts, split, fingerprint, plans, backbones, findings)
 
 
 def _require_size(backbone: Backbone, size: int) -> None:
@@ -256,11 +260,21 @@ def _require_size(backbone: Backbone, size: int) -> None:
         ) from error
 
 
-def load_cohort(section: CohortSection) -> Cohort:
-    """The cohort that a configuration describes."""
+def load_cohort(section: CohortSection, salt: str | None = None) -> Cohort:
+    """The cohort that a configuration describes; ids from DICOM headers are hashed with the salt."""
+    if section.manifest is not None and is_archive(section.manifest):
+        return Cohort.from_medmnist(section.manifest, section.positive)
     if section.manifest is not None:
-        return Cohort.from_csv(section.manifest, section.root, section.labels, section.positive)
-    return Cohort.from_folders(section.root, section.classes, section.positive)
+        return Cohort.from_csv(section.manifest, section.root, section.labels, section.positive, salt)
+    return Cohort.from_folders(section.root, section.classes, section.positive, salt)
+
+
+def _with_kept_salt(section: CohortSection, cohort: Cohort | None, output: Path | None) -> Cohort:
+    """A study that goes on calls its patients as it did before."""
+    kept = read_salt(output) if output is not None else None
+    if cohort is None or (kept is not None and cohort.salt not in {"", kept}):
+        return load_cohort(section, kept)
+    return cohort
 
 
 def _refuse_unreadable(facts: pd.DataFrame, cohort: Cohort) -> None:
@@ -276,7 +290,7 @@ def _training_fingerprint(cohort: Cohort, facts: pd.DataFrame, split: Split) -> 
     prints = []
     for index in range(len(split)):
         part = cohort.images.iloc[split.fold(index).train].reset_index(drop=True)
-        inside = Cohort(part, cohort.labels, cohort.root, cohort.patients_known)
+        inside = replace(cohort, images=part)
         prints.append(make_fingerprint(inside, facts))
     return min(prints, key=lambda print_: print_.smallest_class)
 
@@ -300,8 +314,9 @@ def _make_engines(config: StudyConfig, backbones: dict[str, Backbone], output: P
     return {arm: engines[backbone.name] for arm, backbone in backbones.items()}
 
 
-def _run_all(prepared: Prepared, engines: dict[str, Engine], entries: list[Path], output: Path, reporter: Reporter) -> pd.DataFrame:
+def _run_all(prepared: Prepared, engines: dict[str, Engine], output: Path, reporter: Reporter) -> pd.DataFrame:
     config = prepared.config
+    entries = [Path(entry) for entry in prepared.facts["entry"]]
     jobs = [(seed, fold, arm) for seed in config.protocol.seeds for fold in range(len(prepared.split)) for arm in config.arms]
     runs: list[Run] = []
     for number, (seed, index, arm) in enumerate(jobs):

@@ -1,21 +1,38 @@
-"""What every image of a cohort is, and what is wrong with the cohort."""
+"""What is wrong with a cohort: unreadable files, hazards, duplicates, leaks, conflicts, shortcuts."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from medtransfer.data.cohort import Cohort
-from medtransfer.data.reading import Image, read_image
-from medtransfer.errors import ImageError
+from medtransfer.data.inspection import inspect_images
+from medtransfer.data.shortcuts import Shortcut, probe_shortcuts
+from medtransfer.data.similarity import Float, cluster_pairs, near_duplicates
 
-Progress = Callable[[str, int, int], None]
+# Hazards of one image that call for a hand; the others are handled, or are for the eye.
+_ACT = {"constant", "burned_in"}
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Images that contradict each other.
+
+    Attributes:
+        kind: duplicate (equal pixels, other labels or patients), near_duplicate (the same for
+            near-duplicates), patient_labels (one patient under two labels), patient_split (one patient in
+            two parts of the manifest's split), split (near-duplicates in two parts of it).
+        images: their ids.
+        detail: a sentence.
+    """
+
+    kind: str
+    images: tuple[str, ...]
+    detail: str
 
 
 @dataclass(frozen=True)
@@ -26,118 +43,211 @@ class Audit:
         found, readable: number of images in the cohort, and of those that can be read.
         patients: number of patients; of images where patients are not known.
         patients_known: False where each image stands for a patient.
+        classes: images by label; "label = 0" and "label = 1" where labels are not the classes of folders.
         unreadable: (image, reason).
-        hazards: (image, what to know of its pixels).
+        hazards: (image, code, sentence): what to know of its pixels.
         duplicates: groups of images with equal decoded pixels.
-        conflicts: groups of duplicates with different labels, or of different patients.
-        ignored: files left out of class folders, with the reason.
+        near_duplicates: pairs of images that show the same, exact duplicates among them.
+        clusters: groups of images linked by such pairs.
+        conflicts: see `Conflict`.
+        shortcuts: how well facts beside the lesion predict the labels.
+        actions: what needs a hand, in sentences; empty for a clean cohort.
+        counts: images by shape, spacing, bits, format, modality, scanner and site.
+        ignored: files left out of folders, with the reason.
     """
 
     found: int
     readable: int
     patients: int
     patients_known: bool
+    classes: dict[str, int]
     unreadable: tuple[tuple[str, str], ...]
-    hazards: tuple[tuple[str, str], ...]
+    hazards: tuple[tuple[str, str, str], ...]
     duplicates: tuple[tuple[str, ...], ...]
-    conflicts: tuple[tuple[str, ...], ...]
+    near_duplicates: tuple[tuple[str, str], ...]
+    clusters: tuple[tuple[str, ...], ...]
+    conflicts: tuple[Conflict, ...]
+    shortcuts: tuple[Shortcut, ...]
+    actions: tuple[str, ...]
+    counts: dict[str, dict[str, int]]
     ignored: tuple[tuple[str, str], ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of `audit.json`."""
-        return asdict(self)
+        """The answer of `medtransfer check --json`, and the first part of a study's `audit.json`."""
+        values = asdict(self)
+        values["images"] = values.pop("found")
+        values["unreadable"] = [{"image": image, "reason": reason} for image, reason in self.unreadable]
+        values["hazards"] = [{"image": image, "hazard": code, "detail": text} for image, code, text in self.hazards]
+        values["shortcuts"] = [{**asdict(s), "warns": s.warns} for s in self.shortcuts]
+        return values
 
     def to_frame(self) -> pd.DataFrame:
         """One row per finding: `kind`, `images`, `detail`."""
         rows = [("unreadable", image, reason) for image, reason in self.unreadable]
-        rows += [("hazard", image, reason) for image, reason in self.hazards]
         rows += [("duplicates", ", ".join(group), "equal pixels") for group in self.duplicates]
-        rows += [("conflict", ", ".join(group), "equal pixels, but another label or patient") for group in self.conflicts]
+        rows += [("near-duplicates", ", ".join(group), "the same pixels, moved or saved again") for group in self.clusters]
+        rows += [("conflict", ", ".join(c.images), c.detail) for c in self.conflicts]
+        rows += [(f"hazard {code}", image, text) for image, code, text in self.hazards]
+        rows += [
+            ("shortcut", "", f"{s.label} from {s.source} alone: AUC {s.auc:.2f} ({s.low:.2f} to {s.high:.2f})")
+            for s in self.shortcuts
+            if s.warns
+        ]
         return pd.DataFrame(rows, columns=["kind", "images", "detail"])
 
     def __str__(self) -> str:
         who = f"{self.patients} patients" if self.patients_known else "no patient ids: each image stands for a patient"
-        head = f"{self.found} images found, {self.readable} readable; {who}"
-        frame = self.to_frame()
-        return head if frame.empty else head + "\n" + frame.to_string(index=False, max_colwidth=100)
+        lines = [f"{self.found} images found, {self.readable} readable; {who}"]
+        lines += [f"{name}: {', '.join(f'{value} ({n})' for value, n in values.items())}" for name, values in self._shown_counts()]
+        kinds = Counter(code for _, code, _ in self.hazards)
+        sentences = {code: text for _, code, text in reversed(self.hazards)}
+        lines += [f"hazard {code}: {n} image(s); such as: {sentences[code]}" for code, n in kinds.most_common()]
+        if self.near_duplicates:
+            lines.append(f"{len(self.near_duplicates)} pairs of near-duplicates in {len(self.clusters)} clusters")
+        for s in self.shortcuts:
+            lines.append(f"{s.label} from {s.source} alone: AUC {s.auc:.2f} ({s.low:.2f} to {s.high:.2f})")
+        lines += [f"To do: {action}" for action in self.actions] or ["Nothing needs a hand."]
+        return "\n".join(lines)
+
+    def _shown_counts(self) -> list[tuple[str, dict[str, int]]]:
+        shown = []
+        for name, values in {"classes": self.classes, **self.counts}.items():
+            known = {value: n for value, n in values.items() if value}
+            if known:
+                first = dict(list(known.items())[:6])
+                rest = len(known) - len(first)
+                shown.append((name, {**first, **({f"and {rest} more": sum(known.values()) - sum(first.values())} if rest else {})}))
+        return shown
 
 
-def inspect_images(cohort: Cohort, progress: Progress | None = None) -> pd.DataFrame:
-    """Reads every image once and notes what it is; a bad file is noted, not raised.
+def audit(cohort: Cohort, facts: pd.DataFrame | None = None, features: Float | None = None) -> Audit:
+    """Gathers findings from the facts of the images; reads the images where no facts are given.
 
-    Returns:
-        One row per image in the cohort's order: `image`, `error` ("" where readable), `file_digest`,
-        `pixel_digest`, `rows`, `columns`, `colour`, `modality`, `bits_stored`, `intensity` (99th
-        percentile), `hazard` ("" where none).
+    Args:
+        cohort: the images.
+        facts: from `inspect_images`, in the cohort's order.
+        features: (image, dimension), embeddings of the images, where they are there; see `near_duplicates`.
     """
-    rows = []
-    for done, (name, path) in enumerate(zip(cohort.images["image"], cohort.images["path"], strict=True), start=1):
-        rows.append({"image": name, **_inspect(Path(path))})
-        if progress is not None:
-            progress("reading", done, len(cohort))
-    return pd.DataFrame(rows)
-
-
-def audit(cohort: Cohort, facts: pd.DataFrame | None = None) -> Audit:
-    """Gathers findings from the facts of the images; reads the images where no facts are given."""
     facts = inspect_images(cohort) if facts is None else facts
     good = facts[facts["error"] == ""]
-    table = cohort.images.set_index("image")
-    duplicates: list[tuple[str, ...]] = []
-    conflicts: list[tuple[str, ...]] = []
-    for _, group in good.groupby("pixel_digest", sort=False)["image"]:
-        if len(group) > 1:
-            names = tuple(group)
-            duplicates.append(names)
-            rows = table.loc[list(names)]
-            two_patients = cohort.patients_known and len(set(rows["patient"])) > 1
-            if two_patients or any(len(set(rows[label])) > 1 for label in cohort.labels):
-                conflicts.append(names)
-    return Audit(
+    names = cohort.images["image"].tolist()
+    duplicates = tuple(tuple(group) for _, group in good.groupby("pixel_digest", sort=False)["image"] if len(group) > 1)
+    pairs = [(i, j) for i, j, _ in near_duplicates(facts["thumbnail"].tolist(), features)]
+    equal = _linked(duplicates, names)
+    linked = cluster_pairs(len(names), [*pairs, *equal])
+    near = sorted(set(pairs) | set(equal))
+    conflicts = tuple(_find_conflicts(cohort, duplicates, [tuple(names[i] for i in cluster) for cluster in linked]))
+    hazards = tuple((image, *hazard) for image, found in zip(good["image"], good["hazards"], strict=True) for hazard in found)
+    unreadable = tuple(zip(facts["image"][facts["error"] != ""], facts["error"][facts["error"] != ""], strict=True))
+    shortcuts = tuple(probe_shortcuts(cohort.images, facts, cohort.labels, cohort.units))
+    result = Audit(
         found=len(facts),
         readable=len(good),
         patients=int(cohort.images["patient"].nunique()),
         patients_known=cohort.patients_known,
-        unreadable=tuple(_pairs(facts[facts["error"] != ""], "error")),
-        hazards=tuple(_pairs(good[good["hazard"] != ""], "hazard")),
-        duplicates=tuple(duplicates),
-        conflicts=tuple(conflicts),
+        classes=_count_classes(cohort),
+        unreadable=unreadable,
+        hazards=hazards,
+        duplicates=duplicates,
+        near_duplicates=tuple((names[i], names[j]) for i, j in near),
+        clusters=tuple(tuple(names[i] for i in cluster) for cluster in linked),
+        conflicts=conflicts,
+        shortcuts=shortcuts,
+        actions=(),
+        counts=_count_facts(cohort, good),
         ignored=cohort.ignored,
     )
+    return Audit(**{**vars(result), "actions": tuple(_list_actions(cohort, result))})
 
 
-def _pairs(facts: pd.DataFrame, column: str) -> list[tuple[str, str]]:
-    return list(zip(facts["image"], facts[column], strict=True))
-
-
-_UNREAD = {"pixel_digest": "", "rows": 0, "columns": 0, "colour": False, "modality": "", "bits_stored": 0, "intensity": 0.0, "hazard": ""}
-
-
-def _inspect(path: Path) -> dict[str, Any]:
-    try:
-        file_digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        image = read_image(path)
-    except (ImageError, OSError) as error:
-        return {"error": str(error).removeprefix(f"{path}: "), "file_digest": "", **_UNREAD}
-    array = image.array
-    return {
-        "error": "",
-        "file_digest": file_digest,
-        "pixel_digest": hashlib.sha256(str(array.shape).encode() + array.tobytes()).hexdigest(),
-        "rows": array.shape[1],
-        "columns": array.shape[2],
-        "colour": array.shape[0] == 3,
-        "modality": image.provenance["modality"],
-        "bits_stored": image.provenance["bits_stored"],
-        "intensity": float(np.percentile(array, 99)),
-        "hazard": _hazard(image),
-    }
-
-
-def _hazard(image: Image) -> str:
+def _linked(groups: Sequence[Sequence[str]], names: list[str]) -> list[tuple[int, int]]:
+    position = {name: i for i, name in enumerate(names)}
     found = []
-    if float(image.array.max()) == float(image.array.min()):
-        found.append("constant: every pixel has the same value")
-    if image.provenance.get("burned_in") == "YES":
-        found.append("BurnedInAnnotation is YES: text in the pixels may name the patient or the diagnosis")
-    return "; ".join(found)
+    for group in groups:
+        rows = sorted(position[name] for name in group)
+        found += [(a, b) for n, a in enumerate(rows) for b in rows[n + 1 :]]
+    return found
+
+
+def _find_conflicts(cohort: Cohort, duplicates: Sequence[tuple[str, ...]], clusters: Sequence[tuple[str, ...]]) -> list[Conflict]:
+    table = cohort.images.set_index("image")
+    labels, found = list(cohort.labels), []
+    exact = {frozenset(group) for group in duplicates}
+    for kind, word, groups in (("duplicate", "equal pixels", duplicates), ("near_duplicate", "the same pixels", clusters)):
+        for group in groups:
+            rows = table.loc[list(group)]
+            differ = [label for label in labels if len(set(rows[label])) > 1]
+            if kind == "near_duplicate" and frozenset(group) in exact:
+                continue
+            if differ:
+                found.append(Conflict(kind, group, f"{word} under different labels ({', '.join(differ)})"))
+            elif cohort.patients_known and len(set(rows["patient"])) > 1:
+                found.append(Conflict(kind, group, f"{word} under different patients"))
+            if "split" in rows.columns and len(set(rows["split"])) > 1:
+                found.append(Conflict("split", group, f"{word} in two parts of the split ({', '.join(sorted(set(rows['split'])))})"))
+    if not cohort.patients_known:
+        return found
+    for patient, rows in cohort.images.groupby("patient", sort=False):
+        if "split" in rows.columns and len(set(rows["split"])) > 1:
+            parts = ", ".join(sorted(set(rows["split"])))
+            found.append(Conflict("patient_split", tuple(rows["image"]), f"patient {patient} in two parts of the split ({parts})"))
+        differ = [label for label in labels if len(set(rows[label])) > 1]
+        if differ:
+            found.append(Conflict("patient_labels", tuple(rows["image"]), f"patient {patient} under two labels ({', '.join(differ)})"))
+    return found
+
+
+def _count_classes(cohort: Cohort) -> dict[str, int]:
+    classes = cohort.source.get("classes")
+    if classes and len(cohort.labels) == 1:
+        positive = int(cohort.images[cohort.labels[0]].sum())
+        return {name: positive if name == cohort.source["positive"] else len(cohort) - positive for name in classes}
+    if classes:
+        return {label: int(cohort.images[label].sum()) for label in cohort.labels}
+    return {f"{label} = {value}": int((cohort.images[label] == value).sum()) for label in cohort.labels for value in (0, 1)}
+
+
+def _count_facts(cohort: Cohort, good: pd.DataFrame) -> dict[str, dict[str, int]]:
+    columns = {
+        "shapes": [" x ".join(map(str, shape)) for shape in good["shape"]],
+        "spacings": [" x ".join(f"{mm:.4g}" for mm in spacing) for spacing in good["spacing"]],
+        "bits": good["bits_stored"].astype(str).tolist(),
+        "formats": good["format"].tolist(),
+        "modalities": good["modality"].tolist(),
+        "scanners": good["scanner"].tolist(),
+        "sites": cohort.images["site"].tolist() if "site" in cohort.images.columns else [],
+    }
+    return {name: dict(Counter(values).most_common()) for name, values in columns.items()}
+
+
+def _list_actions(cohort: Cohort, found: Audit) -> list[str]:
+    """Sentences, the gravest first."""
+    actions = []
+    if found.unreadable:
+        actions.append(f"{len(found.unreadable)} of {found.found} images cannot be read: mend them, or leave them out.")
+    kinds = Counter(conflict.kind for conflict in found.conflicts)
+    contradicting = kinds["duplicate"] + kinds["near_duplicate"]
+    if contradicting:
+        actions.append(f"{contradicting} group(s) of (near-)duplicates carry different labels or patients: find out which is right.")
+    if kinds["patient_split"] or kinds["split"]:
+        actions.append(
+            f"the manifest's split is leaking: {kinds['patient_split']} patient(s) and {kinds['split']} group(s) of "
+            "near-duplicates stand in two parts. Mend column split, or remove it."
+        )
+    patient = dict(zip(cohort.images["image"], cohort.images["patient"], strict=True))
+    crossing = sum(not cohort.patients_known or patient[a] != patient[b] for a, b in found.near_duplicates)
+    if crossing:
+        actions.append(
+            f"{crossing} pair(s) of near-duplicates belong to different patients or to none: set protocol.group=cluster, "
+            "so that no pair is on both sides of a split."
+        )
+    for code in sorted(_ACT):
+        images = [image for image, hazard, _ in found.hazards if hazard == code]
+        if images:
+            actions.append(f"{len(images)} image(s) are flagged {code}, such as {images[0]}: look at them, and mend or remove them.")
+    actions += [
+        f"{s.source} alone predicts {s.label} with AUC {s.auc:.2f} ({s.low:.2f} to {s.high:.2f}): find out why, and report results by it."
+        for s in found.shortcuts
+        if s.warns
+    ]
+    return actions

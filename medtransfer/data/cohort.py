@@ -1,25 +1,27 @@
-"""The cohort: a manifest or class folders, validated as a whole, and its fingerprint."""
+"""The cohort: a manifest, class folders or an archive, validated as a whole."""
 
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from medtransfer.data.reading import is_image_file
-from medtransfer.errors import CohortError, LeakageError, list_faults
+from medtransfer.data.listing import Found, find_owner, list_images, name_patients
+from medtransfer.data.manifest import RESERVED, guess_labels, read_manifest, refuse_reserved
+from medtransfer.data.medmnist import PARTS as MEDMNIST_PARTS
+from medtransfer.data.medmnist import is_archive, read_labels
+from medtransfer.data.similarity import cluster_pairs
+from medtransfer.errors import CohortError
 
-PARTS = ("train", "tune", "test")
-_OPTIONAL = ("study", "site", "split")
-_PART_NAMES = {"train": "train", "training": "train", "tune": "tune", "val": "tune", "valid": "tune", "validation": "tune", "test": "test"}
-_MASK_SUFFIX = re.compile(r"_mask(_\d+)?$")
+if TYPE_CHECKING:
+    from medtransfer.data.fingerprint import Fingerprint
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,13 +29,15 @@ class Cohort:
     """A validated table of images.
 
     Attributes:
-        images: one row per image, index 0..n-1, columns `image` (id), `patient`, `path` (absolute),
-            optionally `study`, `site`, `split` (train, tune or test), and one float column of 0/1 per label.
-        labels: names of the label columns.
+        images: one row per image, index 0..n-1, columns `image` (id), `patient`, `path` (absolute, see
+            `read_image`), optionally `study`, `site`, `split` (train, tune or test), `group` (see
+            `grouped`), and one float column of 0/1 per label.
+        labels: names of the label columns; none for a cohort that is only to be checked.
         root: folder the ids are relative to.
         patients_known: False where the source has no patient ids, so that each image stands for a patient.
         ignored: files of the folder that were left out, with the reason.
         source: the arguments it was read with, for the record.
+        salt: what the ids of patients from DICOM headers were hashed with; "" where ids were given.
     """
 
     images: pd.DataFrame
@@ -42,65 +46,59 @@ class Cohort:
     patients_known: bool = True
     ignored: tuple[tuple[str, str], ...] = ()
     source: dict[str, Any] = field(default_factory=dict)
+    salt: str = ""
 
     @classmethod
-    def from_csv(cls, manifest: str | Path, root: str | Path = ".", labels: Sequence[str] = (), positive: str | None = None) -> Cohort:
+    def from_csv(
+        cls, manifest: str | Path, root: str | Path = ".", labels: Sequence[str] = (), positive: str | None = None, salt: str | None = None
+    ) -> Cohort:
         """Reads a manifest: columns `image`, `patient`, the labels, and optionally `study`, `site`, `split`.
 
         Args:
-            manifest: CSV file with a header line.
+            manifest: CSV file with a header line. Where all images are DICOM, `patient` may be left out:
+                ids then come from the headers, hashed.
             root: folder that the paths of column `image` are relative to.
             labels: label columns, each 0/1 (or false/true), or the names of two classes with `positive`.
             positive: the class that counts as 1.
+            salt: for hashing ids from headers; drawn where left out.
 
         Raises:
             CohortError: with every fault, each with its row (the header is row 1).
-            LeakageError: a patient stands in two parts of the official split.
         """
-        manifest, root = Path(manifest), Path(root)
-        table = _read_manifest(manifest)
-        labels = tuple(labels)
+        manifest, root, labels = Path(manifest), Path(root), tuple(labels)
         if not labels:
-            raise CohortError(f"{manifest}: name at least one label column. Columns here: {', '.join(table.columns)}.")
-        _refuse_reserved(labels)
-        missing = [name for name in ("image", "patient", *labels) if name not in table.columns]
-        if missing:
-            raise CohortError(f"{manifest}: no column {', '.join(missing)}. Columns here: {', '.join(table.columns)}.")
-        if table.empty:
-            raise CohortError(f"{manifest}: no rows below the header. Add one row per image.")
-        for column in table.columns:
-            table[column] = table[column].str.strip()
-        faults = _check_rows(table, root)
-        values = {label: _parse_labels(table[label], label, positive, faults) for label in labels}
-        if "split" in table.columns:
-            faults += [
-                f"row {i + 2}: split is {v!r}; use train, tune or test"
-                for i, v in enumerate(table["split"])
-                if v.lower() not in _PART_NAMES
-            ]
-        if faults:
-            raise CohortError(list_faults(f"{manifest}: {len(faults)} fault(s)", faults, "Mend these rows and run again."))
-        images = table[["image", "patient"]].copy()
-        images["path"] = [str((root / name).resolve()) for name in table["image"]]
-        for column in _OPTIONAL:
-            if column in table.columns:
-                images[column] = table[column]
-        if "split" in images.columns:
-            images["split"] = [_PART_NAMES[v.lower()] for v in images["split"]]
-            _refuse_shared_patients(images, manifest)
-        for label in labels:
-            images[label] = values[label]
-        source = {"manifest": str(manifest), "root": str(root), "labels": list(labels), "positive": positive}
-        return cls(images, labels, root.resolve(), source=source)._checked(str(manifest))
+            raise CohortError(f"{manifest}: name at least one label column of the manifest.")
+        refuse_reserved(labels)
+        return cls._from_manifest(manifest, root, labels, positive, salt)._checked(str(manifest))
 
     @classmethod
-    def from_folders(cls, root: str | Path, classes: Sequence[str] | None = None, positive: str | None = None) -> Cohort:
-        """Reads one folder per class. The image stands for the patient, as folders name none.
+    def _from_manifest(cls, manifest: Path, root: Path, labels: tuple[str, ...], positive: str | None, salt: str | None) -> Cohort:
+        images = read_manifest(manifest, root, labels, positive)
+        source = {"manifest": str(manifest), "root": str(root), "labels": list(labels), "positive": positive}
+        used = ""
+        if "patient" not in images.columns:
+            owners = [find_owner(path) for path in images["path"]]
+            used = salt or secrets.token_hex(16)
+            images.insert(1, "patient", name_patients(owners, used))
+            if (images["patient"] == "").any():
+                raise CohortError(
+                    f"{manifest}: no column patient, and {int((images['patient'] == '').sum())} image(s) are not DICOM files that name "
+                    "one. Add the column: without it the same patient could be trained and tested on."
+                )
+        return cls(images, labels, root.resolve(), source=source, salt=used)
+
+    @classmethod
+    def from_folders(
+        cls, root: str | Path, classes: Sequence[str] | None = None, positive: str | None = None, salt: str | None = None
+    ) -> Cohort:
+        """Reads one folder per class. Patients are those of the DICOM headers, hashed; else each image stands for one.
 
         Args:
             root: folder that holds the class folders.
-            classes: two class folders; all folders below root where left out.
-            positive: the class that counts as 1; the second one where left out.
+            classes: class folders; all folders below root where left out.
+            positive: of two classes, the one that counts as 1; the second one where left out. More than
+                two classes give one label each.
+            salt: for hashing ids from headers; drawn where left out.
 
         Raises:
             CohortError: a folder is missing or holds no image, or there are not two classes.
@@ -108,30 +106,90 @@ class Cohort:
         root = Path(root)
         if not root.is_dir():
             raise CohortError(f"{root}: no such folder. Set cohort.root to the folder that holds the class folders.")
-        here = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        here = _subfolders(root)
         names = list(classes) if classes else here
         found = f"Folders in {root}: {', '.join(here) or 'none'}."
-        if len(set(names)) != 2 or len(names) != 2:
-            raise CohortError(
-                f"two classes are compared, {len(names)} given ({', '.join(names) or 'none'}). {found} Name two with classes."
-            )
+        if len(set(names)) != len(names) or len(names) < 2:
+            given = f"{len(names)} given ({', '.join(names) or 'none'})"
+            raise CohortError(f"two classes are compared, {given}. {found} Name two with classes.")
         absent = [name for name in names if name not in here]
         if absent:
             raise CohortError(f"no class folder {', '.join(absent)}. {found}")
-        positive = positive or names[1]
-        if positive not in names:
-            raise CohortError(f"positive: {positive!r} is none of the classes {', '.join(names)}.")
-        label = f"class {positive}" if positive in _RESERVED else positive
+        if positive is not None and (positive not in names or len(names) != 2):
+            raise CohortError(f"positive: {positive!r} is none of two classes ({', '.join(names)}).")
+        positives = [positive or names[1]] if len(names) == 2 else names
+        listed: list[Found] = []
         rows: list[dict[str, object]] = []
         ignored: list[tuple[str, str]] = []
         for name in names:
-            files, left_out = _list_images(root / name, root)
+            files, left_out = list_images(root / name, root)
             ignored += left_out
             if not files:
-                raise CohortError(f"{root / name}: no image in this folder. PNG, JPEG, TIFF and DICOM files are read.")
-            rows += [{"image": f, "patient": f, "path": str((root / f).resolve()), label: float(name == positive)} for f in files]
-        source = {"root": str(root), "classes": names, "positive": positive}
-        return cls(pd.DataFrame(rows), (label,), root.resolve(), False, tuple(ignored), source)._checked(str(root))
+                raise CohortError(f"{root / name}: no image in this folder. PNG, JPEG, TIFF, DICOM, NIfTI, NRRD and MHA files are read.")
+            listed += files
+            rows += [{_label(p): float(p == name) for p in positives} for _ in files]
+        source = {"root": str(root), "classes": names, "positive": positives[0] if len(names) == 2 else None}
+        labels = tuple(_label(p) for p in positives)
+        return cls._from_listing(listed, pd.DataFrame(rows), labels, root, ignored, source, salt)._checked(str(root))
+
+    @classmethod
+    def from_files(cls, root: str | Path, salt: str | None = None) -> Cohort:
+        """Every image below a folder, without labels: to be checked, not to be learnt from."""
+        root = Path(root)
+        files, ignored = list_images(root, root)
+        if not files:
+            raise CohortError(f"{root}: no image in this folder. PNG, JPEG, TIFF, DICOM, NIfTI, NRRD and MHA files are read.")
+        return cls._from_listing(files, pd.DataFrame(index=range(len(files))), (), root, ignored, {"root": str(root)}, salt)
+
+    @classmethod
+    def _from_listing(
+        cls,
+        files: list[Found],
+        targets: pd.DataFrame,
+        labels: tuple[str, ...],
+        root: Path,
+        ignored: list[tuple[str, str]],
+        source: dict[str, Any],
+        salt: str | None,
+    ) -> Cohort:
+        names = [file.name for file in files]
+        owned = all(file.patient or file.study for file in files)
+        used = (salt or secrets.token_hex(16)) if owned else ""
+        patients = name_patients([(file.patient, file.study) for file in files], used) if owned else names
+        images = pd.DataFrame({"image": names, "patient": patients, "path": [file.path for file in files]})
+        return cls(pd.concat([images, targets], axis=1), labels, root.resolve(), owned, tuple(ignored), source, used)
+
+    @classmethod
+    def from_medmnist(cls, path: str | Path, positive: str | None = None) -> Cohort:
+        """Reads an archive of MedMNIST with its official split (val becomes tune). It names no patients.
+
+        Args:
+            path: the `.npz` file.
+            positive: the class that counts as 1, by name or number. The classes of the archives with two
+                are known (BreastMNIST: 0 is malignant); elsewhere they are numbers, and it must be given.
+
+        Raises:
+            CohortError: no such archive, or a class that it does not have.
+        """
+        path = Path(path)
+        labels, names = read_labels(path)
+        if positive is not None and positive.isdigit() and int(positive) < len(names):
+            positive = names[int(positive)]
+        if positive is None:
+            positive = "malignant" if "malignant" in names else names[1] if len(names) == 2 and not names[1].isdigit() else None
+        if positive not in names:
+            raise CohortError(f"{path}: positive is {positive!r}; name one of the classes {', '.join(names)}.")
+        rows = [
+            {"image": f"{path.name}#{part}/{row}", "path": f"{path.resolve()}#{part}/{row}", "split": MEDMNIST_PARTS[part], "value": value}
+            for part, values in labels.items()
+            for row, value in enumerate(values)
+        ]
+        images = pd.DataFrame(rows)
+        images.insert(1, "patient", images["image"])
+        label = _label(positive)
+        images[label] = (images.pop("value") == names.index(positive)).astype(float)
+        source = {"manifest": str(path), "root": str(path.parent), "labels": [], "positive": positive}
+        return cls(images, (label,), path.parent.resolve(), False, source=source)._checked(str(path))
 
     def _checked(self, source: str) -> Cohort:
         for label in self.labels:
@@ -147,9 +205,27 @@ class Cohort:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the ids, patients, official parts and labels (not of the pixels)."""
-        columns = [c for c in ("image", "patient", "split", *self.labels) if c in self.images.columns]
+        """SHA-256 of the ids, patients, groups, official parts and labels (not of the pixels)."""
+        columns = [c for c in ("image", "patient", "group", "split", *self.labels) if c in self.images.columns]
         return hashlib.sha256(self.images[columns].to_csv(index=False).encode()).hexdigest()
+
+    @property
+    def units(self) -> pd.Series:
+        """What must not be divided, per image: the group where there is one, else the patient."""
+        return self.images["group"] if "group" in self.images.columns else self.images["patient"]
+
+    def grouped(self, pairs: Sequence[tuple[str, str]]) -> Cohort:
+        """The cohort with a column `group`: patients that share near-duplicates are one unit.
+
+        Args:
+            pairs: ids of images that show the same, from `audit`. A group is named by its first patient.
+        """
+        codes, patients = pd.factorize(self.images["patient"])
+        patient_of = dict(zip(self.images["image"], codes, strict=True))
+        names = np.asarray(patients, dtype=object).copy()
+        for group in cluster_pairs(len(patients), [(patient_of[a], patient_of[b]) for a, b in pairs]):
+            names[list(group)] = patients[group[0]]
+        return replace(self, images=self.images.assign(group=names[codes]))
 
     def without(self, images: Sequence[str]) -> Cohort:
         """The cohort less the images with these ids."""
@@ -158,177 +234,50 @@ class Cohort:
             raise CohortError("no image is left after leaving out the unreadable ones.")
         return replace(self, images=kept)._checked("after leaving out unreadable images")
 
-    def patient_labels(self, label: str) -> pd.Series:
-        """One value per patient: the highest of the patient's images."""
-        return self.images.groupby("patient", sort=True)[label].max()
+    def unit_labels(self, label: str) -> pd.Series:
+        """One value per unit: the highest of its images."""
+        return self.images.groupby(self.units.to_numpy(), sort=True)[label].max()
 
     def fingerprint(self) -> Fingerprint:
         """Reads every image and describes the cohort. See `Fingerprint`."""
-        from medtransfer.data.audit import inspect_images
+        from medtransfer.data.fingerprint import make_fingerprint
+        from medtransfer.data.inspection import inspect_images
 
         return make_fingerprint(self, inspect_images(self))
 
 
-@dataclass(frozen=True)
-class Fingerprint:
-    """What the plan needs to know of a cohort.
+def open_cohort(
+    path: str | Path, root: str | Path | None = None, labels: Sequence[str] = (), positive: str | None = None, flat: bool = False
+) -> Cohort:
+    """What a path holds, to be checked: a manifest, an archive, class folders, or a folder of images.
 
-    Attributes:
-        patients_per_class, images_per_class: counts by class, "0" and "1" of the first label.
-        ndim: 2 for images, 3 for volumes.
-        modality: DICOM modality where all images agree, else "mixed" or "unknown".
-        colour: True where images carry colour.
-        domain: near (colour photographs, histology, endoscopy) or far (grey US, MR, CT) from ImageNet.
-        rows, columns: quantiles 0, 0.5 and 1 of the image shape in pixels.
-        intensity: quantiles 0, 0.5 and 1 of the images' 99th percentile of intensity.
+    Args:
+        path: CSV, `.npz` or folder.
+        root: folder that a manifest's images are relative to; its own folder where left out.
+        labels, positive: see `Cohort.from_csv`; the columns of 0 and 1 where left out.
+        flat: the folders below are not classes.
+
+    Raises:
+        CohortError: nothing to check.
     """
-
-    patients_per_class: dict[str, int]
-    images_per_class: dict[str, int]
-    ndim: int
-    modality: str
-    colour: bool
-    domain: Literal["near", "far"]
-    rows: tuple[float, float, float]
-    columns: tuple[float, float, float]
-    intensity: tuple[float, float, float]
-
-    @property
-    def smallest_class(self) -> int:
-        """Patients in the smaller class: the number the plan depends on."""
-        return min(self.patients_per_class.values())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
+    path = Path(path)
+    if not path.exists():
+        raise CohortError(f"{path}: no such file or folder. Give a manifest (CSV), a MedMNIST archive, or a folder of images.")
+    if path.is_dir():
+        folders = [] if flat else _subfolders(path)
+        # A folder per patient or series is no class: classes are few, and have several images each.
+        classes = 2 <= len(folders) <= 12 and all(len(list_images(path / name, path)[0]) > 1 for name in folders)
+        return Cohort.from_folders(path) if classes else Cohort.from_files(path)
+    if is_archive(path):
+        return Cohort.from_medmnist(path, positive)
+    chosen = tuple(labels) or guess_labels(path)
+    return Cohort._from_manifest(path, Path(root) if root is not None else path.parent, chosen, positive, None)
 
 
-def make_fingerprint(cohort: Cohort, facts: pd.DataFrame) -> Fingerprint:
-    """Describes a cohort from the facts of its images (see `audit.inspect_images`), unreadable ones left out."""
-    readable = facts[facts["error"] == ""]
-    label = cohort.labels[0]
-    images = cohort.images[["image", "patient"]].assign(**{_TARGET: cohort.images[label]})
-    merged = images.merge(readable, on="image", how="inner", validate="one_to_one")
-    if merged.empty:
-        raise CohortError(f"{cohort.root}: none of the {len(cohort)} images can be read. `medtransfer check` lists the reasons.")
-    # A patient with a positive and a negative image counts once, as positive.
-    by_patient = merged.groupby("patient")[_TARGET].max()
-    modalities = sorted(set(merged["modality"]) - {""})
-    colour = bool(merged["colour"].mean() > 0.5)
-
-    def quantiles(column: str) -> tuple[float, float, float]:
-        low, middle, high = (float(q) for q in np.quantile(merged[column].to_numpy(float), [0.0, 0.5, 1.0]))
-        return low, middle, high
-
-    return Fingerprint(
-        patients_per_class={"0": int((by_patient == 0).sum()), "1": int((by_patient == 1).sum())},
-        images_per_class={"0": int((merged[_TARGET] == 0).sum()), "1": int((merged[_TARGET] == 1).sum())},
-        ndim=2,
-        modality=modalities[0] if len(modalities) == 1 else ("mixed" if modalities else "unknown"),
-        colour=colour,
-        domain="near" if colour else "far",
-        rows=quantiles("rows"),
-        columns=quantiles("columns"),
-        intensity=quantiles("intensity"),
-    )
+def _subfolders(root: Path) -> list[str]:
+    return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _read_manifest(manifest: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(manifest, dtype=str, index_col=False, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False)
-    except FileNotFoundError as error:
-        raise CohortError(f"{manifest}: no such file. Give a CSV with the columns image, patient and your label.") from error
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise CohortError(f"{manifest}: not a readable CSV ({error}). Save it as comma-separated UTF-8 with a header.") from error
-    table.columns = [str(column).strip() for column in table.columns]
-    twice = sorted({c for c in table.columns if list(table.columns).count(c) > 1})
-    if twice:
-        raise CohortError(f"{manifest}: column {', '.join(twice)} appears twice. Rename or remove one.")
-    return table
-
-
-def _check_rows(table: pd.DataFrame, root: Path) -> list[str]:
-    """Faults of ids and files, each with its row; the header is row 1."""
-    faults: list[str] = []
-    first_row: dict[Path, int] = {}
-    for i, (image, patient) in enumerate(zip(table["image"], table["patient"], strict=True)):
-        row = i + 2
-        if not image:
-            faults.append(f"row {row}: image is empty")
-            continue
-        # The file, not its spelling: `a.png` and `./a.png` are one image.
-        file = (root / image).resolve()
-        if file in first_row:
-            faults.append(f"row {row}: image {image!r} is already in row {first_row[file]}; every image needs one row")
-        else:
-            first_row[file] = row
-            if not (root / image).is_file():
-                faults.append(f"row {row}: no file {root / image}")
-        if not patient:
-            faults.append(f"row {row}: patient is empty; without it the same patient could be trained and tested on")
-    return faults
-
-
-# Names of the tables that labels stand beside.
-_RESERVED = {"image", "patient", "path", "study", "site", "split", "file_digest"}
-_EMPTY = {"", "nan", "na", "n/a", "none", "null"}
-_TARGET = "(target)"
-_WORDS = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
-
-
-def _parse_labels(column: pd.Series, label: str, positive: str | None, faults: list[str]) -> list[float]:
-    parse: Callable[[str], float | None]
-    if positive is not None:
-        names = sorted(name for name in set(column) if name.lower() not in _EMPTY)
-        if positive not in names or len(names) > 2:
-            faults.append(f"column {label}: expected {positive!r} and one other class, found {', '.join(names[:6]) or 'nothing'}")
-            return []
-        parse = {name: float(name == positive) for name in names}.get
-    else:
-        parse = lambda text: _WORDS.get(text.lower())  # noqa: E731  a two-way choice of one function
-    values: list[float] = []
-    for i, text in enumerate(column):
-        value = None if text.lower() in _EMPTY else parse(text)
-        if value is None:
-            what = "is empty" if text.lower() in _EMPTY else f"is {text!r}"
-            allowed = "a class name" if positive is not None else "0 or 1 (or name the positive class with cohort.positive)"
-            faults.append(f"row {i + 2}: label {label} {what}; use {allowed}, or remove the row")
-        values.append(np.nan if value is None else value)
-    return values
-
-
-def _refuse_reserved(labels: tuple[str, ...]) -> None:
-    clash = [label for label in labels if label in _RESERVED]
-    if clash:
-        raise CohortError(f"label {', '.join(clash)}: this name is taken by a column of the study's own tables. Rename the column.")
-
-
-def _refuse_shared_patients(images: pd.DataFrame, manifest: Path) -> None:
-    parts = images.groupby("patient", sort=False)["split"].unique()
-    shared = [f"patient {patient}: {', '.join(names)}" for patient, names in parts.items() if len(names) > 1]
-    if shared:
-        raise LeakageError(
-            list_faults(
-                f"{manifest}: {len(shared)} patient(s) stand in more than one part of column split",
-                shared,
-                "Put all images of a patient into one part, or remove the column to have a split made by patient.",
-            )
-        )
-
-
-def _list_images(folder: Path, root: Path) -> tuple[list[str], list[tuple[str, str]]]:
-    """Image files below a folder as ids relative to root, and what was left out with the reason."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts))
-    stems = {p.with_suffix("") for p in files}
-    images: list[str] = []
-    ignored: list[tuple[str, str]] = []
-    for path in files:
-        name = path.relative_to(root).as_posix()
-        if not is_image_file(path):
-            ignored.append((name, "not an image"))
-        # Public sets (BUSI) keep `x_mask.png` beside `x.png`; a mask trained on as an image would give the label away.
-        elif _MASK_SUFFIX.search(path.stem) and path.with_name(_MASK_SUFFIX.sub("", path.stem)) in stems:
-            ignored.append((name, "mask of another image"))
-        else:
-            images.append(name)
-    return images, ignored
+def _label(name: str) -> str:
+    """A class folder may have the name of a column of the study's own tables."""
+    return f"class {name}" if name in RESERVED else name

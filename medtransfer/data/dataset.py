@@ -1,17 +1,12 @@
-"""The image cache, the dataset over it, and batches."""
+"""The dataset over the image cache, and batches."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import monai
 import numpy as np
 import torch
 from monai.data import get_track_meta, set_track_meta
@@ -19,70 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from medtransfer.data.audit import Progress
-from medtransfer.data.transforms import FIXED_VERSION, Window, fixed_transforms, normalise, random_transforms
+from medtransfer.data.cache import read_entry
+from medtransfer.data.transforms import normalise, random_transforms
+from medtransfer.errors import ImageError
 
 Item = tuple[Tensor, Tensor, int]
-
-
-def cache_folder() -> Path:
-    """Where decoded images are kept: `$MEDTRANSFER_CACHE`, else the user's cache folder, else a temporary one.
-
-    Never inside a study: a study folder is handed to others, the pixels of patients are not.
-    """
-    chosen = os.environ.get("MEDTRANSFER_CACHE")
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    folder = Path(chosen) if chosen else Path(home) / "medtransfer"
-    try:
-        (folder / "images").mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        temporary = Path(tempfile.gettempdir()) / f"medtransfer-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
-        (temporary / "images").mkdir(parents=True, exist_ok=True)
-        warnings.warn(f"{folder} cannot be written ({error.strerror}); images are cached in {temporary}.", stacklevel=2)
-        return temporary
-
-
-def cache_images(
-    paths: Sequence[str], file_digests: Sequence[str], size: int, window: Window, folder: Path, progress: Progress | None = None
-) -> list[Path]:
-    """Runs the fixed half once per distinct file and setting; returns one `.npy` file per image.
-
-    Args:
-        paths: image files.
-        file_digests: SHA-256 of each file's bytes; with the settings it names the cache entry.
-        size, window: see `transforms.fixed_transforms`.
-        folder: the cache, from `cache_folder`.
-        progress: called with ("images", done, total).
-
-    Returns:
-        Files of float32 arrays (channel, size, size), 0..1, in the order of `paths`.
-    """
-    pipeline = fixed_transforms(size, window)
-    setting = f"{size}|{window}|{FIXED_VERSION}|{monai.__version__}"
-    entries: list[Path] = []
-    for done, (path, digest) in enumerate(zip(paths, file_digests, strict=True), start=1):
-        name = hashlib.sha256(f"{digest}|{setting}".encode()).hexdigest()
-        entry = folder / "images" / name[:2] / f"{name}.npy"
-        if not entry.is_file():
-            _write_array(entry, pipeline({"image": path})["image"].numpy())
-        entries.append(entry)
-        if progress is not None:
-            progress("images", done, len(paths))
-    return entries
-
-
-def _write_array(path: Path, array: NDArray[np.float32]) -> None:
-    """Writes aside, then renames, so that a reader or a second writer never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as stream:
-            np.save(stream, array)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 class ImageDataset(Dataset[Item]):
@@ -91,7 +27,7 @@ class ImageDataset(Dataset[Item]):
     The random draw of an image depends on (seed, epoch, image) alone, not on the order of loading.
 
     Args:
-        entries: cache files from `cache_images`.
+        entries: files of the image cache, from `inspect_images`.
         targets: float32 (image, label).
         rows: which images, as row numbers of `entries`.
         seed: of the random half; None leaves the images as they are.
@@ -103,7 +39,7 @@ class ImageDataset(Dataset[Item]):
         self.rows = [int(row) for row in rows]
         self.seed = seed
         self.epoch = 0
-        self.random = random_transforms(np.load(self.entries[self.rows[0]], mmap_mode="r").shape[-1]) if seed is not None else None
+        self.random = random_transforms(self._read(self.rows[0]).shape[-1]) if seed is not None else None
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the random draw of the next pass."""
@@ -112,9 +48,15 @@ class ImageDataset(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def _read(self, row: int) -> Tensor:
+        array = read_entry(self.entries[row])
+        if array is None:
+            raise ImageError(f"{self.entries[row]}: this entry of the image cache is gone or cut short. Run the same command again.")
+        return torch.from_numpy(np.array(array))
+
     def __getitem__(self, index: int) -> Item:
         row = self.rows[index]
-        image = torch.from_numpy(np.load(self.entries[row]))
+        image = self._read(row)
         if self.random is not None and self.seed is not None:
             draw = np.random.SeedSequence([self.seed, self.epoch, row]).generate_state(1)[0]
             state = np.random.RandomState(int(draw))

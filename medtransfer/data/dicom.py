@@ -1,8 +1,16 @@
-"""Single-frame DICOM files. The only module that knows pydicom."""
+"""DICOM files: their header, geometry and hazards. With `dicom_pixels` the only user of pydicom.
+
+The identifiers of a header (names, ids, UIDs) are used to group files and never returned with the pixels.
+"""
 
 from __future__ import annotations
 
+import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +18,139 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.errors import InvalidDicomError
-from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 
+from medtransfer.data.series import Plane
 from medtransfer.errors import ImageError
+
+# Values computed from images, not images of a patient.
+_NO_IMAGE = {"RTDOSE": "a dose", "SEG": "a segmentation", "RTSTRUCT": "contours", "RTPLAN": "a plan"}
+
+
+@dataclass(frozen=True, eq=False)
+class DicomFile:
+    """One file, its header read.
+
+    Attributes:
+        path: where it lies.
+        dataset: the pydicom dataset; with pixels unless only the header was read.
+        notes: what pydicom had to say, values withheld.
+    """
+
+    path: Path
+    dataset: Any
+    notes: list[str]
+
+    def text(self, keyword: str) -> str:
+        """One value as text, "" where absent."""
+        return str(self.dataset.get(keyword, "") or "").strip()
+
+    @cached_property
+    def not_image(self) -> str:
+        """What the object holds instead of an image of a patient, "" for an image."""
+        kind = _NO_IMAGE.get(self.text("Modality"))
+        if kind is None and "PixelData" in self.dataset:
+            return ""
+        return f"{kind or 'no pixels'} ({getattr(self.dataset.get('SOPClassUID'), 'name', 'class unknown')})"
+
+    @property
+    def owner(self) -> tuple[str, str]:
+        """Patient (with the issuer of the id) and study, for grouping. Not to be shown."""
+        patient, issuer = self.text("PatientID"), self.text("IssuerOfPatientID")
+        return f"{issuer}|{patient}" if patient else "", self.text("StudyInstanceUID")
+
+    @cached_property
+    def frames(self) -> int:
+        """Number of frames, at least 1."""
+        try:
+            return max(1, int(self.dataset.get("NumberOfFrames") or 1))
+        except (ValueError, TypeError) as error:
+            raise ImageError(f"{self.path}: NumberOfFrames is not a number. Export it again.") from error
+
+    def item(self, frame: int, sequence: str) -> Any:
+        """The macro of one frame (per frame, else shared, else the file itself; PS3.3 C.7.6.16)."""
+        for groups, index in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
+            found = self.dataset.get(groups)
+            if found and index < len(found) and found[index].get(sequence):
+                return found[index][sequence][0]
+        return self.dataset
+
+    @cached_property
+    def planes(self) -> tuple[Plane, ...]:
+        """Where each frame lies."""
+        key = (self.text("SeriesInstanceUID"), self.dataset.get("Rows"), self.dataset.get("Columns"), self.dataset.get("SamplesPerPixel"))
+        planes = []
+        for frame in range(self.frames):
+            name = self.path.name if self.frames == 1 else f"{self.path.name}#{frame + 1}"
+            orientation = numbers(self.item(frame, "PlaneOrientationSequence"), "ImageOrientationPatient", 6)
+            if orientation is not None and not _orthonormal(orientation):
+                orientation = None
+            position = numbers(self.item(frame, "PlanePositionSequence"), "ImagePositionPatient", 3)
+            planes.append(Plane(key, name, position, orientation, self.spacing(frame)[0]))
+        return tuple(planes)
+
+    def spacing(self, frame: int = 0) -> tuple[tuple[float, float] | None, str]:
+        """mm between rows and between columns, and the attribute they come from."""
+        measures = self.item(frame, "PixelMeasuresSequence")
+        magnification = (numbers(self.dataset, "EstimatedRadiographicMagnificationFactor", 1) or (1.0,))[0]
+        for holder, keyword, divisor in (
+            (measures, "PixelSpacing", 1.0),
+            (self.dataset, "ImagerPixelSpacing", magnification),
+            (self.dataset, "NominalScannedPixelSpacing", 1.0),
+        ):
+            value = numbers(holder, keyword, 2)
+            if value is not None and min(value) > 0 and divisor > 0:
+                return (value[0] / divisor, value[1] / divisor), keyword
+        regions = self.dataset.get("SequenceOfUltrasoundRegions") or []
+        deltas = {_region_spacing(region) for region in regions} - {None}
+        if len(deltas) == 1:
+            return deltas.pop(), "SequenceOfUltrasoundRegions"
+        return None, "none"
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What may be told of the file: nothing that names a person, a place or a date."""
+        meta = getattr(self.dataset, "file_meta", None) or {}
+        anatomy = self.item(0, "FrameAnatomySequence")
+        laterality = self.text("ImageLaterality") or self.text("Laterality") or str(anatomy.get("FrameLaterality", "") or "")
+        return {
+            "format": "DICOM",
+            "modality": self.text("Modality"),
+            "photometric": self.text("PhotometricInterpretation"),
+            "bits_stored": int(self.dataset.get("BitsStored") or 0),
+            "transfer_syntax": str(meta.get("TransferSyntaxUID", "")),
+            "scanner": " ".join(part for part in (self.text("Manufacturer"), self.text("ManufacturerModelName")) if part),
+            "laterality": laterality,
+            "view": self.text("ViewPosition"),
+            "spacing_from": self.spacing()[1],
+            "burned_in": self.text("BurnedInAnnotation").upper(),
+            "notes": self.notes,
+        }
+
+    @cached_property
+    def hazards(self) -> list[tuple[str, str]]:
+        """(code, sentence) of what a user should know."""
+        found = []
+        modality, burned = self.text("Modality"), self.facts["burned_in"]
+        if burned == "YES":
+            found.append(("burned_in", "BurnedInAnnotation is YES: text in the pixels may name the patient or the diagnosis"))
+        elif burned != "NO" and modality in {"US", "SC", "OT", "XC", "ES"}:
+            found.append(("burned_in_unknown", f"BurnedInAnnotation is not stated for modality {modality}: look for text in the pixels"))
+        tilt = numbers(self.dataset, "GantryDetectorTilt", 1)
+        if tilt is not None and abs(tilt[0]) > 0.5:
+            found.append(("gantry_tilt", f"GantryDetectorTilt is {tilt[0]:g} degrees"))
+        source = self.facts["spacing_from"]
+        if source == "none":
+            found.append(("no_spacing", "states no pixel spacing"))
+        elif source == "ImagerPixelSpacing":
+            found.append(("detector_spacing", "spacing is that of the detector, not of the patient"))
+        if self.text("LossyImageCompression") == "01":
+            found.append(("lossy", "was compressed with loss"))
+        kind = self.dataset.get("ImageType")
+        if kind and "SECONDARY" in list(kind):
+            found.append(("derived", "is a secondary or derived image, not what the device first wrote"))
+        if self.dataset.get_item(0x60003000) is not None:
+            found.append(("overlay", "has an overlay, left out of the pixels"))
+        return found
 
 
 def is_dicom(path: Path) -> bool:
@@ -24,153 +162,75 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
-def read_dicom(path: Path) -> tuple[NDArray[np.float32], tuple[float, float], dict[str, Any]]:
-    """Reads the pixels of one frame in the units of the modality.
-
-    Order of work: decode, modality LUT or rescale, padding to the lowest true value, MONOCHROME1
-    inverted over the stored range. Overlays and the VOI window are left out: they serve the eye.
-
-    Returns:
-        array: float32 (channel, row, column); 1 channel, or 3 (0..255 or the stored range) for colour.
-        spacing: mm between rows and between columns; (1, 1) where the file states none.
-        provenance: what was found and done. Never a name, date or other identifying attribute.
+def open_dicom(path: Path, pixels: bool = True) -> DicomFile:
+    """Reads a file; without `pixels` only its header.
 
     Raises:
-        ImageError: no DICOM, no pixels, several frames, or a compression no installed package decodes.
+        ImageError: no DICOM, or damaged.
     """
-    with warnings.catch_warnings(record=True) as notes:
+    with collected(path) as notes:
+        try:
+            dataset = pydicom.dcmread(path, stop_before_pixels=not pixels)
+        except InvalidDicomError:
+            dataset = pydicom.dcmread(path, stop_before_pixels=not pixels, force=True)
+            if "Rows" not in dataset or "SOPClassUID" not in dataset:
+                raise ImageError(f"{path}: not a readable DICOM file (no DICM mark). Export it again.") from None
+            notes.append("the file has no DICM mark; its encoding was guessed")
+        file = DicomFile(path, dataset, notes)
+        # Elements are parsed when they are first asked for: now, so that what pydicom says of them is kept.
+        _ = file.planes, file.facts, file.hazards
+    return file
+
+
+def numbers(holder: Any, keyword: str, count: int | None) -> tuple[float, ...] | None:
+    """Finite numbers of an element; None where absent, empty, or not `count` of them."""
+    try:
+        value = holder.get(keyword)
+        if value is None or isinstance(value, str):
+            value = [] if not value else [value]
+        found = tuple(float(v) for v in (value if hasattr(value, "__iter__") else [value]))
+    except (TypeError, ValueError, AttributeError):
+        return None
+    if not found or not np.isfinite(found).all() or (count is not None and len(found) != count):
+        return None
+    return found
+
+
+def _orthonormal(cosines: tuple[float, ...]) -> bool:
+    row, column = np.asarray(cosines[:3]), np.asarray(cosines[3:])
+    lengths = (np.linalg.norm(row), np.linalg.norm(column))
+    return bool(abs(lengths[0] - 1) < 0.01 and abs(lengths[1] - 1) < 0.01 and abs(row @ column) < 0.01)
+
+
+def _region_spacing(region: Any) -> tuple[float, float] | None:
+    """mm of a two-dimensional ultrasound region measured in cm (PS3.3 C.8.5.5)."""
+    units = [region.get(k) for k in ("PhysicalUnitsXDirection", "PhysicalUnitsYDirection", "RegionSpatialFormat")]
+    across, down = (numbers(region, k, 1) for k in ("PhysicalDeltaX", "PhysicalDeltaY"))
+    if units != [3, 3, 1] or across is None or down is None or across[0] == 0 or down[0] == 0:
+        return None
+    return abs(down[0]) * 10.0, abs(across[0]) * 10.0
+
+
+@contextmanager
+def collected(path: Path) -> Iterator[list[str]]:
+    """Keeps pydicom's warnings with the file, and turns whatever a damaged header raises into one error."""
+    notes: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            array, spacing, provenance = _read(path)
+            yield notes
         except ImageError:
             raise
-        except Exception as error:  # an empty or wrong header element can fail anywhere
-            raise ImageError(f"{path}: a header element is damaged ({type(error).__name__}: {error}). Export it again.") from error
-    # What pydicom had to say of the file: kept with the image, not printed among a thousand others.
-    provenance["notes"] = sorted({str(note.message).replace(str(path), path.name) for note in notes})
-    return array, spacing, provenance
+        except OSError as error:
+            raise ImageError(f"{path}: cannot be read ({error.strerror or 'not a file of pixels'}). Export it again.") from error
+        except Exception as error:  # an empty or wrong element can fail anywhere
+            raise ImageError(f"{path}: the header or the pixels are damaged ({type(error).__name__}). Export it again.") from error
+    notes += sorted({_without_values(str(note.message)) for note in caught})
 
 
-def _read(path: Path) -> tuple[NDArray[np.float32], tuple[float, float], dict[str, Any]]:
-    try:
-        dataset = pydicom.dcmread(path)
-    except (InvalidDicomError, OSError, EOFError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise ImageError(f"{path}: not a readable DICOM file ({error}). Export it again.") from error
-    if "PixelData" not in dataset:
-        raise ImageError(f"{path}: this DICOM object ({_sop_name(dataset)}) holds no pixels. Leave it out of the cohort.")
-    try:
-        frames = int(dataset.get("NumberOfFrames") or 1)
-    except (ValueError, TypeError) as error:
-        raise ImageError(f"{path}: NumberOfFrames is {dataset.get('NumberOfFrames')!r}, not a number. Export it again.") from error
-    if frames != 1:
-        raise ImageError(f"{path}: holds {frames} frames; an image of this cohort is one frame. Export the frame you want.")
-    stored = _decode(dataset, path)
-    steps: list[str] = []
-    photometric = str(dataset.get("PhotometricInterpretation", "")).strip()
-    if photometric == "PALETTE COLOR":
-        stored = apply_color_lut(stored, dataset)
-        steps.append("palette applied")
-    if stored.ndim == 3:
-        array = np.moveaxis(stored, -1, 0).astype(np.float32)
-    elif photometric in {"MONOCHROME1", "MONOCHROME2"}:
-        array = _grey(dataset, stored, photometric, steps)[None]
-    else:
-        raise ImageError(f"{path}: photometric interpretation {photometric or 'missing'!r} with one sample per pixel is not known.")
-    spacing, spacing_from = _spacing(dataset)
-    provenance = {
-        "format": "DICOM",
-        "modality": str(dataset.get("Modality", "") or ""),
-        "photometric": photometric,
-        "bits_stored": int(dataset.get("BitsStored", 0) or 0),
-        "transfer_syntax": str(dataset.file_meta.get("TransferSyntaxUID", "")) if hasattr(dataset, "file_meta") else "",
-        "spacing_from": spacing_from,
-        "burned_in": str(dataset.get("BurnedInAnnotation", "") or ""),
-        "steps": steps,
-    }
-    return array, spacing, provenance
-
-
-def _decode(dataset: Any, path: Path) -> NDArray[Any]:
-    try:
-        return np.asarray(dataset.pixel_array)
-    except (RuntimeError, NotImplementedError) as error:
-        syntax = dataset.file_meta.get("TransferSyntaxUID", None) if hasattr(dataset, "file_meta") else None
-        name = f"{syntax.name} ({syntax})" if syntax is not None else "unknown"
-        raise ImageError(
-            f"{path}: pixels compressed as {name} cannot be decoded here ({str(error).splitlines()[0]}). "
-            "Install python-gdcm or pylibjpeg-libjpeg, or export the file uncompressed."
-        ) from error
-    except Exception as error:  # a damaged header can fail anywhere inside the decoder
-        raise ImageError(f"{path}: the pixels are damaged or truncated ({error}). Export it again.") from error
-
-
-def _grey(dataset: Any, stored: NDArray[Any], photometric: str, steps: list[str]) -> NDArray[np.float32]:
-    has_table = bool(dataset.get("ModalityLUTSequence"))
-    if has_table:
-        steps.append("modality LUT applied")
-    elif dataset.get("RescaleSlope") is not None and dataset.get("RescaleIntercept") is not None:
-        steps.append(f"rescaled by {float(dataset.RescaleSlope):g} and {float(dataset.RescaleIntercept):g}")
-    elif "RescaleSlope" in dataset or "RescaleIntercept" in dataset:
-        raise ValueError("RescaleSlope and RescaleIntercept must both be there, with a value")
-    values = apply_modality_lut(stored, dataset).astype(np.float32)
-    padding = _padding(dataset, stored)
-    if padding is not None and padding.any() and not padding.all():
-        values[padding] = values[~padding].min() if photometric == "MONOCHROME2" else values[~padding].max()
-        steps.append(f"{int(padding.sum())} padding pixels set to the background")
-    if photometric == "MONOCHROME1":
-        low, high = _output_range(dataset, values if has_table else None)
-        values = np.float32(low + high) - values
-        steps.append("MONOCHROME1 inverted")
-    return values
-
-
-def _padding(dataset: Any, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
-    value = dataset.get("PixelPaddingValue")
-    if value is None:
-        return None
-    limit = dataset.get("PixelPaddingRangeLimit")
-    # Some writers give the value of a signed image as an unsigned number; its bits are what is meant.
-    signed = int(dataset.get("PixelRepresentation") or 0) == 1
-    ends = [int(v) - 65536 if signed and int(v) > 32767 else int(v) for v in (value, value if limit is None else limit)]
-    low, high = sorted(ends)
-    return np.asarray((stored >= low) & (stored <= high))
-
-
-def _output_range(dataset: Any, table_values: NDArray[np.float32] | None) -> tuple[float, float]:
-    """Lowest and highest value the stored range maps to: the mirror for MONOCHROME1.
-
-    The range the file *can* hold, not the one this image happens to use, so that twins stored as
-    MONOCHROME1 and MONOCHROME2 give equal values.
-    """
-    if table_values is not None:
-        table = dataset.ModalityLUTSequence[0]
-        bits = int(table.LUTDescriptor[2])
-        return 0.0, float(2**bits - 1)
-    bits = int(dataset.BitsStored)
-    signed = int(dataset.get("PixelRepresentation", 0)) == 1
-    ends = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    slope, intercept = (
-        float(default if (v := dataset.get(k)) is None else v) for k, default in (("RescaleSlope", 1), ("RescaleIntercept", 0))
-    )
-    low, high = sorted(slope * end + intercept for end in ends)
-    return low, high
-
-
-def _spacing(dataset: Any) -> tuple[tuple[float, float], str]:
-    for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
-        value = dataset.get(keyword)
-        try:
-            rows, columns = (float(v) for v in value)
-        except (TypeError, ValueError):
-            continue
-        if rows > 0 and columns > 0:
-            return (rows, columns), keyword
-    return (1.0, 1.0), "none"
-
-
-def _sop_name(dataset: Any) -> str:
-    uid = dataset.get("SOPClassUID")
-    return str(uid.name) if uid is not None else "class unknown"
+def _without_values(text: str) -> str:
+    """A message of pydicom less the values it quotes: they may name a person or a date."""
+    return re.sub(r"'[^']*'|\"[^\"]*\"|\b\d[\d.]{5,}\b", "…", text.splitlines()[0] if text else "")[:200]
 
 
 def write_grey_dicom(

@@ -1,206 +1,169 @@
-"""One image file -> array (channel, row, column), spacing in mm, provenance; and the MONAI reader over it."""
+"""One image -> array (channel, *space), spacing in mm, provenance; the same code in training and at inference.
+
+An image is a file; a folder with one DICOM series; or a member of one of these, named behind a `#`:
+`loop.dcm#3` (a frame, from 1), `scan.nii.gz#2` (a volume of a 4D file, from 1), `folder#1a2b3c4d` (a series
+of several, by the name that messages give it), `breastmnist.npz#train/0` (row of an archive, from 0).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
-from monai.data import MetaTensor
-from monai.data.image_reader import ImageReader as MonaiImageReader
 from numpy.typing import NDArray
-from PIL import Image as Pillow
-from PIL import ImageOps, UnidentifiedImageError
 
-from medtransfer.data.dicom import is_dicom, read_dicom
+from medtransfer.data.dicom import is_dicom, open_dicom
+from medtransfer.data.dicom_image import DICOM, read_multiframe, read_plane, read_series
+from medtransfer.data.image import Image
+from medtransfer.data.limits import refuse_slivers
+from medtransfer.data.medmnist import is_archive, read_member
+from medtransfer.data.pictures import PICTURES, read_picture
+from medtransfer.data.volumes import flatten, is_volume, orient, read_volume, voxel_sizes
+from medtransfer.data.windows import Window, needs_header, parse_window, scale, uses_preset
 from medtransfer.errors import ImageError
 
-_PICTURES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
-_DICOM = {".dcm", ".dicom", ".ima"}
+_NOT_IMAGES = {".txt", ".csv", ".json", ".xml", ".html", ".md", ".yaml", ".yml"}
 
 
-@dataclass(frozen=True, eq=False)
-class Image:
-    """Pixels of one image.
-
-    Attributes:
-        array: float32 (channel, row, column): 1 channel for grey, 3 for colour. Stored units: grey
-            levels of the file for pictures (8 bit: 0..255, 16 bit: 0..65535), rescaled units for DICOM.
-        spacing: mm between rows and between columns; 1 where the file states none.
-        affine: float64 (4, 4), index (row, column, 0, 1) -> mm from the centre of the first pixel.
-        provenance: format, depth, and every step done to the pixels.
-    """
-
-    array: NDArray[np.float32]
-    spacing: tuple[float, ...]
-    affine: NDArray[np.float64]
-    provenance: dict[str, Any]
+def split_member(path: str | Path) -> tuple[Path, str]:
+    """The file or folder, and what stands behind `#` ("" where nothing does)."""
+    path = Path(path)
+    if "#" not in str(path) or path.exists():
+        return path, ""
+    name, _, member = str(path).partition("#")
+    return Path(name), member
 
 
 def is_image_file(path: Path) -> bool:
     """True for files that `read_image` takes: by their ending, or DICOM by its mark."""
     suffix = path.suffix.lower()
-    return suffix in _PICTURES or suffix in _DICOM or (suffix not in {".txt", ".csv", ".json", ".xml"} and is_dicom(path))
+    if suffix in PICTURES or suffix in DICOM or is_volume(path) or is_archive(path):
+        return True
+    return suffix not in _NOT_IMAGES and path.name != "DICOMDIR" and is_dicom(path)
 
 
-def read_image(path: str | Path, window: tuple[float, float] | None = None) -> Image:
-    """Reads one PNG, JPEG, TIFF, BMP or single-frame DICOM file.
+def read_image(path: str | Path, window: Any = None) -> Image:
+    """Reads one image: PNG, JPEG, BMP, TIFF, DICOM file or series, NIfTI, NRRD, MetaImage, or a row of MedMNIST.
 
-    16-bit files keep their depth, JPEG orientation is applied, an alpha channel is composed on black,
-    colour channels that are all equal become one grey channel; DICOM: see `dicom.read_dicom`.
+    Pictures keep 16 bits, JPEG orientation is applied, alpha is composed on black. DICOM: modality LUT or
+    rescale of each frame, MONOCHROME1 inverted, palette and YBR to RGB, padding set to the background,
+    overlays left out; slices sorted by position, tilted ones straightened. Volumes are turned to RAS
+    without interpolation. Colour channels that are all equal become one.
 
     Args:
-        path: the file.
-        window: (center, width) in the image's units, mapped to 0..1 and clipped; None leaves the units.
+        path: file or folder, or a member of it behind `#`; see the module.
+        window: what becomes 0..1: percentile (0.5 to 99.5 % of the image), full, from_header (DICOM: the
+            VOI LUT or first window), lung, brain, soft_tissue, bone (CT), (center, width) in the image's
+            units, or three of these for three channels. None leaves the units.
 
     Raises:
         ImageError: missing, damaged, ambiguous, or with values that are not finite.
+        ConfigError: an unknown window.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise ImageError(f"{path}: is a folder; give one image file.")
-    if not path.is_file():
-        raise ImageError(f"{path}: no such file.")
-    spacing: tuple[float, float] = (1.0, 1.0)
-    if path.suffix.lower() in {".tif", ".tiff"}:
-        array, provenance = _read_tiff(path)
-    elif path.suffix.lower() in _PICTURES:
-        array, provenance = _read_picture(path)
-    else:
-        array, spacing, provenance = read_dicom(path)
-    shape = array.shape[1:]
-    if array.size == 0 or min(shape) < 8 or max(shape) > 50 * min(shape):
-        raise ImageError(f"{path}: has {shape[0]} x {shape[1]} pixels; an image needs at least 8 x 8, and sides within a factor of 50.")
+    chosen = None if window is None else parse_window(window)
+    if chosen is None:
+        file, member = split_member(path)
+        if not file.exists():
+            raise ImageError(f"{file}: no such file or folder.")
+        return _checked(str(path), _read(file, member, False))
+    # A window of the header is applied to the stored values, before MONOCHROME1 is inverted: read for it alone.
+    only_header = chosen == "from_header"
+    return window_image(path, None if only_header else read_image(path), chosen)
+
+
+def window_image(path: str | Path, image: Image | None, window: Window) -> Image:
+    """Maps an image of `read_image(path)` to 0..1; reads the file again where its header's window is asked for.
+
+    Raises:
+        ImageError: a window in HU for what is not CT, a header without a window, or three windows for colour.
+    """
+    from_header = None
+    if needs_header(window):
+        file, member = split_member(path)
+        from_header = _checked(str(path), _read(file, member, True))
+    first = image or from_header
+    assert first is not None  # one of the two was read
+    _refuse_preset(path, first, window)
+    parts: list[NDArray[np.float32]] = []
+    steps: list[str] = []
+    for single in _singles(window):
+        source = from_header if single == "from_header" else image
+        assert source is not None
+        steps += [step for step in source.provenance["steps"] if step not in steps]
+        parts.append(source.array if single == "from_header" else scale(source.array, single))
+        if single != "from_header":
+            text = f"center {single[0]:g} width {single[1]:g}" if isinstance(single, tuple) else single
+            steps.append(f"window {text} mapped to 0..1")
+    if len(parts) > 1 and first.array.shape[0] != 1:
+        raise ImageError(f"{path}: three windows make the channels of a grey image; this one has colour.")
+    return replace(first, array=np.concatenate(parts) if len(parts) > 1 else parts[0], provenance={**first.provenance, "steps": steps})
+
+
+def _refuse_preset(path: str | Path, image: Image, window: Window) -> None:
+    """Windows by name are in HU, which only CT is in; NIfTI and its like do not say what they hold."""
+    kind, modality = image.provenance["format"], image.provenance["modality"]
+    if uses_preset(window) and (modality != "CT" if kind == "DICOM" else kind not in {"NIfTI", "NRRD", "MetaImage"}):
+        raise ImageError(f"{path}: the window {window} is in HU, and this is {modality or kind}, not CT. Use [center, width].")
+
+
+def _singles(window: Window) -> tuple[Any, ...]:
+    return window if isinstance(window, tuple) and len(window) == 3 else (window,)
+
+
+def _read(file: Path, member: str, header_window: bool) -> Image:
+    if file.is_dir():
+        return read_series(file, member, header_window)
+    suffix = file.suffix.lower()
+    if header_window and (suffix in PICTURES or is_archive(file) or is_volume(file)):
+        raise ImageError(f"{file}: window from_header needs a DICOM file. Use percentile, or [center, width].")
+    if is_archive(file):
+        array, provenance = read_member(file, member)
+        return _plain(array, provenance)
+    number = _number(file, member)
+    if suffix in PICTURES:
+        if number is not None:
+            raise ImageError(f"{file}: a picture has no part #{member}.")
+        return _plain(*read_picture(file))
+    if is_volume(file):
+        return _volume(*read_volume(file, number))
+    opened = open_dicom(file)
+    if number is None and opened.frames > 1:
+        return read_multiframe(opened, header_window)
+    return read_plane(opened, number, header_window)
+
+
+def _number(file: Path, member: str) -> int | None:
+    if not member:
+        return None
+    if not member.isdigit() or int(member) < 1:
+        raise ImageError(f"{file}: a frame or volume is named by its number from 1, as {file.name}#1, not #{member}.")
+    return int(member) - 1
+
+
+def _plain(array: NDArray[np.float32], provenance: dict[str, Any]) -> Image:
+    dimensions = array.ndim - 1
+    axes = "row, column" if dimensions == 2 else "slice, row, column"
+    return Image(array, (1.0,) * dimensions, np.eye(4), {**provenance, "axes": axes})
+
+
+def _volume(array: NDArray[np.float32], affine: NDArray[np.float64], provenance: dict[str, Any]) -> Image:
+    if 1 in array.shape:
+        plane, affine = flatten(array, affine)
+        return Image(plane[None], voxel_sizes(affine)[:2], affine, {**provenance, "axes": "row, column"})
+    array, affine = orient(array, affine)
+    return Image(array[None], voxel_sizes(affine), affine, {**provenance, "axes": "x, y, z (RAS)"})
+
+
+def _checked(path: str, image: Image) -> Image:
+    array, steps = image.array, list(image.provenance["steps"])
+    if array.size == 0:
+        raise ImageError(f"{path}: holds no pixels.")
+    refuse_slivers(Path(path), array.shape[1:])
     if not np.isfinite(array).all():
         raise ImageError(f"{path}: {int((~np.isfinite(array)).sum())} pixels are NaN or infinite. Mend the file or leave it out.")
     if array.shape[0] == 3 and (array[0] == array[1]).all() and (array[1] == array[2]).all():
         array = array[:1]
-        provenance["steps"].append("equal colour channels reduced to one")
-    affine = np.diag([spacing[0], spacing[1], 1.0, 1.0])
-    image = Image(np.ascontiguousarray(array, dtype=np.float32), spacing, affine, provenance)
-    return image if window is None else _apply_window(image, window)
-
-
-def _apply_window(image: Image, window: tuple[float, float]) -> Image:
-    center, width = window
-    if not width > 0:
-        raise ImageError(f"window width must be above 0, not {width:g}.")
-    array = np.clip((image.array - np.float32(center - width / 2)) / np.float32(width), 0.0, 1.0)
-    steps = [*image.provenance["steps"], f"window center {center:g} width {width:g} mapped to 0..1"]
-    return replace(image, array=array, provenance={**image.provenance, "steps": steps})
-
-
-def _read_picture(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
-    steps: list[str] = []
-    try:
-        if _png_depth_and_colour(path) in {(16, 2), (16, 4), (16, 6)}:
-            raise ImageError(f"{path}: a 16-bit PNG with colour or transparency would lose half its depth. Save it as TIFF.")
-        with Pillow.open(path) as opened:
-            if getattr(opened, "n_frames", 1) > 1:
-                raise ImageError(f"{path}: holds several frames; give one image per file.")
-            picture = ImageOps.exif_transpose(opened)
-            if opened.getexif().get(0x0112, 1) != 1:
-                steps.append("EXIF orientation applied")
-            picture.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Pillow.DecompressionBombError) as error:
-        if isinstance(error, ImageError):
-            raise
-        raise ImageError(f"{path}: not a readable picture ({error}). Save it again as PNG.") from error
-    mode = picture.mode
-    if mode in {"P", "PA"} or (mode in {"L", "RGB"} and "transparency" in picture.info):
-        picture = picture.convert("RGBA")
-    if picture.mode in {"LA", "RGBA"}:
-        grey = picture.mode == "LA"
-        picture = Pillow.alpha_composite(Pillow.new("RGBA", picture.size, (0, 0, 0, 255)), picture.convert("RGBA"))
-        picture = picture.convert("L" if grey else "RGB")
-        steps.append("alpha composed on black")
-    elif picture.mode in {"CMYK", "YCbCr", "LAB", "HSV"}:
-        picture = picture.convert("RGB")
-        steps.append(f"{mode} converted to RGB")
-    pixels = np.asarray(picture)
-    bits = 1 if pixels.dtype == np.bool_ else 16 if picture.mode.startswith("I") else 8 * pixels.dtype.itemsize
-    array = np.moveaxis(np.atleast_3d(pixels), -1, 0).astype(np.float32)
-    return array, {"format": opened.format or "", "modality": "", "mode": mode, "bits_stored": bits, "steps": steps}
-
-
-def _png_depth_and_colour(path: Path) -> tuple[int, int] | None:
-    """Bit depth and colour type of the PNG header (ISO 15948, IHDR); Pillow cuts 16-bit colour to 8 silently."""
-    with path.open("rb") as stream:
-        head = stream.read(26)
-    return (head[24], head[25]) if head[:8] == b"\x89PNG\r\n\x1a\n" and len(head) == 26 else None
-
-
-def _read_tiff(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
-    steps: list[str] = []
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            if len(tiff.pages) != 1:
-                raise ImageError(f"{path}: holds {len(tiff.pages)} pages; give one image per file.")
-            page = tiff.pages.first
-            pixels = page.asarray()
-            photometric = getattr(page.photometric, "name", str(page.photometric))
-            samples_first = page.planarconfig == 2 and pixels.ndim == 3
-    except ImageError:
-        raise
-    except Exception as error:  # tifffile raises many kinds for damaged files
-        raise ImageError(f"{path}: not a readable TIFF ({error}). Save it again.") from error
-    array = np.moveaxis(np.atleast_3d(pixels), -1, 0) if not samples_first else pixels
-    if array.ndim != 3 or array.shape[0] not in {1, 2, 3, 4} or np.iscomplexobj(array):
-        raise ImageError(f"{path}: a TIFF of shape {pixels.shape} is neither a grey nor a colour image.")
-    if photometric not in {"MINISBLACK", "MINISWHITE", "RGB", "YCBCR"}:
-        raise ImageError(f"{path}: TIFF colours {photometric} are not known. Save it as grey or RGB.")
-    if array.shape[0] in {2, 4}:
-        array = array[:-1]
-        steps.append("alpha channel left out")
-    if array.dtype == np.bool_:
-        array = array.astype(np.uint8)
-        top = 1
-    elif np.issubdtype(array.dtype, np.integer):
-        top = np.iinfo(array.dtype).max
-    else:
-        top = array.max()
-    if photometric == "MINISWHITE":
-        array = top - array
-        steps.append("white-is-zero inverted")
-    bits = int(page.bitspersample)
-    return array.astype(np.float32), {"format": "TIFF", "modality": "", "mode": photometric, "bits_stored": bits, "steps": steps}
-
-
-class ImageReader(MonaiImageReader):  # type: ignore[misc]  # MONAI carries no types
-    """`read_image` for MONAI's `LoadImage`: channel first, spacing and provenance in the metadata."""
-
-    def verify_suffix(self, filename: Sequence[str | Path] | str | Path) -> bool:  # noqa: ARG002  given by MONAI
-        """True: the file's content decides, not its name."""
-        return True
-
-    def read(self, data: Sequence[str | Path] | str | Path, **kwargs: Any) -> Image:  # noqa: ARG002
-        """Reads one file. A list of one is taken as that file."""
-        if isinstance(data, (str, Path)):
-            return read_image(data)
-        if len(data) != 1:
-            raise ImageError(f"one file makes one image, {len(data)} given.")
-        return read_image(data[0])
-
-    def get_data(self, img: Image) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """The array (channel, row, column) and MONAI's metadata."""
-        meta = {
-            "affine": img.affine,
-            "spatial_shape": np.asarray(img.array.shape[1:]),
-            "original_channel_dim": 0,
-            "provenance": img.provenance,
-        }
-        return img.array, meta
-
-
-def load_tensor(path: str) -> MetaTensor:
-    """One file through `ImageReader`, as MONAI's `LoadImage` would return it.
-
-    `LoadImage` itself is not used: when the reader it was given refuses a file, it goes on to MONAI's
-    own readers, and those return pixels (not inverted, not rescaled) for files refused with a reason.
-    """
-    reader = ImageReader()
-    array, meta = reader.get_data(reader.read(path))
-    return MetaTensor(array, meta=meta)
+        steps.append("equal colour channels reduced to one")
+    return replace(image, array=np.ascontiguousarray(array, dtype=np.float32), provenance={**image.provenance, "steps": steps})

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
-from medtransfer.data.cohort import PARTS, Cohort
+from medtransfer.data.cohort import Cohort
+from medtransfer.data.manifest import PARTS
 from medtransfer.errors import CohortError, LeakageError, list_faults
 
 
@@ -30,11 +31,11 @@ class Fold:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Folds of train, tune and test, disjoint by patient.
+    """Folds of train, tune and test, disjoint by patient, and by group where near-duplicates are grouped.
 
     Attributes:
-        parts: one row per image in the cohort's order, columns `image`, `patient`, `fold_0`, `fold_1`, ...
-            with values train, tune or test.
+        parts: one row per image in the cohort's order, columns `image`, `patient`, maybe `group`, `fold_0`,
+            `fold_1`, ... with values train, tune or test.
         seed: the seed the folds were drawn with.
         cohort_digest: `Cohort.digest` of the cohort divided.
         official: True where the manifest's own split was taken.
@@ -51,19 +52,21 @@ class Split:
     def __post_init__(self) -> None:
         faults: list[str] = []
         tested: dict[str, int] = {}
+        unit = "group" if "group" in self.parts.columns else "patient"
         for index in range(len(self)):
             column = f"fold_{index}"
             unknown = sorted(set(self.parts[column]) - set(PARTS))
             if unknown:
                 raise CohortError(f"{column}: {', '.join(map(str, unknown))} is none of {', '.join(PARTS)}")
-            by_patient = self.parts.groupby("patient", sort=False)[column].unique()
+            by_patient = self.parts.groupby(unit, sort=False)[column].unique()
             for patient, names in by_patient.items():
                 if len(names) > 1:
-                    faults.append(f"patient {patient} in fold {index}: {', '.join(names)}")
+                    faults.append(f"{unit} {patient} in fold {index}: {', '.join(names)}")
                 elif names[0] == "test" and tested.setdefault(str(patient), index) != index:
-                    faults.append(f"patient {patient}: tested in fold {tested[str(patient)]} and fold {index}")
+                    faults.append(f"{unit} {patient}: tested in fold {tested[str(patient)]} and fold {index}")
         if faults:
-            raise LeakageError(list_faults("the split is not disjoint by patient", faults))
+            remedy = "Put all images of one into one part, or remove the column split to have one made."
+            raise LeakageError(list_faults(f"the split is not disjoint by {unit}", faults, remedy if self.official else ""))
 
     def __len__(self) -> int:
         return sum(column.startswith("fold_") for column in self.parts.columns)
@@ -78,7 +81,7 @@ class Split:
 
 
 def split_cohort(cohort: Cohort, folds: int = 5, seed: int = 0, tune: float = 0.2) -> Split:
-    """Divides a cohort by patient, stratified by the first label.
+    """Divides a cohort by patient (by group after `Cohort.grouped`), stratified by the first label.
 
     An official split in the manifest is taken as it is: one fold; where it has no tune part, one is
     taken from the training patients.
@@ -93,9 +96,10 @@ def split_cohort(cohort: Cohort, folds: int = 5, seed: int = 0, tune: float = 0.
         CohortError: too few patients of a class for so many folds.
         LeakageError: the official split shares a patient between parts.
     """
-    table = cohort.images[["image", "patient"]].copy()
+    table = cohort.images[[c for c in ("image", "patient", "group") if c in cohort.images.columns]].copy()
     label = cohort.images[cohort.labels[0]].to_numpy(int)
-    groups = cohort.images["patient"].to_numpy()
+    # Numbered as they appear: the folds do not depend on how patients are called.
+    groups = pd.factorize(cohort.units)[0]
     official = "split" in cohort.images.columns
     if official:
         parts = cohort.images["split"].to_numpy(object).copy()
@@ -135,7 +139,7 @@ def _hold_back(parts: Any, label: Any, groups: Any, tune: float, seed: int) -> A
 
 
 def _require_patients(cohort: Cohort, folds: int) -> None:
-    by_patient = cohort.patient_labels(cohort.labels[0])
+    by_patient = cohort.unit_labels(cohort.labels[0])
     for value in (0, 1):
         count = int((by_patient == value).sum())
         # Each fold needs a test patient, and the rest at least one to train and one to tune on.

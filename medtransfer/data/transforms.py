@@ -2,7 +2,7 @@
 
 Between file and network an image passes through three steps:
 
-1. fixed: read, intensity to 0..1, resize keeping the aspect, pad to a square. Cached.
+1. fixed: read, intensity to 0..1, resample, pad. Cached. Boxes and masks go with the pixels.
 2. random: flip, small affine, contrast and brightness. Still 0..1.
 3. `normalise`: three channels and the mean and standard deviation that belong to the weights.
 
@@ -13,76 +13,86 @@ recipes share one cache, and the random half works on 0..1 whatever the recipe.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
-from monai.transforms import (
-    Compose,
-    EnsureTyped,
-    Lambdad,
-    RandAdjustContrast,
-    RandAffine,
-    RandFlip,
-    RandScaleIntensity,
-    RandShiftIntensity,
-    Resized,
-    ScaleIntensityd,
-    ScaleIntensityRange,
-    ScaleIntensityRanged,
-    SpatialPadd,
-    Transform,
-)
+from monai.transforms import Compose, RandAdjustContrast, RandAffine, RandFlip, RandScaleIntensity, RandShiftIntensity, Transform
 from torch import Tensor
 
-from medtransfer.data.reading import load_tensor
-from medtransfer.errors import ConfigError
-
-Window = Literal["percentile", "full"] | tuple[float, float]
-
-# Raised whenever the fixed half changes its result, so that older cache entries are not taken.
-FIXED_VERSION = 2
+from medtransfer.data.image import Image
+from medtransfer.data.placement import Placement, place
+from medtransfer.data.reading import read_image, window_image
+from medtransfer.data.windows import Window, parse_window
+from medtransfer.errors import ImageError
 
 
-def fixed_transforms(size: int, window: Window = "percentile") -> Compose:
-    """The cacheable half: `{"image": path}` -> `{"image": float32 tensor (channel, size, size), 0..1}`.
+@dataclass(frozen=True)
+class Fixed:
+    """Settings of the fixed half.
+
+    Attributes:
+        size: pixels of the result, along every axis or one number each.
+        window: what becomes 0..1; see `read_image`.
+        spacing: mm of the result along every axis or one number each; the image is then padded to `size`.
+            None: its longest side fills `size`, the aspect (in mm) kept.
+    """
+
+    size: int | tuple[int, ...] = 128
+    window: Window = "percentile"
+    spacing: float | tuple[float, ...] | None = None
+
+    def place(self, image: Image, where: str) -> Placement:
+        """Where the pixels of this image go."""
+        if self.spacing is not None and image.provenance["spacing_from"] == "none":
+            raise ImageError(f"{where}: states no pixel spacing, so image.spacing cannot be applied. Leave image.spacing out.")
+        return place(image.array.shape[1:], image.spacing, self.size, self.spacing, where)
+
+    def apply(self, path: str, image: Image) -> tuple[Tensor, Placement]:
+        """An image of `read_image(path)` -> float32 (channel, *size), 0..1, and where its pixels went."""
+        placement = self.place(image, path)
+        scaled = window_image(path, image, self.window)
+        return placement.place(torch.from_numpy(scaled.array)).clamp(0.0, 1.0), placement
+
+
+class ApplyFixed(Transform):  # type: ignore[misc]  # MONAI carries no types
+    """`Fixed` on a dictionary: `image` is a path; `mask` (an array) and `boxes` (a table) follow where given.
+
+    Adds `placement`, which brings masks and boxes of the network back to the image.
+    """
+
+    def __init__(self, fixed: Fixed) -> None:
+        self.fixed = fixed
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """See the class."""
+        path = str(data["image"])
+        result = dict(data)
+        result["image"], placement = self.fixed.apply(path, read_image(path))
+        if "mask" in data:
+            mask = torch.as_tensor(data["mask"])
+            if tuple(mask.shape[1:]) != placement.shape:
+                raise ImageError(f"{path}: its mask has {tuple(mask.shape[1:])} pixels, the image {placement.shape}.")
+            result["mask"] = placement.place(mask, smooth=False)
+        if "boxes" in data:
+            result["boxes"] = placement.place_boxes(data["boxes"])
+        result["placement"] = placement
+        return result
+
+
+def fixed_transforms(size: int | Sequence[int], window: Any = "percentile", spacing: float | Sequence[float] | None = None) -> Compose:
+    """The cacheable half: `{"image": path}` -> `{"image": float32 tensor (channel, *size), 0..1, "placement": ...}`.
 
     Args:
-        size: side of the square result in pixels; the longer side of the image is resized to it.
-        window: intensity range mapped to 0..1: percentile (0.5 to 99.5 of the image), full (minimum
-            to maximum), or (center, width) in the image's units.
+        size, window, spacing: see `Fixed`.
+
+    Raises:
+        ConfigError: an unknown window.
     """
-    key = "image"
-    scale: Transform
-    if window == "percentile":
-        scale = Lambdad(key, func=_scale_percentiles)
-    elif window == "full":
-        scale = ScaleIntensityd(key, minv=0.0, maxv=1.0)
-    elif isinstance(window, tuple):
-        center, width = window
-        scale = ScaleIntensityRanged(key, a_min=center - width / 2, a_max=center + width / 2, b_min=0.0, b_max=1.0, clip=True)
-    else:
-        raise ConfigError(f"window {window!r}: use percentile, full or (center, width)")
-    return Compose(
-        [
-            Lambdad(key, func=load_tensor),
-            scale,
-            Resized(key, spatial_size=size, size_mode="longest", mode="bilinear", anti_aliasing=True),
-            SpatialPadd(key, spatial_size=(size, size)),
-            EnsureTyped(key, dtype=torch.float32, track_meta=False),
-        ]
-    )
-
-
-def _scale_percentiles(image: Tensor) -> Tensor:
-    """0.5 to 99.5 % of the image to 0..1; the full range where these coincide, as in a small bright spot on black."""
-    low, high = np.percentile(image.numpy(), [0.5, 99.5])
-    if not high > low:
-        low, high = float(image.min()), float(image.max())
-    if not high > low:
-        return torch.zeros_like(image)
-    return torch.as_tensor(ScaleIntensityRange(low, high, 0.0, 1.0, clip=True)(image))
+    grid = size if isinstance(size, int) else tuple(size)
+    mm = spacing if spacing is None or isinstance(spacing, (int, float)) else tuple(spacing)
+    return Compose([ApplyFixed(Fixed(grid, parse_window(window), mm))])
 
 
 def random_transforms(size: int) -> Compose:
@@ -111,8 +121,8 @@ def random_transforms(size: int) -> Compose:
 
 
 def normalise(images: Sequence[Tensor], mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Stacks images (1 or 3 channels, 0..1) to float32 (batch, channel, row, column) in the recipe of the weights."""
+    """Stacks images (1 or 3 channels, 0..1) to float32 (batch, channel, *space) in the recipe of the weights."""
     channels = len(mean)
-    batch = torch.stack([image.expand(channels, -1, -1) for image in images])
-    shape = (1, channels, 1, 1)
+    batch = torch.stack([image.expand(channels, *image.shape[1:]) for image in images])
+    shape = (1, channels, *(1,) * (batch.ndim - 2))
     return (batch.clamp(0.0, 1.0) - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)

@@ -59,11 +59,12 @@ def build_report(folder: Path) -> Path:
         "notes": _training_notes(folder, list(report["arms"])),
     }
     page = folder / "report.html"
-    write_aside(page, _template().render(**context))
+    write_aside(page, load_template("report.html").render(**context))
     return page
 
 
-def _template() -> jinja2.Template:
+def load_template(name: str) -> jinja2.Template:
+    """A page of this package; everything filled in is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -72,7 +73,7 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters["interval"] = format_interval
-    return environment.get_template("report.html")
+    return environment.get_template(name)
 
 
 def format_interval(value: dict[str, Any]) -> str:

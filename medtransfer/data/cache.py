@@ -1,0 +1,135 @@
+"""What was decoded once: facts and network-ready pixels, on disk, by content.
+
+An entry is named by the bytes of the file, the settings, and the code and libraries that make it, so that
+a change of any of them makes another entry. Entries are written aside and renamed: a reader, a second
+writer or a killed process never leaves half of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import uuid
+import warnings
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Libraries that decide what an entry holds.
+_LIBRARIES = (
+    "imagecodecs",
+    "monai",
+    "nibabel",
+    "numpy",
+    "pillow",
+    "pydicom",
+    "pyjpegls",
+    "pylibjpeg-openjpeg",
+    "pylibjpeg-rle",
+    "scipy",
+    "simpleitk",
+    "tifffile",
+    "torch",
+)
+
+
+def cache_folder() -> Path:
+    """Where decoded images are kept: `$MEDTRANSFER_CACHE`, else the user's cache folder, else a temporary one.
+
+    Never inside a study: a study folder is handed to others, the pixels of patients are not. May be
+    removed at any time.
+    """
+    chosen = os.environ.get("MEDTRANSFER_CACHE")
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    folder = Path(chosen) if chosen else Path(home) / "medtransfer"
+    try:
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        temporary = Path(tempfile.gettempdir()) / f"medtransfer-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
+        (temporary / "images").mkdir(parents=True, exist_ok=True)
+        warnings.warn(f"{folder} cannot be written ({error.strerror}); images are cached in {temporary}.", stacklevel=2)
+        return temporary
+
+
+def digest_file(path: Path, member: str = "") -> str:
+    """SHA-256 of a file's bytes, or of the names and bytes of a folder's files; with what stands behind `#`."""
+    result = hashlib.sha256(member.encode())
+    if path.is_dir():
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+            result.update(file.relative_to(path).as_posix().encode() + b"\0" + bytes.fromhex(digest_file(file)))
+        return result.hexdigest()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            result.update(block)
+    return result.hexdigest()
+
+
+def entry_path(folder: Path, file_digest: str, setting: str) -> Path:
+    """Name of the entry for a file and a setting."""
+    name = hashlib.sha256(f"{file_digest}|{setting}|{_maker()}".encode()).hexdigest()
+    return folder / "images" / name[:2] / f"{name}.npy"
+
+
+def read_entry(path: Path) -> NDArray[Any] | None:
+    """The array of an entry, mapped from disk; None where there is none, or it was cut short."""
+    try:
+        mapped: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        return mapped
+    except (OSError, ValueError, EOFError):
+        return None
+
+
+def write_entry(path: Path, array: NDArray[Any]) -> None:
+    """Writes aside, then renames."""
+    _write(path, lambda stream: np.save(stream, array))
+
+
+def read_facts(folder: Path, file_digest: str) -> dict[str, Any] | None:
+    """What was noted of a file, its small pictures among it; None where nothing was."""
+    path = entry_path(folder, file_digest, "facts").with_suffix(".npz")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files if name != "facts"}
+            return {**json.loads(str(archive["facts"])), **arrays}
+    except Exception:
+        return None
+
+
+def write_facts(folder: Path, file_digest: str, facts: dict[str, Any]) -> None:
+    """Keeps what was noted of a file: plain values and arrays."""
+    arrays = {name: value for name, value in facts.items() if isinstance(value, np.ndarray)}
+    plain = {name: value for name, value in facts.items() if name not in arrays}
+    path = entry_path(folder, file_digest, "facts").with_suffix(".npz")
+    _write(path, lambda stream: np.savez(stream, **{"facts": np.array(json.dumps(plain)), **arrays}))  # type: ignore[arg-type]  # its flag is no array
+
+
+def _write(path: Path, save: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A name no other process or host takes, where the cache lies on a shared disk.
+    part = path.with_name(f".{path.stem[:16]}.{uuid.uuid4().hex}.part")
+    try:
+        with part.open("wb") as stream:
+            save(stream)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@cache
+def _maker() -> str:
+    """Digest of the modules and versions that make an entry."""
+    result = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        if path.stem not in {"audit", "cohort", "dataset", "listing", "phantom", "shortcuts", "similarity", "split"}:
+            result.update(path.read_bytes())
+    for name in _LIBRARIES:
+        result.update(f"{name} {metadata.version(name)}".encode())
+    return result.hexdigest()

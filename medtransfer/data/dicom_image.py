@@ -1,0 +1,183 @@
+"""Images and volumes from DICOM files: one plane, the frames of a file, or the slices of a series."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medtransfer.data.dicom import DicomFile, is_dicom, open_dicom
+from medtransfer.data.dicom_pixels import read_frames
+from medtransfer.data.image import Image
+from medtransfer.data.series import Plane, Stack, group_planes, plane_affine, stack_planes, straighten
+from medtransfer.data.volumes import orient, voxel_sizes
+from medtransfer.errors import ImageError
+
+DICOM = {".dcm", ".dicom", ".ima"}
+# Air in CT, for pixels outside of the field of view.
+AIR_HU = -1024.0
+
+
+def list_series(folder: Path) -> dict[str, list[Path]]:
+    """DICOM files below a folder by series; the keys are short digests of the UID, and no UID is told."""
+    found: dict[str, list[Path]] = {}
+    for path in dicom_files(folder):
+        found.setdefault(series_tag(open_dicom(path, pixels=False)), []).append(path)
+    return found
+
+
+def read_plane(file: DicomFile, frame: int | None, header_window: bool) -> Image:
+    """One frame as an image (channel, row, column)."""
+    values, padding, steps = read_frames(file, frame, header_window)
+    values = _fill_padding(values, padding, file, header_window)
+    plane = file.planes[frame or 0]
+    spacing = plane.spacing or (1.0, 1.0)
+    affine = plane_affine(plane)
+    if affine is None:
+        affine = np.diag([*spacing, 1.0, 1.0])
+    provenance = {**file.facts, "axes": "row, column", "steps": steps, "hazards": list(file.hazards)}
+    if frame is not None:
+        provenance["steps"] = [f"frame {frame + 1} of {file.frames}", *steps]
+    return Image(_channels_first(values)[:, 0], spacing, affine, provenance)
+
+
+def read_multiframe(file: DicomFile, header_window: bool) -> Image:
+    """A volume where the frames are slices of one; else a film, whose first axis is no axis of space."""
+    if not file.not_image and any(plane.placed for plane in file.planes):
+        return _read_stack([file], file.path, header_window)
+    values, padding, steps = read_frames(file, None, header_window)
+    values = _fill_padding(values, padding, file, header_window)
+    spacing = file.planes[0].spacing or (1.0, 1.0)
+    text = f"holds {file.frames} frames without positions: a film, not a volume. Name one frame as {file.path.name}#1 to #{file.frames}"
+    provenance = {**file.facts, "axes": "frame, row, column", "steps": steps, "hazards": [*file.hazards, ("frames", text)]}
+    return Image(_channels_first(values), (1.0, *spacing), np.diag([1.0, *spacing, 1.0]), provenance)
+
+
+def read_series(folder: Path, member: str, header_window: bool) -> Image:
+    """The series in a folder: a volume, or an image where it holds one file.
+
+    Args:
+        folder: searched to any depth.
+        member: tag of one series (see `series_tag`), "" for all files.
+        header_window: apply the window of the header.
+
+    Raises:
+        ImageError: no image, no two parallel slices, slices missing or repeated, or two series alike in size.
+    """
+    files = [open_dicom(path) for path in dicom_files(folder)]
+    files = [file for file in files if not file.not_image]
+    if member:
+        tags = sorted({series_tag(file) for file in files})
+        files = [file for file in files if series_tag(file) == member]
+        if not files:
+            raise ImageError(f"{folder}: holds no series #{member}. There are: {', '.join(f'#{tag}' for tag in tags) or 'none'}.")
+    if not files:
+        raise ImageError(f"{folder}: holds no DICOM image. Give a folder with the files of one series.")
+    if len(files) == 1:
+        return read_multiframe(files[0], header_window) if files[0].frames > 1 else read_plane(files[0], None, header_window)
+    return _read_stack(files, folder, header_window)
+
+
+def _read_stack(files: list[DicomFile], where: Path, header_window: bool) -> Image:
+    """The largest stack of parallel slices; what is left out is told."""
+    files, copies = _without_copies(files)
+    owners = [(file, frame) for file in files for frame in range(file.frames)]
+    planes = [plane for file in files for plane in file.planes]
+    group = _choose_group(planes, owners, where)
+    stack = stack_planes(planes, group, str(where))
+    values, padding, steps = _read_slices(stack, owners, header_window)
+    first = owners[stack.order[0]][0]
+    steps.append(f"{len(stack.order)} slices of {stack.spacing[0]:.4g} mm sorted by position along their normal")
+    hazards = list(dict.fromkeys(hazard for number in stack.order for hazard in owners[number][0].hazards if hazard[0] != "gantry_tilt"))
+    rest = len(planes) - len(group)
+    if rest:
+        hazards.append(("left_out", f"{rest} of {len(planes)} slices belong to other series, orientations or grids and are left out"))
+    if copies:
+        hazards.append(("copies", f"{copies} file(s) are copies of others and are left out"))
+    values = _fill_padding(values, padding, first, header_window)
+    affine = stack.affine
+    if stack.tilt:
+        fill = AIR_HU if first.text("Modality") == "CT" and not header_window else float(values.min())
+        grey = [straighten(channel, stack, fill) for channel in _channels_first(values)]
+        values, affine = np.stack([volume for volume, _ in grey], axis=-1), grey[0][1]
+        values = values[..., 0] if values.shape[-1] == 1 else values
+        hazards.append(("gantry_tilt", f"slices were tilted by {stack.tilt:.1f} degrees and are straightened by linear interpolation"))
+        steps.append(f"tilt of {stack.tilt:.1f} degrees straightened")
+    ratio = stack.spacing[0] / min(stack.spacing[1:])
+    if ratio > 3:
+        hazards.append(("anisotropic", f"slices lie {ratio:.1f} times as far apart as pixels"))
+    volume, affine = orient(np.moveaxis(_channels_first(values), 0, -1), affine)
+    provenance = {**first.facts, "axes": "x, y, z (RAS)", "steps": steps, "hazards": hazards}
+    return Image(np.moveaxis(volume, -1, 0), voxel_sizes(affine), affine, provenance)
+
+
+def _without_copies(files: list[DicomFile]) -> tuple[list[DicomFile], int]:
+    kept: dict[str, DicomFile] = {}
+    for file in files:
+        kept.setdefault(file.text("SOPInstanceUID") or str(file.path), file)
+    return list(kept.values()), len(files) - len(kept)
+
+
+def _choose_group(planes: list[Plane], owners: list[tuple[DicomFile, int]], where: Path) -> list[int]:
+    groups = group_planes(planes)
+    if not groups or len(groups[0]) < 2:
+        what = "none of which states its position" if not groups else f"in {len(groups)} series or orientations, no two of them parallel"
+        raise ImageError(f"{where}: {len(planes)} images, {what}: not a volume. Give the files one by one.")
+    ties = [group for group in groups if len(group) == len(groups[0])]
+    if len(ties) > 1:
+        tags = sorted({series_tag(owners[group[0]][0]) for group in ties})
+        how = f"Name one as {where.name}#{tags[0]}, or give" if len(tags) == len(ties) else "Give"
+        raise ImageError(f"{where}: {len(ties)} stacks of {len(ties[0])} slices each. {how} one folder per series.")
+    return groups[0]
+
+
+def _read_slices(
+    stack: Stack, owners: list[tuple[DicomFile, int]], header_window: bool
+) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None, list[str]]:
+    """Slices in the order of the stack; a file of many frames is decoded once."""
+    decoded: dict[str, tuple[NDArray[np.float32], NDArray[np.bool_] | None]] = {}
+    steps: list[str] = []
+    slices, masks = [], []
+    for number in stack.order:
+        file, frame = owners[number]
+        key = str(file.path)
+        if key not in decoded:
+            values, padding, done = read_frames(file, None, header_window)
+            decoded[key] = values, padding
+            steps += [step for step in done if step not in steps]
+        values, padding = decoded[key] if file.frames > 1 else decoded.pop(key)
+        slices.append(values[frame])
+        masks.append(np.zeros(values[frame].shape, bool) if padding is None else padding[frame])
+    mask = np.stack(masks)
+    volume = np.stack(slices)
+    if sum(step.startswith("rescaled by") for step in steps) > 1:
+        steps = [step for step in steps if not step.startswith("rescaled by")] + ["each slice rescaled by its own values"]
+    return volume, mask if mask.any() else None, steps
+
+
+def _fill_padding(
+    values: NDArray[np.float32], padding: NDArray[np.bool_] | None, file: DicomFile, header_window: bool
+) -> NDArray[np.float32]:
+    """Air in CT, else the lowest true value: a disc of another value would tell scanners apart."""
+    if padding is None:
+        return values
+    in_hu = file.text("Modality") == "CT" and not header_window
+    values[padding] = AIR_HU if in_hu else values[~padding].min()
+    return values
+
+
+def _channels_first(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    return values[None] if values.ndim == 3 else np.moveaxis(values, -1, 0)
+
+
+def dicom_files(folder: Path) -> list[Path]:
+    """DICOM files below a folder, by ending or mark, sorted by name."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    return [p for p in files if p.name != "DICOMDIR" and (p.suffix.lower() in DICOM or is_dicom(p))]
+
+
+def series_tag(file: DicomFile) -> str:
+    """Eight digits that tell series apart without telling the UID."""
+    return hashlib.sha256(file.text("SeriesInstanceUID").encode()).hexdigest()[:8]

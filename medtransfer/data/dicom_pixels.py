@@ -1,0 +1,204 @@
+"""From the stored pixels of a DICOM file to values in the units of the modality."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.encaps import get_frame
+from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi
+from pydicom.pixels.utils import pixel_array
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from medtransfer.data.dicom import DicomFile, collected, numbers
+from medtransfer.data.dicom_jpeg import register
+from medtransfer.data.limits import refuse_implausible
+from medtransfer.errors import ImageError
+
+_JPEG_2000 = {f"1.2.840.10008.1.2.4.{n}" for n in (90, 91, 201, 202, 203)}
+_PACKAGES = {
+    frozenset(_JPEG_2000): "pylibjpeg-openjpeg",
+    frozenset({"1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"}): "pyjpegls",
+    frozenset({"1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70"}): "imagecodecs",
+    frozenset({"1.2.840.10008.1.2.4.50"}): "pillow",
+}
+
+
+def read_frames(
+    file: DicomFile, frame: int | None = None, header_window: bool = False
+) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None, list[str]]:
+    """Decodes a file to the units of the modality.
+
+    Order of work: decode, palette to RGB or modality LUT / rescale (of each frame), then either the VOI
+    window of the header, or nothing; MONOCHROME1 inverted last. Overlays are left out.
+
+    Args:
+        file: from `open_dicom`, with pixels.
+        frame: number from 0; None for all.
+        header_window: apply the VOI LUT or first window of the header; the result is 0..1.
+
+    Returns:
+        values: float32 (frame, row, column) or (frame, row, column, 3).
+        padding: pixels outside of the field of view, by PixelPaddingValue; None where there are none.
+        steps: what was done.
+
+    Raises:
+        ImageError: no pixels, damaged, or a compression that no installed package decodes.
+    """
+    with collected(file.path):
+        return _read_frames(file, frame, header_window)
+
+
+def _read_frames(
+    file: DicomFile, frame: int | None, header_window: bool
+) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None, list[str]]:
+    dataset, path = file.dataset, file.path
+    if file.not_image:
+        raise ImageError(f"{path}: holds {file.not_image}. Leave it out of the cohort.")
+    if frame is not None and frame >= file.frames:
+        raise ImageError(f"{path}: has {file.frames} frame(s), no frame {frame + 1}.")
+    stored = _decode(file, frame)
+    steps: list[str] = []
+    photometric = file.text("PhotometricInterpretation")
+    if photometric == "PALETTE COLOR":
+        stored = apply_color_lut(stored, dataset)
+        steps.append("palette applied")
+    elif photometric.startswith("YBR"):
+        steps.append(f"{photometric} converted to RGB")
+    samples = 3 if photometric == "PALETTE COLOR" else int(dataset.SamplesPerPixel)
+    stored = stored.reshape(-1, *stored.shape[-3 if samples > 1 else -2 :])
+    if samples == 3:
+        return stored.astype(np.float32), None, steps
+    if photometric not in {"MONOCHROME1", "MONOCHROME2"} or samples != 1:
+        raise ImageError(
+            f"{path}: photometric interpretation {photometric or 'missing'!r} with {samples} sample(s) per pixel is not known."
+        )
+    values = np.empty(stored.shape, np.float32)
+    for number, plane in enumerate(stored):
+        values[number] = _grey(file, plane, number if frame is None else frame, header_window, steps)
+    return values, _padding(dataset, stored, steps), list(dict.fromkeys(steps))
+
+
+def _decode(file: DicomFile, frame: int | None) -> NDArray[Any]:
+    dataset, path = file.dataset, file.path
+    shape = (file.frames if frame is None else 1, int(dataset.Rows), int(dataset.Columns), int(dataset.SamplesPerPixel))
+    refuse_implausible(path, shape, len(dataset.PixelData))
+    syntax = _transfer_syntax(dataset)
+    if str(syntax) in _JPEG_2000:
+        _refuse_other_size(path, get_frame(dataset.PixelData, frame or 0, number_of_frames=file.frames), shape[1:3])
+    register()
+    try:
+        return np.asarray(pixel_array(dataset, index=frame))
+    except (RuntimeError, NotImplementedError) as error:
+        if isinstance(error, NotImplementedError) or "missing dependencies" in str(error):
+            package = next((name for syntaxes, name in _PACKAGES.items() if str(syntax) in syntaxes), None)
+            remedy = f"Install {package}, or export" if package else "No package that is used here decodes it: export"
+            raise ImageError(
+                f"{path}: pixels compressed as {syntax.name} ({syntax}) cannot be decoded. {remedy} the file uncompressed."
+            ) from error
+        raise ImageError(f"{path}: the pixels ({syntax.name}, {syntax}) are damaged or truncated. Export it again.") from error
+    except ValueError as error:
+        raise ImageError(f"{path}: the pixels are truncated, or the header describes others. Export it again.") from error
+
+
+def _transfer_syntax(dataset: Any) -> Any:
+    """The encoding; taken from how the file parsed where the header does not state it."""
+    if getattr(dataset, "file_meta", None) is None:
+        dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        implicit, little = dataset.original_encoding
+        dataset.file_meta.TransferSyntaxUID = (
+            ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        )
+    return dataset.file_meta.TransferSyntaxUID
+
+
+def _grey(file: DicomFile, stored: NDArray[Any], frame: int, header_window: bool, steps: list[str]) -> NDArray[Any]:
+    item = file.item(frame, "PixelValueTransformationSequence")
+    table = file.dataset.get("ModalityLUTSequence")
+    if table:
+        values = apply_modality_lut(stored, file.dataset)
+        steps.append("modality LUT applied")
+        low, high = 0.0, float(2 ** int(table[0].LUTDescriptor[2]) - 1)
+    else:
+        slope, intercept = _rescale(item, file.path)
+        values = stored if (slope, intercept) == (1.0, 0.0) else stored * slope + intercept
+        if (slope, intercept) != (1.0, 0.0):
+            steps.append(f"rescaled by {slope:g} and {intercept:g}" if file.frames == 1 else "rescaled, each frame by its own values")
+        low, high = sorted(slope * end + intercept for end in _stored_range(file.dataset))
+    inverted = file.text("PhotometricInterpretation") == "MONOCHROME1"
+    if inverted:
+        steps.append("MONOCHROME1 inverted")
+    if header_window:
+        values = _window(file, values, frame, steps)
+        low, high = 0.0, 1.0
+    # The range the file can hold, not the one this image uses, so that twins of both kinds give equal values.
+    return (low + high) - values if inverted else values
+
+
+def _rescale(item: Any, path: Path) -> tuple[float, float]:
+    if "RescaleSlope" not in item and "RescaleIntercept" not in item:
+        return 1.0, 0.0
+    pair = [numbers(item, keyword, 1) for keyword in ("RescaleSlope", "RescaleIntercept")]
+    if pair[0] is None or pair[1] is None:
+        raise ImageError(f"{path}: RescaleSlope and RescaleIntercept must both be there, with a value. Export it again.")
+    if pair[0][0] == 0:
+        raise ImageError(f"{path}: RescaleSlope is 0, so every pixel would be equal. Export it again.")
+    return pair[0][0], pair[1][0]
+
+
+def _stored_range(dataset: Any) -> tuple[float, float]:
+    bits = int(dataset.BitsStored)
+    if int(dataset.get("PixelRepresentation") or 0) == 1:
+        return -float(2 ** (bits - 1)), float(2 ** (bits - 1) - 1)
+    return 0.0, float(2**bits - 1)
+
+
+def _window(file: DicomFile, values: NDArray[Any], frame: int, steps: list[str]) -> NDArray[Any]:
+    """The VOI LUT, else the first window, to 0..1 (PS3.3 C.11.2.1)."""
+    item = file.item(frame, "FrameVOILUTSequence")
+    if item.get("VOILUTSequence"):
+        table = item.VOILUTSequence[0]
+        steps.append("VOI LUT of the header applied")
+        return np.asarray(apply_voi(np.rint(values).astype(np.int64), item) / float(2 ** int(table.LUTDescriptor[2]) - 1))
+    centers, widths = (numbers(item, keyword, None) for keyword in ("WindowCenter", "WindowWidth"))
+    if not centers or not widths or widths[0] <= 0:
+        raise ImageError(f"{file.path}: the header states no window. Use image.window=percentile, or [center, width].")
+    center, width = centers[0], widths[0]
+    function = str(item.get("VOILUTFunction", "") or "LINEAR").upper()
+    steps.append(f"window of the header, center {center:g} width {width:g} ({function}), mapped to 0..1")
+    if function == "SIGMOID":
+        return np.asarray(1.0 / (1.0 + np.exp(np.clip(-4.0 * (values - center) / width, -700, 700))))
+    if function == "LINEAR" and width > 1:
+        center, width = center - 0.5, width - 1.0
+    return np.clip((values - center) / width + 0.5, 0.0, 1.0)
+
+
+def _padding(dataset: Any, stored: NDArray[Any], steps: list[str]) -> NDArray[np.bool_] | None:
+    value = numbers(dataset, "PixelPaddingValue", 1)
+    if value is None:
+        return None
+    limit = numbers(dataset, "PixelPaddingRangeLimit", 1) or value
+    # Some writers give the value of a signed image as an unsigned number; its bits are what is meant.
+    signed = int(dataset.get("PixelRepresentation") or 0) == 1
+    low, high = sorted(v - 65536 if signed and v > 32767 else v for v in (value[0], limit[0]))
+    found = np.asarray((stored >= low) & (stored <= high))
+    if not found.any() or found.all():
+        return None
+    steps.append(f"{int(found.sum())} padding pixels set to the background")
+    return found
+
+
+def _refuse_other_size(path: Path, stream: bytes, size: tuple[int, ...]) -> None:
+    """A JPEG 2000 stream of another size than the header would make the decoder reserve what the stream claims."""
+    mark = stream.find(b"\xff\x4f\xff\x51")  # SOC and SIZ, ISO 15444-1 A.5.1
+    if mark < 0 or len(stream) < mark + 24:
+        raise ImageError(f"{path}: the compressed pixels do not begin as JPEG 2000. Export it again.")
+    right, bottom, left, top = (int.from_bytes(stream[mark + 8 + 4 * i : mark + 12 + 4 * i], "big") for i in range(4))
+    if (bottom - top, right - left) != tuple(size):
+        raise ImageError(
+            f"{path}: the compressed pixels are {bottom - top} x {right - left}, the header says {size[0]} x {size[1]}. Export it again."
+        )

@@ -1,0 +1,123 @@
+"""Where the pixels of an image go on the grid of the network, and back. Boxes and masks go with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from monai.transforms import Resize, SpatialPad
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medtransfer.errors import ImageError
+
+Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A resampling followed by a padding, along each axis of space.
+
+    Pixel edges count: an image of n pixels spans 0..n, so that edge c of the source lies at
+    `c * resized / shape + before` on the grid.
+
+    Attributes:
+        shape: pixels of the source.
+        resized: pixels after resampling.
+        before: pixels of padding in front.
+        size: pixels of the grid.
+    """
+
+    shape: tuple[int, ...]
+    resized: tuple[int, ...]
+    before: tuple[int, ...]
+    size: tuple[int, ...]
+
+    def place(self, image: Tensor, smooth: bool = True) -> Tensor:
+        """Tensor (channel, *shape) -> (channel, *size), padded with 0.
+
+        Args:
+            image: an image, or a mask.
+            smooth: linear with an anti-aliasing filter; False for masks: nearest, values kept.
+        """
+        mode = ("bilinear" if len(self.shape) == 2 else "trilinear") if smooth else "nearest-exact"
+        if self.resized != self.shape:
+            # MONAI filters only where the image shrinks.
+            image = Resize(self.resized, mode=mode, anti_aliasing=smooth)(image)
+        return torch.as_tensor(SpatialPad(self.size, method="symmetric")(image))
+
+    def place_boxes(self, boxes: Float) -> Float:
+        """Boxes of the source -> boxes on the grid.
+
+        Args:
+            boxes: (box, 4) x0, y0, x1, y1 with x along columns and y along rows; (box, 6) x0, y0, x1, y1, z0, z1
+                along the axes of a volume. Pixel edges, upper ends exclusive.
+        """
+        scale, offset = self._per_column()
+        return np.asarray(boxes, dtype=float) * scale + offset
+
+    def return_boxes(self, boxes: Float) -> Float:
+        """Boxes on the grid -> boxes of the source, clipped to it."""
+        scale, offset = self._per_column()
+        moved = (np.asarray(boxes, dtype=float) - offset) / scale
+        return np.clip(moved, 0.0, _columns(self.shape))
+
+    def return_mask(self, mask: Tensor, smooth: bool = False) -> Tensor:
+        """Tensor (channel, *size) -> (channel, *shape): a mask, or with `smooth` a map of probabilities."""
+        inner = mask[(slice(None), *(slice(b, b + r) for b, r in zip(self.before, self.resized, strict=True)))]
+        back = Placement(self.resized, self.shape, (0,) * len(self.shape), self.shape)
+        return back.place(inner, smooth)
+
+    def _per_column(self) -> tuple[Float, Float]:
+        return _columns(self.resized) / _columns(self.shape), _columns(self.before)
+
+
+def place(
+    shape: Sequence[int], spacing: Sequence[float], size: int | Sequence[int], target: float | Sequence[float] | None, where: str
+) -> Placement:
+    """The placement of an image.
+
+    Args:
+        shape: pixels along each axis of space.
+        spacing: mm along each axis.
+        size: pixels of the grid, one number for all axes or one each.
+        target: mm of the grid along each axis. None: the longest side, in mm, fills the grid, and the
+            aspect in mm is kept.
+        where: the file, for messages.
+
+    Raises:
+        ImageError: larger than the grid at the target spacing, or a target for another number of axes.
+    """
+    dimensions = len(shape)
+    grid = _each(size, dimensions, where, "image.size")
+    if target is None:
+        extent = [n * mm for n, mm in zip(shape, spacing, strict=True)]
+        factor = min(g / e for g, e in zip(grid, extent, strict=True))
+        resized = [min(int(g), max(1, round(e * factor))) for g, e in zip(grid, extent, strict=True)]
+    else:
+        wanted = _each(target, dimensions, where, "image.spacing")
+        resized = [max(1, round(n * mm / to)) for n, mm, to in zip(shape, spacing, wanted, strict=True)]
+        if any(r > g for r, g in zip(resized, grid, strict=True)):
+            shown, room = " x ".join(map(str, resized)), " x ".join(str(int(g)) for g in grid)
+            raise ImageError(f"{where}: has {shown} pixels at image.spacing, more than image.size {room}. Raise one of these.")
+    # As MONAI's SpatialPad divides an odd remainder.
+    before = tuple((int(g) - r) // 2 for g, r in zip(grid, resized, strict=True))
+    return Placement(tuple(shape), tuple(resized), before, tuple(int(g) for g in grid))
+
+
+def _each(value: float | Sequence[float], count: int, where: str, key: str) -> list[float]:
+    values = [float(v) for v in value] if isinstance(value, Sequence) else [float(value)] * count
+    if len(values) != count:
+        raise ImageError(f"{where}: has {count} dimensions, {key} has {len(values)} values.")
+    return values
+
+
+def _columns(values: Sequence[float]) -> Float:
+    """One value per axis of the array -> one per column of a box table."""
+    if len(values) == 2:
+        rows, columns = values
+        return np.array([columns, rows, columns, rows], dtype=float)
+    x, y, z = values
+    return np.array([x, y, x, y, z, z], dtype=float)

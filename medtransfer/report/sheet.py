@@ -1,0 +1,65 @@
+"""The page of `medtransfer check`: what was found, with the images it was found in."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+
+from medtransfer.evaluation.predictions import write_aside
+from medtransfer.report.build import load_template
+
+# Groups and images shown of each kind; check.json holds all.
+SHOWN_GROUPS = 60
+SHOWN_IMAGES = 24
+
+
+def build_sheet(
+    folder: Path, title: str, findings: Mapping[str, Any], pictures: Mapping[str, NDArray[np.uint8]], captions: Mapping[str, str]
+) -> Path:
+    """Writes `check.html` and `check.json`; returns the page.
+
+    Args:
+        folder: made where it is not there.
+        title: what was checked.
+        findings: the answer of the check, see `Audit.to_dict`.
+        pictures: by image, uint8 (row, column).
+        captions: by image, such as its labels.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_aside(folder / "check.json", json.dumps(findings, indent=1))
+    by_hazard: dict[str, list[tuple[str, str]]] = {}
+    for row in findings["hazards"]:
+        by_hazard.setdefault(row["hazard"], []).append((row["image"], row["detail"]))
+    conflicting = {frozenset(conflict["images"]): conflict for conflict in findings["conflicts"]}
+    groups = [(group, conflicting.get(frozenset(group))) for group in findings["clusters"]]
+    groups.sort(key=lambda pair: pair[1] is None)
+    shown = {image for group, _ in groups[:SHOWN_GROUPS] for image in group[:SHOWN_IMAGES]}
+    shown |= {image for rows in by_hazard.values() for image, _ in rows[:SHOWN_IMAGES]}
+    others = [conflict for conflict in findings["conflicts"] if conflict["kind"] in {"patient_labels", "patient_split"}]
+    page = folder / "check.html"
+    content = load_template("check.html").render(
+        title=title,
+        findings=findings,
+        groups=groups[:SHOWN_GROUPS],
+        hazards=sorted(by_hazard.items(), key=lambda item: -len(item[1])),
+        others=others,
+        sources={image: _encode(pictures[image]) for image in sorted(shown) if image in pictures},
+        captions=captions,
+        shown_images=SHOWN_IMAGES,
+    )
+    write_aside(page, content)
+    return page
+
+
+def _encode(picture: NDArray[np.uint8]) -> str:
+    stream = io.BytesIO()
+    Pillow.fromarray(picture).save(stream, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
