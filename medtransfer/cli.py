@@ -230,7 +230,9 @@ def _pictures(facts: Any) -> dict[str, Any]:
 def _captions(cohort: Any) -> dict[str, str]:
     """Labels of each image; ids of patients are given or hashed, and shown as they are."""
     shown = cohort.images[["image", *cohort.labels]].set_index("image")
-    return {image: ", ".join(f"{label} {value:g}" for label, value in row.items()) for image, row in shown.iterrows()}
+    if len(cohort.labels) > 1 and "classes" in cohort.source:
+        return {image: ", ".join(label for label, value in row.items() if value == 1) for image, row in shown.iterrows()}
+    return {image: ", ".join(f"{label} = {value:g}" for label, value in row.items()) for image, row in shown.iterrows()}
 
 
 def _plan_from_counts(backbone: str, counts: str, domain: str) -> Any:

@@ -96,7 +96,7 @@ def read_facts(folder: Path, file_digest: str) -> dict[str, Any] | None:
     """What was noted of a file, its small pictures among it; None where nothing was."""
     path = entry_path(folder, file_digest, "facts").with_suffix(".npz")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files if name != "facts"}
             return {**json.loads(str(archive["facts"])), **arrays}
     except Exception:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from medtransfer.data.listing import Found, find_owner, list_images, name_patients
-from medtransfer.data.manifest import RESERVED, guess_labels, read_manifest, refuse_reserved
+from medtransfer.data.manifest import RESERVED, guess_labels, read_manifest, read_table, refuse_reserved
 from medtransfer.data.medmnist import PARTS as MEDMNIST_PARTS
 from medtransfer.data.medmnist import is_archive, read_labels
 from medtransfer.data.similarity import cluster_pairs
@@ -67,7 +67,7 @@ class Cohort:
         """
         manifest, root, labels = Path(manifest), Path(root), tuple(labels)
         if not labels:
-            raise CohortError(f"{manifest}: name at least one label column of the manifest.")
+            raise CohortError(f"{manifest}: name at least one label column. Columns here: {', '.join(read_table(manifest).columns)}.")
         refuse_reserved(labels)
         return cls._from_manifest(manifest, root, labels, positive, salt)._checked(str(manifest))
 

@@ -5,6 +5,7 @@ The identifiers of a header (names, ids, UIDs) are used to group files and never
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections.abc import Iterator
@@ -50,6 +51,8 @@ class DicomFile:
         kind = _NO_IMAGE.get(self.text("Modality"))
         if kind is None and "PixelData" in self.dataset:
             return ""
+        if any(note.startswith("End of file") for note in self.notes):
+            return "only the beginning of an object: the file is truncated"
         return f"{kind or 'no pixels'} ({getattr(self.dataset.get('SOPClassUID'), 'name', 'class unknown')})"
 
     @property
@@ -115,6 +118,7 @@ class DicomFile:
         return {
             "format": "DICOM",
             "modality": self.text("Modality"),
+            "unit": self._unit(),
             "photometric": self.text("PhotometricInterpretation"),
             "bits_stored": int(self.dataset.get("BitsStored") or 0),
             "transfer_syntax": str(meta.get("TransferSyntaxUID", "")),
@@ -125,6 +129,12 @@ class DicomFile:
             "burned_in": self.text("BurnedInAnnotation").upper(),
             "notes": self.notes,
         }
+
+    def _unit(self) -> str:
+        """HU for CT unless the header says otherwise, as perfusion maps do (PS3.3 C.11.1.1.2); else what it says."""
+        rescale = self.item(0, "PixelValueTransformationSequence")
+        stated = str(rescale.get("RescaleType", "") or "")
+        return "HU" if self.text("Modality") == "CT" and stated in {"", "HU"} and "RescaleIntercept" in rescale else stated
 
     @cached_property
     def hazards(self) -> list[tuple[str, str]]:
@@ -215,6 +225,8 @@ def _region_spacing(region: Any) -> tuple[float, float] | None:
 def collected(path: Path) -> Iterator[list[str]]:
     """Keeps pydicom's warnings with the file, and turns whatever a damaged header raises into one error."""
     notes: list[str] = []
+    logger = logging.getLogger("pydicom")
+    silent, logger.disabled = logger.disabled, True  # it logs what it warns of, values and all
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -225,6 +237,8 @@ def collected(path: Path) -> Iterator[list[str]]:
             raise ImageError(f"{path}: cannot be read ({error.strerror or 'not a file of pixels'}). Export it again.") from error
         except Exception as error:  # an empty or wrong element can fail anywhere
             raise ImageError(f"{path}: the header or the pixels are damaged ({type(error).__name__}). Export it again.") from error
+        finally:
+            logger.disabled = silent
     notes += sorted({_without_values(str(note.message)) for note in caught})
 
 

@@ -99,7 +99,7 @@ def _read_stack(files: list[DicomFile], where: Path, header_window: bool) -> Ima
     values = _fill_padding(values, padding, first, header_window)
     affine = stack.affine
     if stack.tilt:
-        fill = AIR_HU if first.text("Modality") == "CT" and not header_window else float(values.min())
+        fill = AIR_HU if first.facts["unit"] == "HU" and not header_window else float(values.min())
         grey = [straighten(channel, stack, fill) for channel in _channels_first(values)]
         values, affine = np.stack([volume for volume, _ in grey], axis=-1), grey[0][1]
         values = values[..., 0] if values.shape[-1] == 1 else values
@@ -114,10 +114,14 @@ def _read_stack(files: list[DicomFile], where: Path, header_window: bool) -> Ima
 
 
 def _without_copies(files: list[DicomFile]) -> tuple[list[DicomFile], int]:
-    kept: dict[str, DicomFile] = {}
+    """Less the files that hold what another one holds; an equal UID is not enough, as some anonymisers write one for all."""
+    kept: dict[tuple[str, object], list[DicomFile]] = {}
     for file in files:
-        kept.setdefault(file.text("SOPInstanceUID") or str(file.path), file)
-    return list(kept.values()), len(files) - len(kept)
+        alike = kept.setdefault((file.text("SOPInstanceUID"), tuple(plane.position for plane in file.planes)), [])
+        if not any(file.dataset.PixelData == other.dataset.PixelData for other in alike):
+            alike.append(file)
+    found = [file for group in kept.values() for file in group]
+    return found, len(files) - len(found)
 
 
 def _choose_group(planes: list[Plane], owners: list[tuple[DicomFile, int]], where: Path) -> list[int]:
@@ -163,7 +167,7 @@ def _fill_padding(
     """Air in CT, else the lowest true value: a disc of another value would tell scanners apart."""
     if padding is None:
         return values
-    in_hu = file.text("Modality") == "CT" and not header_window
+    in_hu = file.facts["unit"] == "HU" and not header_window
     values[padding] = AIR_HU if in_hu else values[~padding].min()
     return values
 

@@ -48,9 +48,9 @@ def read_manifest(manifest: Path, root: Path, labels: Sequence[str], positive: s
         faults += [f"row {i + 2}: split is {v!r}; use train, tune or test" for i, v in unknown]
     if faults:
         raise CohortError(list_faults(f"{manifest}: {len(faults)} fault(s)", faults, "Mend these rows and run again."))
-    images = table[["image"]].copy()
+    images = table[[column for column in ("image", "patient") if column in table.columns]].copy()
     images["path"] = [str(_resolve(root, name)) for name in table["image"]]
-    for column in ("patient", *OPTIONAL):
+    for column in OPTIONAL:
         if column in table.columns:
             images[column] = table[column]
     if "split" in images.columns:

@@ -100,7 +100,7 @@ def _load(path: Path, name: str) -> NDArray[Any]:
         stat = path.stat()
         key = (str(path), stat.st_mtime_ns, stat.st_size, name)
         if key not in _open:
-            with np.load(path, allow_pickle=False) as archive:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
                 if name not in archive.files:
                     raise ImageError(f"{path}: no array {name}; a MedMNIST archive holds train_images, train_labels, and so on.")
                 _check_header(path, name)

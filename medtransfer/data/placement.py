@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from monai.transforms import Resize, SpatialPad
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from medtransfer.errors import ImageError
 
@@ -42,11 +42,11 @@ class Placement:
             image: an image, or a mask.
             smooth: linear with an anti-aliasing filter; False for masks: nearest, values kept.
         """
-        mode = ("bilinear" if len(self.shape) == 2 else "trilinear") if smooth else "nearest-exact"
+        image = torch.as_tensor(image)
         if self.resized != self.shape:
-            # MONAI filters only where the image shrinks.
-            image = Resize(self.resized, mode=mode, anti_aliasing=smooth)(image)
-        return torch.as_tensor(SpatialPad(self.size, method="symmetric")(image))
+            image = _smooth_resize(image, self.resized) if smooth else _nearest_resize(image, self.resized)
+        padding = [p for b, r, n in zip(self.before, self.resized, self.size, strict=True) for p in (n - b - r, b)][::-1]
+        return functional.pad(image, padding)
 
     def place_boxes(self, boxes: Float) -> Float:
         """Boxes of the source -> boxes on the grid.
@@ -102,9 +102,27 @@ def place(
         if any(r > g for r, g in zip(resized, grid, strict=True)):
             shown, room = " x ".join(map(str, resized)), " x ".join(str(int(g)) for g in grid)
             raise ImageError(f"{where}: has {shown} pixels at image.spacing, more than image.size {room}. Raise one of these.")
-    # As MONAI's SpatialPad divides an odd remainder.
     before = tuple((int(g) - r) // 2 for g, r in zip(grid, resized, strict=True))
     return Placement(tuple(shape), tuple(resized), before, tuple(int(g) for g in grid))
+
+
+def _smooth_resize(image: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Linear, with a triangle filter where the image shrinks, axis by axis; borders keep their brightness.
+
+    The filter is Pillow's (torch's `antialias`). MONAI's Resize smooths with zeros around the image, which
+    darkens its border by an amount that tells the size of the source.
+    """
+    result = image.float()
+    if len(size) == 3:
+        # Planes first, then the axis across them: the filter is separable.
+        result = functional.interpolate(result, size=size[1:], mode="bilinear", antialias=True)
+        across = result.transpose(1, 2)
+        return functional.interpolate(across, size=(size[0], size[2]), mode="bilinear", antialias=True).transpose(1, 2)
+    return functional.interpolate(result[None], size=size, mode="bilinear", antialias=True)[0]
+
+
+def _nearest_resize(mask: Tensor, size: tuple[int, ...]) -> Tensor:
+    return functional.interpolate(mask[None].float(), size=size, mode="nearest-exact")[0].to(mask.dtype)
 
 
 def _each(value: float | Sequence[float], count: int, where: str, key: str) -> list[float]:

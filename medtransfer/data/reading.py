@@ -104,8 +104,8 @@ def window_image(path: str | Path, image: Image | None, window: Window) -> Image
 def _refuse_preset(path: str | Path, image: Image, window: Window) -> None:
     """Windows by name are in HU, which only CT is in; NIfTI and its like do not say what they hold."""
     kind, modality = image.provenance["format"], image.provenance["modality"]
-    if uses_preset(window) and (modality != "CT" if kind == "DICOM" else kind not in {"NIfTI", "NRRD", "MetaImage"}):
-        raise ImageError(f"{path}: the window {window} is in HU, and this is {modality or kind}, not CT. Use [center, width].")
+    if uses_preset(window) and (image.provenance["unit"] != "HU" if kind == "DICOM" else kind not in {"NIfTI", "NRRD", "MetaImage"}):
+        raise ImageError(f"{path}: the window {window} is in HU, and this is {modality or kind}, not CT in HU. Use [center, width].")
 
 
 def _singles(window: Window) -> tuple[Any, ...]:

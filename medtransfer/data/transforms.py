@@ -81,7 +81,7 @@ class ApplyFixed(Transform):  # type: ignore[misc]  # MONAI carries no types
         return result
 
 
-def fixed_transforms(size: int | Sequence[int], window: Any = "percentile", spacing: float | Sequence[float] | None = None) -> Compose:
+def fixed_transforms(size: int | Sequence[int], window: Any = "percentile", spacing: float | Sequence[float] | None = None) -> ApplyFixed:
     """The cacheable half: `{"image": path}` -> `{"image": float32 tensor (channel, *size), 0..1, "placement": ...}`.
 
     Args:
@@ -92,7 +92,7 @@ def fixed_transforms(size: int | Sequence[int], window: Any = "percentile", spac
     """
     grid = size if isinstance(size, int) else tuple(size)
     mm = spacing if spacing is None or isinstance(spacing, (int, float)) else tuple(spacing)
-    return Compose([ApplyFixed(Fixed(grid, parse_window(window), mm))])
+    return ApplyFixed(Fixed(grid, parse_window(window), mm))
 
 
 def random_transforms(size: int) -> Compose:

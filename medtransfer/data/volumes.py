@@ -87,11 +87,12 @@ def _read_nifti(path: Path, member: int | None) -> tuple[NDArray[np.float32], Fl
     if header.get_data_dtype().kind not in "iuf":
         raise ImageError(f"{path}: holds {header.get_data_dtype()} values, not one number per voxel. Export a grey volume.")
     shape, chosen = _choose_volume(path, image.shape, member)
-    raw = np.asanyarray(image.dataobj.get_unscaled() if hasattr(image.dataobj, "get_unscaled") else image.dataobj)
+    raw = np.asanyarray(image.dataobj.get_unscaled())
     raw = raw.reshape(image.shape)[chosen].reshape(shape)
     steps: list[str] = []
     hazards: Hazards = []
-    slope, intercept = _nifti_scaling(header, hazards)
+    # nibabel takes a slope of 0 or NaN as none (NIfTI-1 standard, scl_slope), and refuses an intercept of NaN.
+    slope, intercept = float(image.dataobj.slope), float(image.dataobj.inter)
     values = raw.astype(np.float32) if (slope, intercept) == (1.0, 0.0) else (raw.astype(np.float64) * slope + intercept).astype(np.float32)
     if (slope, intercept) != (1.0, 0.0):
         steps.append(f"rescaled by {slope:g} and {intercept:g}")
@@ -102,19 +103,6 @@ def _read_nifti(path: Path, member: int | None) -> tuple[NDArray[np.float32], Fl
         affine = np.diag([factor, factor, factor, 1.0]) @ affine
         steps.append(f"spacing in {unit}s converted to mm")
     return values, affine, _provenance("NIfTI", raw.dtype.itemsize * 8, steps, hazards)
-
-
-def _nifti_scaling(header: Any, hazards: Hazards) -> tuple[float, float]:
-    """The header's scaling; 0 or NaN means none (NIfTI-1 standard, scl_slope)."""
-    if "scl_slope" not in header:
-        return 1.0, 0.0
-    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
-    if not np.isfinite(slope) or slope == 0:
-        return 1.0, 0.0
-    if not np.isfinite(intercept):
-        hazards.append(("nifti_scaling", "scl_inter is not a number; taken as 0"))
-        intercept = 0.0
-    return slope, intercept
 
 
 def _nifti_affine(path: Path, image: Any, header: Any, hazards: Hazards) -> Float:

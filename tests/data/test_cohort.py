@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import re
+
 import medtransfer as mt
 import numpy as np
+import pydicom
 import pytest
+from medtransfer.data.cohort import open_cohort
+from medtransfer.data.dicom import write_grey_dicom
 from medtransfer.errors import CohortError, LeakageError
 
 
@@ -59,7 +64,7 @@ def test_a_missing_label_is_refused(tmp_path, manifest, word):
     [
         ("", "not a readable CSV"),
         ("image,patient,malignant\n", "no rows below the header"),
-        ("image,malignant\na,1\n", "no column patient"),
+        ("image,malignant\n0-0.png,1\n", "no column patient, and 1 image"),
         ("image,patient,patient,malignant\n", "appears twice|not a readable CSV|no rows"),
         ("image,patient,malignant\n0-0.png,P0,1\n1-0.png,P1,1\n", "Both classes are needed"),
     ],
@@ -104,9 +109,13 @@ def test_no_manifest_and_no_label_say_what_to_do(tmp_path, manifest):
 
 
 def test_a_patient_in_two_official_parts_is_a_leak(manifest):
-    path = manifest(patients=4, views=2, split=["train", "test"] * 4)
-    with pytest.raises(LeakageError, match="patient P0: train, test"):
-        mt.Cohort.from_csv(path, path.parent, ["malignant"])
+    path = manifest(patients=8, views=2, split=["train", "test"] * 8)
+    cohort = mt.Cohort.from_csv(path, path.parent, ["malignant"])
+    with pytest.raises(LeakageError, match="patient P0 in fold 0: .*test"):
+        mt.split_cohort(cohort)
+    found = [c for c in mt.audit(cohort).conflicts if c.kind == "patient_split"]
+    assert len(found) == 8
+    assert "the manifest's split is leaking: 8 patient(s)" in " ".join(mt.audit(cohort).actions)
 
 
 def test_class_folders_are_read(write_png):
@@ -150,19 +159,112 @@ def test_fingerprint_counts_patients_and_sizes(manifest):
     found = mt.Cohort.from_csv(path, path.parent, ["malignant"]).fingerprint()
     assert found.patients_per_class == {"0": 4, "1": 3}
     assert found.images_per_class == {"0": 8, "1": 6}
-    assert (found.rows, found.columns) == ((40, 40, 40), (48, 48, 48))
+    assert (found.shape, found.spacing) == (((40, 40, 40), (48, 48, 48)), ())
     assert (found.domain, found.smallest_class, found.ndim) == ("far", 3, 2)
 
 
-def test_audit_finds_duplicates_conflicts_and_bad_files(manifest):
-    path = manifest(patients=6, views=1)
-    folder = path.parent
-    (folder / "1-0.png").write_bytes((folder / "0-0.png").read_bytes())
-    (folder / "4-0.png").write_bytes(b"not a picture")
-    result = mt.audit(mt.Cohort.from_csv(path, folder, ["malignant"]))
-    assert (result.found, result.readable, result.patients) == (6, 5, 6)
-    assert result.duplicates == (("0-0.png", "1-0.png"),)
-    assert result.conflicts == result.duplicates
-    assert result.unreadable[0][0] == "4-0.png"
-    assert str(folder) not in str(result)
-    assert len(result.to_frame()) == 3
+def test_grouping_joins_patients_that_share_pixels(manifest):
+    path = manifest(patients=12, views=2)
+    cohort = mt.Cohort.from_csv(path, path.parent, ["malignant"])
+    joined = cohort.grouped([("0-0.png", "2-1.png"), ("2-0.png", "4-0.png"), ("1-0.png", "1-1.png")])
+    group = dict(zip(joined.images["patient"], joined.images["group"], strict=True))
+    assert group["P0"] == group["P2"] == group["P4"] == "P0"
+    assert all(group[f"P{i}"] == f"P{i}" for i in (1, 3, 5, 6, 7, 8, 9, 10, 11))
+    assert joined.digest != cohort.digest
+    split = mt.split_cohort(joined, folds=4, seed=3)
+    for index in range(4):
+        parts = split.parts.groupby("group")[f"fold_{index}"].nunique()
+        assert (parts == 1).all()
+    assert cohort.units.tolist() == cohort.images["patient"].tolist()
+
+
+def test_folds_do_not_depend_on_the_names_of_patients(manifest):
+    path = manifest(patients=12, views=2)
+    first = mt.split_cohort(mt.Cohort.from_csv(path, path.parent, ["malignant"]), folds=3)
+    renamed = path.with_name("renamed.csv")
+    renamed.write_text(re.sub(r"P(\d+)", lambda m: f"X{(7 * int(m[1])) % 13}", path.read_text()))
+    second = mt.split_cohort(mt.Cohort.from_csv(renamed, path.parent, ["malignant"]), folds=3)
+    folds = [f"fold_{i}" for i in range(3)]
+    assert first.parts[folds].equals(second.parts[folds])
+
+
+def write_dicom(path, patient, number, study=""):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(number).integers(0, 4000, (16, 16)).astype(np.uint16)
+    write_grey_dicom(path, pixels, patient=patient, number=number, spacing=(1, 1), bits=12, photometric="MONOCHROME2", slope=1, intercept=0)
+    dataset = pydicom.dcmread(path)
+    dataset.StudyInstanceUID = f"1.2.{study or number}"
+    dataset.PatientName = "Secret^Name"
+    dataset.save_as(path)
+
+
+def test_patients_of_dicom_headers_are_hashed(tmp_path):
+    for number in range(8):
+        write_dicom(tmp_path / ("benign" if number % 4 < 2 else "malignant") / f"{number}.dcm", f"MRN{number // 2}", number)
+    cohort = mt.Cohort.from_folders(tmp_path, salt="salt")
+    assert cohort.patients_known
+    assert cohort.images["patient"].nunique() == 4
+    assert "MRN" not in cohort.images.drop(columns="path").to_csv()
+    assert mt.Cohort.from_folders(tmp_path, salt="salt").digest == cohort.digest
+    assert mt.Cohort.from_folders(tmp_path, salt="other").images["patient"].nunique() == 4
+    assert set(mt.Cohort.from_folders(tmp_path, salt="other").images["patient"]).isdisjoint(cohort.images["patient"])
+    table = "image,malignant\n" + "\n".join(f"{name},{int(name.startswith('m'))}" for name in cohort.images["image"])
+    (tmp_path / "m.csv").write_text(table)
+    listed = mt.Cohort.from_csv(tmp_path / "m.csv", tmp_path, ["malignant"], salt="salt")
+    assert listed.images["patient"].tolist() == cohort.images["patient"].tolist()
+
+
+def test_a_placeholder_id_is_not_one_patient(tmp_path):
+    for number in range(8):
+        write_dicom(tmp_path / ("a" if number < 4 else "b") / f"{number}.dcm", "ANONYMOUS", number, study=str(number // 2))
+    assert mt.Cohort.from_folders(tmp_path).images["patient"].nunique() == 4
+
+
+def test_archives_keep_their_split_and_state_their_labels(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for part, count in (("train", 12), ("val", 6), ("test", 8)):
+        arrays[f"{part}_images"] = rng.integers(0, 255, (count, 28, 28)).astype(np.uint8)
+        arrays[f"{part}_labels"] = np.arange(count)[:, None] % 2
+    np.savez(tmp_path / "breastmnist.npz", **arrays)
+    cohort = mt.Cohort.from_medmnist(tmp_path / "breastmnist.npz")
+    assert cohort.labels == ("malignant",)
+    assert cohort.images["malignant"].tolist()[:4] == [1, 0, 1, 0]  # 0 is malignant
+    assert cohort.images["split"].value_counts().to_dict() == {"train": 12, "test": 8, "tune": 6}
+    assert not cohort.patients_known
+    assert np.array_equal(mt.read_image(cohort.images["path"][14]).array[0], arrays["val_images"][2])
+    assert mt.split_cohort(cohort).official
+    other = tmp_path / "unknown.npz"
+    np.savez(other, **arrays)
+    with pytest.raises(CohortError, match="name one of the classes 0, 1"):
+        mt.Cohort.from_medmnist(other)
+    assert mt.Cohort.from_medmnist(other, "1").labels == ("1",)
+    np.savez(other, x=np.zeros(3))
+    with pytest.raises(CohortError, match=r"holds train_images|no array"):
+        mt.Cohort.from_medmnist(other)
+
+
+def test_volumes_of_archives_and_colour(tmp_path):
+    arrays = {}
+    for part in ("train", "val", "test"):
+        arrays[f"{part}_images"] = np.random.default_rng(1).integers(0, 255, (4, 28, 28, 28)).astype(np.uint8)
+        arrays[f"{part}_labels"] = np.array([[0], [1], [0], [1]])
+    np.savez(tmp_path / "nodulemnist3d_64.npz", **arrays)
+    cohort = mt.Cohort.from_medmnist(tmp_path / "nodulemnist3d_64.npz")
+    assert cohort.images["malignant"].tolist()[:4] == [0, 1, 0, 1]
+    assert mt.read_image(cohort.images["path"][5]).array.shape == (1, 28, 28, 28)
+
+
+def test_what_is_to_be_checked_is_recognised(manifest, write_png, tmp_path):
+    path = manifest(patients=4, views=1)
+    assert open_cohort(path).labels == ("malignant",)
+    for name in ("a/1", "a/2", "b/1", "b/2", "c/1", "c/2"):
+        root = write_png(f"three/{name}.png", np.full((8, 8), 7, np.uint8)).parents[1]
+    assert open_cohort(root).labels == ("a", "b", "c")
+    assert open_cohort(root, flat=True).labels == ()
+    assert open_cohort(root / "a").images["image"].tolist() == ["1.png", "2.png"]
+    with pytest.raises(CohortError, match="no such file or folder"):
+        open_cohort(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CohortError, match="no image in this folder"):
+        open_cohort(tmp_path / "empty")

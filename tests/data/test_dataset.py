@@ -3,81 +3,24 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from medtransfer.data.dataset import EpochSampler, ImageDataset, cache_folder, cache_images, make_loader
-from medtransfer.data.transforms import fixed_transforms, normalise, random_transforms
-from medtransfer.errors import ConfigError
+from medtransfer.data.cache import cache_folder
+from medtransfer.data.dataset import EpochSampler, ImageDataset, make_loader
+from medtransfer.data.inspection import inspect_image
+from medtransfer.data.transforms import Fixed, normalise, random_transforms
+from medtransfer.errors import ImageError
 
 
 @pytest.fixture
 def cached(write_png):
     rng = np.random.default_rng(0)
     paths = [str(write_png(f"{i}.png", rng.integers(0, 255, (30, 50)).astype(np.uint8))) for i in range(6)]
-    return paths, cache_images(paths, [f"digest{i}" for i in range(6)], 32, "percentile", cache_folder())
+    return paths, [inspect_image(path, cache_folder(), Fixed(32))["entry"] for path in paths]
 
 
-def test_fixed_half_keeps_the_aspect_and_pads(write_png):
-    array = np.zeros((20, 40), np.uint8)
-    array[:, 20:] = 250
-    image = fixed_transforms(32)({"image": str(write_png("a.png", array))})["image"]
-    assert type(image) is torch.Tensor
-    assert image.shape == (1, 32, 32)
-    assert (image.min(), image.max()) == (0, 1)
-    assert image[0, :7].max() == 0
-    assert image[0, -7:].max() == 0
-    assert image[0, 16, :12].max() < 0.1
-    assert image[0, 16, 20:].min() > 0.9
-
-
-def test_windows(write_png):
-    array = np.tile(np.arange(200, dtype=np.uint8), (200, 1))
-    path = str(write_png("a.png", array))
-    full = fixed_transforms(200, "full")({"image": path})["image"]
-    assert np.allclose(full[0, 0], np.arange(200) / 199, atol=1e-5)
-    fixed = fixed_transforms(200, (100.0, 50.0))({"image": path})["image"]
-    assert np.allclose(fixed[0, 0], np.clip((np.arange(200) - 75) / 50, 0, 1), atol=1e-5)
-    percentile = fixed_transforms(200)({"image": path})["image"]
-    low, high = np.percentile(array, [0.5, 99.5])
-    assert np.allclose(percentile[0, 0], np.clip((np.arange(200) - low) / (high - low), 0, 1), atol=1e-3)
-    with pytest.raises(ConfigError, match="percentile, full or"):
-        fixed_transforms(32, "lungs")
-
-
-def test_sparse_and_constant_images_are_scaled_too(write_png):
-    spot = np.zeros((100, 100), np.uint8)
-    spot[50, 50:54] = 200
-    image = fixed_transforms(100)({"image": str(write_png("spot.png", spot))})["image"]
-    assert (image.min(), image.max()) == (0, 1)
-    flat = fixed_transforms(100)({"image": str(write_png("flat.png", np.full((100, 100), 9, np.uint8)))})["image"]
-    assert flat.abs().max() == 0
-
-
-def test_the_cache_is_the_uncached_result_bit_for_bit(cached):
-    paths, entries = cached
-    pipeline = fixed_transforms(32)
-    for path, entry in zip(paths, entries, strict=True):
-        assert np.array_equal(np.load(entry), pipeline({"image": path})["image"].numpy())
-
-
-def test_the_cache_is_filled_once_and_keyed_by_content_and_setting(cached):
-    paths, entries = cached
-    stamps = [entry.stat().st_mtime_ns for entry in entries]
-    again = cache_images(paths, [f"digest{i}" for i in range(6)], 32, "percentile", cache_folder())
-    assert again == entries
-    assert [entry.stat().st_mtime_ns for entry in again] == stamps
-    changed = cache_images(paths[:1], ["another"], 32, "percentile", cache_folder())
-    larger = cache_images(paths[:1], ["digest0"], 48, "percentile", cache_folder())
-    windowed = cache_images(paths[:1], ["digest0"], 32, "full", cache_folder())
-    assert len({entries[0], changed[0], larger[0], windowed[0]}) == 4
-    assert not list(cache_folder().rglob("*.part"))
-
-
-def test_a_cache_folder_that_cannot_be_written_is_replaced(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("MEDTRANSFER_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    with pytest.warns(UserWarning, match="cannot be written"):
-        folder = cache_folder()
-    assert (folder / "images").is_dir()
+def test_an_entry_that_is_gone_is_named(tmp_path):
+    dataset = ImageDataset([tmp_path / "gone.npy"], np.zeros((1, 1), np.float32), [0])
+    with pytest.raises(ImageError, match="gone or cut short"):
+        dataset[0]
 
 
 def test_random_half_stays_in_place_and_depends_on_the_seed():

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import json
+
+import medtransfer as mt
+import numpy as np
+import pandas as pd
+import pytest
+from medtransfer.data.shortcuts import _auc, probe_shortcuts
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+
+@pytest.fixture
+def flawed(manifest):
+    """Exact and near-duplicates across labels, a constant and a broken image."""
+    path = manifest(patients=12, views=1)
+    folder = path.parent
+    rng = np.random.default_rng(5)
+    scene = np.kron(rng.integers(0, 200, (12, 14)), np.ones((8, 8))).astype(np.uint8)
+    Image.fromarray(scene).save(folder / "0-0.png")
+    Image.fromarray(scene).save(folder / "1-0.png", compress_level=1)
+    Image.fromarray(np.clip(scene[:, ::-1] * 0.8 + 20, 0, 255).astype(np.uint8)).save(folder / "2-0.png")
+    Image.fromarray(np.full((40, 48), 9, np.uint8)).save(folder / "3-0.png")
+    (folder / "4-0.png").write_bytes(b"not a picture")
+    return mt.Cohort.from_csv(path, folder, ["malignant"])
+
+
+def test_every_finding_is_told_with_its_images(flawed):
+    found = mt.audit(flawed)
+    assert (found.found, found.readable, found.patients) == (12, 11, 12)
+    assert found.duplicates == (("0-0.png", "1-0.png"),)
+    assert set(found.near_duplicates) == {("0-0.png", "1-0.png"), ("0-0.png", "2-0.png"), ("1-0.png", "2-0.png")}
+    assert found.clusters == (("0-0.png", "1-0.png", "2-0.png"),)
+    kinds = {conflict.kind: conflict for conflict in found.conflicts}
+    assert kinds["duplicate"].images == ("0-0.png", "1-0.png")
+    assert kinds["near_duplicate"].detail == "the same pixels under different labels (malignant)"
+    assert found.unreadable[0][0] == "4-0.png"
+    assert ("3-0.png", "constant", "every pixel has the same value") in found.hazards
+    assert found.classes == {"malignant = 0": 6, "malignant = 1": 6}
+    actions = " ".join(found.actions)
+    for part in ("1 of 12 images cannot be read", "3 pair(s)", "protocol.group=cluster", "flagged constant", "different labels"):
+        assert part in actions
+    assert str(flawed.root) not in str(found) + json.dumps(found.to_dict())
+    assert {"unreadable", "duplicates", "near-duplicates", "conflict", "hazard constant"} <= set(found.to_frame()["kind"])
+
+
+def test_the_answer_has_the_keys_of_the_contract(flawed):
+    answer = json.loads(json.dumps(mt.audit(flawed).to_dict()))
+    keys = "images patients classes unreadable hazards duplicates near_duplicates conflicts shortcuts actions"
+    assert set(keys.split()) <= set(answer)
+    assert answer["images"] == 12
+    assert ["0-0.png", "1-0.png"] in answer["near_duplicates"]
+    assert answer["unreadable"][0]["image"] == "4-0.png"
+
+
+def test_a_clean_cohort_needs_no_hand(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = []
+    for patient in range(24):
+        array = np.kron(rng.integers(0, 255, (10, 12)), np.ones((6, 6))).astype(np.uint8)
+        Image.fromarray(array).save(tmp_path / f"{patient}.png")
+        rows.append({"image": f"{patient}.png", "patient": f"P{patient}", "y": rng.integers(0, 2)})
+    pd.DataFrame(rows).to_csv(tmp_path / "m.csv", index=False)
+    found = mt.audit(mt.Cohort.from_csv(tmp_path / "m.csv", tmp_path, ["y"]))
+    assert found.actions == ()
+    assert str(found).endswith("Nothing needs a hand.")
+    assert found.to_frame().empty
+
+
+def test_near_duplicates_of_one_patient_need_no_hand(manifest):
+    path = manifest(patients=6, views=2)
+    rng = np.random.default_rng(0)
+    for patient in range(6):
+        scene = np.kron(rng.integers(0, 200, (12, 14)), np.ones((8, 8))).astype(np.uint8)
+        for view in range(2):
+            Image.fromarray(scene + np.uint8(view)).save(path.parent / f"{patient}-{view}.png")
+    found = mt.audit(mt.Cohort.from_csv(path, path.parent, ["malignant"]))
+    assert len(found.near_duplicates) == 6
+    assert not any("protocol.group" in action for action in found.actions)
+
+
+def test_a_patient_under_two_labels_is_told(manifest):
+    path = manifest(patients=6, views=2)
+    path.write_text(path.read_text().replace("0-1.png,P0,0", "0-1.png,P0,1"))
+    found = mt.audit(mt.Cohort.from_csv(path, path.parent, ["malignant"]))
+    assert [c.images for c in found.conflicts if c.kind == "patient_labels"] == [("0-0.png", "0-1.png")]
+
+
+def table(count=120, seed=0):
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 2, count).astype(float)
+    images = pd.DataFrame({"image": [str(i) for i in range(count)], "patient": [str(i // 2) for i in range(count)], "y": y})
+    facts = pd.DataFrame(
+        {
+            "error": "",
+            "shape": [(100, 100)] * count,
+            "border": [tuple(rng.uniform(size=5)) for _ in range(count)],
+            "spacing": [()] * count,
+            "modality": "US",
+            "scanner": "A",
+            "format": "PNG",
+            "bits_stored": 8,
+            "colour": False,
+        }
+    )
+    return images, facts, y, rng
+
+
+def probe(images, facts):
+    return {s.source: s for s in probe_shortcuts(images, facts, ["y"], images["patient"])}
+
+
+def test_shortcuts_are_found_where_they_are():
+    images, facts, y, rng = table()
+    assert set(probe(images, facts)) == {"border"}  # nothing else varies
+    assert not probe(images, facts)["border"].warns
+    facts["shape"] = [(100 + int(4 * v), 100) for v in y]
+    images["site"] = np.where(rng.uniform(size=120) < 0.8, np.where(y, "north", "south"), "west")
+    facts["border"] = [(v + 0.01 * rng.normal(), 0.0, 0.0, 0.0, 0.0) for v in y]
+    found = probe(images, facts)
+    assert set(found) == {"site", "size", "border"}
+    assert found["size"].auc == pytest.approx(1)
+    assert all(s.warns for s in found.values())
+    assert found["site"].low < found["site"].auc < found["site"].high
+    assert "site north" in found["site"].facts
+
+
+def test_chance_raises_no_alarm():
+    alarms = 0
+    for seed in range(6):
+        images, facts, _, rng = table(80, seed)
+        facts["shape"] = [(int(n), 100) for n in rng.integers(50, 90, 80)]
+        alarms += sum(s.warns for s in probe(images, facts).values())
+    assert alarms <= 1  # of 12, at one in forty each
+
+
+def test_images_of_a_patient_are_not_divided_by_the_probe():
+    """Each patient has its own image size, which tells the patient but not the label."""
+    images, facts, y, rng = table(200)
+    patients = np.repeat(np.arange(50), 4)
+    images["patient"] = patients.astype(str)
+    images["y"] = rng.integers(0, 2, 50)[patients].astype(float)
+    facts["shape"] = [(100 + int(p) * 3, 100) for p in rng.permutation(50)[patients]]
+    assert not probe(images, facts)["size"].warns
+    assert len(y) == 200
+
+
+def test_too_few_patients_are_not_probed():
+    images, facts, _, _ = table(120)
+    images["y"] = [1.0] * 9 + [0.0] * 111
+    assert probe(images, facts) == {}
+
+
+def test_the_rank_auc_is_that_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        y, score = rng.integers(0, 2, 60), rng.integers(0, 9, 60).astype(float)
+        assert _auc(score, y) == pytest.approx(roc_auc_score(y, score))
+    assert _auc(np.array([0.1, 0.4, 0.35, 0.8]), np.array([0, 0, 1, 1])) == 0.75

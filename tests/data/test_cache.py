@@ -1,0 +1,169 @@
+"""The cache gives what the plain path gives, whoever writes it and whenever it is killed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from pathlib import Path
+from typing import Any
+
+import medtransfer as mt
+import numpy as np
+import pytest
+from medtransfer.data import cache
+from medtransfer.data.cache import cache_folder, digest_file, entry_path, read_entry, read_facts, write_entry
+from medtransfer.data.inspection import inspect_image
+from medtransfer.data.transforms import Fixed, fixed_transforms
+
+# Loads torch once; the workers are forked from it, so that they start within milliseconds.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["medtransfer.data.transforms", "medtransfer.data.inspection"])
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDTRANSFER_CACHE", str(tmp_path / "cache"))
+    return cache_folder()
+
+
+@pytest.fixture
+def cohort(manifest):
+    path = manifest(patients=12, views=2)
+    return mt.Cohort.from_csv(path, path.parent, ["malignant"])
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_entries_are_the_uncached_result_bit_for_bit(own_cache, cohort, jobs, monkeypatch):
+    monkeypatch.setattr("medtransfer.data.inspection._WORTH_TORCH", 0.0)
+    settings = {"size": 48, "window": "full"}
+    facts = mt.inspect_images(cohort, fixed=Fixed(**settings), jobs=jobs)
+    plain = mt.fixed_transforms(**settings)
+    for path, entry in zip(cohort.images["path"], facts["entry"], strict=True):
+        assert np.array_equal(np.load(entry), plain({"image": path})["image"].numpy())
+    assert facts["image"].tolist() == cohort.images["image"].tolist()
+    assert not list(own_cache.rglob("*.part"))
+    again = mt.inspect_images(cohort, fixed=Fixed(**settings), jobs=1)
+    assert again.drop(columns=["thumbnail", "picture"]).equals(facts.drop(columns=["thumbnail", "picture"]))
+    for column in ("thumbnail", "picture"):
+        assert all(np.array_equal(a, b) for a, b in zip(again[column], facts[column], strict=True))
+
+
+def test_an_image_is_decoded_once(own_cache, cohort, monkeypatch):
+    read = []
+    real = mt.read_image
+    monkeypatch.setattr("medtransfer.data.inspection.read_image", lambda path: read.append(path) or real(path))
+    mt.inspect_images(cohort, fixed=Fixed(32))
+    assert len(read) == len(cohort)
+    mt.inspect_images(cohort, fixed=Fixed(32))
+    assert len(read) == len(cohort)
+    assert len(list(own_cache.rglob("*.npy"))) == len(cohort)
+
+
+def test_another_setting_file_or_code_makes_another_entry(own_cache, cohort, monkeypatch):
+    path = cohort.images["path"][0]
+    first = inspect_image(path, own_cache, Fixed(32))
+    names = {first["entry"]}
+    for fixed in (Fixed(48), Fixed(32, "full"), Fixed(32, (100.0, 50.0))):
+        names.add(inspect_image(path, own_cache, fixed)["entry"])
+    data = bytearray(Path(path).read_bytes())
+    Path(path).write_bytes(Path(cohort.images["path"][2]).read_bytes())
+    changed = inspect_image(path, own_cache, Fixed(32))
+    names.add(changed["entry"])
+    assert changed["pixel_digest"] != first["pixel_digest"]
+    Path(path).write_bytes(bytes(data))
+    monkeypatch.setattr(cache, "_maker", lambda: "other code")
+    names.add(inspect_image(path, own_cache, Fixed(32))["entry"])
+    assert len(names) == 6
+
+
+def test_a_folder_has_the_digest_of_its_files(tmp_path):
+    (tmp_path / "s").mkdir()
+    for name in "ab":
+        (tmp_path / "s" / name).write_bytes(name.encode())
+    first = digest_file(tmp_path / "s")
+    assert digest_file(tmp_path / "s", "tag") != first
+    (tmp_path / "s" / "b").write_bytes(b"c")
+    assert digest_file(tmp_path / "s") != first
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", None])
+def test_a_damaged_entry_is_made_again(own_cache, cohort, content):
+    path = cohort.images["path"][0]
+    row = inspect_image(path, own_cache, Fixed(32))
+    entry = Path(row["entry"])
+    good = entry.read_bytes()
+    entry.write_bytes(good[: len(good) // 2] if content is None else content)
+    for facts in own_cache.rglob("*.npz"):
+        facts.write_bytes(facts.read_bytes()[:50])
+    assert read_entry(entry) is None
+    assert read_facts(own_cache, row["file_digest"]) is None
+    assert inspect_image(path, own_cache, Fixed(32))["pixel_digest"] == row["pixel_digest"]
+    assert entry.read_bytes() == good
+
+
+def write_often(folder: str, number: int) -> None:
+    for _ in range(60):
+        write_entry(entry_path(Path(folder), "file", "setting"), np.full((64, 64), number, np.float32))
+
+
+def test_writers_do_not_disturb_each_other(own_cache):
+    writers = [PROCESSES.Process(target=write_often, args=(str(own_cache), number)) for number in (1, 2)]
+    for writer in writers:
+        writer.start()
+    seen = 0
+    while any(writer.is_alive() for writer in writers):
+        array = read_entry(entry_path(own_cache, "file", "setting"))
+        if array is not None:
+            seen += 1
+            assert len(np.unique(array)) == 1
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert seen > 0
+    assert not list(own_cache.rglob("*.part"))
+
+
+def fill(paths: list[str], folder: str, ready: Any) -> None:
+    ready.set()
+    for path in paths:
+        inspect_image(path, Path(folder), Fixed(64))
+
+
+def test_a_kill_while_filling_leaves_no_wrong_entry(own_cache, cohort):
+    """Twenty kills at random moments; whatever is there afterwards is right, and the rest is filled."""
+    rng = np.random.default_rng(0)
+    paths = cohort.images["path"].tolist()
+    plain = {path: fixed_transforms(64)({"image": path})["image"].numpy() for path in paths}
+    entries = {path: Path(entry_path(own_cache, digest_file(Path(path)), repr(Fixed(64)))) for path in paths}
+    partial = 0
+    running = []
+    for kill in range(20):
+        while len(running) < 2:
+            ready = PROCESSES.Event()
+            worker = PROCESSES.Process(target=fill, args=(paths, str(own_cache), ready))
+            worker.start()
+            running.append((worker, ready))
+        worker, ready = running.pop(0)
+        assert ready.wait(60), kill
+        time.sleep(float(rng.uniform(0, 0.1)))
+        worker.kill()
+        worker.join()
+        present = [path for path in paths if entries[path].is_file()]
+        partial += 0 < len(present) < len(paths)
+        for path in present:
+            assert np.array_equal(np.load(entries[path]), plain[path])
+        if len(present) == len(paths):
+            for entry in entries.values():
+                entry.unlink()
+    running[0][0].join()
+    assert partial > 0
+    for path in paths:
+        row = inspect_image(path, own_cache, Fixed(64))
+        assert np.array_equal(np.load(row["entry"]), plain[path])
+
+
+def test_a_cache_folder_that_cannot_be_written_is_replaced(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MEDTRANSFER_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    with pytest.warns(UserWarning, match="cannot be written"):
+        folder = cache_folder()
+    assert (folder / "images").is_dir()

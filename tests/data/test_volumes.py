@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK
+from medtransfer.data.reading import read_image
+from medtransfer.errors import ImageError
+
+ARRAY = np.random.default_rng(0).integers(-500, 500, (12, 14, 10)).astype(np.int16)
+AFFINE = np.array([[-0.8, 0, 0, 50], [0, -0.6, 0, 40], [0, 0, 2.5, -30], [0, 0, 0, 1.0]])
+
+
+def nifti(path, array=ARRAY, affine=AFFINE, change=None):
+    image = nib.Nifti1Image(array, affine)
+    if change is not None:
+        change(image.header)
+    nib.save(image, path)
+    return path
+
+
+def patched(path, offset, kind, value):
+    """A field of the header written as bytes, which nibabel itself would refuse to write."""
+    data = bytearray(path.read_bytes())
+    field = np.array(value, dtype=kind).tobytes()
+    data[offset : offset + len(field)] = field
+    path.write_bytes(bytes(data))
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["nii", "nii.gz"])
+def test_volumes_are_turned_to_ras_without_interpolation(tmp_path, suffix):
+    image = read_image(nifti(tmp_path / f"v.{suffix}"))
+    assert np.array_equal(image.array[0], ARRAY[::-1, ::-1])
+    assert image.spacing == pytest.approx((0.8, 0.6, 2.5))
+    assert np.allclose(image.affine @ [11, 13, 0, 1], [50, 40, -30, 1])
+    assert image.provenance["axes"] == "x, y, z (RAS)"
+    assert not image.provenance["hazards"]
+
+
+@pytest.mark.parametrize("codes", ["LAS", "RAS", "PIR", "SLA"])
+def test_any_orientation_gives_the_same_volume(tmp_path, codes):
+    """The reference is nibabel's own canonical form."""
+    source = nib.Nifti1Image(ARRAY, AFFINE)
+    change = nib.orientations.ornt_transform(nib.io_orientation(AFFINE), nib.orientations.axcodes2ornt(codes))
+    turned = source.as_reoriented(change)
+    nib.save(turned, tmp_path / "t.nii")
+    image = read_image(tmp_path / "t.nii")
+    reference = nib.as_closest_canonical(source)
+    assert np.array_equal(image.array[0], np.asanyarray(reference.dataobj))
+    assert np.allclose(image.affine, reference.affine)
+
+
+def test_scaling_of_zero_or_nan_means_none(tmp_path):
+    path = nifti(tmp_path / "v.nii")
+    for value in (0.0, np.nan):
+        assert np.array_equal(read_image(patched(path, 112, "<f4", value)).array[0], ARRAY[::-1, ::-1])
+    image = read_image(patched(path, 112, "<f4", [2.0, -7.0]))
+    assert np.array_equal(image.array[0], ARRAY[::-1, ::-1] * 2.0 - 7.0)
+    assert image.provenance["steps"] == ["rescaled by 2 and -7"]
+    with pytest.raises(ImageError, match=r"v\.nii: not a readable volume"):
+        read_image(patched(path, 112, "<f4", [2.0, np.nan]))
+
+
+def test_conflicting_or_missing_forms_are_told(tmp_path):
+    def conflict(header):
+        header.set_qform(np.diag([0.8, 0.6, 2.5, 1.0]), code=1)
+        header.set_sform(AFFINE, code=1)
+
+    def none(header):
+        header.set_qform(None, code=0)
+        header.set_sform(None, code=0)
+
+    image = read_image(nifti(tmp_path / "c.nii", change=conflict))
+    assert np.allclose(image.affine @ [11, 13, 0, 1], [50, 40, -30, 1])  # the sform
+    assert image.provenance["hazards"][0][0] == "nifti_forms"
+    path = patched(patched(nifti(tmp_path / "n.nii", change=none), 252, "<i2", 0), 254, "<i2", 0)
+    image = read_image(path)
+    assert image.provenance["hazards"][0][0] == "no_orientation"
+    assert image.spacing == pytest.approx((0.8, 0.6, 2.5))
+
+
+def test_a_qform_alone_is_used(tmp_path):
+    def only(header):
+        header.set_qform(AFFINE, code=1)
+        header.set_sform(None, code=0)
+
+    path = nifti(tmp_path / "q.nii", change=only)
+    patched(path, 254, "<i2", 0)
+    assert np.allclose(read_image(path).affine @ [11, 13, 0, 1], [50, 40, -30, 1], atol=1e-4)
+
+
+def test_units_of_the_header_become_mm(tmp_path):
+    image = read_image(nifti(tmp_path / "m.nii", change=lambda h: h.set_xyzt_units("micron")))
+    assert image.spacing == pytest.approx((0.0008, 0.0006, 0.0025))
+
+
+def test_one_volume_of_four_dimensions_is_named(tmp_path):
+    path = nifti(tmp_path / "t.nii.gz", np.stack([ARRAY, ARRAY + 1, ARRAY + 2], -1))
+    with pytest.raises(ImageError, match=r"holds 3 volumes .* Name one as t.nii.gz#1 to #3"):
+        read_image(path)
+    assert np.array_equal(read_image(f"{path}#2").array[0], (ARRAY + 1)[::-1, ::-1])
+    with pytest.raises(ImageError, match="no volume 4"):
+        read_image(f"{path}#4")
+    assert read_image(nifti(tmp_path / "one.nii", ARRAY[..., None])).array.shape == (1, 12, 14, 10)
+
+
+def test_a_single_slice_is_an_image_as_dicom_lays_it_out(tmp_path):
+    image = read_image(nifti(tmp_path / "s.nii", ARRAY[:, :, :1]))
+    # The file runs to the left and back already: columns are x, rows are y.
+    assert np.array_equal(image.array[0], ARRAY[:, :, 0].T)
+    assert image.spacing == pytest.approx((0.6, 0.8))
+    assert np.allclose(image.affine @ [3, 5, 0, 1], AFFINE @ [5, 3, 0, 1])
+
+
+@pytest.mark.parametrize("suffix", ["nrrd", "mha", "mhd", "nhdr"])
+def test_nrrd_and_metaimage_lie_where_simpleitk_puts_them(tmp_path, suffix):
+    image = SimpleITK.GetImageFromArray(ARRAY)
+    image.SetSpacing((0.7, 0.9, 3.0))
+    image.SetOrigin((5.0, -6.0, 7.0))
+    image.SetDirection((0.0, 1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 1.0))
+    SimpleITK.WriteImage(image, str(tmp_path / f"v.{suffix}"))
+    ours = read_image(tmp_path / f"v.{suffix}")
+    for index in ((0, 0, 0), (9, 13, 11), (4, 2, 7)):
+        lps = image.TransformIndexToPhysicalPoint(index)
+        there = np.linalg.solve(ours.affine, [-lps[0], -lps[1], lps[2], 1])[:3]
+        assert ours.array[(0, *np.rint(there).astype(int))] == image[index]
+    assert sorted(ours.spacing) == pytest.approx([0.7, 0.9, 3.0])
+
+
+def test_faulty_volumes_are_refused(tmp_path):
+    (tmp_path / "a.nii.gz").write_bytes(b"no gzip")
+    (tmp_path / "b.nrrd").write_bytes(b"NRRD0004\nnonsense\n\n")
+    for name in ("a.nii.gz", "b.nrrd"):
+        with pytest.raises(ImageError, match=f"{name}: not a readable volume"):
+            read_image(tmp_path / name)
+    path = nifti(tmp_path / "nan.nii", ARRAY.astype(np.float32) / np.where(ARRAY[0, 0, 0] == ARRAY, np.nan, 1))
+    with pytest.raises(ImageError, match="are NaN or infinite"):
+        read_image(path)
+    colour = np.zeros((8, 8, 8), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    with pytest.raises(ImageError, match="not one number per voxel"):
+        read_image(nifti(tmp_path / "rgb.nii", colour))
+    with pytest.raises(ImageError, match="singular"):
+        read_image(patched(nifti(tmp_path / "flat.nii"), 280, "<f4", [0.0] * 4))
+    with pytest.raises(ImageError, match="from_header needs a DICOM"):
+        read_image(nifti(tmp_path / "v.nii"), "from_header")
+    huge = patched(nifti(tmp_path / "huge.nii"), 40, "<i2", [3, 1000, 1000, 1000])
+    with pytest.raises(ImageError, match="bytes cannot hold|not a readable volume"):
+        read_image(huge)
