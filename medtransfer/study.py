@@ -216,6 +216,8 @@ def _prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, re
     cohort = _with_kept_salt(config.cohort, cohort, output)
     if len(cohort.labels) != 1:
         raise ConfigError(f"cohort.labels: one label is studied at a time, {len(cohort.labels)} given. Run one study per label.")
+    # A split that cannot be made is found now too, before thousands of images are read.
+    split_cohort(cohort, config.protocol.folds, config.protocol.split_seed, config.protocol.tune)
     facts = inspect_images(cohort, reporter, fixed)
     bad = facts[facts["error"] != ""]
     if not config.cohort.skip_unreadable:

@@ -18,7 +18,7 @@ def run(*arguments: object):
 def test_help_names_the_verbs():
     result = run("--help")
     assert result.exit_code == 0
-    for verb in ("demo", "compare", "plan", "evaluate", "backbones", "configs"):
+    for verb in ("demo", "check", "compare", "plan", "evaluate", "backbones", "configs"):
         assert verb in result.output
 
 
@@ -134,3 +134,59 @@ def test_usage_errors_exit_2():
     assert run("compare").exit_code == 2
     assert run("nonsense").exit_code == 2
     assert run("evaluate", "x.csv", "--bootstrap", "3").exit_code == 2
+
+
+def test_check_answers_in_json_with_the_exit_code(manifest, tmp_path):
+    path = manifest(patients=12, views=2)
+    clean = run("check", path, "--json")
+    assert clean.exit_code == 0, clean.output
+    answer = json.loads(clean.stdout)
+    assert (answer["images"], answer["patients"], answer["actions"]) == (24, 12, [])
+    (tmp_path / "0-0.png").write_bytes((tmp_path / "1-0.png").read_bytes())
+    (tmp_path / "3-1.png").write_bytes(b"broken")
+    found = run("check", path, "--json")
+    assert found.exit_code == 1
+    answer = json.loads(found.stdout)
+    assert answer["near_duplicates"] == [["0-0.png", "1-0.png"]]
+    assert answer["unreadable"][0]["image"] == "3-1.png"
+    assert str(tmp_path) not in found.stdout
+
+
+def test_check_writes_a_page_with_the_pictures(manifest, tmp_path):
+    path = manifest(patients=12, views=1)
+    (tmp_path / "0-0.png").write_bytes((tmp_path / "1-0.png").read_bytes())
+    result = run("check", path, "--output", tmp_path / "out", "--quiet")
+    assert result.exit_code == 1
+    assert "To do: 1 group(s)" in result.output
+    page = (tmp_path / "out" / "check.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert "Equal pixels under different labels (malignant)" in page
+    assert json.loads((tmp_path / "out" / "check.json").read_text())["conflicts"][0]["kind"] == "duplicate"
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_check_takes_configurations_folders_and_archives(manifest, tmp_path):
+    path = manifest(patients=12, views=2)
+    (tmp_path / "study.yaml").write_text("cohort: {labels: [malignant]}\narms: {a: {backbone: resnet18}}\n")
+    settings = (f"cohort.manifest={path}", f"cohort.root={tmp_path}")
+    assert run("check", tmp_path / "study.yaml", *settings, "-q").exit_code == 0
+    listed = run("check", tmp_path, "--flat", "-q")
+    assert "24 images found, 24 readable" in listed.output
+    assert run("check", path, "x.y=1").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.csv", None, "no such file or folder"),
+        ("a.csv", "image,patient\nmissing.png,P0\n", "row 2: no file"),
+        ("a.csv", "", "not a readable CSV"),
+        ("a.npz", "x", "not a readable archive"),
+    ],
+)
+def test_check_says_what_it_cannot_take(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    result = run("check", tmp_path / name)
+    assert (result.exit_code, message in result.output) == (2, True), result.output
+    assert "Traceback" not in result.output

@@ -10,11 +10,14 @@ import sys
 from pathlib import Path
 
 import medtransfer as mt
+import nibabel as nib
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 import yaml
 from medtransfer.cli import app
+from medtransfer.data.dicom import write_grey_dicom
 from medtransfer.errors import CohortError, StudyError
 from typer.testing import CliRunner
 
@@ -203,7 +206,7 @@ def test_another_study_in_the_folder_is_refused(study, tmp_path):
 BAD = {
     "missing image": (lambda f, t: t.assign(image=["gone.dcm", *t["image"][1:]]), [], "row 2: no file"),
     "one class": (lambda f, t: t.assign(malignant=1), [], "Both classes are needed"),
-    "leak": (lambda f, t: t.assign(split=["train", "test"] * (len(t) // 2) + ["train"] * (len(t) % 2)), [], "more than one part"),
+    "leak": (lambda f, t: t.assign(split=["train", "test"] * (len(t) // 2) + ["train"] * (len(t) % 2)), [], "not disjoint by patient"),
     "duplicate": (lambda f, t: pd.concat([t, t.iloc[:1]]), [], "is already in row 2"),
     "nan label": (lambda f, t: t.assign(malignant=[np.nan, *t["malignant"][1:]]), [], "row 2: label malignant is empty"),
     "one patient": (lambda f, t: t.assign(patient="P"), [], "too few for 2 folds"),
@@ -249,7 +252,7 @@ def test_an_unreadable_image_stops_the_study_unless_it_may_be_left_out(fresh, tm
     assert (flow["images"], flow["used"]) == (len(names), len(names) - 1)
     assert flow["left_out"][0][0] == names[0]
     audit = json.loads((tmp_path / "out" / "audit.json").read_text())
-    assert (audit["found"], audit["readable"], audit["unreadable"][0][0]) == (len(names), len(names) - 1, names[0])
+    assert (audit["images"], audit["readable"], audit["unreadable"][0]["image"]) == (len(names), len(names) - 1, names[0])
     assert names[0] in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -300,3 +303,90 @@ def test_fit_refuses_what_it_cannot_read(fresh):
     plan = mt.plan_freeze(mt.Cohort.fingerprint(cohort), net)
     with pytest.raises(CohortError, match="1 of .* images cannot be read"):
         mt.fit(cohort, mt.split_cohort(cohort, 2).fold(0), mt.Classification(cohort.labels), net, plan, fresh / "x", size=32)
+
+
+def test_near_duplicates_are_kept_on_one_side(tmp_path, write_png):
+    rng = np.random.default_rng(0)
+    for i in range(30):
+        array = np.kron(rng.integers(0, 120, (10, 10)), np.ones((4, 4))).astype(np.uint8)
+        array[10:20, 5:25] += np.uint8(100 * (i % 2))
+        folder = f"data/{'malignant' if i % 2 else 'benign'}"
+        write_png(f"{folder}/{i:02d}.png", array)
+        if i % 3 == 0:
+            write_png(f"{folder}/{i:02d}-again.png", array[:, ::-1] // 2 + 30)
+    cohort = mt.Cohort.from_folders(tmp_path / "data")
+    settings = {**SETTINGS, "protocol": {"folds": 2, "seeds": [0], "group": "cluster"}}
+    mt.compare(cohort, ARMS, tmp_path / "out", quiet=True, **settings)
+    table = mt.read_predictions(tmp_path / "out" / "predictions.csv")
+    unit = dict(zip(table["image"], table["patient"], strict=True))
+    assert unit["benign/00.png"] == unit["benign/00-again.png"]
+    assert table.groupby(["arm", "patient", "fold"])["part"].nunique().max() == 1
+    listed = pd.read_csv(tmp_path / "out" / "cohort.csv")
+    assert listed["group"].nunique() == 30
+    assert listed["patient"].nunique() == 40
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "10 pairs of near-duplicates in 10 clusters" in page
+    assert "protocol.group=cluster" not in page
+
+
+SECRETS = {"PatientName": "Doe^Jane", "PatientBirthDate": "19700101", "PatientID": "MRN-4711", "StudyInstanceUID": "1.2.840.99.4711"}
+
+
+@pytest.fixture
+def dicom_folders(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        path = tmp_path / "data" / ("malignant" if i % 4 > 1 else "benign") / f"{i}.dcm"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 4000, (40, 40)).astype(np.uint16)
+        write_grey_dicom(path, pixels, patient="", number=i, spacing=(0.5, 0.5), bits=12, photometric="MONOCHROME2", slope=1, intercept=0)
+        dataset = pydicom.dcmread(path)
+        for keyword, value in SECRETS.items():
+            setattr(dataset, keyword, f"{value}{i // 2:02d}" if keyword == "PatientID" else value)
+        dataset.save_as(path)
+    return tmp_path / "data"
+
+
+def test_patients_of_dicom_headers_are_hashed_with_the_salt_of_the_study(dicom_folders, tmp_path):
+    config = write_config(tmp_path, tmp_path / "none.csv", cohort={"root": str(dicom_folders), "classes": ["benign", "malignant"]})
+    first = run("compare", config, "image.spacing=0.75", "image.size=64", "--output", tmp_path / "out")
+    assert first.exit_code == 0, first.output
+    table = pd.read_csv(tmp_path / "out" / "cohort.csv")
+    assert table["patient"].nunique() == 12
+    written = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+    assert len(written) > 10
+    for path in written:
+        assert not any(secret.encode() in path.read_bytes() for secret in SECRETS.values()), path
+    assert not any(secret in first.output for secret in SECRETS.values())
+    # The study knows its patients again, and its finished runs.
+    again = run("compare", config, "image.spacing=0.75", "image.size=64", "--output", tmp_path / "out")
+    assert again.exit_code == 0
+    assert "run 1 of" not in again.output
+    assert pd.read_csv(tmp_path / "out" / "cohort.csv").equals(table)
+    cohort = mt.Cohort.from_folders(dicom_folders)
+    other = {"image": {"size": 64, "spacing": 0.75}}
+    mt.compare(cohort, ARMS, tmp_path / "api", quiet=True, **{**SETTINGS, **other})
+    salted = pd.read_csv(tmp_path / "api" / "cohort.csv")
+    mt.compare(mt.Cohort.from_folders(dicom_folders), ARMS, tmp_path / "api", quiet=True, **{**SETTINGS, **other})
+    assert pd.read_csv(tmp_path / "api" / "cohort.csv").equals(salted)
+    assert set(salted["patient"]).isdisjoint(table["patient"])
+
+
+def test_images_that_do_not_fit_their_spacing_stop_the_study(dicom_folders, tmp_path):
+    config = write_config(tmp_path, tmp_path / "none.csv", cohort={"root": str(dicom_folders), "classes": ["benign", "malignant"]})
+    result = run("compare", config, "image.spacing=0.1", "--output", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "has 200 x 200 pixels at image.spacing, more than image.size 32 x 32" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_volumes_are_not_trained_on_as_planes(tmp_path):
+    for i in range(12):
+        path = tmp_path / "data" / ("b" if i % 2 else "a") / f"{i}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(np.random.default_rng(i).normal(size=(16, 16, 16)).astype(np.float32), np.eye(4)), path)
+    config = write_config(tmp_path, tmp_path / "none.csv", cohort={"root": str(tmp_path / "data"), "classes": ["a", "b"]})
+    result = run("compare", config, "--output", tmp_path / "out")
+    assert (result.exit_code, "these images are volumes" in result.output) == (2, True), result.output
+    checked = run("check", tmp_path / "data", "-q")
+    assert "shapes: 16 x 16 x 16 (12)" in checked.output

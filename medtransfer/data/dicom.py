@@ -5,13 +5,11 @@ The identifiers of a header (names, ids, UIDs) are used to group files and never
 
 from __future__ import annotations
 
-import logging
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.errors import InvalidDicomError
 
+from medtransfer.data.logs import silence
 from medtransfer.data.series import Plane
 from medtransfer.errors import ImageError
 
@@ -43,7 +42,7 @@ class DicomFile:
 
     def text(self, keyword: str) -> str:
         """One value as text, "" where absent."""
-        return str(self.dataset.get(keyword, "") or "").strip()
+        return str(value(self.dataset, keyword) or "").strip()
 
     @cached_property
     def not_image(self) -> str:
@@ -53,7 +52,7 @@ class DicomFile:
             return ""
         if any(note.startswith("End of file") for note in self.notes):
             return "only the beginning of an object: the file is truncated"
-        return f"{kind or 'no pixels'} ({getattr(self.dataset.get('SOPClassUID'), 'name', 'class unknown')})"
+        return f"{kind or 'no pixels'} ({getattr(value(self.dataset, 'SOPClassUID'), 'name', 'class unknown')})"
 
     @property
     def owner(self) -> tuple[str, str]:
@@ -65,22 +64,27 @@ class DicomFile:
     def frames(self) -> int:
         """Number of frames, at least 1."""
         try:
-            return max(1, int(self.dataset.get("NumberOfFrames") or 1))
+            return max(1, int(value(self.dataset, "NumberOfFrames") or 1))
         except (ValueError, TypeError) as error:
             raise ImageError(f"{self.path}: NumberOfFrames is not a number. Export it again.") from error
 
     def item(self, frame: int, sequence: str) -> Any:
         """The macro of one frame (per frame, else shared, else the file itself; PS3.3 C.7.6.16)."""
         for groups, index in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
-            found = self.dataset.get(groups)
-            if found and index < len(found) and found[index].get(sequence):
+            found = value(self.dataset, groups)
+            if found and index < len(found) and value(found[index], sequence):
                 return found[index][sequence][0]
         return self.dataset
 
     @cached_property
     def planes(self) -> tuple[Plane, ...]:
         """Where each frame lies."""
-        key = (self.text("SeriesInstanceUID"), self.dataset.get("Rows"), self.dataset.get("Columns"), self.dataset.get("SamplesPerPixel"))
+        key = (
+            self.text("SeriesInstanceUID"),
+            value(self.dataset, "Rows"),
+            value(self.dataset, "Columns"),
+            value(self.dataset, "SamplesPerPixel"),
+        )
         planes = []
         for frame in range(self.frames):
             name = self.path.name if self.frames == 1 else f"{self.path.name}#{frame + 1}"
@@ -100,10 +104,10 @@ class DicomFile:
             (self.dataset, "ImagerPixelSpacing", magnification),
             (self.dataset, "NominalScannedPixelSpacing", 1.0),
         ):
-            value = numbers(holder, keyword, 2)
-            if value is not None and min(value) > 0 and divisor > 0:
-                return (value[0] / divisor, value[1] / divisor), keyword
-        regions = self.dataset.get("SequenceOfUltrasoundRegions") or []
+            pair = numbers(holder, keyword, 2)
+            if pair is not None and min(pair) > 0 and divisor > 0:
+                return (pair[0] / divisor, pair[1] / divisor), keyword
+        regions = value(self.dataset, "SequenceOfUltrasoundRegions") or []
         deltas = {_region_spacing(region) for region in regions} - {None}
         if len(deltas) == 1:
             return deltas.pop(), "SequenceOfUltrasoundRegions"
@@ -114,13 +118,13 @@ class DicomFile:
         """What may be told of the file: nothing that names a person, a place or a date."""
         meta = getattr(self.dataset, "file_meta", None) or {}
         anatomy = self.item(0, "FrameAnatomySequence")
-        laterality = self.text("ImageLaterality") or self.text("Laterality") or str(anatomy.get("FrameLaterality", "") or "")
+        laterality = self.text("ImageLaterality") or self.text("Laterality") or str(value(anatomy, "FrameLaterality") or "")
         return {
             "format": "DICOM",
             "modality": self.text("Modality"),
             "unit": self._unit(),
             "photometric": self.text("PhotometricInterpretation"),
-            "bits_stored": int(self.dataset.get("BitsStored") or 0),
+            "bits_stored": int(value(self.dataset, "BitsStored") or 0),
             "transfer_syntax": str(meta.get("TransferSyntaxUID", "")),
             "scanner": " ".join(part for part in (self.text("Manufacturer"), self.text("ManufacturerModelName")) if part),
             "laterality": laterality,
@@ -133,8 +137,8 @@ class DicomFile:
     def _unit(self) -> str:
         """HU for CT unless the header says otherwise, as perfusion maps do (PS3.3 C.11.1.1.2); else what it says."""
         rescale = self.item(0, "PixelValueTransformationSequence")
-        stated = str(rescale.get("RescaleType", "") or "")
-        return "HU" if self.text("Modality") == "CT" and stated in {"", "HU"} and "RescaleIntercept" in rescale else stated
+        stated = str(value(rescale, "RescaleType") or "")
+        return "HU" if self.text("Modality") == "CT" and stated in {"", "HU"} and value(rescale, "RescaleIntercept") is not None else stated
 
     @cached_property
     def hazards(self) -> list[tuple[str, str]]:
@@ -155,7 +159,7 @@ class DicomFile:
             found.append(("detector_spacing", "spacing is that of the detector, not of the patient"))
         if self.text("LossyImageCompression") == "01":
             found.append(("lossy", "was compressed with loss"))
-        kind = self.dataset.get("ImageType")
+        kind = value(self.dataset, "ImageType")
         if kind and "SECONDARY" in list(kind):
             found.append(("derived", "is a secondary or derived image, not what the device first wrote"))
         if self.dataset.get_item(0x60003000) is not None:
@@ -192,13 +196,24 @@ def open_dicom(path: Path, pixels: bool = True) -> DicomFile:
     return file
 
 
+def value(holder: Any, keyword: str) -> Any:
+    """The value of an element; None where absent. Several times as fast as `Dataset.get`, for which absence is an exception."""
+    tag = _tag(keyword)
+    return None if holder.get_item(tag) is None else holder[tag].value
+
+
+@cache
+def _tag(keyword: str) -> pydicom.tag.BaseTag:
+    return pydicom.tag.Tag(keyword)
+
+
 def numbers(holder: Any, keyword: str, count: int | None) -> tuple[float, ...] | None:
     """Finite numbers of an element; None where absent, empty, or not `count` of them."""
     try:
-        value = holder.get(keyword)
-        if value is None or isinstance(value, str):
-            value = [] if not value else [value]
-        found = tuple(float(v) for v in (value if hasattr(value, "__iter__") else [value]))
+        stated = value(holder, keyword)
+        if stated is None or isinstance(stated, str):
+            stated = [] if not stated else [stated]
+        found = tuple(float(v) for v in (stated if hasattr(stated, "__iter__") else [stated]))
     except (TypeError, ValueError, AttributeError):
         return None
     if not found or not np.isfinite(found).all() or (count is not None and len(found) != count):
@@ -214,7 +229,7 @@ def _orthonormal(cosines: tuple[float, ...]) -> bool:
 
 def _region_spacing(region: Any) -> tuple[float, float] | None:
     """mm of a two-dimensional ultrasound region measured in cm (PS3.3 C.8.5.5)."""
-    units = [region.get(k) for k in ("PhysicalUnitsXDirection", "PhysicalUnitsYDirection", "RegionSpatialFormat")]
+    units = [value(region, k) for k in ("PhysicalUnitsXDirection", "PhysicalUnitsYDirection", "RegionSpatialFormat")]
     across, down = (numbers(region, k, 1) for k in ("PhysicalDeltaX", "PhysicalDeltaY"))
     if units != [3, 3, 1] or across is None or down is None or across[0] == 0 or down[0] == 0:
         return None
@@ -225,10 +240,7 @@ def _region_spacing(region: Any) -> tuple[float, float] | None:
 def collected(path: Path) -> Iterator[list[str]]:
     """Keeps pydicom's warnings with the file, and turns whatever a damaged header raises into one error."""
     notes: list[str] = []
-    logger = logging.getLogger("pydicom")
-    silent, logger.disabled = logger.disabled, True  # it logs what it warns of, values and all
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with silence("pydicom") as caught:
         try:
             yield notes
         except ImageError:
@@ -237,8 +249,6 @@ def collected(path: Path) -> Iterator[list[str]]:
             raise ImageError(f"{path}: cannot be read ({error.strerror or 'not a file of pixels'}). Export it again.") from error
         except Exception as error:  # an empty or wrong element can fail anywhere
             raise ImageError(f"{path}: the header or the pixels are damaged ({type(error).__name__}). Export it again.") from error
-        finally:
-            logger.disabled = silent
     notes += sorted({_without_values(str(note.message)) for note in caught})
 
 

@@ -13,15 +13,16 @@ from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from medtransfer.data.dicom import DicomFile, collected, numbers
+from medtransfer.data.dicom import DicomFile, collected, numbers, value
 from medtransfer.data.dicom_jpeg import register
 from medtransfer.data.limits import refuse_implausible
 from medtransfer.errors import ImageError
 
+_JPEG_LS = {"1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"}
 _JPEG_2000 = {f"1.2.840.10008.1.2.4.{n}" for n in (90, 91, 201, 202, 203)}
 _PACKAGES = {
     frozenset(_JPEG_2000): "pylibjpeg-openjpeg",
-    frozenset({"1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"}): "pyjpegls",
+    frozenset(_JPEG_LS): "pyjpegls",
     frozenset({"1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70"}): "imagecodecs",
     frozenset({"1.2.840.10008.1.2.4.50"}): "pillow",
 }
@@ -76,9 +77,8 @@ def _read_frames(
         raise ImageError(
             f"{path}: photometric interpretation {photometric or 'missing'!r} with {samples} sample(s) per pixel is not known."
         )
-    values = np.empty(stored.shape, np.float32)
-    for number, plane in enumerate(stored):
-        values[number] = _grey(file, plane, number if frame is None else frame, header_window, steps)
+    planes = [_grey(file, plane, number if frame is None else frame, header_window, steps) for number, plane in enumerate(stored)]
+    values = planes[0][None] if len(planes) == 1 else np.stack(planes)
     return values, _padding(dataset, stored, steps), list(dict.fromkeys(steps))
 
 
@@ -87,8 +87,12 @@ def _decode(file: DicomFile, frame: int | None) -> NDArray[Any]:
     shape = (file.frames if frame is None else 1, int(dataset.Rows), int(dataset.Columns), int(dataset.SamplesPerPixel))
     refuse_implausible(path, shape, len(dataset.PixelData))
     syntax = _transfer_syntax(dataset)
-    if str(syntax) in _JPEG_2000:
-        _refuse_other_size(path, get_frame(dataset.PixelData, frame or 0, number_of_frames=file.frames), shape[1:3])
+    if syntax.is_compressed and syntax.is_encapsulated:
+        stream = get_frame(dataset.PixelData, frame or 0, number_of_frames=file.frames)
+        _refuse_other_size(path, stream, shape[1:3])
+        # CharLS searches a cut stream for many seconds before it gives up.
+        if str(syntax) in _JPEG_LS and not stream.rstrip(b"\0").endswith(b"\xff\xd9"):
+            raise ImageError(f"{path}: the pixels ({syntax.name}, {syntax}) are truncated. Export it again.")
     register()
     try:
         return np.asarray(pixel_array(dataset, index=frame))
@@ -116,27 +120,43 @@ def _transfer_syntax(dataset: Any) -> Any:
     return dataset.file_meta.TransferSyntaxUID
 
 
-def _grey(file: DicomFile, stored: NDArray[Any], frame: int, header_window: bool, steps: list[str]) -> NDArray[Any]:
-    item = file.item(frame, "PixelValueTransformationSequence")
-    table = file.dataset.get("ModalityLUTSequence")
+def _grey(file: DicomFile, stored: NDArray[Any], frame: int, header_window: bool, steps: list[str]) -> NDArray[np.float32]:
+    table = value(file.dataset, "ModalityLUTSequence")
+    inverted = file.text("PhotometricInterpretation") == "MONOCHROME1"
+    slope, intercept = 1.0, 0.0
     if table:
-        values = apply_modality_lut(stored, file.dataset)
+        stored = apply_modality_lut(stored, file.dataset)
         steps.append("modality LUT applied")
         low, high = 0.0, float(2 ** int(table[0].LUTDescriptor[2]) - 1)
     else:
-        slope, intercept = _rescale(item, file.path)
-        values = stored if (slope, intercept) == (1.0, 0.0) else stored * slope + intercept
+        slope, intercept = _rescale(file.item(frame, "PixelValueTransformationSequence"), file.path)
+        low, high = sorted(slope * end + intercept for end in _stored_range(file.dataset))
+        if max(-low, high) > 1e30:
+            raise ImageError(f"{file.path}: rescaled by {slope:g} and {intercept:g}, its values are beyond reason. Export it again.")
         if (slope, intercept) != (1.0, 0.0):
             steps.append(f"rescaled by {slope:g} and {intercept:g}" if file.frames == 1 else "rescaled, each frame by its own values")
-        low, high = sorted(slope * end + intercept for end in _stored_range(file.dataset))
-    inverted = file.text("PhotometricInterpretation") == "MONOCHROME1"
     if inverted:
         steps.append("MONOCHROME1 inverted")
     if header_window:
-        values = _window(file, values, frame, steps)
-        low, high = 0.0, 1.0
-    # The range the file can hold, not the one this image uses, so that twins of both kinds give equal values.
-    return (low + high) - values if inverted else values
+        shown = _window(file, _scale(stored, slope, intercept, np.float64), frame, steps)
+        return np.asarray(1.0 - shown if inverted else shown, dtype=np.float32)
+    # Whole numbers below 2**24 are exact in float32, which takes half the time.
+    exact = slope.is_integer() and intercept.is_integer() and max(-low, high) < 2**23
+    if inverted:
+        # The range the file can hold, not the one this image uses, so that twins of both kinds give equal values.
+        slope, intercept = -slope, low + high - intercept
+    return _scale(stored, slope, intercept, np.float32 if exact else np.float64).astype(np.float32, copy=False)
+
+
+def _scale(stored: NDArray[Any], slope: float, intercept: float, kind: type[np.floating[Any]]) -> NDArray[Any]:
+    """slope * stored + intercept, in as few passes as can be."""
+    if slope == 1.0:
+        return stored.astype(kind) if intercept == 0.0 else np.asarray(np.add(stored, intercept, dtype=kind))
+    if slope == -1.0:
+        return np.asarray(np.subtract(intercept, stored, dtype=kind))
+    scaled: NDArray[Any] = np.multiply(stored, slope, dtype=kind)
+    scaled += intercept
+    return scaled
 
 
 def _rescale(item: Any, path: Path) -> tuple[float, float]:
@@ -152,7 +172,7 @@ def _rescale(item: Any, path: Path) -> tuple[float, float]:
 
 def _stored_range(dataset: Any) -> tuple[float, float]:
     bits = int(dataset.BitsStored)
-    if int(dataset.get("PixelRepresentation") or 0) == 1:
+    if int(value(dataset, "PixelRepresentation") or 0) == 1:
         return -float(2 ** (bits - 1)), float(2 ** (bits - 1) - 1)
     return 0.0, float(2**bits - 1)
 
@@ -160,7 +180,7 @@ def _stored_range(dataset: Any) -> tuple[float, float]:
 def _window(file: DicomFile, values: NDArray[Any], frame: int, steps: list[str]) -> NDArray[Any]:
     """The VOI LUT, else the first window, to 0..1 (PS3.3 C.11.2.1)."""
     item = file.item(frame, "FrameVOILUTSequence")
-    if item.get("VOILUTSequence"):
+    if value(item, "VOILUTSequence"):
         table = item.VOILUTSequence[0]
         steps.append("VOI LUT of the header applied")
         return np.asarray(apply_voi(np.rint(values).astype(np.int64), item) / float(2 ** int(table.LUTDescriptor[2]) - 1))
@@ -168,7 +188,7 @@ def _window(file: DicomFile, values: NDArray[Any], frame: int, steps: list[str])
     if not centers or not widths or widths[0] <= 0:
         raise ImageError(f"{file.path}: the header states no window. Use image.window=percentile, or [center, width].")
     center, width = centers[0], widths[0]
-    function = str(item.get("VOILUTFunction", "") or "LINEAR").upper()
+    function = str(value(item, "VOILUTFunction") or "LINEAR").upper()
     steps.append(f"window of the header, center {center:g} width {width:g} ({function}), mapped to 0..1")
     if function == "SIGMOID":
         return np.asarray(1.0 / (1.0 + np.exp(np.clip(-4.0 * (values - center) / width, -700, 700))))
@@ -178,14 +198,14 @@ def _window(file: DicomFile, values: NDArray[Any], frame: int, steps: list[str])
 
 
 def _padding(dataset: Any, stored: NDArray[Any], steps: list[str]) -> NDArray[np.bool_] | None:
-    value = numbers(dataset, "PixelPaddingValue", 1)
-    if value is None:
+    end = numbers(dataset, "PixelPaddingValue", 1)
+    if end is None:
         return None
-    limit = numbers(dataset, "PixelPaddingRangeLimit", 1) or value
+    limit = numbers(dataset, "PixelPaddingRangeLimit", 1) or end
     # Some writers give the value of a signed image as an unsigned number; its bits are what is meant.
-    signed = int(dataset.get("PixelRepresentation") or 0) == 1
-    low, high = sorted(v - 65536 if signed and v > 32767 else v for v in (value[0], limit[0]))
-    found = np.asarray((stored >= low) & (stored <= high))
+    signed = int(value(dataset, "PixelRepresentation") or 0) == 1
+    low, high = sorted(v - 65536 if signed and v > 32767 else v for v in (end[0], limit[0]))
+    found = np.asarray(stored == low if low == high else (stored >= low) & (stored <= high))
     if not found.any() or found.all():
         return None
     steps.append(f"{int(found.sum())} padding pixels set to the background")
@@ -193,12 +213,30 @@ def _padding(dataset: Any, stored: NDArray[Any], steps: list[str]) -> NDArray[np
 
 
 def _refuse_other_size(path: Path, stream: bytes, size: tuple[int, ...]) -> None:
-    """A JPEG 2000 stream of another size than the header would make the decoder reserve what the stream claims."""
-    mark = stream.find(b"\xff\x4f\xff\x51")  # SOC and SIZ, ISO 15444-1 A.5.1
-    if mark < 0 or len(stream) < mark + 24:
-        raise ImageError(f"{path}: the compressed pixels do not begin as JPEG 2000. Export it again.")
-    right, bottom, left, top = (int.from_bytes(stream[mark + 8 + 4 * i : mark + 12 + 4 * i], "big") for i in range(4))
-    if (bottom - top, right - left) != tuple(size):
+    """A stream of another size than the header would make the decoder reserve, and fill, what the stream claims."""
+    found = _size_of_jpeg_2000(stream) or _size_of_jpeg(stream)
+    # Streams of other kinds (RLE) state no size; a height of 0 is stated later in the stream.
+    if found is not None and found[0] > 0 and found != tuple(size):
         raise ImageError(
-            f"{path}: the compressed pixels are {bottom - top} x {right - left}, the header says {size[0]} x {size[1]}. Export it again."
+            f"{path}: the compressed pixels are {found[0]} x {found[1]}, the header says {size[0]} x {size[1]}. Export it again."
         )
+
+
+def _size_of_jpeg_2000(stream: bytes) -> tuple[int, int] | None:
+    """Rows and columns by the SIZ segment (ISO 15444-1, A.5.1)."""
+    mark = stream[:4096].find(b"\xff\x4f\xff\x51")
+    if mark < 0 or len(stream) < mark + 24:
+        return None
+    right, bottom, left, top = (int.from_bytes(stream[mark + 8 + 4 * i : mark + 12 + 4 * i], "big") for i in range(4))
+    return bottom - top, right - left
+
+
+def _size_of_jpeg(stream: bytes) -> tuple[int, int] | None:
+    """Rows and columns by the frame header of JPEG (ISO 10918-1, B.2.2) or JPEG-LS (ISO 14495-1, C.2.2)."""
+    at = 2
+    while stream[:2] == b"\xff\xd8" and at + 9 <= len(stream) and stream[at] == 0xFF:
+        marker = stream[at + 1]
+        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC}):
+            return int.from_bytes(stream[at + 5 : at + 7], "big"), int.from_bytes(stream[at + 7 : at + 9], "big")
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
+    return None

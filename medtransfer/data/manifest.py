@@ -79,6 +79,8 @@ def read_table(manifest: Path) -> pd.DataFrame:
         raise CohortError(f"{manifest}: column {', '.join(twice)} appears twice. Rename or remove one.")
     for column in table.columns:
         table[column] = table[column].fillna("").str.strip()
+        if table[column].str.contains("\0", regex=False).any():
+            raise CohortError(f"{manifest}: not a readable CSV (column {column} holds null bytes). Save it as comma-separated UTF-8.")
     return table
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from PIL import Image as Pillow
 from PIL import ImageOps
 
 from medtransfer.data.limits import refuse_implausible
+from medtransfer.data.logs import silence
 from medtransfer.errors import ImageError
 
 PICTURES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
@@ -40,9 +40,8 @@ def read_picture(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
 def _read_pillow(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
     steps: list[str] = []
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of odd metadata, which are not used, and of sizes, which are checked here.
-            warnings.simplefilter("ignore")
+        # Pillow warns of odd metadata, which are not used, and of sizes, which are checked here.
+        with silence("PIL"):
             with Pillow.open(path) as opened:
                 kind = opened.format or ""
                 refuse_implausible(path, (*opened.size, len(opened.getbands())), path.stat().st_size)
@@ -112,7 +111,7 @@ def _png_depth_and_colour(path: Path) -> tuple[int, int] | None:
 def _read_tiff(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
     steps: list[str] = []
     try:
-        with tifffile.TiffFile(path) as tiff:
+        with silence("tifffile"), tifffile.TiffFile(path) as tiff:
             if len(tiff.pages) != 1:
                 raise ImageError(f"{path}: holds {len(tiff.pages)} pages; give one image per file.")
             page = tiff.pages.first
@@ -125,6 +124,8 @@ def _read_tiff(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
     except Exception as error:  # tifffile raises many kinds for damaged files
         raise ImageError(f"{path}: not a readable TIFF ({_first_line(error)}). Save it again.") from error
     array = np.moveaxis(np.atleast_3d(pixels), -1, 0) if not samples_first else pixels
+    if array.size == 0:
+        raise ImageError(f"{path}: holds no pixels. Save it again.")
     if array.ndim != 3 or array.shape[0] not in {1, 2, 3, 4} or np.iscomplexobj(array):
         raise ImageError(f"{path}: a TIFF of shape {pixels.shape} is neither a grey nor a colour image.")
     if photometric not in {"MINISBLACK", "MINISWHITE", "RGB", "YCBCR"}:

@@ -161,9 +161,16 @@ def _checked(path: str, image: Image) -> Image:
     if array.size == 0:
         raise ImageError(f"{path}: holds no pixels.")
     refuse_slivers(Path(path), array.shape[1:])
-    if not np.isfinite(array).all():
+    # DICOM stores whole numbers, of which `dicom_pixels` makes finite ones. A finite sum tells that every value
+    # is finite, in half the time of asking each.
+    if image.provenance["format"] != "DICOM" and not np.isfinite(array.sum()) and not np.isfinite(array).all():
         raise ImageError(f"{path}: {int((~np.isfinite(array)).sum())} pixels are NaN or infinite. Mend the file or leave it out.")
-    if array.shape[0] == 3 and (array[0] == array[1]).all() and (array[1] == array[2]).all():
+    if array.shape[0] == 3 and _equal_channels(array):
         array = array[:1]
         steps.append("equal colour channels reduced to one")
     return replace(image, array=np.ascontiguousarray(array, dtype=np.float32), provenance={**image.provenance, "steps": steps})
+
+
+def _equal_channels(array: NDArray[np.float32]) -> bool:
+    """A few lines tell most images of colour before all are compared."""
+    return all(bool((some[0] == some[1]).all() and (some[1] == some[2]).all()) for some in (array[:, ::32], array))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from numpy.typing import NDArray
 
 from medtransfer.data.limits import refuse_implausible
+from medtransfer.data.logs import silence
 from medtransfer.errors import ImageError
 
 NIFTI = (".nii", ".nii.gz")
@@ -41,8 +41,7 @@ def read_volume(path: Path, member: int | None = None) -> tuple[NDArray[np.float
         ImageError: damaged, no real numbers, or several volumes and none chosen.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # nibabel's remarks on header fields that are checked here
+        with silence("nibabel.global"):
             return _read_nifti(path, member) if path.name.lower().endswith(NIFTI) else _read_itk(path, member)
     except ImageError:
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
 import time
@@ -11,8 +12,8 @@ from pathlib import Path
 import medtransfer as mt
 import numpy as np
 import torch
-from medtransfer.data.dataset import ImageDataset, cache_images, make_loader
-from medtransfer.data.transforms import fixed_transforms
+from medtransfer.data.dataset import ImageDataset, make_loader
+from medtransfer.data.transforms import Fixed, fixed_transforms
 from medtransfer.evaluation.discrimination import delong_covariance
 from medtransfer.models.freeze import PlainCounts
 from medtransfer.training.engine import make_engine
@@ -35,10 +36,9 @@ def report(name: str, ours: float, baseline: float) -> None:
     print(f"{name}: {baseline / ours:.2f} times the baseline's speed ({ours * 1e3:.0f} ms against {baseline * 1e3:.0f} ms)", flush=True)
 
 
-def bench_training_epoch(cohort: mt.Cohort, folder: Path) -> None:
+def bench_training_epoch(cohort: mt.Cohort) -> None:
     """`fit` for one epoch, with random transforms and the tune score, against the bare PyTorch step on ready batches."""
-    facts = [f"{i}" for i in range(len(cohort))]
-    entries = cache_images(cohort.images["path"].tolist(), facts, 96, "percentile", folder)
+    entries = [Path(entry) for entry in mt.inspect_images(cohort, fixed=Fixed(96))["entry"]]
     targets = cohort.images[["malignant"]].to_numpy(np.float32)
     fold = mt.split_cohort(cohort, 3).fold(0)
     engine = make_engine("cpu", "fp32")
@@ -72,10 +72,10 @@ def bench_training_epoch(cohort: mt.Cohort, folder: Path) -> None:
     report("one epoch of fit, all included, against bare PyTorch steps", ours, median_seconds(bare_epoch))
 
 
-def bench_image_cache(cohort: mt.Cohort, folder: Path) -> None:
-    paths, digests = cohort.images["path"].tolist(), [f"{i}" for i in range(len(cohort))]
+def bench_image_cache(cohort: mt.Cohort) -> None:
+    paths = cohort.images["path"].tolist()
     pipeline = fixed_transforms(96)
-    entries = cache_images(paths, digests, 96, "percentile", folder)
+    entries = mt.inspect_images(cohort, fixed=Fixed(96))["entry"].tolist()
     cached = median_seconds(lambda: [np.load(entry) for entry in entries])
     report("reading cached images against decoding them", cached, median_seconds(lambda: [pipeline({"image": p}) for p in paths]))
 
@@ -100,13 +100,12 @@ def bench_delong() -> None:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "images").mkdir()
-        manifest = mt.write_phantom(folder / "phantom", 60)
+        os.environ["MEDTRANSFER_CACHE"] = f"{name}/cache"
+        manifest = mt.write_phantom(f"{name}/phantom", 60)
         cohort = mt.Cohort.from_csv(manifest, manifest.parent, ["malignant"])
         bench_delong()
-        bench_image_cache(cohort, folder)
-        bench_training_epoch(cohort, folder)
+        bench_image_cache(cohort)
+        bench_training_epoch(cohort)
 
 
 if __name__ == "__main__":
