@@ -24,15 +24,19 @@ SMALL = {
 
 def test_the_python_of_the_readme_runs(manifest, tmp_path, monkeypatch, capsys):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
-    assert len(blocks) == 1
+    assert len(blocks) == 2
     manifest(patients=20)
     (tmp_path / "images").mkdir()
     for path in tmp_path.glob("*.png"):
         shutil.move(path, tmp_path / "images" / path.name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(study, "compare", partial(study.compare, quiet=True, **SMALL))
-    exec(blocks[0], {})
-    assert "AUC" in capsys.readouterr().out
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block, names)
+    shown = capsys.readouterr().out
+    assert "AUC" in shown
+    assert "rescaled by 1 and -1024" in shown
     assert (tmp_path / "study" / "report.html").is_file()
 
 

@@ -7,13 +7,14 @@ writer or a killed process never leaves half of one.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import tempfile
 import uuid
 import warnings
-from functools import cache
+from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Libraries that decide what an entry holds.
+# Libraries that decide what an entry holds; the last two are used by pydicom where they are installed.
 _LIBRARIES = (
     "imagecodecs",
     "monai",
@@ -32,10 +33,13 @@ _LIBRARIES = (
     "pyjpegls",
     "pylibjpeg-openjpeg",
     "pylibjpeg-rle",
+    "scikit-image",
     "scipy",
     "simpleitk",
     "tifffile",
     "torch",
+    "python-gdcm",
+    "pylibjpeg-libjpeg",
 )
 
 
@@ -49,27 +53,53 @@ def cache_folder() -> Path:
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     folder = Path(chosen) if chosen else Path(home) / "medtransfer"
     try:
-        (folder / "images").mkdir(parents=True, exist_ok=True)
+        _make_private(folder)
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError as error:
         temporary = Path(tempfile.gettempdir()) / f"medtransfer-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
-        (temporary / "images").mkdir(parents=True, exist_ok=True)
+        _make_private(temporary)
         warnings.warn(f"{folder} cannot be written ({error.strerror}); images are cached in {temporary}.", stacklevel=2)
         return temporary
+
+
+def _make_private(folder: Path) -> None:
+    """Pixels of patients are for the user alone; a folder of another one is not used."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid() and os.getuid() != 0:
+        raise PermissionError(errno.EACCES, "belongs to another user", str(folder))
+    (folder / "images").mkdir(exist_ok=True)
 
 
 def digest_file(path: Path, member: str = "") -> str:
     """SHA-256 of a file's bytes, or of the names and bytes of a folder's files; with what stands behind `#`."""
     result = hashlib.sha256(member.encode())
-    if path.is_dir():
-        for file in sorted(p for p in path.rglob("*") if p.is_file()):
-            result.update(file.relative_to(path).as_posix().encode() + b"\0" + bytes.fromhex(digest_file(file)))
-        return result.hexdigest()
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path, *_detached(path)]
+    for file in files:
+        stat = file.stat()
+        result.update(os.fsencode(file.relative_to(path if path.is_dir() else path.parent)) + b"\0")
+        result.update(_digest_bytes(file, stat.st_mtime_ns, stat.st_size))
+    return result.hexdigest()
+
+
+def _detached(path: Path) -> list[Path]:
+    """Files with the pixels of a header of its own; all beside it where it names none plainly."""
+    if path.suffix.lower() not in {".mhd", ".nhdr"}:
+        return []
+    text = path.read_bytes()
+    beside = sorted(p for p in path.parent.iterdir() if p.is_file() and p != path)
+    return [p for p in beside if os.fsencode(p.name) in text] or beside
+
+
+@lru_cache(maxsize=100_000)
+def _digest_bytes(path: Path, changed: int, size: int) -> bytes:  # noqa: ARG001  a change makes it read again
+    """Read once for the many images of an archive."""
+    result = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
             result.update(block)
-    return result.hexdigest()
+    return result.digest()
 
 
 def entry_path(folder: Path, file_digest: str, setting: str) -> Path:
@@ -131,5 +161,8 @@ def _maker() -> str:
         if path.stem not in {"audit", "cohort", "dataset", "listing", "phantom", "shortcuts", "similarity", "split"}:
             result.update(path.read_bytes())
     for name in _LIBRARIES:
-        result.update(f"{name} {metadata.version(name)}".encode())
+        try:
+            result.update(f"{name} {metadata.version(name)}".encode())
+        except metadata.PackageNotFoundError:
+            result.update(f"{name} none".encode())
     return result.hexdigest()

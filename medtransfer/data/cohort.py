@@ -17,6 +17,7 @@ from medtransfer.data.listing import Found, find_owner, list_images, name_patien
 from medtransfer.data.manifest import RESERVED, guess_labels, read_manifest, read_table, refuse_reserved
 from medtransfer.data.medmnist import PARTS as MEDMNIST_PARTS
 from medtransfer.data.medmnist import is_archive, read_labels
+from medtransfer.data.reading import is_image_file
 from medtransfer.data.similarity import cluster_pairs
 from medtransfer.errors import CohortError
 
@@ -266,7 +267,7 @@ def open_cohort(
     if path.is_dir():
         folders = [] if flat else _subfolders(path)
         # A folder per patient or series is no class: classes are few, and have several images each.
-        classes = 2 <= len(folders) <= 12 and all(len(list_images(path / name, path)[0]) > 1 for name in folders)
+        classes = 2 <= len(folders) <= 12 and all(_holds_several(path / name) for name in folders)
         return Cohort.from_folders(path) if classes else Cohort.from_files(path)
     if is_archive(path):
         return Cohort.from_medmnist(path, positive)
@@ -276,6 +277,11 @@ def open_cohort(
 
 def _subfolders(root: Path) -> list[str]:
     return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _holds_several(folder: Path) -> bool:
+    images = (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".") and is_image_file(p))
+    return next(images, None) is not None and next(images, None) is not None
 
 
 def _label(name: str) -> str:

@@ -1,4 +1,4 @@
-"""DICOM files: their header, geometry and hazards. With `dicom_pixels` the only user of pydicom.
+"""DICOM files: their header, geometry and hazards. With `dicom_pixels` and `dicom_jpeg` the only user of pydicom.
 
 The identifiers of a header (names, ids, UIDs) are used to group files and never returned with the pixels.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,14 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.errors import InvalidDicomError
 
+from medtransfer.data.limits import refuse_implausible
 from medtransfer.data.logs import silence
 from medtransfer.data.series import Plane
 from medtransfer.errors import ImageError
 
 # Values computed from images, not images of a patient.
 _NO_IMAGE = {"RTDOSE": "a dose", "SEG": "a segmentation", "RTSTRUCT": "contours", "RTPLAN": "a plan"}
+_PROJECTIONS = {"CR", "DX", "MG", "XA", "RF", "PX", "IO", "RG"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +39,7 @@ class DicomFile:
     """
 
     path: Path
-    dataset: Any
+    dataset: Any = field(repr=False)  # names the patient
     notes: list[str]
 
     def text(self, keyword: str) -> str:
@@ -47,12 +49,22 @@ class DicomFile:
     @cached_property
     def not_image(self) -> str:
         """What the object holds instead of an image of a patient, "" for an image."""
-        kind = _NO_IMAGE.get(self.text("Modality"))
-        if kind is None and "PixelData" in self.dataset:
+        kind = self.derived
+        if not kind and "PixelData" in self.dataset:
             return ""
-        if any(note.startswith("End of file") for note in self.notes):
+        if self.truncated:
             return "only the beginning of an object: the file is truncated"
         return f"{kind or 'no pixels'} ({getattr(value(self.dataset, 'SOPClassUID'), 'name', 'class unknown')})"
+
+    @property
+    def derived(self) -> str:
+        """What was computed from images and is none: a dose, a segmentation; "" else."""
+        return _NO_IMAGE.get(self.text("Modality"), "")
+
+    @property
+    def truncated(self) -> bool:
+        """True where the file ends before what it announces."""
+        return any(note.startswith("End of file") for note in self.notes)
 
     @property
     def owner(self) -> tuple[str, str]:
@@ -65,8 +77,8 @@ class DicomFile:
         """Number of frames, at least 1."""
         try:
             return max(1, int(value(self.dataset, "NumberOfFrames") or 1))
-        except (ValueError, TypeError) as error:
-            raise ImageError(f"{self.path}: NumberOfFrames is not a number. Export it again.") from error
+        except (ValueError, TypeError):
+            raise ImageError(f"{self.path}: NumberOfFrames is not a number. Export it again.") from None
 
     def item(self, frame: int, sequence: str) -> Any:
         """The macro of one frame (per frame, else shared, else the file itself; PS3.3 C.7.6.16)."""
@@ -99,11 +111,14 @@ class DicomFile:
         """mm between rows and between columns, and the attribute they come from."""
         measures = self.item(frame, "PixelMeasuresSequence")
         magnification = (numbers(self.dataset, "EstimatedRadiographicMagnificationFactor", 1) or (1.0,))[0]
-        for holder, keyword, divisor in (
+        sources = [
             (measures, "PixelSpacing", 1.0),
             (self.dataset, "ImagerPixelSpacing", magnification),
             (self.dataset, "NominalScannedPixelSpacing", 1.0),
-        ):
+        ]
+        if self._uncalibrated(measures):
+            del sources[0]
+        for holder, keyword, divisor in sources:
             pair = numbers(holder, keyword, 2)
             if pair is not None and min(pair) > 0 and divisor > 0:
                 return (pair[0] / divisor, pair[1] / divisor), keyword
@@ -112,6 +127,18 @@ class DicomFile:
         if len(deltas) == 1:
             return deltas.pop(), "SequenceOfUltrasoundRegions"
         return None, "none"
+
+    def _uncalibrated(self, measures: Any) -> bool:
+        """True for a projection whose PixelSpacing repeats that of the detector (PS3.3 10.7.1.3)."""
+        stated = numbers(measures, "PixelSpacing", 2)
+        same = stated is not None and stated == numbers(self.dataset, "ImagerPixelSpacing", 2)
+        return same and self.text("Modality") in _PROJECTIONS and not self.text("PixelSpacingCalibrationType")
+
+    @property
+    def aspect(self) -> tuple[float, float]:
+        """Height and width of a pixel where no spacing is stated, relative to the width."""
+        ratio = numbers(self.dataset, "PixelAspectRatio", 2)
+        return (ratio[0] / ratio[1], 1.0) if ratio is not None and min(ratio) > 0 else (1.0, 1.0)
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -166,6 +193,11 @@ class DicomFile:
             found.append(("overlay", "has an overlay, left out of the pixels"))
         return found
 
+    @property
+    def findings(self) -> list[tuple[str, str]]:
+        """The hazards, and what pydicom had to say of the header."""
+        return [*self.hazards, *(("header", note) for note in self.notes)]
+
 
 def is_dicom(path: Path) -> bool:
     """True where the file carries the DICOM mark after its 128-byte preamble."""
@@ -191,6 +223,12 @@ def open_dicom(path: Path, pixels: bool = True) -> DicomFile:
                 raise ImageError(f"{path}: not a readable DICOM file (no DICM mark). Export it again.") from None
             notes.append("the file has no DICM mark; its encoding was guessed")
         file = DicomFile(path, dataset, notes)
+        # Before anything is made for each frame.
+        size = path.stat().st_size
+        rows, columns = (max(1, int(value(dataset, keyword) or 1)) for keyword in ("Rows", "Columns"))
+        refuse_implausible(path, (file.frames, rows, columns), size)
+        if file.frames > size:
+            raise ImageError(f"{path}: the header claims {file.frames} frames, which {size} bytes cannot hold. Export it again.")
         # Elements are parsed when they are first asked for: now, so that what pydicom says of them is kept.
         _ = file.planes, file.facts, file.hazards
     return file
@@ -245,10 +283,12 @@ def collected(path: Path) -> Iterator[list[str]]:
             yield notes
         except ImageError:
             raise
+        except MemoryError:
+            raise
         except OSError as error:
-            raise ImageError(f"{path}: cannot be read ({error.strerror or 'not a file of pixels'}). Export it again.") from error
+            raise ImageError(f"{path}: cannot be read ({error.strerror or 'not a file of pixels'}). Export it again.") from None
         except Exception as error:  # an empty or wrong element can fail anywhere
-            raise ImageError(f"{path}: the header or the pixels are damaged ({type(error).__name__}). Export it again.") from error
+            raise ImageError(f"{path}: the header or the pixels are damaged ({type(error).__name__}). Export it again.") from None
     notes += sorted({_without_values(str(note.message)) for note in caught})
 
 

@@ -20,24 +20,16 @@ DICOM = {".dcm", ".dicom", ".ima"}
 AIR_HU = -1024.0
 
 
-def list_series(folder: Path) -> dict[str, list[Path]]:
-    """DICOM files below a folder by series; the keys are short digests of the UID, and no UID is told."""
-    found: dict[str, list[Path]] = {}
-    for path in dicom_files(folder):
-        found.setdefault(series_tag(open_dicom(path, pixels=False)), []).append(path)
-    return found
-
-
 def read_plane(file: DicomFile, frame: int | None, header_window: bool) -> Image:
     """One frame as an image (channel, row, column)."""
     values, padding, steps = read_frames(file, frame, header_window)
     values = _fill_padding(values, padding, file, header_window)
     plane = file.planes[frame or 0]
-    spacing = plane.spacing or (1.0, 1.0)
+    spacing = plane.spacing or file.aspect
     affine = plane_affine(plane)
     if affine is None:
         affine = np.diag([*spacing, 1.0, 1.0])
-    provenance = {**file.facts, "axes": "row, column", "steps": steps, "hazards": list(file.hazards)}
+    provenance = {**file.facts, "axes": "row, column", "steps": steps, "hazards": file.findings}
     if frame is not None:
         provenance["steps"] = [f"frame {frame + 1} of {file.frames}", *steps]
     return Image(_channels_first(values)[:, 0], spacing, affine, provenance)
@@ -49,9 +41,9 @@ def read_multiframe(file: DicomFile, header_window: bool) -> Image:
         return _read_stack([file], file.path, header_window)
     values, padding, steps = read_frames(file, None, header_window)
     values = _fill_padding(values, padding, file, header_window)
-    spacing = file.planes[0].spacing or (1.0, 1.0)
+    spacing = file.planes[0].spacing or file.aspect
     text = f"holds {file.frames} frames without positions: a film, not a volume. Name one frame as {file.path.name}#1 to #{file.frames}"
-    provenance = {**file.facts, "axes": "frame, row, column", "steps": steps, "hazards": [*file.hazards, ("frames", text)]}
+    provenance = {**file.facts, "axes": "frame, row, column", "steps": steps, "hazards": [*file.findings, ("frames", text)]}
     return Image(_channels_first(values), (1.0, *spacing), np.diag([1.0, *spacing, 1.0]), provenance)
 
 
@@ -66,13 +58,18 @@ def read_series(folder: Path, member: str, header_window: bool) -> Image:
     Raises:
         ImageError: no image, no two parallel slices, slices missing or repeated, or two series alike in size.
     """
-    files = [open_dicom(path) for path in dicom_files(folder)]
-    files = [file for file in files if not file.not_image]
+    paths = dicom_files(folder)
     if member:
-        tags = sorted({series_tag(file) for file in files})
-        files = [file for file in files if series_tag(file) == member]
-        if not files:
-            raise ImageError(f"{folder}: holds no series #{member}. There are: {', '.join(f'#{tag}' for tag in tags) or 'none'}.")
+        tags = {path: series_tag(open_dicom(path, pixels=False)) for path in paths}
+        paths = [path for path in paths if tags[path] == member]
+        if not paths:
+            known = ", ".join(f"#{tag}" for tag in sorted(set(tags.values()))) or "none"
+            raise ImageError(f"{folder}: holds no series #{member}. There are: {known}.")
+    files = [open_dicom(path) for path in paths]
+    for file in files:
+        if file.truncated and file.not_image:
+            raise ImageError(f"{folder}: {file.path.name} holds {file.not_image}. Export the series again.")
+    files = [file for file in files if not file.not_image]
     if not files:
         raise ImageError(f"{folder}: holds no DICOM image. Give a folder with the files of one series.")
     if len(files) == 1:
@@ -90,7 +87,7 @@ def _read_stack(files: list[DicomFile], where: Path, header_window: bool) -> Ima
     values, padding, steps = _read_slices(stack, owners, header_window)
     first = owners[stack.order[0]][0]
     steps.append(f"{len(stack.order)} slices of {stack.spacing[0]:.4g} mm sorted by position along their normal")
-    hazards = list(dict.fromkeys(hazard for number in stack.order for hazard in owners[number][0].hazards if hazard[0] != "gantry_tilt"))
+    hazards = list(dict.fromkeys(hazard for number in stack.order for hazard in owners[number][0].findings if hazard[0] != "gantry_tilt"))
     rest = len(planes) - len(group)
     if rest:
         hazards.append(("left_out", f"{rest} of {len(planes)} slices belong to other series, orientations or grids and are left out"))
@@ -132,6 +129,8 @@ def _choose_group(planes: list[Plane], owners: list[tuple[DicomFile, int]], wher
     ties = [group for group in groups if len(group) == len(groups[0])]
     if len(ties) > 1:
         tags = sorted({series_tag(owners[group[0]][0]) for group in ties})
+        if where.is_file():
+            raise ImageError(f"{where}: holds {len(ties)} stacks of {len(ties[0])} slices each. Export them as one file each.")
         how = f"Name one as {where.name}#{tags[0]}, or give" if len(tags) == len(ties) else "Give"
         raise ImageError(f"{where}: {len(ties)} stacks of {len(ties[0])} slices each. {how} one folder per series.")
     return groups[0]

@@ -9,7 +9,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.encaps import get_frame
-from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi
+from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
@@ -61,17 +61,24 @@ def _read_frames(
         raise ImageError(f"{path}: holds {file.not_image}. Leave it out of the cohort.")
     if frame is not None and frame >= file.frames:
         raise ImageError(f"{path}: has {file.frames} frame(s), no frame {frame + 1}.")
-    stored = _decode(file, frame)
     steps: list[str] = []
     photometric = file.text("PhotometricInterpretation")
+    if photometric.startswith("YBR_PARTIAL"):
+        raise ImageError(f"{path}: colours stored as {photometric} are not converted here. Export the file as RGB.")
+    stored = _decode(file, frame)
     if photometric == "PALETTE COLOR":
-        stored = apply_color_lut(stored, dataset)
+        stored = apply_color_lut(stored, dataset)[..., :3]  # a fourth table is for transparency
         steps.append("palette applied")
     elif photometric.startswith("YBR"):
         steps.append(f"{photometric} converted to RGB")
     samples = 3 if photometric == "PALETTE COLOR" else int(dataset.SamplesPerPixel)
     stored = stored.reshape(-1, *stored.shape[-3 if samples > 1 else -2 :])
+    expected = file.frames if frame is None else 1
+    if len(stored) != expected:
+        raise ImageError(f"{path}: holds {len(stored)} frames where the header says {expected}. Export it again.")
     if samples == 3:
+        if header_window:
+            raise ImageError(f"{path}: window from_header is for grey images, this one has colour. Use percentile or full.")
         return stored.astype(np.float32), None, steps
     if photometric not in {"MONOCHROME1", "MONOCHROME2"} or samples != 1:
         raise ImageError(
@@ -102,10 +109,10 @@ def _decode(file: DicomFile, frame: int | None) -> NDArray[Any]:
             remedy = f"Install {package}, or export" if package else "No package that is used here decodes it: export"
             raise ImageError(
                 f"{path}: pixels compressed as {syntax.name} ({syntax}) cannot be decoded. {remedy} the file uncompressed."
-            ) from error
-        raise ImageError(f"{path}: the pixels ({syntax.name}, {syntax}) are damaged or truncated. Export it again.") from error
-    except ValueError as error:
-        raise ImageError(f"{path}: the pixels are truncated, or the header describes others. Export it again.") from error
+            ) from None
+        raise ImageError(f"{path}: the pixels ({syntax.name}, {syntax}) are damaged or truncated. Export it again.") from None
+    except ValueError:
+        raise ImageError(f"{path}: the pixels are truncated, or the header describes others. Export it again.") from None
 
 
 def _transfer_syntax(dataset: Any) -> Any:
@@ -125,7 +132,7 @@ def _grey(file: DicomFile, stored: NDArray[Any], frame: int, header_window: bool
     inverted = file.text("PhotometricInterpretation") == "MONOCHROME1"
     slope, intercept = 1.0, 0.0
     if table:
-        stored = apply_modality_lut(stored, file.dataset)
+        stored = _look_up(stored, table[0], file.dataset)
         steps.append("modality LUT applied")
         low, high = 0.0, float(2 ** int(table[0].LUTDescriptor[2]) - 1)
     else:
@@ -183,7 +190,7 @@ def _window(file: DicomFile, values: NDArray[Any], frame: int, steps: list[str])
     if value(item, "VOILUTSequence"):
         table = item.VOILUTSequence[0]
         steps.append("VOI LUT of the header applied")
-        return np.asarray(apply_voi(np.rint(values).astype(np.int64), item) / float(2 ** int(table.LUTDescriptor[2]) - 1))
+        return _look_up(np.rint(values), table, file.dataset) / float(2 ** int(table.LUTDescriptor[2]) - 1)
     centers, widths = (numbers(item, keyword, None) for keyword in ("WindowCenter", "WindowWidth"))
     if not centers or not widths or widths[0] <= 0:
         raise ImageError(f"{file.path}: the header states no window. Use image.window=percentile, or [center, width].")
@@ -195,6 +202,25 @@ def _window(file: DicomFile, values: NDArray[Any], frame: int, steps: list[str])
     if function == "LINEAR" and width > 1:
         center, width = center - 0.5, width - 1.0
     return np.clip((values - center) / width + 0.5, 0.0, 1.0)
+
+
+def _look_up(stored: NDArray[Any], item: Any, dataset: Any) -> NDArray[np.int64]:
+    """A modality or VOI LUT (PS3.3 C.11.1.1.1). pydicom's own wraps indices that do not fit the type of the entries."""
+    count, first, bits = (int(v) for v in item.LUTDescriptor)
+    count = count or 65536
+    if first > 32767 and int(value(dataset, "PixelRepresentation") or 0) == 1:
+        first -= 65536
+    data = item.LUTData
+    if isinstance(data, bytes):
+        order = "<" if dataset.original_encoding[1] in {True, None} else ">"
+        wide = len(data) >= 2 * count
+        entries = np.frombuffer(data[: (2 if wide else 1) * count], f"{order}u2" if wide else "u1").astype(np.int64)
+    else:
+        entries = np.asarray(data, dtype=np.int64)
+    if len(entries) < count:
+        raise ValueError("the table is shorter than it says")
+    found: NDArray[np.int64] = entries[np.clip(stored.astype(np.int64) - first, 0, count - 1)] & (2**bits - 1)
+    return found
 
 
 def _padding(dataset: Any, stored: NDArray[Any], steps: list[str]) -> NDArray[np.bool_] | None:

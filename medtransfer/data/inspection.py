@@ -7,12 +7,14 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import joblib
 import numpy as np
 import pandas as pd
+from joblib.externals.loky import get_reusable_executor
 from numpy.typing import NDArray
 from skimage.transform import resize
 
@@ -87,11 +89,26 @@ def _inspect_all(paths: Sequence[str], folder: Path, fixed: Fixed | None, jobs: 
         rest = len(paths) - done
         spent = time.monotonic() - begun
         if jobs > 1 and done >= 8 and rest * spent / done > worth:
-            call = joblib.delayed(inspect_image)
-            parallel = joblib.Parallel(n_jobs=min(jobs, rest), return_as="generator", pre_dispatch="4*n_jobs")
-            yield from parallel(call(p, folder, fixed) for p in paths[done:])
+            yield from _inspect_in_processes(paths[done:], folder, fixed, min(jobs, rest))
             return
         yield inspect_image(path, folder, fixed)
+
+
+def _inspect_in_processes(paths: Sequence[str], folder: Path, fixed: Fixed | None, jobs: int) -> Iterator[dict[str, Any]]:
+    call = joblib.delayed(inspect_image)
+    done = 0
+    try:
+        for row in joblib.Parallel(n_jobs=jobs, return_as="generator", pre_dispatch="4*n_jobs")(call(p, folder, fixed) for p in paths):
+            yield row
+            done += 1
+    except BrokenExecutor:
+        # Some image killed its process. One by one, each in a process of its own, it is known which.
+        for path in paths[done:]:
+            try:
+                yield get_reusable_executor(max_workers=1).submit(inspect_image, path, folder, fixed).result()
+            except BrokenExecutor:
+                reason = "reading it killed the process: out of memory, or a fault of the decoder. Export it again, or leave it out."
+                yield {"error": reason, **_UNREAD}
 
 
 def inspect_image(path: str, folder: Path, fixed: Fixed | None = None) -> dict[str, Any]:
@@ -112,6 +129,10 @@ def inspect_image(path: str, folder: Path, fixed: Fixed | None = None) -> dict[s
         text = str(error) if isinstance(error, ImageError) else f"cannot be read ({error.strerror}). Check its permissions."
         reason = text.removeprefix(f"{path}: ").removeprefix(f"{file}: ").replace(str(file.parent) + os.sep, "")
         return {"error": reason, **_UNREAD}
+    except MemoryError:
+        return {"error": "does not fit in memory. Export a smaller part of it, or leave it out.", **_UNREAD}
+    except Exception as error:
+        return {"error": f"cannot be read ({type(error).__name__}): a kind of file not met before. Leave it out, and report it.", **_UNREAD}
     known = {key: _as_tuple(value) for key, value in known.items()}
     return {"error": "", **_UNREAD, **known, "file_digest": digest, "entry": entry}
 

@@ -44,11 +44,11 @@ def read_labels(path: Path) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
     try:
         labels = {part: np.asarray(_load(path, f"{part}_labels")) for part in PARTS}
         counts = {part: len(_load(path, f"{part}_images")) for part in PARTS}
-    except ImageError as error:
-        raise CohortError(str(error)) from error
+    except (ImageError, TypeError) as error:
+        raise CohortError(str(error) if isinstance(error, ImageError) else f"{path}: its arrays have no rows.") from error
     for part, values in labels.items():
-        if values.reshape(len(values), -1).shape[1] != 1:
-            raise CohortError(f"{path}: {part}_labels has {values.shape[1]} labels per image; archives with one are read.")
+        if values.ndim not in {1, 2} or values.size != len(values):
+            raise CohortError(f"{path}: {part}_labels has shape {values.shape}; archives with one label per image are read.")
         if len(values) != counts[part]:
             raise CohortError(f"{path}: {counts[part]} images but {len(values)} labels in {part}.")
     flat = {part: values.reshape(-1).astype(int) for part, values in labels.items()}

@@ -118,30 +118,41 @@ def _read_tiff(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
             refuse_implausible(path, page.shape, path.stat().st_size)
             pixels = page.asarray()
             photometric = getattr(page.photometric, "name", str(page.photometric))
-            samples_first = page.planarconfig == 2 and pixels.ndim == 3
+            array = pixels if page.planarconfig == 2 and pixels.ndim == 3 else np.moveaxis(np.atleast_3d(pixels), -1, 0)
+            bits, alpha = int(page.bitspersample), [int(kind) for kind in page.extrasamples]
+            orientation = int(page.tags["Orientation"].value) if "Orientation" in page.tags else 1
+            raw_colour = photometric == "YCBCR" and int(page.compression) == 1
     except ImageError:
         raise
     except Exception as error:  # tifffile raises many kinds for damaged files
         raise ImageError(f"{path}: not a readable TIFF ({_first_line(error)}). Save it again.") from error
-    array = np.moveaxis(np.atleast_3d(pixels), -1, 0) if not samples_first else pixels
     if array.size == 0:
         raise ImageError(f"{path}: holds no pixels. Save it again.")
-    if array.ndim != 3 or array.shape[0] not in {1, 2, 3, 4} or np.iscomplexobj(array):
+    colours = array.shape[0] - len(alpha)
+    if array.ndim != 3 or colours not in {1, 3} or len(alpha) > 1 or np.iscomplexobj(array):
         raise ImageError(f"{path}: a TIFF of shape {pixels.shape} is neither a grey nor a colour image.")
-    if photometric not in {"MINISBLACK", "MINISWHITE", "RGB", "YCBCR"}:
+    if photometric not in {"MINISBLACK", "MINISWHITE", "RGB", "YCBCR"} or raw_colour:
         raise ImageError(f"{path}: TIFF colours {photometric} are not known. Save it as grey or RGB.")
-    if array.shape[0] in {2, 4}:
-        array = array[:-1]
-        steps.append("alpha channel left out")
-    if array.dtype == np.bool_:
-        array = array.astype(np.uint8)
-        top = 1
-    elif np.issubdtype(array.dtype, np.integer):
-        top = np.iinfo(array.dtype).max
-    else:
-        top = array.max()
+    top = float(2**bits - 1) if array.dtype.kind in "ub" else float(array.max())
+    values = array.astype(np.float32)
+    if alpha:
+        # Associated alpha (1) is multiplied in already; 0 is a channel that the file does not explain.
+        if alpha[0] == 0:
+            raise ImageError(f"{path}: has a channel besides its colours that it does not explain. Save it as grey or RGB.")
+        values = values[:-1] * (values[-1:] / np.float32(top)) if alpha[0] == 2 else values[:-1]
+        steps.append("alpha composed on black")
     if photometric == "MINISWHITE":
-        array = top - array
+        values = np.float32(top) - values
         steps.append("white-is-zero inverted")
-    bits = int(page.bitspersample)
-    return array.astype(np.float32), _provenance("TIFF", photometric, bits, steps)
+    if orientation != 1:
+        values = _turn(values, orientation)
+        steps.append("orientation applied")
+    return values, _provenance("TIFF", photometric, bits, steps)
+
+
+def _turn(array: NDArray[np.float32], orientation: int) -> NDArray[np.float32]:
+    """(channel, row, column) as the orientation tag of TIFF 6.0 says it is to be looked at."""
+    turned = array.swapaxes(1, 2) if orientation >= 5 else array
+    rows = -1 if orientation in {3, 4, 7, 8} else 1
+    columns = -1 if orientation in {2, 3, 6, 7} else 1
+    return np.ascontiguousarray(turned[:, ::rows, ::columns])

@@ -32,7 +32,7 @@ def split_member(path: str | Path) -> tuple[Path, str]:
     path = Path(path)
     if "#" not in str(path) or path.exists():
         return path, ""
-    name, _, member = str(path).partition("#")
+    name, _, member = str(path).rpartition("#")
     return Path(name), member
 
 

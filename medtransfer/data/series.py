@@ -119,9 +119,10 @@ def stack_planes(planes: Sequence[Plane], group: Sequence[int], where: str) -> S
     gap = float(gaps.mean())
     offset = float(np.hypot(shear[0] * first.spacing[0], shear[1] * first.spacing[1]))
     tilt = math.degrees(math.atan2(offset, gap))
-    step = steps.mean(axis=0) if tilt >= _TILT else gap * normal
+    # A small angle adds up over many slices; below half a pixel in all it is rounding.
+    straight = tilt < _TILT and float(np.abs(shear).max()) * (len(order) - 1) < 0.5
+    step = gap * normal if straight else steps.mean(axis=0)
     affine = _affine([step, along_column * first.spacing[0], along_row * first.spacing[1]], positions[ranks[0]])
-    straight = tilt < _TILT
     return Stack(
         tuple(order),
         (gap, *first.spacing),

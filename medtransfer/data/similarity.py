@@ -19,8 +19,11 @@ Float = NDArray[np.float32]
 
 # A pair is confirmed where the small pictures correlate this well, and their detail does too. Detail is what
 # a Gaussian of 2 pixels takes away: images of different patients in one view agree in the large, not in it.
+# What detail an image shares with a quarter of all others (the edge of a sector or disc, a frame, a ruler) is
+# no evidence and is discounted.
 CORRELATION = 0.97
-DETAIL = 0.6
+DETAIL = 0.55
+_COMMON, _OTHERS, _FEWEST_OTHERS = 0.75, 500, 20
 _SIGMA = 2.0
 # Coefficients of the perceptual hash along each axis, and the agreement that makes a candidate.
 _COEFFICIENTS = {2: 16, 3: 6}
@@ -56,7 +59,11 @@ def near_duplicates(thumbnails: Sequence[Float | None], features: Float | None =
         for flip in flips:
             for first, second in _candidates(pictures, flip, near if flip == () else None):
                 value = float(flat[first] @ _flipped(flat[second], pictures.shape[1:], flip))
-                if value < CORRELATION or float(detail[first] @ _flipped(detail[second], pictures.shape[1:], flip)) < DETAIL:
+                if value < CORRELATION:
+                    continue
+                fine = float(detail[first] @ _flipped(detail[second], pictures.shape[1:], flip))
+                shared = max(_common_detail(detail, first), _common_detail(detail, second))
+                if (fine - shared) / (1.0 - shared) < DETAIL:
                     continue
                 key = (int(rows[first]), int(rows[second]))
                 pairs[key] = max(value, pairs.get(key, -1.0))
@@ -86,10 +93,18 @@ def _candidates(pictures: Float, flip: tuple[int, ...], near: Float | None) -> l
         alike = hashes[block] @ other.T > _CANDIDATE
         if near is not None:
             alike |= near[block] @ near.T > 0.98
-        for first, second in zip(*np.nonzero(alike), strict=True):
-            if first + start < second:
-                found.append((int(first) + start, int(second)))
+        first, second = np.nonzero(np.triu(alike, start + 1))
+        found += list(zip((first + start).tolist(), second.tolist(), strict=True))
     return found
+
+
+def _common_detail(detail: Float, image: int) -> float:
+    """How well an image's detail correlates with that of the upper quarter of the others; 0 in a small cohort."""
+    if len(detail) <= _FEWEST_OTHERS:
+        return 0.0
+    others = np.delete(np.arange(len(detail)), image)
+    sample = others[:: max(1, len(others) // _OTHERS)]
+    return float(np.clip(np.quantile(detail[sample] @ detail[image], _COMMON), 0.0, 0.999))
 
 
 def _hash(pictures: Float) -> Float:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,7 +58,10 @@ class Fixed:
 
 
 class ApplyFixed(Transform):  # type: ignore[misc]  # MONAI carries no types
-    """`Fixed` on a dictionary: `image` is a path; `mask` (an array) and `boxes` (a table) follow where given.
+    """`Fixed` on a dictionary: `image` is a path; `mask` and `boxes` follow where given.
+
+    A `mask` is best given as a path, as it is then turned as its image is; an array (channel, *space), and
+    the table of `boxes`, are on the grid of `read_image(path)`, which is not that of a NIfTI file turned to RAS.
 
     Adds `placement`, which brings masks and boxes of the network back to the image.
     """
@@ -71,7 +75,8 @@ class ApplyFixed(Transform):  # type: ignore[misc]  # MONAI carries no types
         result = dict(data)
         result["image"], placement = self.fixed.apply(path, read_image(path))
         if "mask" in data:
-            mask = torch.as_tensor(data["mask"])
+            given = data["mask"]
+            mask = torch.as_tensor(read_image(given).array if isinstance(given, (str, Path)) else given)
             if tuple(mask.shape[1:]) != placement.shape:
                 raise ImageError(f"{path}: its mask has {tuple(mask.shape[1:])} pixels, the image {placement.shape}.")
             result["mask"] = placement.place(mask, smooth=False)

@@ -168,7 +168,11 @@ def _read_itk(path: Path, member: int | None) -> tuple[NDArray[np.float32], Floa
     affine[:dimensions, 3] = image.GetOrigin()
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # ITK's patient system is LPS
     kind = "NRRD" if path.suffix.lower() in {".nrrd", ".nhdr"} else "MetaImage"
-    return array.reshape((*array.shape, 1)[:3]).astype(np.float32), affine, _provenance(kind, array.dtype.itemsize * 8, [], [])
+    with path.open("rb") as stream:
+        header = stream.read(65536).lower()
+    stated = any(word in header for word in (b"spacing", b"space directions", b"elementsize"))
+    provenance = _provenance(kind, array.dtype.itemsize * 8, [], [])
+    return array.reshape((*array.shape, 1)[:3]).astype(np.float32), affine, provenance | ({} if stated else {"spacing_from": "none"})
 
 
 def _provenance(kind: str, bits: int, steps: list[str], hazards: Hazards) -> dict[str, Any]:

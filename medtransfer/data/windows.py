@@ -38,7 +38,7 @@ def parse_window(value: object) -> Window:
             if not width > 0:
                 raise ConfigError(f"the window width must be above 0, not {width:g}")
             return center, width
-        if len(value) == 3 and not all(isinstance(v, (int, float)) for v in value):
+        if len(value) == 3 and not any(isinstance(v, (int, float)) or (isinstance(v, (list, tuple)) and len(v) != 2) for v in value):
             return tuple(parse_window(v) for v in value)  # type: ignore[return-value]  # three of them
     raise ConfigError(f"window {value!r}: use {', '.join(_NAMES)}, [center, width], or a list of three of these")
 

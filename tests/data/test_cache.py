@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -167,3 +169,22 @@ def test_a_cache_folder_that_cannot_be_written_is_replaced(tmp_path, monkeypatch
     with pytest.warns(UserWarning, match="cannot be written"):
         folder = cache_folder()
     assert (folder / "images").is_dir()
+
+
+class Deadly(Fixed):
+    """Kills the process that works on one of the images."""
+
+    def apply(self, path, image):
+        if Path(path).name == "5-0.png":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().apply(path, image)
+
+
+@pytest.mark.filterwarnings("ignore")  # loky remarks on the killed worker
+def test_an_image_that_kills_its_process_is_listed_and_the_rest_is_read(own_cache, cohort, monkeypatch):
+    assert own_cache.is_dir()
+    monkeypatch.setattr("medtransfer.data.inspection._WORTH_TORCH", 0.0)
+    facts = mt.inspect_images(cohort, fixed=Deadly(32), jobs=2).set_index("image")
+    assert "killed the process" in facts.loc["5-0.png", "error"]
+    assert (facts["error"] != "").sum() == 1
+    assert facts.index.tolist() == cohort.images["image"].tolist()
