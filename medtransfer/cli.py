@@ -74,21 +74,25 @@ def check(
             from medtransfer.config import load_config
             from medtransfer.study import load_cohort
 
-            cohort = load_cohort(load_config(path, overrides or ()).cohort)
+            config = load_config(path, overrides or ())
+            if root is not None or label or positive is not None or flat:
+                raise ConfigError(f"{path}: says itself what the cohort is; set cohort.KEY=VALUE instead of options.")
+            cohort, group = load_cohort(config.cohort), config.protocol.group
         elif overrides:
             raise ConfigError(f"{overrides[0]!r}: only a YAML file takes settings; see `medtransfer check --help`.")
         else:
-            cohort = open_cohort(path, root, label or (), positive, flat)
+            cohort, group = open_cohort(path, root, label or (), positive, flat), "patient"
+        if output is not None:
+            output.mkdir(parents=True, exist_ok=True)
         with Reporter(quiet or as_json) as reporter:
             facts = inspect_images(cohort, reporter)
             reporter.say("looking for duplicates, near-duplicates and shortcuts")
-            findings = audit(cohort, facts)
+            findings = audit(cohort, facts, group=group)
+        typer.echo(json.dumps(findings.to_dict(), indent=1) if as_json else str(findings))
         if output is not None:
             from medtransfer.report.sheet import build_sheet
 
-            page = build_sheet(output, path.name, findings.to_dict(), _pictures(facts), _captions(cohort))
-        typer.echo(json.dumps(findings.to_dict(), indent=1) if as_json else str(findings))
-        if output is not None:
+            page = build_sheet(output, path.resolve().name, findings.to_dict(), _pictures(facts), _captions(cohort))
             typer.echo(f"\nPage: {page}", err=as_json)
         elif not as_json:
             typer.echo("\n--output FOLDER writes a page with the pictures.", err=True)
@@ -266,7 +270,7 @@ def _guard() -> Iterator[None]:
         typer.echo(f"medtransfer: {where}{error.strerror or error}. Check the path, its permissions and the free space.", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        typer.echo("medtransfer: interrupted. Run the same command again to continue; finished runs are kept.", err=True)
+        typer.echo("medtransfer: interrupted. Run the same command again; what is finished is kept.", err=True)
         raise typer.Exit(130) from None
 
 

@@ -163,6 +163,7 @@ def write_record(prepared: Prepared, engines: dict[str, Engine], output: Path) -
     write_aside(output / "study.yaml", prepared.config.to_yaml())
     if cohort.salt:
         write_aside(output / _SALT, cohort.salt)
+        (output / _SALT).chmod(0o600)
     table = cohort.images.drop(columns="path").merge(facts[["image", "file_digest"]], on="image", validate="one_to_one")
     folds = [c for c in prepared.split.parts.columns if c.startswith("fold_")]
     table[folds] = prepared.split.parts[folds]

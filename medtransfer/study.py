@@ -23,7 +23,7 @@ from medtransfer.data.medmnist import is_archive
 from medtransfer.data.split import Fold, Split, split_cohort
 from medtransfer.data.transforms import Fixed
 from medtransfer.data.windows import Window, parse_window
-from medtransfer.errors import CohortError, ConfigError, list_faults
+from medtransfer.errors import CohortError, ConfigError, StudyError, list_faults
 from medtransfer.evaluation import EvaluationReport, evaluate, read_predictions, write_aside, write_predictions
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.catalog import load_backbone
@@ -130,6 +130,7 @@ def fit(
     arm: str = "model",
     size: int = 128,
     window: Window = "percentile",
+    spacing: float | tuple[float, ...] | None = None,
     train: TrainSection | None = None,
     engine: Engine | None = None,
     entries: Sequence[Path] | None = None,
@@ -147,7 +148,7 @@ def fit(
         output: folder of the run.
         seed: of batch order and random transforms.
         arm: name in the predictions table.
-        size, window: of the fixed transforms; see `Fixed`.
+        size, window, spacing: of the fixed transforms; see `Fixed`.
         train: budget, precision and device; the defaults where left out.
         engine, entries: made from the above where left out; a study shares them between runs.
         key: digest of all that decides the result, by which a study knows the run again.
@@ -160,7 +161,7 @@ def fit(
     reporter = reporter or Reporter(quiet)
     output.mkdir(parents=True, exist_ok=True)
     if entries is None:
-        facts = inspect_images(cohort, reporter, Fixed(size, window))
+        facts = inspect_images(cohort, reporter, Fixed(size, window, spacing))
         _refuse_unreadable(facts, cohort)
         entries = [Path(entry) for entry in facts["entry"]]
     engine = engine or make_engine(train.device, train.precision)
@@ -223,7 +224,7 @@ def _prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, re
     if not config.cohort.skip_unreadable:
         _refuse_unreadable(facts, cohort)
     reporter.say("looking for duplicates, near-duplicates and shortcuts")
-    findings = audit(cohort, facts)
+    findings = audit(cohort, facts, group=config.protocol.group)
     if len(bad):
         reporter.say(f"{len(bad)} of {len(cohort)} images cannot be read and are left out; the report lists them")
         cohort = cohort.without(bad["image"].tolist())
@@ -274,9 +275,17 @@ def load_cohort(section: CohortSection, salt: str | None = None) -> Cohort:
 def _with_kept_salt(section: CohortSection, cohort: Cohort | None, output: Path | None) -> Cohort:
     """A study that goes on calls its patients as it did before."""
     kept = read_salt(output) if output is not None else None
-    if cohort is None or (kept is not None and cohort.salt not in {"", kept}):
+    if cohort is None:
         return load_cohort(section, kept)
-    return cohort
+    if kept is None or cohort.salt in {"", kept}:
+        return cohort
+    again = load_cohort(section, kept)
+    missing = sorted(set(again.images["image"]) - set(cohort.images["image"]))
+    again = again.without(missing) if missing else again
+    columns = ["image", *cohort.labels]
+    if again.labels != cohort.labels or not again.images[columns].equals(cohort.images[columns]):
+        raise StudyError(f"{output}: was made with other images or labels. Choose another output.")
+    return again
 
 
 def _refuse_unreadable(facts: pd.DataFrame, cohort: Cohort) -> None:

@@ -370,6 +370,18 @@ def test_patients_of_dicom_headers_are_hashed_with_the_salt_of_the_study(dicom_f
     mt.compare(mt.Cohort.from_folders(dicom_folders), ARMS, tmp_path / "api", quiet=True, **{**SETTINGS, **other})
     assert pd.read_csv(tmp_path / "api" / "cohort.csv").equals(salted)
     assert set(salted["patient"]).isdisjoint(table["patient"])
+    # A cohort that was cut down by hand stays cut down, and is another study.
+    cut = mt.Cohort.from_folders(dicom_folders)
+    with pytest.raises(StudyError, match="other settings|other images"):
+        mt.compare(cut.without(cut.images["image"][:2].tolist()), ARMS, tmp_path / "out", quiet=True, **{**SETTINGS, **other})
+
+
+def test_check_tells_nothing_that_identifies(dicom_folders, tmp_path):
+    result = run("check", dicom_folders, "--output", tmp_path / "checked")
+    told = result.output + "".join(p.read_text() for p in (tmp_path / "checked").iterdir())
+    assert "24 images found, 24 readable; 12 patients" in result.output
+    assert not any(secret in told for secret in SECRETS.values())
+    assert "4711" not in told
 
 
 def test_images_that_do_not_fit_their_spacing_stop_the_study(dicom_folders, tmp_path):

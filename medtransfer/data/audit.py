@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -96,7 +97,7 @@ class Audit:
         return pd.DataFrame(rows, columns=["kind", "images", "detail"])
 
     def __str__(self) -> str:
-        who = f"{self.patients} patients" if self.patients_known else "no patient ids: each image stands for a patient"
+        who = _tell_patients(self)
         lines = [f"{self.found} images found, {self.readable} readable; {who}"]
         lines += [f"{name}: {', '.join(f'{value} ({n})' for value, n in values.items())}" for name, values in self._shown_counts()]
         kinds = Counter(code for _, code, _ in self.hazards)
@@ -120,13 +121,22 @@ class Audit:
         return shown
 
 
-def audit(cohort: Cohort, facts: pd.DataFrame | None = None, features: Float | None = None) -> Audit:
+def _tell_patients(found: Audit) -> str:
+    if found.patients_known:
+        return f"{found.patients} patients"
+    if found.patients < found.found:
+        return f"{found.patients} patients as far as they are named; other images stand for one each"
+    return "no patient ids: each image stands for a patient"
+
+
+def audit(cohort: Cohort, facts: pd.DataFrame | None = None, features: Float | None = None, group: str = "patient") -> Audit:
     """Gathers findings from the facts of the images; reads the images where no facts are given.
 
     Args:
         cohort: the images.
         facts: from `inspect_images`, in the cohort's order.
         features: (image, dimension), embeddings of the images, where they are there; see `near_duplicates`.
+        group: patient, or cluster where near-duplicates are kept together, so that they need no hand.
     """
     facts = inspect_images(cohort) if facts is None else facts
     good = facts[facts["error"] == ""]
@@ -157,15 +167,16 @@ def audit(cohort: Cohort, facts: pd.DataFrame | None = None, features: Float | N
         counts=_count_facts(cohort, good),
         ignored=cohort.ignored,
     )
-    return Audit(**{**vars(result), "actions": tuple(_list_actions(cohort, result))})
+    return Audit(**{**vars(result), "actions": tuple(_list_actions(cohort, result, group))})
 
 
 def _linked(groups: Sequence[Sequence[str]], names: list[str]) -> list[tuple[int, int]]:
     position = {name: i for i, name in enumerate(names)}
     found = []
     for group in groups:
+        # A chain is enough: images with any texture are compared with all others anyway.
         rows = sorted(position[name] for name in group)
-        found += [(a, b) for n, a in enumerate(rows) for b in rows[n + 1 :]]
+        found += list(itertools.pairwise(rows))
     return found
 
 
@@ -220,7 +231,7 @@ def _count_facts(cohort: Cohort, good: pd.DataFrame) -> dict[str, dict[str, int]
     return {name: dict(Counter(values).most_common()) for name, values in columns.items()}
 
 
-def _list_actions(cohort: Cohort, found: Audit) -> list[str]:
+def _list_actions(cohort: Cohort, found: Audit, group: str) -> list[str]:
     """Sentences, the gravest first."""
     actions = []
     if found.unreadable:
@@ -236,11 +247,14 @@ def _list_actions(cohort: Cohort, found: Audit) -> list[str]:
         )
     patient = dict(zip(cohort.images["image"], cohort.images["patient"], strict=True))
     crossing = sum(not cohort.patients_known or patient[a] != patient[b] for a, b in found.near_duplicates)
-    if crossing:
+    if crossing and group != "cluster":
         actions.append(
             f"{crossing} pair(s) of near-duplicates belong to different patients or to none: set protocol.group=cluster, "
             "so that no pair is on both sides of a split."
         )
+    large = max(found.clusters, key=len, default=())
+    if len(large) > max(10, 0.05 * found.found):
+        actions.append(f"one cluster holds {len(large)} images, such as {large[0]}: do they show the same, or only the same frame?")
     for code in sorted(_ACT):
         images = [image for image, hazard, _ in found.hazards if hazard == code]
         if images:

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from medtransfer.data.fingerprint import Fingerprint
 
 
+_Listed = tuple[list[Found], list[tuple[str, str]]]
+_READ = "PNG, JPEG, TIFF, BMP, DICOM, NIfTI, NRRD and MHA files are read."
+
+
 @dataclass(frozen=True, eq=False)
 class Cohort:
     """A validated table of images.
@@ -47,7 +51,7 @@ class Cohort:
     patients_known: bool = True
     ignored: tuple[tuple[str, str], ...] = ()
     source: dict[str, Any] = field(default_factory=dict)
-    salt: str = ""
+    salt: str = field(default="", repr=False)
 
     @classmethod
     def from_csv(
@@ -118,20 +122,23 @@ class Cohort:
             raise CohortError(f"no class folder {', '.join(absent)}. {found}")
         if positive is not None and (positive not in names or len(names) != 2):
             raise CohortError(f"positive: {positive!r} is none of two classes ({', '.join(names)}).")
+        listed = {name: list_images(root / name, root) for name in names}
+        empty = [name for name, (files, _) in listed.items() if not files]
+        if empty:
+            raise CohortError(f"{root / empty[0]}: no image in this folder. {_READ}")
+        return cls._from_classes(root, listed, positive, salt)
+
+    @classmethod
+    def _from_classes(cls, root: Path, listed: dict[str, _Listed], positive: str | None, salt: str | None) -> Cohort:
+        names = list(listed)
         positives = [positive or names[1]] if len(names) == 2 else names
-        listed: list[Found] = []
-        rows: list[dict[str, object]] = []
-        ignored: list[tuple[str, str]] = []
-        for name in names:
-            files, left_out = list_images(root / name, root)
-            ignored += left_out
-            if not files:
-                raise CohortError(f"{root / name}: no image in this folder. PNG, JPEG, TIFF, DICOM, NIfTI, NRRD and MHA files are read.")
-            listed += files
-            rows += [{_label(p): float(p == name) for p in positives} for _ in files]
+        rows = [{_label(p): float(p == name) for p in positives} for name, (files, _) in listed.items() for _ in files]
+        loose = [p.name for p in sorted(root.iterdir()) if p.is_file() and not p.name.startswith(".") and is_image_file(p)]
+        ignored = [*((name, "beside the class folders") for name in loose), *(row for _, left_out in listed.values() for row in left_out)]
         source = {"root": str(root), "classes": names, "positive": positives[0] if len(names) == 2 else None}
         labels = tuple(_label(p) for p in positives)
-        return cls._from_listing(listed, pd.DataFrame(rows), labels, root, ignored, source, salt)._checked(str(root))
+        found = [file for files, _ in listed.values() for file in files]
+        return cls._from_listing(found, pd.DataFrame(rows), labels, root, ignored, source, salt)._checked(str(root))
 
     @classmethod
     def from_files(cls, root: str | Path, salt: str | None = None) -> Cohort:
@@ -139,7 +146,7 @@ class Cohort:
         root = Path(root)
         files, ignored = list_images(root, root)
         if not files:
-            raise CohortError(f"{root}: no image in this folder. PNG, JPEG, TIFF, DICOM, NIfTI, NRRD and MHA files are read.")
+            raise CohortError(f"{root}: no image in this folder. {_READ}")
         return cls._from_listing(files, pd.DataFrame(index=range(len(files))), (), root, ignored, {"root": str(root)}, salt)
 
     @classmethod
@@ -154,9 +161,11 @@ class Cohort:
         salt: str | None,
     ) -> Cohort:
         names = [file.name for file in files]
-        owned = all(file.patient or file.study for file in files)
-        used = (salt or secrets.token_hex(16)) if owned else ""
-        patients = name_patients([(file.patient, file.study) for file in files], used) if owned else names
+        # What cannot be read names nobody; it does not make the others unknown.
+        owned = all(any(file.owner) for file in files if not file.damaged) and any(any(file.owner) for file in files)
+        used = (salt or secrets.token_hex(16)) if any(any(file.owner) for file in files) else ""
+        hashed = name_patients([file.owner for file in files], used)
+        patients = [patient or name for patient, name in zip(hashed, names, strict=True)]
         images = pd.DataFrame({"image": names, "patient": patients, "path": [file.path for file in files]})
         return cls(pd.concat([images, targets], axis=1), labels, root.resolve(), owned, tuple(ignored), source, used)
 
@@ -264,24 +273,27 @@ def open_cohort(
     path = Path(path)
     if not path.exists():
         raise CohortError(f"{path}: no such file or folder. Give a manifest (CSV), a MedMNIST archive, or a folder of images.")
+    table = not path.is_dir() and not is_archive(path)
+    idle = {"root": root is not None and not table, "label": bool(labels) and not table, "positive": positive is not None and path.is_dir()}
+    if any(idle.values()):
+        raise CohortError(f"{path}: {', '.join(name for name, given in idle.items() if given)} is for manifests; leave it out.")
     if path.is_dir():
-        folders = [] if flat else _subfolders(path)
+        listed = {} if flat else {name: list_images(path / name, path) for name in _subfolders(path)}
+        listed = {name: found for name, found in listed.items() if found[0]}
         # A folder per patient or series is no class: classes are few, and have several images each.
-        classes = 2 <= len(folders) <= 12 and all(_holds_several(path / name) for name in folders)
-        return Cohort.from_folders(path) if classes else Cohort.from_files(path)
+        if 2 <= len(listed) <= 12 and all(len(files) > 1 for files, _ in listed.values()):
+            return Cohort._from_classes(path, listed, None, None)
+        return Cohort.from_files(path)
     if is_archive(path):
         return Cohort.from_medmnist(path, positive)
+    if is_image_file(path):
+        raise CohortError(f"{path}: is one image. Give its folder, or a manifest (CSV).")
     chosen = tuple(labels) or guess_labels(path)
     return Cohort._from_manifest(path, Path(root) if root is not None else path.parent, chosen, positive, None)
 
 
 def _subfolders(root: Path) -> list[str]:
     return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _holds_several(folder: Path) -> bool:
-    images = (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".") and is_image_file(p))
-    return next(images, None) is not None and next(images, None) is not None
 
 
 def _label(name: str) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from medtransfer.data.dicom import DicomFile, is_dicom, open_dicom
@@ -13,6 +14,7 @@ from medtransfer.data.dicom_image import DICOM, dicom_files, series_tag
 from medtransfer.data.medmnist import is_archive
 from medtransfer.data.reading import is_image_file, split_member
 from medtransfer.data.series import group_planes
+from medtransfer.data.similarity import cluster_pairs
 from medtransfer.errors import ImageError
 
 _MASK_SUFFIX = re.compile(r"_mask(_\d+)?$")
@@ -25,38 +27,42 @@ class Found:
     Attributes:
         name: its id: the path relative to the root, with `#tag` for one of several series.
         path: absolute.
-        patient, study: keys of its DICOM header, "" where there are none. Not to be shown.
+        owner: patient and study of its DICOM header, "" where there are none. Not to be shown.
+        damaged: True for a DICOM file whose header cannot be read.
     """
 
     name: str
     path: str
-    patient: str = ""
-    study: str = ""
+    owner: tuple[str, str] = field(default=("", ""), repr=False)
+    damaged: bool = False
 
 
 def list_images(folder: Path, root: Path) -> tuple[list[Found], list[tuple[str, str]]]:
     """Images below a folder, and what was left out with the reason.
 
-    A file is an image, but DICOM files of one series whose slices are parallel are one volume.
+    A file is an image, but DICOM files of one series whose slices are parallel are one volume, in
+    whatever subfolders they lie.
     """
     files = sorted(p for p in folder.rglob("*") if p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts))
-    stems = {p.with_suffix("") for p in files}
+    stems = {(p.parent, _stem(p)) for p in files}
     found: list[Found] = []
     ignored: list[tuple[str, str]] = []
     headers: list[DicomFile] = []
     for path in files:
         name = path.relative_to(root).as_posix()
-        if not is_image_file(path) or is_archive(path):
+        if not _is_text(name):
+            ignored.append((os.fsencode(name).decode("utf-8", "replace"), "its name is not UTF-8; rename it"))
+        elif not is_image_file(path) or is_archive(path):
             ignored.append((name, "not an image"))
         # Public sets (BUSI) keep `x_mask.png` beside `x.png`; a mask trained on as an image would give the label away.
-        elif _MASK_SUFFIX.search(path.stem) and path.with_name(_MASK_SUFFIX.sub("", path.stem)) in stems:
+        elif _MASK_SUFFIX.search(_stem(path)) and (path.parent, _MASK_SUFFIX.sub("", _stem(path))) in stems:
             ignored.append((name, "mask of another image"))
         elif path.suffix.lower() in DICOM or is_dicom(path):
             header = _open_header(path)
             if header is None:
-                found.append(Found(name, str(path.resolve())))  # reading it will say why
-            elif "Rows" not in header.dataset:
-                ignored.append((name, "a DICOM object without pixels"))
+                found.append(Found(name, str(path.resolve()), damaged=True))  # reading it will say why
+            elif header.derived or "Rows" not in header.dataset:
+                ignored.append((name, f"DICOM that holds {header.derived or 'no pixels'}, no image"))
             else:
                 headers.append(header)
         else:
@@ -80,19 +86,37 @@ def find_owner(path: str) -> tuple[str, str]:
 def name_patients(owners: Sequence[tuple[str, str]], salt: str) -> list[str]:
     """Ids for the patients of DICOM headers: digests that cannot be turned back without the salt.
 
+    Images are of one patient where they share the patient id (and its issuer, where several issuers occur
+    for that id), or the study. Where all files carry one id, it is a placeholder of an anonymiser, and the
+    studies stand for the patients.
+
     Args:
-        owners: (patient, study) of each image, from `Found` or `find_owner`.
+        owners: (patient, study) of each image, from `Found` or `find_owner`; patient is "issuer|id".
         salt: secret of the study.
 
     Returns:
-        One id per image, "" for those without an owner. Where all files carry one patient id, it is a
-        placeholder of an anonymiser, and the studies stand for the patients.
+        One id per image, "" for those without an owner.
     """
-    patients = {patient for patient, _ in owners if patient}
-    studies = {study for _, study in owners if study}
-    placeholder = len(patients) == 1 and len(studies) > 1
-    keys = [study if placeholder or not patient else patient for patient, study in owners]
-    return ["p-" + hashlib.sha256(f"{salt}|{key}".encode()).hexdigest()[:12] if key else "" for key in keys]
+    placeholder = len({p.partition("|")[2] for p, _ in owners if p}) == 1 and len({s for _, s in owners if s}) > 1
+    issuers: dict[str, set[str]] = {}
+    for patient, _ in owners:
+        issuer, _, number = patient.partition("|")
+        issuers.setdefault(number, set()).update({issuer} - {""})
+    nodes: dict[str, int] = {}
+    links, of_image = [], []
+    for patient, study in owners:
+        issuer, _, number = patient.partition("|")
+        alone = len(issuers[number]) < 2
+        keys = [f"patient {number}" if alone else f"patient {issuer}|{number}"] if number and not placeholder else []
+        keys += [f"study {study}"] if study else []
+        rows = [nodes.setdefault(key, len(nodes)) for key in keys]
+        links += [(rows[0], row) for row in rows]
+        of_image.append(rows[0] if rows else -1)
+    name_of = dict(enumerate(nodes))
+    for group in cluster_pairs(len(nodes), links):
+        first = min(name_of[node] for node in group)
+        name_of |= dict.fromkeys(group, first)
+    return ["" if node < 0 else "p-" + hashlib.sha256(f"{salt}|{name_of[node]}".encode()).hexdigest()[:12] for node in of_image]
 
 
 def _open_header(path: Path) -> DicomFile | None:
@@ -102,18 +126,32 @@ def _open_header(path: Path) -> DicomFile | None:
         return None
 
 
+def _stem(path: Path) -> str:
+    """The name without its ending; `.nii.gz` is one ending."""
+    return path.name[: -len(".nii.gz")] if path.name.lower().endswith(".nii.gz") else path.stem
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _join_series(headers: Sequence[DicomFile], root: Path) -> list[Found]:
-    by_series: dict[tuple[Path, str], list[DicomFile]] = {}
+    by_series: dict[str, list[DicomFile]] = {}
     for header in headers:
-        by_series.setdefault((header.path.parent, header.text("SeriesInstanceUID")), []).append(header)
-    in_folder = {folder: sum(f == folder for f, _ in by_series) for folder, _ in by_series}
+        by_series.setdefault(header.text("SeriesInstanceUID"), []).append(header)
     found = []
-    for (folder, uid), members in by_series.items():
+    for uid, members in by_series.items():
         groups = group_planes([plane for header in members for plane in header.planes])
-        if uid and len(members) > 1 and groups and len(groups[0]) > 1:
-            only = in_folder[folder] == 1 and not any(other != folder and folder in other.parents for other, _ in by_series)
-            tag = "" if only else f"#{series_tag(members[0])}"
-            found.append(Found(folder.relative_to(root).as_posix() + tag, str(folder.resolve()) + tag, *members[0].owner))
-        else:
-            found += [Found(h.path.relative_to(root).as_posix(), str(h.path.resolve()), *h.owner) for h in members]
+        if not uid or len(members) == 1 or not groups or len(groups[0]) == 1:
+            found += [Found(h.path.relative_to(root).as_posix(), str(h.path.resolve()), h.owner) for h in members]
+            continue
+        folder = Path(os.path.commonpath([header.path.parent for header in members]))
+        alone = sum(folder in header.path.parents for header in headers) == len(members)
+        name = folder.resolve().name if folder == root else folder.relative_to(root).as_posix()
+        tag = "" if alone else f"#{series_tag(members[0])}"
+        found.append(Found(name + tag, str(folder.resolve()) + tag, members[0].owner))
     return found

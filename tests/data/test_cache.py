@@ -12,6 +12,7 @@ from typing import Any
 import medtransfer as mt
 import numpy as np
 import pytest
+import SimpleITK
 from medtransfer.data import cache
 from medtransfer.data.cache import cache_folder, digest_file, entry_path, read_entry, read_facts, write_entry
 from medtransfer.data.inspection import inspect_image
@@ -188,3 +189,21 @@ def test_an_image_that_kills_its_process_is_listed_and_the_rest_is_read(own_cach
     assert "killed the process" in facts.loc["5-0.png", "error"]
     assert (facts["error"] != "").sum() == 1
     assert facts.index.tolist() == cohort.images["image"].tolist()
+
+
+@pytest.mark.parametrize("suffix", ["mhd", "nhdr"])
+def test_pixels_beside_their_header_are_part_of_the_key(own_cache, tmp_path, suffix):
+    """Two patients with equal headers, as exported by one script."""
+    rows = []
+    for patient in (1, 2):
+        (tmp_path / f"P{patient}").mkdir()
+        image = SimpleITK.GetImageFromArray(np.random.default_rng(patient).integers(0, 99, (9, 10, 11)).astype(np.int16))
+        SimpleITK.WriteImage(image, str(tmp_path / f"P{patient}" / f"t2.{suffix}"))
+        rows.append(inspect_image(str(tmp_path / f"P{patient}" / f"t2.{suffix}"), own_cache))
+    headers = [(tmp_path / f"P{patient}" / f"t2.{suffix}").read_bytes() for patient in (1, 2)]
+    assert headers[0] == headers[1]
+    assert rows[0]["pixel_digest"] != rows[1]["pixel_digest"]
+
+
+def test_the_cache_is_for_the_user_alone(own_cache):
+    assert own_cache.stat().st_mode & 0o077 == 0

@@ -3,11 +3,13 @@ from __future__ import annotations
 import re
 
 import medtransfer as mt
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
 from medtransfer.data.cohort import open_cohort
 from medtransfer.data.dicom import write_grey_dicom
+from medtransfer.data.listing import name_patients
 from medtransfer.errors import CohortError, LeakageError
 
 
@@ -268,3 +270,48 @@ def test_what_is_to_be_checked_is_recognised(manifest, write_png, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CohortError, match="no image in this folder"):
         open_cohort(tmp_path / "empty")
+
+
+def test_one_broken_file_does_not_hide_whose_the_others_are(tmp_path, write_png):
+    for number in range(8):
+        write_dicom(tmp_path / ("a" if number < 4 else "b") / f"{number}.dcm", f"MRN{number // 2}", number)
+    (tmp_path / "a" / "broken.dcm").write_bytes(b"no dicom")
+    cohort = mt.Cohort.from_folders(tmp_path)
+    assert cohort.patients_known
+    assert cohort.images["patient"].nunique() == 5
+    write_png("a/picture.png", np.full((8, 8), 7, np.uint8))
+    mixed = mt.Cohort.from_folders(tmp_path)
+    assert not mixed.patients_known
+    assert mixed.images["patient"].nunique() == 6
+    assert "salt" not in repr(mixed)
+
+
+def test_one_patient_has_one_name_however_the_headers_are_filled():
+    named = name_patients([("HOSP|123", "s1"), ("|123", "s2"), ("", "s2"), ("HOSP|9", "s3"), ("", "")], "salt")
+    assert named[0] == named[1] == named[2] != named[3]
+    assert named[4] == ""
+    two = name_patients([("A|123", "s1"), ("B|123", "s2"), ("|7", "s3")], "salt")
+    assert len(set(two)) == 3
+
+
+def test_masks_of_volumes_are_no_images(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for name in ("x.nii.gz", "x_mask.nii.gz", "y.nii.gz"):
+            nib.save(nib.Nifti1Image(np.zeros((8, 8, 8), np.float32), np.eye(4)), tmp_path / folder / name)
+    cohort = mt.Cohort.from_folders(tmp_path)
+    assert cohort.images["image"].tolist() == ["a/x.nii.gz", "a/y.nii.gz", "b/x.nii.gz", "b/y.nii.gz"]
+    assert ("a/x_mask.nii.gz", "mask of another image") in cohort.ignored
+
+
+def test_folders_without_images_and_loose_images_do_not_change_the_classes(tmp_path, write_png):
+    for name in ("a/1", "a/2", "b/1", "b/2", "loose"):
+        write_png(f"set/{name}.png", np.full((8, 8), 7, np.uint8))
+    (tmp_path / "set" / "checked").mkdir()
+    cohort = open_cohort(tmp_path / "set")
+    assert cohort.labels == ("b",)
+    assert ("loose.png", "beside the class folders") in cohort.ignored
+    with pytest.raises(CohortError, match="label is for manifests"):
+        open_cohort(tmp_path / "set", labels=["x"])
+    with pytest.raises(CohortError, match="is one image"):
+        open_cohort(tmp_path / "set" / "loose.png")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 
 import numpy as np
 import pydicom
@@ -113,6 +114,51 @@ def test_modality_lut_is_applied():
     assert np.array_equal(image.array[0], apply_modality_lut(dataset.pixel_array, dataset))
     assert (image.array.min(), image.array.max()) == (0, 65535)
     assert image.provenance["steps"] == ["modality LUT applied"]
+
+
+def table(descriptor, data):
+    item = pydicom.Dataset()
+    item.add_new("LUTDescriptor", "US", descriptor)
+    item.add_new("LUTData", "OW", data)
+    return item
+
+
+def test_tables_are_looked_up_without_wrapping(tmp_path):
+    """Entries of 8 bits for 4096 values, and a signed first value; worked by hand."""
+    eight = (np.arange(4096) // 16).astype("u1").tobytes()
+    path = write(tmp_path / "1.dcm", VOILUTSequence=Sequence([table([4096, 0, 8], eight)]))
+    assert np.allclose(read_image(path, "from_header").array[0], (RAMP % 4096 // 16) / 255)
+    path = write(tmp_path / "2.dcm", RescaleSlope=None, RescaleIntercept=None, RescaleType=None, PixelRepresentation=1)
+    dataset = pydicom.dcmread(path)
+    stored = (RAMP % 4096).astype(np.int64) - 2048
+    dataset.PixelData = stored.astype("<i2").tobytes()
+    item = table([4096, 65536 - 2048, 16], (np.arange(4096) * 3).astype("<u2").tobytes())
+    item.ModalityLUTType = "US"
+    dataset.ModalityLUTSequence = Sequence([item])
+    dataset.save_as(path)
+    assert np.array_equal(read_image(path).array[0], (stored + 2048) * 3)
+
+
+def test_a_header_window_is_not_for_colour():
+    with pytest.raises(ImageError, match="from_header is for grey images"):
+        read_image(real("SC_rgb_rle"), "from_header")
+
+
+def test_a_number_of_frames_beyond_the_file_is_refused_at_once(tmp_path):
+    for frames in (20_000, 2_000_000_000):
+        begun = time.monotonic()
+        with pytest.raises(ImageError, match="the header claims|do not fit in memory"):
+            read_image(write(tmp_path / "1.dcm", NumberOfFrames=frames, Rows=64, Columns=80))
+        assert time.monotonic() - begun < 1
+
+
+def test_frames_that_are_not_there_are_missed(tmp_path):
+    path = write(tmp_path / "1.dcm")
+    dataset = pydicom.dcmread(path)
+    dataset.NumberOfFrames = 2
+    dataset.save_as(path)
+    with pytest.raises(ImageError, match="truncated"):
+        read_image(path)
 
 
 def test_voi_lut_serves_the_eye_and_is_applied_on_demand():
@@ -320,6 +366,22 @@ def region(delta, units=3):
     item.RegionSpatialFormat = 1
     item.PhysicalDeltaX, item.PhysicalDeltaY = delta, 2 * delta
     return item
+
+
+def test_a_spacing_that_repeats_the_detector_is_corrected_for_magnification(tmp_path):
+    """A mammogram magnified 1.8 times: objects are smaller than they look."""
+    same = {"Modality": "MG", "ImagerPixelSpacing": [0.5, 0.25], "EstimatedRadiographicMagnificationFactor": 1.8}
+    image = read_image(write(tmp_path / "1.dcm", **same))
+    assert image.spacing == pytest.approx((0.5 / 1.8, 0.25 / 1.8))
+    assert "detector_spacing" in codes(image)
+    image = read_image(write(tmp_path / "2.dcm", **same, PixelSpacingCalibrationType="GEOMETRY"))
+    assert image.spacing == (0.5, 0.25)
+
+
+def test_an_aspect_ratio_without_a_spacing_is_kept(tmp_path):
+    image = read_image(write(tmp_path / "1.dcm", PixelSpacing=None, PixelAspectRatio=[1, 2]))
+    assert image.spacing == (0.5, 1.0)
+    assert image.provenance["spacing_from"] == "none"
 
 
 def test_ultrasound_regions_give_the_spacing_where_they_agree(tmp_path):

@@ -11,6 +11,7 @@ from medtransfer.data.reading import read_image
 from medtransfer.errors import ImageError
 from monai.transforms import LoadImaged
 from PIL import Image as Pillow
+from PIL import ImageOps
 from pydicom.data import get_testdata_file
 
 RAMP = np.arange(64 * 80, dtype=np.uint16).reshape(64, 80)
@@ -221,6 +222,33 @@ def test_compressed_and_bilevel_tiffs(tmp_path):
     assert np.array_equal(read_image(tmp_path / "lzw.tif").array[0], RAMP)
     tifffile.imwrite(tmp_path / "bits.tif", RAMP % 2 == 0, photometric="miniswhite")
     assert np.array_equal(read_image(tmp_path / "bits.tif").array[0], RAMP % 2)
+
+
+@pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
+def test_tiffs_are_turned_as_pillow_turns_them(tmp_path, orientation):
+    array = np.arange(12 * 20, dtype=np.uint8).reshape(12, 20)
+    tifffile.imwrite(tmp_path / "a.tif", array, extratags=[(274, 3, 1, orientation, True)])
+    picture = Pillow.fromarray(array)
+    picture.getexif()[0x0112] = orientation
+    expected = np.asarray(ImageOps.exif_transpose(picture))
+    assert np.array_equal(read_image(tmp_path / "a.tif").array[0], expected)
+
+
+def test_alpha_and_unexplained_channels_of_tiffs(tmp_path):
+    array = np.full((12, 20, 4), 200, np.uint8)
+    array[:6, :, 3], array[..., 1] = 0, 100
+    tifffile.imwrite(tmp_path / "a.tif", array, photometric="rgb", extrasamples=["unassalpha"])
+    image = read_image(tmp_path / "a.tif").array
+    assert image[0, 0, 0] == 0
+    assert image[0, 11, 11] == pytest.approx(200 * 200 / 255, abs=0.01)
+    tifffile.imwrite(tmp_path / "b.tif", array[..., :2], photometric="minisblack", extrasamples=["unspecified"], planarconfig="contig")
+    with pytest.raises(ImageError, match="does not explain"):
+        read_image(tmp_path / "b.tif")
+
+
+def test_white_is_zero_over_the_bits_of_the_file(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", RAMP % 4096, photometric="miniswhite")
+    assert np.array_equal(read_image(tmp_path / "a.tif").array[0], 65535 - RAMP % 4096)
 
 
 def test_slivers_are_refused(tmp_path):

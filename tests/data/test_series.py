@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 import highdicom
+import medtransfer as mt
 import nibabel as nib
 import numpy as np
 import pydicom
@@ -201,6 +202,50 @@ def test_a_tilted_stack_is_straightened(tmp_path, angle):
     radius = (3 * len(inside) * step / (4 * np.pi)) ** (1 / 3)
     assert radius == pytest.approx(10, abs=0.3)
     assert image.array.min() == -1024
+
+
+def test_a_truncated_slice_is_not_left_out(tmp_path, volume):
+    folder = write_series(tmp_path, volume)
+    for path in folder.iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.compress(pydicom.uid.RLELossless)
+        dataset.save_as(path)
+    last = folder / "006.dcm"
+    last.write_bytes(last.read_bytes()[:-400])
+    with pytest.raises(ImageError, match=r"006\.dcm.*truncated"):
+        read_image(folder)
+
+
+def test_files_of_one_uid_are_all_kept(tmp_path, volume):
+    """Some anonymisers write one SOPInstanceUID for all."""
+    folder = write_series(tmp_path, volume, SOPInstanceUID="1.2.3.4")
+    assert read_image(folder).array.shape == (1, 24, 20, 7)
+
+
+def test_a_small_tilt_counts_where_it_adds_up(tmp_path):
+    blank = np.zeros((60, 16, 16), np.uint16)
+    shear = 2.5 * np.tan(np.radians(0.4))
+    tilted = read_image(write_series(tmp_path / "long", blank, shear=shear))
+    assert any(code == "gantry_tilt" for code, _ in tilted.provenance["hazards"])
+    short = read_image(write_series(tmp_path / "short", blank[:8], shear=shear))
+    assert not any(code == "gantry_tilt" for code, _ in short.provenance["hazards"])
+
+
+def test_a_series_over_subfolders_is_one_image_of_a_class(tmp_path, volume):
+    write_series(tmp_path / "sick" / "disc" / "a", volume[:4], uid="1.2.3")
+    second = write_series(tmp_path / "sick" / "disc" / "b", volume, uid="1.2.3")
+    for number in range(4):
+        (second / f"{number:03d}.dcm").unlink()
+    write_series(tmp_path / "sick" / "other", volume, uid="1.2.4")
+    write_series(tmp_path / "well" / "x", volume, uid="1.2.5")
+    write_series(tmp_path / "well" / "x", volume, uid="1.2.6", names=[f"second{i}.dcm" for i in range(7)])
+    cohort = mt.Cohort.from_folders(tmp_path)
+    names = cohort.images["image"].tolist()
+    assert names[:2] == ["sick/disc", "sick/other"]
+    assert all(name.startswith("well/x#") for name in names[2:])
+    assert len(names) == 4
+    for path in cohort.images["path"]:
+        assert read_image(path).array.shape == (1, 24, 20, 7)
 
 
 def test_anisotropy_is_told(tmp_path, volume):

@@ -43,7 +43,21 @@ def test_windows(write_png):
     assert torch.equal(three, torch.cat([full, fixed, percentile]))
 
 
-@pytest.mark.parametrize("window", ["lungs", [1], [1, 2, 3], [40, 0], [40, -5], ["lung", "brain"], None, [40, float("nan")], True])
+@pytest.mark.parametrize(
+    "window",
+    [
+        "lungs",
+        [1],
+        [1, 2, 3],
+        [40, 0],
+        [40, -5],
+        ["lung", "brain"],
+        None,
+        [40, float("nan")],
+        True,
+        ["lung", ["lung", "brain", "bone"], "brain"],
+    ],
+)
 def test_unknown_windows_are_refused(window):
     with pytest.raises(ConfigError, match="window"):
         parse_window(window)
@@ -135,6 +149,16 @@ def test_volumes_are_resampled_axis_by_axis():
     planes = torch.stack([interpolate(p[None, None], (50, 9), mode="bilinear", antialias=True)[0, 0] for p in volume[0]])
     across = torch.stack([interpolate(c.T[None, None], (9, 12), mode="bilinear", antialias=True)[0, 0].T for c in planes.unbind(1)], 1)
     assert torch.allclose(found[0], across, atol=1e-6)
+
+
+def test_a_mask_given_as_a_file_is_turned_as_its_image_is(tmp_path):
+    affine = np.diag([-1.0, -1.0, 2.0, 1.0])
+    array = np.zeros((20, 30, 12), np.float32)
+    array[2:8, 4:9, 3:6] = 100
+    for name, values in (("v", array), ("m", (array > 50).astype(np.uint8))):
+        nib.save(nib.Nifti1Image(values, affine), tmp_path / f"{name}.nii.gz")
+    result = fixed_transforms(32, "full", 1.0)({"image": str(tmp_path / "v.nii.gz"), "mask": str(tmp_path / "m.nii.gz")})
+    assert ((result["image"] > 0.5) == (result["mask"] > 0)).float().mean() > 0.999
 
 
 def test_boxes_and_masks_go_with_the_pixels_and_back(write_png):

@@ -128,6 +128,13 @@ def test_nrrd_and_metaimage_lie_where_simpleitk_puts_them(tmp_path, suffix):
     assert sorted(ours.spacing) == pytest.approx([0.7, 0.9, 3.0])
 
 
+def test_a_spacing_that_is_not_stated_is_told(tmp_path):
+    (tmp_path / "a.nrrd").write_bytes(b"NRRD0004\ntype: uchar\ndimension: 3\nsizes: 9 10 11\nencoding: raw\n\n" + bytes(range(99)) * 10)
+    image = read_image(tmp_path / "a.nrrd")
+    assert image.array.shape == (1, 9, 10, 11)
+    assert image.provenance["spacing_from"] == "none"
+
+
 def test_faulty_volumes_are_refused(tmp_path):
     (tmp_path / "a.nii.gz").write_bytes(b"no gzip")
     (tmp_path / "b.nrrd").write_bytes(b"NRRD0004\nnonsense\n\n")
