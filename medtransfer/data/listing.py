@@ -102,13 +102,17 @@ def name_patients(owners: Sequence[tuple[str, str]], salt: str) -> list[str]:
     for patient, _ in owners:
         issuer, _, number = patient.partition("|")
         issuers.setdefault(number, set()).update({issuer} - {""})
+    numbers_of: dict[str, set[str]] = {}
+    for patient, study in owners:
+        numbers_of.setdefault(study, set()).update({patient.partition("|")[2]} - {""})
     nodes: dict[str, int] = {}
     links, of_image = [], []
     for patient, study in owners:
         issuer, _, number = patient.partition("|")
         alone = len(issuers[number]) < 2
         keys = [f"patient {number}" if alone else f"patient {issuer}|{number}"] if number and not placeholder else []
-        keys += [f"study {study}"] if study else []
+        # A study of several patients is a placeholder too; it serves only where nothing else does.
+        keys += [f"study {study}"] if study and (not keys or len(numbers_of[study]) < 2) else []
         rows = [nodes.setdefault(key, len(nodes)) for key in keys]
         links += [(rows[0], row) for row in rows]
         of_image.append(rows[0] if rows else -1)

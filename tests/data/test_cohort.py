@@ -290,6 +290,8 @@ def test_one_patient_has_one_name_however_the_headers_are_filled():
     named = name_patients([("HOSP|123", "s1"), ("|123", "s2"), ("", "s2"), ("HOSP|9", "s3"), ("", "")], "salt")
     assert named[0] == named[1] == named[2] != named[3]
     assert named[4] == ""
+    constant = name_patients([("|1", "s"), ("|2", "s"), ("", "s")], "salt")
+    assert len(set(constant)) == 3
     two = name_patients([("A|123", "s1"), ("B|123", "s2"), ("|7", "s3")], "salt")
     assert len(set(two)) == 3
 
