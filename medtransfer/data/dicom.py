@@ -230,7 +230,7 @@ def open_dicom(path: Path, pixels: bool = True) -> DicomFile:
         if file.frames > size:
             raise ImageError(f"{path}: the header claims {file.frames} frames, which {size} bytes cannot hold. Export it again.")
         # Elements are parsed when they are first asked for: now, so that what pydicom says of them is kept.
-        _ = file.planes, file.facts, file.hazards
+        _ = file.planes, file.facts, file.hazards, file.owner, file.text("SOPInstanceUID")
     return file
 
 

@@ -149,8 +149,11 @@ def _join_series(headers: Sequence[DicomFile], root: Path) -> list[Found]:
         by_series.setdefault(header.text("SeriesInstanceUID"), []).append(header)
     found = []
     for uid, members in by_series.items():
-        groups = group_planes([plane for header in members for plane in header.planes])
-        if not uid or len(members) == 1 or not groups or len(groups[0]) == 1:
+        planes = [plane for header in members for plane in header.planes]
+        groups = group_planes(planes)
+        # Slices of a volume lie apart; versions of one picture, saved under one series, do not.
+        apart = groups and len({planes[number].position for number in groups[0]}) > 1
+        if not uid or len(members) == 1 or not apart:
             found += [Found(h.path.relative_to(root).as_posix(), str(h.path.resolve()), h.owner) for h in members]
             continue
         folder = Path(os.path.commonpath([header.path.parent for header in members]))

@@ -5,9 +5,11 @@ Nothing may come of them but an image or an error that names the file.
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import resource
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from pathlib import Path
 import medtransfer as mt
 import nibabel as nib
 import numpy as np
+import SimpleITK
 import tifffile
 from medtransfer.data.inspection import inspect_image
 from medtransfer.errors import MedTransferError
@@ -45,10 +48,24 @@ def sources() -> dict[str, bytes]:
     found["a.tif"] = stream.getvalue()
     volume = nib.Nifti1Image(rng.integers(0, 900, (10, 12, 14)).astype(np.int16), np.diag([1, 1, 2, 1]))
     found["a.nii"] = volume.to_bytes()
-    found["a.nii.gz"] = __import__("gzip").compress(volume.to_bytes())
+    found["a.nii.gz"] = gzip.compress(volume.to_bytes())
+    found["a.npz"] = _archive(ramp)
+    for suffix in ("nrrd", "mha"):
+        with tempfile.TemporaryDirectory() as folder_of_one:
+            SimpleITK.WriteImage(
+                SimpleITK.GetImageFromArray(rng.integers(0, 900, (9, 10, 11)).astype(np.int16)), f"{folder_of_one}/a.{suffix}"
+            )
+            found[f"a.{suffix}"] = Path(folder_of_one, f"a.{suffix}").read_bytes()
     rows = "\n".join(f"{i}.png,P{i // 2},{i % 2},site {i % 3},train" for i in range(12))
     found["manifest.csv"] = f"image,patient,malignant,site,split\n{rows}\n".encode()
     return found
+
+
+def _archive(ramp: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    arrays = {f"{part}_images": np.stack([ramp[:28, :28]] * 4).astype(np.uint8) for part in ("train", "val", "test")}
+    np.savez_compressed(stream, **arrays, **{f"{part}_labels": np.array([[0], [1], [0], [1]]) for part in ("train", "val", "test")})
+    return stream.getvalue()
 
 
 def _save(image: Image.Image, kind: str) -> bytes:
@@ -97,27 +114,32 @@ def mutants(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
 
 def try_one(path: Path) -> str:
     """Reads a damaged file as the product would; "" where all is well, else what is wrong with the product."""
-    begun = time.monotonic()
-    before = _peak()
+    begun, before = time.monotonic(), _peak()
+    fault = ""
     try:
-        if path.suffix == ".csv":
-            mt.Cohort.from_csv(path, path.parent, ["malignant"])
-        else:
-            row = inspect_image(str(path), path.parent / "cache")
-            if row["error"] and not row["error"].strip().endswith("."):
-                return f"{path.name}: the reason does not end as a sentence: {row['error']!r}"
-            mt.read_image(path)
+        _read(path)
     except MedTransferError as error:
         if path.name not in str(error):
-            return f"{path.name}: the error does not name the file: {error}"
+            fault = f"the error does not name the file: {error}"
     except Exception as error:
-        return f"{path.name}: {type(error).__name__}: {error}"
+        fault = f"{type(error).__name__}: {error}"
     spent, grown = time.monotonic() - begun, _peak() - before
     if spent > SLOWEST_SECONDS:
-        return f"{path.name}: took {spent:.1f} s"
+        fault = f"took {spent:.1f} s"
     if grown > MOST_BYTES:
-        return f"{path.name}: took {grown / 1e9:.1f} GB"
-    return ""
+        fault = f"took {grown / 1e9:.1f} GB"
+    return f"{path.name}: {fault}" if fault else ""
+
+
+def _read(path: Path) -> None:
+    if path.suffix == ".csv":
+        mt.Cohort.from_csv(path, path.parent, ["malignant"])
+        return
+    image = f"{path}#train/1" if path.suffix == ".npz" else str(path)
+    reason = inspect_image(image, path.parent / "cache")["error"]
+    assert "not met before" not in reason, reason
+    assert not reason or reason.strip().endswith("."), reason
+    mt.read_image(image)
 
 
 def _peak() -> int:

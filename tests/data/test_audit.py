@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import medtransfer as mt
 import numpy as np
 import pandas as pd
 import pytest
+from medtransfer.data.cohort import open_cohort
 from medtransfer.data.shortcuts import _auc, probe_shortcuts
 from PIL import Image
+from pydicom.data import get_testdata_file
 from sklearn.metrics import roc_auc_score
 
 
@@ -158,3 +162,18 @@ def test_the_rank_auc_is_that_of_scikit_learn():
         y, score = rng.integers(0, 2, 60), rng.integers(0, 9, 60).astype(float)
         assert _auc(score, y) == pytest.approx(roc_auc_score(y, score))
     assert _auc(np.array([0.1, 0.4, 0.35, 0.8]), np.array([0, 0, 1, 1])) == 0.75
+
+
+def test_a_folder_of_all_kinds_of_dicom_is_checked_in_silence(capfd):
+    """All files of pydicom and pydicom-data: nothing ends the check, no UID and no remark gets out."""
+    for example in ("CT_small.dcm", "RG1_UNCR.dcm"):
+        cohort = open_cohort(Path(get_testdata_file(example)).parent, flat=True)
+        assert len(cohort) > 40
+        found = mt.audit(cohort)
+        told = json.dumps(found.to_dict()) + str(found)
+        assert found.readable > 30
+        assert not re.search(r"\d+(\.\d+){6,}", re.sub(r"1\.2\.840\.10008[.\d]+", "", told))
+        for image, reason in found.unreadable:
+            assert reason.endswith("."), (image, reason)
+            assert "not met before" not in reason, (image, reason)
+    assert capfd.readouterr().err == ""
