@@ -42,7 +42,10 @@ def read_volume(path: Path, member: int | None = None) -> tuple[NDArray[np.float
     """
     try:
         with silence("nibabel.global"):
-            return _read_nifti(path, member) if path.name.lower().endswith(NIFTI) else _read_itk(path, member)
+            array, affine, provenance = (_read_nifti if path.name.lower().endswith(NIFTI) else _read_itk)(path, member)
+            if not _is_sound(affine):
+                raise ImageError(f"{path}: the affine of the header is singular or not finite. Export it again.")
+            return array, affine, provenance
     except ImageError:
         raise
     except Exception as error:  # each reader fails in its own way
@@ -95,7 +98,7 @@ def _read_nifti(path: Path, member: int | None) -> tuple[NDArray[np.float32], Fl
     values = raw.astype(np.float32) if (slope, intercept) == (1.0, 0.0) else (raw.astype(np.float64) * slope + intercept).astype(np.float32)
     if (slope, intercept) != (1.0, 0.0):
         steps.append(f"rescaled by {slope:g} and {intercept:g}")
-    affine = _nifti_affine(path, image, header, hazards)
+    affine = _nifti_affine(image, header, hazards)
     unit = header.get_xyzt_units()[0] if hasattr(header, "get_xyzt_units") else "mm"
     factor = {"meter": 1000.0, "micron": 0.001}.get(unit, 1.0)
     if factor != 1.0:
@@ -104,7 +107,7 @@ def _read_nifti(path: Path, member: int | None) -> tuple[NDArray[np.float32], Fl
     return values, affine, _provenance("NIfTI", raw.dtype.itemsize * 8, steps, hazards)
 
 
-def _nifti_affine(path: Path, image: Any, header: Any, hazards: Hazards) -> Float:
+def _nifti_affine(image: Any, header: Any, hazards: Hazards) -> Float:
     """sform where it has a code, else qform, else the spacing alone."""
     if "qform_code" not in header:
         affine = np.asarray(image.affine, dtype=float)
@@ -121,9 +124,14 @@ def _nifti_affine(path: Path, image: Any, header: Any, hazards: Hazards) -> Floa
         else:
             hazards.append(("no_orientation", "neither qform nor sform is set: left and right are not known"))
             affine = np.asarray(header.get_base_affine(), dtype=float)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise ImageError(f"{path}: the affine of the header is singular or not finite. Export it again.")
     return affine
+
+
+def _is_sound(affine: Float) -> bool:
+    """True where every axis of the array has a direction of its own in the patient."""
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        return False
+    return not np.isnan(io_orientation(affine)).any()
 
 
 def _choose_volume(path: Path, shape: tuple[int, ...], member: int | None) -> tuple[tuple[int, ...], Any]:
