@@ -114,6 +114,8 @@ def _inspect_in_processes(paths: Sequence[str], folder: Path, fixed: Fixed | Non
 def inspect_image(path: str, folder: Path, fixed: Fixed | None = None) -> dict[str, Any]:
     """The row of one image; see `inspect_images`."""
     file, member = split_member(path)
+    made: dict[str, Any] | None = None
+    pixels = None
     try:
         digest = digest_file(file, member)
         entry = "" if fixed is None else str(entry_path(folder, digest, repr(fixed)))
@@ -121,10 +123,8 @@ def inspect_image(path: str, folder: Path, fixed: Fixed | None = None) -> dict[s
         if known is None or (fixed is not None and read_entry(Path(entry)) is None):
             image = read_image(path)
             _refuse_film(path, image)
-            known = describe(image)
-            write_facts(folder, digest, known)
-            if fixed is not None:
-                write_entry(Path(entry), fixed.apply(path, image)[0].numpy())
+            known = made = describe(image)
+            pixels = fixed.apply(path, image)[0].numpy() if fixed is not None else None
     except (ImageError, OSError) as error:
         text = str(error) if isinstance(error, ImageError) else f"cannot be read ({error.strerror}). Check its permissions."
         reason = text.removeprefix(f"{path}: ").removeprefix(f"{file}: ").replace(str(file.parent) + os.sep, "")
@@ -133,6 +133,11 @@ def inspect_image(path: str, folder: Path, fixed: Fixed | None = None) -> dict[s
         return {"error": "does not fit in memory. Export a smaller part of it, or leave it out.", **_UNREAD}
     except Exception as error:
         return {"error": f"cannot be read ({type(error).__name__}): a kind of file not met before. Leave it out, and report it.", **_UNREAD}
+    # Not among the faults of the image: a full disk is no fault of it.
+    if made is not None:
+        write_facts(folder, digest, made)
+    if pixels is not None:
+        write_entry(Path(entry), pixels)
     known = {key: _as_tuple(value) for key, value in known.items()}
     return {"error": "", **_UNREAD, **known, "file_digest": digest, "entry": entry}
 

@@ -207,3 +207,12 @@ def test_pixels_beside_their_header_are_part_of_the_key(own_cache, tmp_path, suf
 
 def test_the_cache_is_for_the_user_alone(own_cache):
     assert own_cache.stat().st_mode & 0o077 == 0
+
+
+def test_a_full_disk_is_no_fault_of_the_image(own_cache, cohort, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("medtransfer.data.inspection.write_entry", full)
+    with pytest.raises(OSError, match="No space left"):
+        inspect_image(cohort.images["path"][0], own_cache, Fixed(32))
