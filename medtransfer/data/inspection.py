@@ -21,6 +21,7 @@ from skimage.transform import resize
 from medtransfer.data.cache import cache_folder, digest_file, entry_path, read_entry, read_facts, write_entry, write_facts
 from medtransfer.data.cohort import Cohort
 from medtransfer.data.image import Image
+from medtransfer.data.logs import silence
 from medtransfer.data.reading import read_image, split_member
 from medtransfer.data.windows import scale
 from medtransfer.errors import ImageError
@@ -98,9 +99,12 @@ def _inspect_in_processes(paths: Sequence[str], folder: Path, fixed: Fixed | Non
     call = joblib.delayed(inspect_image)
     done = 0
     try:
-        for row in joblib.Parallel(n_jobs=jobs, return_as="generator", pre_dispatch="4*n_jobs")(call(p, folder, fixed) for p in paths):
-            yield row
-            done += 1
+        # joblib warns, in a thread of its own, where it renews a worker that has grown (torch alone grows by more
+        # than it allows). Where warnings are errors, that thread would end and the work never.
+        with silence("concurrent.futures"):
+            for row in joblib.Parallel(n_jobs=jobs, return_as="generator", pre_dispatch="4*n_jobs")(call(p, folder, fixed) for p in paths):
+                yield row
+                done += 1
     except BrokenExecutor:
         # Some image killed its process. One by one, each in a process of its own, it is known which.
         for path in paths[done:]:

@@ -181,7 +181,29 @@ class Deadly(Fixed):
         return super().apply(path, image)
 
 
-@pytest.mark.filterwarnings("ignore")  # loky remarks on the killed worker
+KEPT: list[np.ndarray] = []
+
+
+class Growing(Fixed):
+    """Lets its process grow by more than joblib allows."""
+
+    def apply(self, path, image):
+        if len(KEPT) < 4:
+            time.sleep(0.6)  # joblib looks once a second
+            KEPT.append(np.ones(25_000_000))
+        return super().apply(path, image)
+
+
+def test_a_process_that_grows_is_renewed_and_nothing_is_lost(own_cache, cohort, monkeypatch):
+    """With warnings as errors, as in these tests, joblib's own thread ended on its warning, and the work never."""
+    assert own_cache.is_dir()
+    monkeypatch.setattr("medtransfer.data.inspection._WORTH_TORCH", 0.0)
+    facts = mt.inspect_images(cohort, fixed=Growing(32), jobs=2)
+    KEPT.clear()
+    assert (facts["error"] == "").all()
+    assert len(facts) == len(cohort)
+
+
 def test_an_image_that_kills_its_process_is_listed_and_the_rest_is_read(own_cache, cohort, monkeypatch):
     assert own_cache.is_dir()
     monkeypatch.setattr("medtransfer.data.inspection._WORTH_TORCH", 0.0)
