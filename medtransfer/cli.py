@@ -54,7 +54,7 @@ def demo(
 @app.command()
 def check(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="Manifest (CSV), folder of images or classes, MedMNIST archive, or YAML.")],
-    overrides: Overrides = None,
+    overrides: Annotated[Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...", help="Settings, where PATH is YAML.")] = None,  # noqa: UP045
     root: Annotated[Optional[Path], typer.Option(help="Folder that a manifest's images are relative to; its own where left out.")] = None,  # noqa: UP045  typer reads it
     label: Annotated[Optional[list[str]], typer.Option(help="Label column of a manifest; those of 0 and 1 where left out.")] = None,  # noqa: UP045
     positive: Annotated[Optional[str], typer.Option(help="The class that counts as 1.")] = None,  # noqa: UP045

@@ -160,7 +160,7 @@ def test_check_writes_a_page_with_the_pictures(manifest, tmp_path):
     assert "To do: 1 group(s)" in result.output
     page = (tmp_path / "out" / "check.html").read_text()
     assert page.count("data:image/png;base64,") == 2
-    assert "Equal pixels under different labels (malignant)" in page
+    assert "Equal pixels under different labels (malignant 0 and 1)" in page
     assert json.loads((tmp_path / "out" / "check.json").read_text())["conflicts"][0]["kind"] == "duplicate"
     assert "http" not in page.replace("http-equiv", "")
 
@@ -179,14 +179,43 @@ def test_check_takes_configurations_folders_and_archives(manifest, tmp_path):
     ("name", "content", "message"),
     [
         ("none.csv", None, "no such file or folder"),
-        ("a.csv", "image,patient\nmissing.png,P0\n", "row 2: no file"),
+        ("a.csv", "image,patient\nmissing.png,P0\n", "Is the root right?"),
+        ("a.csv", "image;patient\na.png;P0\n", "separated by ';'"),
+        ("a.csv", "PK\x03\x04\udcff", "it is an Excel file"),
         ("a.csv", "", "not a readable CSV"),
         ("a.npz", "x", "not a readable archive"),
     ],
 )
 def test_check_says_what_it_cannot_take(tmp_path, name, content, message):
     if content is not None:
-        (tmp_path / name).write_text(content)
+        (tmp_path / name).write_bytes(content.encode("utf-8", "surrogateescape"))
     result = run("check", tmp_path / name)
     assert (result.exit_code, message in result.output) == (2, True), result.output
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("replacement", "options", "message"),
+    [
+        (("P1,1", "P1,yes"), (), "no label was checked"),
+        (("P1,1", "P1,yes"), ("--label", "malignant"), "label malignant is 'yes'"),
+        ((",1\n", ",0\n"), ("--label", "malignant"), "every image has malignant = 0"),
+        (("malignant", "diagnosis of it"), ("--label", "malignant"), "no column malignant"),
+    ],
+)
+def test_a_label_that_cannot_be_checked_is_not_passed_over(manifest, replacement, options, message):
+    path = manifest(patients=12, views=2)
+    path.write_text(path.read_text().replace(*replacement))
+    result = run("check", path, "-q", *options)
+    assert result.exit_code in {1, 2}
+    assert message in result.output
+
+
+def test_check_names_what_it_found(manifest, tmp_path):
+    path = manifest(patients=12, views=2, split=["train", "test"] * 12)
+    path.write_text(path.read_text().replace("2-1.png,P2,0", "2-1.png,P2,1"))
+    (tmp_path / "3-1.png").write_bytes(b"")
+    result = run("check", path, "-q")
+    assert result.exit_code == 1
+    for part in ("unreadable 3-1.png: ", "such as 0-0.png and 0-1.png", "1 patient(s) under two labels", "patient P2 under two labels"):
+        assert part in result.output

@@ -107,6 +107,10 @@ class Audit:
             lines.append(f"{len(self.near_duplicates)} pairs of near-duplicates in {len(self.clusters)} clusters")
         for s in self.shortcuts:
             lines.append(f"{s.label} from {s.source} alone: AUC {s.auc:.2f} ({s.low:.2f} to {s.high:.2f})")
+        two = [conflict for conflict in self.conflicts if conflict.kind == "patient_labels"]
+        if two:
+            lines.append(f"{len(two)} patient(s) under two labels, which may be right; such as: {two[0].detail}")
+        lines += [f"unreadable {image}: {reason}" for image, reason in self.unreadable[:5]]
         lines += [f"To do: {action}" for action in self.actions] or ["Nothing needs a hand."]
         return "\n".join(lines)
 
@@ -191,7 +195,8 @@ def _find_conflicts(cohort: Cohort, duplicates: Sequence[tuple[str, ...]], clust
             if kind == "near_duplicate" and frozenset(group) in exact:
                 continue
             if differ:
-                found.append(Conflict(kind, group, f"{word} under different labels ({', '.join(differ)})"))
+                told = ", ".join(differ) if len(labels) > 1 else f"{differ[0]} 0 and 1"
+                found.append(Conflict(kind, group, f"{word} under different labels ({told})"))
             elif cohort.patients_known and len(set(rows["patient"])) > 1:
                 found.append(Conflict(kind, group, f"{word} under different patients"))
             if "split" in rows.columns and len(set(rows["split"])) > 1:
@@ -235,21 +240,37 @@ def _list_actions(cohort: Cohort, found: Audit, group: str) -> list[str]:
     """Sentences, the gravest first."""
     actions = []
     if found.unreadable:
-        actions.append(f"{len(found.unreadable)} of {found.found} images cannot be read: mend them, or leave them out.")
+        actions.append(
+            f"{len(found.unreadable)} of {found.found} images cannot be read, such as {found.unreadable[0][0]}: mend them, or leave them "
+            "out (cohort.skip_unreadable=true)."
+        )
+    if "manifest" in cohort.source and not cohort.labels:
+        left = ", ".join(cohort.source.get("unused", [])) or "none"
+        actions.append(f"no label was checked: no column holds 0 and 1 alone (columns left: {left}). Mend it, or name it with --label.")
+    for label in cohort.labels:
+        values = set(cohort.images[label])
+        if len(values) == 1:
+            actions.append(f"every image has {label} = {values.pop():g}: both classes are needed to learn and to evaluate.")
     kinds = Counter(conflict.kind for conflict in found.conflicts)
     contradicting = kinds["duplicate"] + kinds["near_duplicate"]
     if contradicting:
-        actions.append(f"{contradicting} group(s) of (near-)duplicates carry different labels or patients: find out which is right.")
-    if kinds["patient_split"] or kinds["split"]:
+        example = next(c for c in found.conflicts if c.kind in {"duplicate", "near_duplicate"})
         actions.append(
-            f"the manifest's split is leaking: {kinds['patient_split']} patient(s) and {kinds['split']} group(s) of "
-            "near-duplicates stand in two parts. Mend column split, or remove it."
+            f"{contradicting} group(s) of (near-)duplicates carry different labels or patients, such as {_name(example)}: "
+            "find out which is right."
+        )
+    if kinds["patient_split"] or kinds["split"]:
+        example = next(c for c in found.conflicts if c.kind in {"patient_split", "split"})
+        actions.append(
+            f"the manifest's split is leaking: {kinds['patient_split']} patient(s) and {kinds['split']} group(s) of near-duplicates "
+            f"stand in two parts, such as {_name(example)}. Mend the split, or have one made."
         )
     patient = dict(zip(cohort.images["image"], cohort.images["patient"], strict=True))
     crossing = sum(not cohort.patients_known or patient[a] != patient[b] for a, b in found.near_duplicates)
     if crossing and group != "cluster":
+        whose = "of different patients" if cohort.patients_known else "without patient ids"
         actions.append(
-            f"{crossing} pair(s) of near-duplicates belong to different patients or to none: set protocol.group=cluster, "
+            f"{crossing} pair(s) of near-duplicates {whose}: set protocol.group=cluster in the study, "
             "so that no pair is on both sides of a split."
         )
     large = max(found.clusters, key=len, default=())
@@ -265,3 +286,7 @@ def _list_actions(cohort: Cohort, found: Audit, group: str) -> list[str]:
         if s.warns
     ]
     return actions
+
+
+def _name(conflict: Conflict) -> str:
+    return " and ".join(conflict.images[:3])

@@ -70,7 +70,7 @@ class Cohort:
         Raises:
             CohortError: with every fault, each with its row (the header is row 1).
         """
-        manifest, root, labels = Path(manifest), Path(root), tuple(labels)
+        manifest, root, labels = Path(manifest), Path(root), (labels,) if isinstance(labels, str) else tuple(labels)
         if not labels:
             raise CohortError(f"{manifest}: name at least one label column. Columns here: {', '.join(read_table(manifest).columns)}.")
         refuse_reserved(labels)
@@ -289,7 +289,11 @@ def open_cohort(
     if is_image_file(path):
         raise CohortError(f"{path}: is one image. Give its folder, or a manifest (CSV).")
     chosen = tuple(labels) or guess_labels(path)
-    return Cohort._from_manifest(path, Path(root) if root is not None else path.parent, chosen, positive, None)
+    refuse_reserved(chosen)
+    cohort = Cohort._from_manifest(path, Path(root) if root is not None else path.parent, chosen, positive, None)
+    if not chosen:
+        cohort.source["unused"] = [column for column in read_table(path).columns if column not in RESERVED]
+    return cohort
 
 
 def _subfolders(root: Path) -> list[str]:

@@ -25,6 +25,8 @@ from medtransfer.errors import ImageError
 
 # Values computed from images, not images of a patient.
 _NO_IMAGE = {"RTDOSE": "a dose", "SEG": "a segmentation", "RTSTRUCT": "contours", "RTPLAN": "a plan"}
+# Baseline and extended JPEG, near-lossless JPEG-LS.
+_LOSSY = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81)}
 _PROJECTIONS = {"CR", "DX", "MG", "XA", "RF", "PX", "IO", "RG"}
 
 
@@ -184,7 +186,7 @@ class DicomFile:
             found.append(("no_spacing", "states no pixel spacing"))
         elif source == "ImagerPixelSpacing":
             found.append(("detector_spacing", "spacing is that of the detector, not of the patient"))
-        if self.text("LossyImageCompression") == "01":
+        if self.text("LossyImageCompression") == "01" or self.facts["transfer_syntax"] in _LOSSY:
             found.append(("lossy", "was compressed with loss"))
         kind = value(self.dataset, "ImageType")
         if kind and "SECONDARY" in list(kind):
@@ -287,8 +289,8 @@ def collected(path: Path) -> Iterator[list[str]]:
             raise
         except OSError as error:
             raise ImageError(f"{path}: cannot be read ({error.strerror or 'not a file of pixels'}). Export it again.") from None
-        except Exception as error:  # an empty or wrong element can fail anywhere
-            raise ImageError(f"{path}: the header or the pixels are damaged ({type(error).__name__}). Export it again.") from None
+        except Exception:  # an empty or wrong element can fail anywhere
+            raise ImageError(f"{path}: the header or the pixels are damaged, or of a kind not known here. Export it again.") from None
     notes += sorted({_without_values(str(note.message)) for note in caught})
 
 

@@ -193,7 +193,7 @@ def _window(file: DicomFile, values: NDArray[Any], frame: int, steps: list[str])
         return _look_up(np.rint(values), table, file.dataset) / float(2 ** int(table.LUTDescriptor[2]) - 1)
     centers, widths = (numbers(item, keyword, None) for keyword in ("WindowCenter", "WindowWidth"))
     if not centers or not widths or widths[0] <= 0:
-        raise ImageError(f"{file.path}: the header states no window. Use image.window=percentile, or [center, width].")
+        raise ImageError(f"{file.path}: the header states no window. Use percentile, or [center, width].")
     center, width = centers[0], widths[0]
     function = str(value(item, "VOILUTFunction") or "LINEAR").upper()
     steps.append(f"window of the header, center {center:g} width {width:g} ({function}), mapped to 0..1")

@@ -29,3 +29,7 @@ class Image:
     spacing: tuple[float, ...]
     affine: NDArray[np.float64]
     provenance: dict[str, Any]
+
+    def __repr__(self) -> str:
+        spacing = " x ".join(f"{mm:.4g}" for mm in self.spacing)
+        return f"Image({self.provenance['format']}, {self.array.shape}, {spacing} mm, {self.array.min():g} to {self.array.max():g})"

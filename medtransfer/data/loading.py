@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from medtransfer.data.image import Image
 from medtransfer.data.reading import read_image
+from medtransfer.data.windows import parse_window
 from medtransfer.errors import ImageError
 
 
@@ -28,7 +29,7 @@ class ImageReader(MonaiImageReader):  # type: ignore[misc]  # MONAI carries no t
 
     def __init__(self, window: Any = None) -> None:
         super().__init__()
-        self.window = window
+        self.window = None if window is None else parse_window(window)
 
     def verify_suffix(self, filename: Sequence[str | Path] | str | Path) -> bool:  # noqa: ARG002  given by MONAI
         """True: the file's content decides, not its name."""

@@ -41,6 +41,9 @@ def read_manifest(manifest: Path, root: Path, labels: Sequence[str], positive: s
         raise CohortError(f"{manifest}: no column {', '.join(missing)}. Columns here: {', '.join(table.columns)}.")
     if table.empty:
         raise CohortError(f"{manifest}: no rows below the header. Add one row per image.")
+    if not any(split_member(root / name)[0].exists() for name in table["image"] if name):
+        first = root / table["image"].iloc[0]
+        raise CohortError(f"{manifest}: none of its {len(table)} images is under {root}, such as {first}. Is the root right?")
     faults = _check_rows(table, root)
     values = {label: _parse_labels(table[label], label, positive, faults) for label in labels}
     if "split" in table.columns:
@@ -71,9 +74,12 @@ def read_table(manifest: Path) -> pd.DataFrame:
     except FileNotFoundError as error:
         raise CohortError(f"{manifest}: no such file. Give a CSV with the columns image, patient and your label.") from error
     except (OSError, ValueError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        reason = str(error).splitlines()[0]
+        reason = _why_no_csv(manifest) or str(error).splitlines()[0]
         raise CohortError(f"{manifest}: not a readable CSV ({reason}). Save it as comma-separated UTF-8 with a header.") from error
     table.columns = [str(column).strip() for column in table.columns]
+    other = next((mark for mark in (";", "\t", "|") if len(table.columns) == 1 and mark in table.columns[0]), None)
+    if other:
+        raise CohortError(f"{manifest}: its columns are separated by {other!r}. Save it as comma-separated UTF-8.")
     twice = sorted({c for c in table.columns if list(table.columns).count(c) > 1})
     if twice:
         raise CohortError(f"{manifest}: column {', '.join(twice)} appears twice. Rename or remove one.")
@@ -82,6 +88,18 @@ def read_table(manifest: Path) -> pd.DataFrame:
         if table[column].str.contains("\0", regex=False).any():
             raise CohortError(f"{manifest}: not a readable CSV (column {column} holds null bytes). Save it as comma-separated UTF-8.")
     return table
+
+
+def _why_no_csv(manifest: Path) -> str:
+    """What a file is that is no UTF-8 text, where that can be told."""
+    try:
+        with manifest.open("rb") as stream:
+            start = stream.read(4)
+    except OSError:
+        return ""
+    if start[:2] == b"PK" or start == b"\xd0\xcf\x11\xe0":
+        return "it is an Excel file"
+    return "it is UTF-16, as Excel writes it" if start[:2] in {b"\xff\xfe", b"\xfe\xff"} else ""
 
 
 def guess_labels(manifest: Path) -> tuple[str, ...]:

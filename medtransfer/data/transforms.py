@@ -26,7 +26,7 @@ from medtransfer.data.image import Image
 from medtransfer.data.placement import Placement, place
 from medtransfer.data.reading import read_image, window_image
 from medtransfer.data.windows import Window, parse_window
-from medtransfer.errors import ImageError
+from medtransfer.errors import ConfigError, ImageError
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,18 @@ class Fixed:
     window: Window = "percentile"
     spacing: float | tuple[float, ...] | None = None
 
+    def __post_init__(self) -> None:
+        sizes = self.size if isinstance(self.size, tuple) else (self.size,)
+        if not sizes or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
+            raise ConfigError(f"size is {self.size!r}; it is a number of pixels from 1, or one per axis")
+        spacings = self.spacing if isinstance(self.spacing, tuple) else (1.0 if self.spacing is None else self.spacing,)
+        if not spacings or any(isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 < v < float("inf") for v in spacings):
+            raise ConfigError(f"spacing is {self.spacing!r}; it is a number of mm above 0, or one per axis")
+
     def place(self, image: Image, where: str) -> Placement:
         """Where the pixels of this image go."""
+        if image.provenance["axes"].startswith("frame"):
+            raise ImageError(f"{where}: is a film, not a volume. Name one frame of it behind a #.")
         if self.spacing is not None and image.provenance["spacing_from"] == "none":
             raise ImageError(f"{where}: states no pixel spacing, so image.spacing cannot be applied. Leave image.spacing out.")
         return place(image.array.shape[1:], image.spacing, self.size, self.spacing, where)
@@ -95,9 +105,9 @@ def fixed_transforms(size: int | Sequence[int], window: Any = "percentile", spac
     Raises:
         ConfigError: an unknown window.
     """
-    grid = size if isinstance(size, int) else tuple(size)
-    mm = spacing if spacing is None or isinstance(spacing, (int, float)) else tuple(spacing)
-    return ApplyFixed(Fixed(grid, parse_window(window), mm))
+    grid = tuple(size) if isinstance(size, (list, tuple)) else size
+    mm = tuple(spacing) if isinstance(spacing, (list, tuple)) else spacing
+    return ApplyFixed(Fixed(grid, parse_window(window), mm))  # type: ignore[arg-type]  # checked there
 
 
 def random_transforms(size: int) -> Compose:

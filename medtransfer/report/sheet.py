@@ -38,9 +38,12 @@ def build_sheet(
     by_hazard: dict[str, list[tuple[str, str]]] = {}
     for row in findings["hazards"]:
         by_hazard.setdefault(row["hazard"], []).append((row["image"], row["detail"]))
-    conflicting = {frozenset(conflict["images"]): conflict for conflict in findings["conflicts"]}
-    groups = [(group, conflicting.get(frozenset(group))) for group in findings["clusters"]]
-    groups.sort(key=lambda pair: pair[1] is None)
+    told: dict[frozenset[str], list[str]] = {}
+    for conflict in findings["conflicts"]:
+        told.setdefault(frozenset(conflict["images"]), []).append(conflict["detail"])
+    groups = [(group, told.get(frozenset(group), [])) for group in findings["clusters"]]
+    # Contradicting labels first, then other contradictions.
+    groups.sort(key=lambda pair: (not any("label" in detail for detail in pair[1]), not pair[1]))
     shown = {image for group, _ in groups[:SHOWN_GROUPS] for image in group[:SHOWN_IMAGES]}
     shown |= {image for rows in by_hazard.values() for image, _ in rows[:SHOWN_IMAGES]}
     others = [conflict for conflict in findings["conflicts"] if conflict["kind"] in {"patient_labels", "patient_split"}]

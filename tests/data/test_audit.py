@@ -38,7 +38,7 @@ def test_every_finding_is_told_with_its_images(flawed):
     assert found.clusters == (("0-0.png", "1-0.png", "2-0.png"),)
     kinds = {conflict.kind: conflict for conflict in found.conflicts}
     assert kinds["duplicate"].images == ("0-0.png", "1-0.png")
-    assert kinds["near_duplicate"].detail == "the same pixels under different labels (malignant)"
+    assert kinds["near_duplicate"].detail == "the same pixels under different labels (malignant 0 and 1)"
     assert found.unreadable[0][0] == "4-0.png"
     assert ("3-0.png", "constant", "every pixel has the same value") in found.hazards
     assert found.classes == {"malignant = 0": 6, "malignant = 1": 6}

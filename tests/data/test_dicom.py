@@ -400,6 +400,8 @@ def test_hazards_are_told_per_file(tmp_path):
     overlay = read_image(real("MR-SIEMENS-DICOM-WithOverlays"))
     assert "overlay" in codes(overlay)
     assert np.array_equal(overlay.array[0], pydicom.dcmread(real("MR-SIEMENS-DICOM-WithOverlays")).pixel_array)
+    assert "lossy" in codes(read_image(real("JPEGLSNearLossless_08")))
+    assert "lossy" not in codes(read_image(real("MR_small_jpeg_ls_lossless")))
     sided = read_image(write(tmp_path / "4.dcm", ImageLaterality="L", ViewPosition="MLO", Laterality="R"))
     assert (sided.provenance["laterality"], sided.provenance["view"]) == ("L", "MLO")
 

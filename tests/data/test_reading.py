@@ -8,8 +8,8 @@ import tifffile
 from medtransfer.data.dicom import write_grey_dicom
 from medtransfer.data.loading import ImageReader
 from medtransfer.data.reading import read_image
-from medtransfer.errors import ImageError
-from monai.transforms import LoadImaged
+from medtransfer.errors import ConfigError, ImageError
+from monai.transforms import LoadImage, LoadImaged
 from PIL import Image as Pillow
 from PIL import ImageOps
 from pydicom.data import get_testdata_file
@@ -271,4 +271,9 @@ def test_the_monai_reader_gives_what_read_image_gives(tmp_path):
     assert np.allclose(loaded["image"].affine, read_image(path).affine)
     with pytest.raises(ImageError):
         ImageReader().read(get_testdata_file("rtplan.dcm"))
+    with pytest.raises(ImageError, match="holds a dose"):
+        LoadImage()(get_testdata_file("rtdose.dcm"), reader=ImageReader())  # no other reader is asked
+    with pytest.raises(ConfigError):
+        ImageReader("nonsense")
+    assert repr(read_image(path)) == "Image(DICOM, (1, 64, 80), 0.5 x 0.25 mm, -100 to 8090)"
     assert ImageReader((1000, 500)).read([path]).array.max() == 1

@@ -14,6 +14,7 @@ from medtransfer.data.transforms import fixed_transforms, normalise
 from medtransfer.data.windows import parse_window, scale
 from medtransfer.errors import ConfigError, ImageError
 from PIL import Image
+from pydicom.data import get_testdata_file
 
 
 def test_fixed_half_keeps_the_aspect_and_pads(write_png):
@@ -196,3 +197,16 @@ def test_placements_stay_on_the_grid_and_come_back(shape, size, spacing):
     grid = found.place(torch.ones(1, *shape))
     assert tuple(grid.shape) == (1, *(size,) * len(shape))
     assert grid.sum() == pytest.approx(float(np.prod(found.resized)), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("size", "spacing"), [(0, None), (-3, None), ("big", None), (1.5, None), ((), None), (64, -1), (64, 0), (64, "x"), (64, ())]
+)
+def test_sizes_and_spacings_that_make_no_sense_are_refused(size, spacing):
+    with pytest.raises(ConfigError, match="size is|spacing is"):
+        fixed_transforms(size, "full", spacing)
+
+
+def test_a_film_is_not_resampled_over_time():
+    with pytest.raises(ImageError, match="is a film"):
+        fixed_transforms(64)({"image": get_testdata_file("examples_ybr_color.dcm")})
