@@ -89,11 +89,7 @@ class Audit:
         rows += [("near-duplicates", ", ".join(group), "the same pixels, moved or saved again") for group in self.clusters]
         rows += [("conflict", ", ".join(c.images), c.detail) for c in self.conflicts]
         rows += [(f"hazard {code}", image, text) for image, code, text in self.hazards]
-        rows += [
-            ("shortcut", "", f"{s.label} from {s.source} alone: AUC {s.auc:.2f} ({s.low:.2f} to {s.high:.2f})")
-            for s in self.shortcuts
-            if s.warns
-        ]
+        rows += [("shortcut", "", str(s)) for s in self.shortcuts if s.warns]
         return pd.DataFrame(rows, columns=["kind", "images", "detail"])
 
     def __str__(self) -> str:
@@ -105,8 +101,7 @@ class Audit:
         lines += [f"hazard {code}: {n} image(s); such as: {sentences[code]}" for code, n in kinds.most_common()]
         if self.near_duplicates:
             lines.append(f"{len(self.near_duplicates)} pairs of near-duplicates in {len(self.clusters)} clusters")
-        for s in self.shortcuts:
-            lines.append(f"{s.label} from {s.source} alone: AUC {s.auc:.2f} ({s.low:.2f} to {s.high:.2f})")
+        lines += [str(shortcut) for shortcut in self.shortcuts]
         two = [conflict for conflict in self.conflicts if conflict.kind == "patient_labels"]
         if two:
             lines.append(f"{len(two)} patient(s) under two labels, which may be right; such as: {two[0].detail}")

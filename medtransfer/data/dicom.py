@@ -23,6 +23,7 @@ from medtransfer.data.logs import silence
 from medtransfer.data.series import Plane
 from medtransfer.errors import ImageError
 
+_ENDINGS = {".dcm", ".dicom", ".ima"}
 # Values computed from images, not images of a patient.
 _NO_IMAGE = {"RTDOSE": "a dose", "SEG": "a segmentation", "RTSTRUCT": "contours", "RTPLAN": "a plan"}
 # Baseline and extended JPEG, near-lossless JPEG-LS.
@@ -202,7 +203,9 @@ class DicomFile:
 
 
 def is_dicom(path: Path) -> bool:
-    """True where the file carries the DICOM mark after its 128-byte preamble."""
+    """True by the ending, or where the file carries the DICOM mark after its 128-byte preamble."""
+    if path.suffix.lower() in _ENDINGS:
+        return True
     try:
         with path.open("rb") as stream:
             return stream.read(132)[128:] == b"DICM"
@@ -283,9 +286,7 @@ def collected(path: Path) -> Iterator[list[str]]:
     with silence("pydicom") as caught:
         try:
             yield notes
-        except ImageError:
-            raise
-        except MemoryError:
+        except (ImageError, MemoryError):
             raise
         except OSError as error:
             raise ImageError(f"{path}: cannot be read ({error.strerror or 'not a file of pixels'}). Export it again.") from None

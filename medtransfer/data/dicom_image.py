@@ -15,7 +15,6 @@ from medtransfer.data.series import Plane, Stack, group_planes, plane_affine, st
 from medtransfer.data.volumes import orient, voxel_sizes
 from medtransfer.errors import ImageError
 
-DICOM = {".dcm", ".dicom", ".ima"}
 # Air in CT, for pixels outside of the field of view.
 AIR_HU = -1024.0
 
@@ -177,8 +176,13 @@ def _channels_first(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def dicom_files(folder: Path) -> list[Path]:
     """DICOM files below a folder, by ending or mark, sorted by name."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts))
-    return [p for p in files if p.name != "DICOMDIR" and (p.suffix.lower() in DICOM or is_dicom(p))]
+    return [path for path in visible_files(folder) if path.name != "DICOMDIR" and is_dicom(path)]
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """Files below a folder, sorted; what begins with a dot, or lies in such a folder, is left out."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def series_tag(file: DicomFile) -> str:

@@ -179,7 +179,7 @@ def _rescale(item: Any, path: Path) -> tuple[float, float]:
 
 def _stored_range(dataset: Any) -> tuple[float, float]:
     bits = int(dataset.BitsStored)
-    if int(value(dataset, "PixelRepresentation") or 0) == 1:
+    if _signed(dataset):
         return -float(2 ** (bits - 1)), float(2 ** (bits - 1) - 1)
     return 0.0, float(2**bits - 1)
 
@@ -208,8 +208,7 @@ def _look_up(stored: NDArray[Any], item: Any, dataset: Any) -> NDArray[np.int64]
     """A modality or VOI LUT (PS3.3 C.11.1.1.1). pydicom's own wraps indices that do not fit the type of the entries."""
     count, first, bits = (int(v) for v in item.LUTDescriptor)
     count = count or 65536
-    if first > 32767 and int(value(dataset, "PixelRepresentation") or 0) == 1:
-        first -= 65536
+    first = int(_as_stored(first, dataset))
     data = item.LUTData
     if isinstance(data, bytes):
         order = "<" if dataset.original_encoding[1] in {True, None} else ">"
@@ -223,14 +222,21 @@ def _look_up(stored: NDArray[Any], item: Any, dataset: Any) -> NDArray[np.int64]
     return found
 
 
+def _signed(dataset: Any) -> bool:
+    return int(value(dataset, "PixelRepresentation") or 0) == 1
+
+
+def _as_stored(number: float, dataset: Any) -> float:
+    """A value of the header on the scale of the pixels: some writers give that of a signed image as an unsigned number."""
+    return number - 65536 if number > 32767 and _signed(dataset) else number
+
+
 def _padding(dataset: Any, stored: NDArray[Any], steps: list[str]) -> NDArray[np.bool_] | None:
     end = numbers(dataset, "PixelPaddingValue", 1)
     if end is None:
         return None
     limit = numbers(dataset, "PixelPaddingRangeLimit", 1) or end
-    # Some writers give the value of a signed image as an unsigned number; its bits are what is meant.
-    signed = int(value(dataset, "PixelRepresentation") or 0) == 1
-    low, high = sorted(v - 65536 if signed and v > 32767 else v for v in (end[0], limit[0]))
+    low, high = sorted(_as_stored(number, dataset) for number in (end[0], limit[0]))
     found = np.asarray(stored == low if low == high else (stored >= low) & (stored <= high))
     if not found.any() or found.all():
         return None

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medtransfer.data.dicom import DicomFile, is_dicom, open_dicom
-from medtransfer.data.dicom_image import DICOM, dicom_files, series_tag
+from medtransfer.data.dicom_image import dicom_files, series_tag, visible_files
 from medtransfer.data.medmnist import is_archive
 from medtransfer.data.reading import is_image_file, split_member
 from medtransfer.data.series import group_planes
@@ -43,7 +43,7 @@ def list_images(folder: Path, root: Path) -> tuple[list[Found], list[tuple[str, 
     A file is an image, but DICOM files of one series whose slices are parallel are one volume, in
     whatever subfolders they lie.
     """
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    files = visible_files(folder)
     stems = {(p.parent, _stem(p)) for p in files}
     found: list[Found] = []
     ignored: list[tuple[str, str]] = []
@@ -57,7 +57,7 @@ def list_images(folder: Path, root: Path) -> tuple[list[Found], list[tuple[str, 
         # Public sets (BUSI) keep `x_mask.png` beside `x.png`; a mask trained on as an image would give the label away.
         elif _MASK_SUFFIX.search(_stem(path)) and (path.parent, _MASK_SUFFIX.sub("", _stem(path))) in stems:
             ignored.append((name, "mask of another image"))
-        elif path.suffix.lower() in DICOM or is_dicom(path):
+        elif is_dicom(path):
             header = _open_header(path)
             if header is None:
                 found.append(Found(name, str(path.resolve()), damaged=True))  # reading it will say why

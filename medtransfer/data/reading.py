@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medtransfer.data.dicom import is_dicom, open_dicom
-from medtransfer.data.dicom_image import DICOM, read_multiframe, read_plane, read_series
+from medtransfer.data.dicom_image import read_multiframe, read_plane, read_series
 from medtransfer.data.image import Image
 from medtransfer.data.limits import refuse_slivers
 from medtransfer.data.medmnist import is_archive, read_member
@@ -39,7 +39,7 @@ def split_member(path: str | Path) -> tuple[Path, str]:
 def is_image_file(path: Path) -> bool:
     """True for files that `read_image` takes: by their ending, or DICOM by its mark."""
     suffix = path.suffix.lower()
-    if suffix in PICTURES or suffix in DICOM or is_volume(path) or is_archive(path):
+    if suffix in PICTURES or is_volume(path) or is_archive(path):
         return True
     return suffix not in _NOT_IMAGES and path.name != "DICOMDIR" and is_dicom(path)
 

@@ -44,6 +44,9 @@ class Shortcut:
     high: float
     facts: tuple[str, ...]
 
+    def __str__(self) -> str:
+        return f"{self.label} from {self.source} alone: AUC {self.auc:.2f} ({self.low:.2f} to {self.high:.2f})"
+
     @property
     def warns(self) -> bool:
         """True where chance is no explanation and the effect is no trifle.
