@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import joblib
 import numpy as np
 import pandas as pd
-from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky import ProcessPoolExecutor
 from numpy.typing import NDArray
 from skimage.transform import resize
 
@@ -106,13 +106,25 @@ def _inspect_in_processes(paths: Sequence[str], folder: Path, fixed: Fixed | Non
                 yield row
                 done += 1
     except BrokenExecutor:
-        # Some image killed its process. One by one, each in a process of its own, it is known which.
-        for path in paths[done:]:
+        # Some image killed its process. One by one it is known which.
+        yield from _inspect_one_by_one(paths[done:], folder, fixed)
+
+
+def _inspect_one_by_one(paths: Sequence[str], folder: Path, fixed: Fixed | None) -> Iterator[dict[str, Any]]:
+    """In one other process, renewed after an image that killed it."""
+    # Not the executor that joblib keeps: at its next use it would find one there that is not of its own kind.
+    alone = ProcessPoolExecutor(max_workers=1)
+    try:
+        for path in paths:
             try:
-                yield get_reusable_executor(max_workers=1).submit(inspect_image, path, folder, fixed).result()
+                yield alone.submit(inspect_image, path, folder, fixed).result()
             except BrokenExecutor:
                 reason = "reading it killed the process: out of memory, or a fault of the decoder. Export it again, or leave it out."
                 yield {"error": reason, **_UNREAD}
+                alone.shutdown()
+                alone = ProcessPoolExecutor(max_workers=1)
+    finally:
+        alone.shutdown()
 
 
 def inspect_image(path: str, folder: Path, fixed: Fixed | None = None) -> dict[str, Any]:

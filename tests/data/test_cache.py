@@ -211,6 +211,9 @@ def test_an_image_that_kills_its_process_is_listed_and_the_rest_is_read(own_cach
     assert "killed the process" in facts.loc["5-0.png", "error"]
     assert (facts["error"] != "").sum() == 1
     assert facts.index.tolist() == cohort.images["image"].tolist()
+    # What is left behind does not stop the next cohort in the same process.
+    again = mt.inspect_images(cohort, fixed=Fixed(40), jobs=2)
+    assert (again["error"] == "").all()
 
 
 @pytest.mark.parametrize("suffix", ["mhd", "nhdr"])
