@@ -72,7 +72,7 @@ def check(
 
         if path.suffix.lower() in {".yaml", ".yml"}:
             from medtransfer.config import load_config
-            from medtransfer.study import load_cohort
+            from medtransfer.prepare import load_cohort
 
             config = load_config(path, overrides or ())
             if root is not None or label or positive is not None or flat:

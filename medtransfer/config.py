@@ -54,6 +54,11 @@ class ImageSection(Section):
     spacing: Annotated[float, Field(gt=0)] | tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
         None, description="mm per pixel of the input, one number or one per axis; left out: the longest side fills size."
     )
+    slices: int = Field(24, ge=1, le=512, description="Of a volume: number of slices.")
+    slice_spacing: float | None = Field(
+        None, gt=0, description="Of a volume: mm from slice to slice; left out: slices are spread over the whole volume."
+    )
+    plane: Literal["axial", "coronal", "sagittal"] = Field("axial", description="Of the slices of a volume.")
     window: str | tuple[Any, ...] = Field(
         "percentile",
         description="What becomes 0..1: percentile (0.5 to 99.5), full (minimum to maximum), from_header (DICOM), "
@@ -73,11 +78,43 @@ class ImageSection(Section):
         return value
 
 
+class RecipeSection(Section):
+    """Mean and standard deviation of the input, of intensities in 0..1: one number, or one per channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @field_validator("mean", "std", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _fits(self) -> RecipeSection:
+        if not self.mean or len(self.mean) != len(self.std) or min(self.std) <= 0:
+            raise ValueError("mean and std have as many numbers as each other, and std is above 0")
+        return self
+
+
 class ArmSection(Section):
-    """One contestant: a backbone and where its weights come from."""
+    """One contestant: a backbone, where its weights come from, and how it sees volumes."""
 
     backbone: str
-    weights: str | None = Field(None, description="imagenet, file:PATH, or none for random weights.")
+    weights: str | None = Field(
+        None, description="imagenet, timm:TAG, radimagenet, radimagenet:PATH, file:PATH, study:FOLDER, or none for random weights."
+    )
+    channels: int = Field(3, ge=1, le=64, description="Of the input; 1: the first convolution is summed over the colours.")
+    recipe: RecipeSection | None = Field(None, description="Mean and std of the input, in place of those of the weights.")
+    pooling: Literal["attention", "mean", "max"] = Field("attention", description="How the slices of a volume become one case.")
+    slab: int = Field(1, ge=1, le=15, description="Odd number of neighbouring slices that become the channels of each (2.5D).")
+
+    @model_validator(mode="after")
+    def _slab(self) -> ArmSection:
+        if self.slab % 2 == 0:
+            raise ValueError(f"slab is an odd number of slices, the middle one with as many on either side, not {self.slab}")
+        if self.slab > 1 and self.channels not in {3, self.slab}:
+            raise ValueError(f"slab {self.slab} makes {self.slab} channels; leave channels out")
+        return self
 
     @field_validator("weights", mode="before")
     @classmethod

@@ -20,7 +20,7 @@ from medtransfer.data.audit import Audit
 from medtransfer.data.cohort import Cohort
 from medtransfer.data.fingerprint import Fingerprint
 from medtransfer.data.split import Split
-from medtransfer.errors import ConfigError, StudyError
+from medtransfer.errors import ConfigError, StudyError, WeightsError
 from medtransfer.evaluation.predictions import read_predictions, write_aside
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.freeze import FreezePlan, fix_plan
@@ -189,6 +189,7 @@ def write_record(prepared: Prepared, engines: dict[str, Engine], output: Path) -
             "recipe": asdict(b.recipe),
             "chain": "exact" if b.exact else "one stage: no exact chain is known",
             "stages": b.names,
+            "slices": _describe_slices(prepared, name),
             **describe_machine(engines[name]),
         }
         for name, b in prepared.backbones.items()
@@ -202,6 +203,21 @@ def write_record(prepared: Prepared, engines: dict[str, Engine], output: Path) -
         "arms": arms,
     }
     write_aside(output / "environment.json", json.dumps(environment, indent=1))
+
+
+def _describe_slices(prepared: Prepared, name: str) -> str:
+    """How this arm sees volumes, in words; "" for images."""
+    image, arm, backbone = prepared.config.image, prepared.config.arms[name], prepared.backbones[name]
+    if prepared.fingerprint.ndim == 2:
+        return ""
+    apart = f", {image.slice_spacing:g} mm apart" if image.slice_spacing is not None else ""
+    grid = f"{image.slices} {image.plane} slices{apart}"
+    if backbone.ndim == 3:
+        return f"{grid}, as one volume"
+    pooled: str = arm.pooling
+    if pooled == "attention" and prepared.plans[name].strategy == "linear_probe":
+        pooled = "attention, in a linear probe the mean"
+    return f"{grid}{f', with neighbours ({arm.slab} as channels)' if arm.slab > 1 else ''}; pooled by {pooled}"
 
 
 def run_key(prepared: Prepared, engine: Engine, seed: int, fold: int, arm: str) -> str:
@@ -240,6 +256,33 @@ def read_salt(output: Path) -> str | None:
         return (output / _SALT).read_text(encoding="utf-8").strip() or None
     except OSError:
         return None
+
+
+def describe_backbone(backbone: Backbone) -> dict[str, str]:
+    """What a file of trained weights says of itself, so that `study:FOLDER` can load it again."""
+    recipe, weights = backbone.recipe, backbone.weights
+    return {
+        "backbone": backbone.name,
+        "mean": ",".join(map(str, recipe.mean)),
+        "std": ",".join(map(str, recipe.std)),
+        "size": str(recipe.size),
+        "weights": f"{weights.source} {weights.digest[:16]}".strip(),
+    }
+
+
+def digests_of_study(folder: Path) -> set[str]:
+    """SHA-256 of every image of the study that a folder of it, or of a run in it, belongs to.
+
+    Raises:
+        WeightsError: no `cohort.csv` there, so that nobody can say which images the weights have seen.
+    """
+    for parent in (folder, *list(folder.resolve().parents)[:4]):
+        if (parent / "cohort.csv").is_file():
+            return set(pd.read_csv(parent / "cohort.csv", usecols=["file_digest"], dtype=str)["file_digest"])
+    raise WeightsError(
+        f"{folder}: belongs to no study with a cohort.csv, so it cannot be seen whether its images are among these. "
+        "Keep the study's folder whole."
+    )
 
 
 def recorded_precision(output: Path, arm: str) -> str | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from copy import deepcopy
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +14,27 @@ import numpy as np
 import pandas as pd
 import torch
 
-from medtransfer.config import CohortSection, StudyConfig, TrainSection, make_config
-from medtransfer.data.audit import audit
+from medtransfer.config import StudyConfig, TrainSection, make_config
 from medtransfer.data.cohort import Cohort
 from medtransfer.data.dataset import ImageDataset, make_loader
-from medtransfer.data.fingerprint import Fingerprint, make_fingerprint
 from medtransfer.data.inspection import inspect_images
-from medtransfer.data.medmnist import is_archive
-from medtransfer.data.split import Fold, Split, split_cohort
+from medtransfer.data.slices import Slices
+from medtransfer.data.split import Fold
 from medtransfer.data.transforms import Fixed
-from medtransfer.data.windows import Window, parse_window
-from medtransfer.errors import CohortError, ConfigError, StudyError, list_faults
+from medtransfer.data.windows import Window
 from medtransfer.evaluation import EvaluationReport, evaluate, read_predictions, write_aside, write_predictions
 from medtransfer.models.backbone import Backbone
-from medtransfer.models.catalog import load_backbone
-from medtransfer.models.freeze import FreezePlan, plan_freeze
+from medtransfer.models.freeze import FreezePlan, refuse_random_prefix
+from medtransfer.models.heads import Pooling
+from medtransfer.prepare import count_steps, fixed_of, load_arm, prepare, refuse_unreadable
 from medtransfer.progress import Reporter
 from medtransfer.record import (
     Prepared,
     Run,
     check_folder,
+    describe_backbone,
     finished_run,
-    read_plans,
-    read_salt,
     recorded_precision,
-    refuse_edited_steps,
     run_key,
     write_record,
 )
@@ -48,6 +45,7 @@ from medtransfer.training.engine import Engine, make_engine, seed_everything
 from medtransfer.training.loop import Budget, predict
 from medtransfer.training.loop import fit as train_network
 
+# Planes that are predicted at once.
 _EVAL_BATCH = 32
 
 
@@ -58,10 +56,18 @@ class Arm:
     Attributes:
         backbone: architecture.
         weights: source, as in `load_backbone`; None for random weights, trained from scratch.
+        channels: of the input: 3, or 1 for grey images whose first convolution is summed over the colours.
+        pooling: how the slices of a volume become one case: attention, mean or max.
+        slab: odd number of neighbouring slices that are the channels of each (2.5D).
+        recipe: `{"mean": 0.5, "std": 0.5}`, one number or one per channel, in place of the recipe of the weights.
     """
 
     backbone: str
     weights: str | None = None
+    channels: int = 3
+    pooling: Pooling = "attention"
+    slab: int = 1
+    recipe: Mapping[str, Any] | None = None
 
 
 def compare(
@@ -97,8 +103,7 @@ def run_study(config: StudyConfig, output: str | Path, cohort: Cohort | None = N
     output = Path(output)
     check_folder(output, config)
     with Reporter(quiet) as reporter:
-        fixed = Fixed(config.image.size, parse_window(config.image.window), config.image.spacing)
-        prepared = _prepare(config, cohort, output, reporter, fixed)
+        prepared = prepare(config, cohort, output, reporter, fixed_of(config))
         engines = _make_engines(config, prepared.backbones, output)
         output.mkdir(parents=True, exist_ok=True)
         write_record(prepared, engines, output)
@@ -115,7 +120,7 @@ def run_study(config: StudyConfig, output: str | Path, cohort: Cohort | None = N
 def plan_study(config: StudyConfig, quiet: bool = False) -> dict[str, tuple[FreezePlan, Backbone]]:
     """The plans that `run_study` would follow, and nothing else."""
     with Reporter(quiet) as reporter:
-        prepared = _prepare(config, None, None, reporter, None)
+        prepared = prepare(config, None, None, reporter, None)
     return {name: (plan, prepared.backbones[name]) for name, plan in prepared.plans.items()}
 
 
@@ -131,6 +136,8 @@ def fit(
     size: int = 128,
     window: Window = "percentile",
     spacing: float | tuple[float, ...] | None = None,
+    slices: Slices | None = None,
+    slab: int = 1,
     train: TrainSection | None = None,
     engine: Engine | None = None,
     entries: Sequence[Path] | None = None,
@@ -148,7 +155,8 @@ def fit(
         output: folder of the run.
         seed: of batch order and random transforms.
         arm: name in the predictions table.
-        size, window, spacing: of the fixed transforms; see `Fixed`.
+        size, window, spacing, slices: of the fixed transforms; see `Fixed`.
+        slab: neighbouring slices of a volume that become the channels of each.
         train: budget, precision and device; the defaults where left out.
         engine, entries: made from the above where left out; a study shares them between runs.
         key: digest of all that decides the result, by which a study knows the run again.
@@ -157,12 +165,13 @@ def fit(
     Raises:
         MedTransferError: see the parts it calls.
     """
-    output, train = Path(output), train or TrainSection()
+    output, train, slices = Path(output), train or TrainSection(), slices or Slices()
+    refuse_random_prefix(backbone, plan)
     reporter = reporter or Reporter(quiet)
     output.mkdir(parents=True, exist_ok=True)
     if entries is None:
-        facts = inspect_images(cohort, reporter, Fixed(size, window, spacing))
-        _refuse_unreadable(facts, cohort)
+        facts = inspect_images(cohort, reporter, Fixed(size, window, spacing, slices))
+        refuse_unreadable(facts, cohort)
         entries = [Path(entry) for entry in facts["entry"]]
     engine = engine or make_engine(train.device, train.precision)
     seed_everything(seed)
@@ -172,11 +181,13 @@ def fit(
     recipe = backbone.recipe
 
     def loader(rows: Any, draw: int | None = None) -> Any:
-        batch = train.batch_size if draw is not None else _EVAL_BATCH
-        return make_loader(ImageDataset(entries, targets, rows, draw), batch, recipe.mean, recipe.std)
+        dataset = ImageDataset(entries, targets, rows, draw, slices.plane)
+        planes = 1 if len(dataset.shape) == 2 else slices.count
+        batch = train.batch_size if draw is not None else max(1, _EVAL_BATCH // planes)
+        return make_loader(dataset, batch, recipe.mean, recipe.std, backbone.ndim, slab)
 
     training = loader(fold.train, seed)
-    budget = Budget(_steps(plan, train, len(training)), train.patience, train.weight_decay)
+    budget = Budget(count_steps(plan, train, len(training)), train.patience, train.weight_decay)
     history: list[dict[str, float]] = []
 
     def on_epoch(entry: dict[str, float], epochs: int) -> None:
@@ -191,7 +202,7 @@ def fit(
         chosen = cohort.images.iloc[rows]
         frames.append(task.decode(logits, truth, chosen["image"].tolist(), cohort.units.iloc[rows].tolist()).assign(part=part))
     table = pd.concat(frames, ignore_index=True).assign(arm=arm, seed=seed, fold=fold.index)
-    save_weights(output / "weights.safetensors", backbone, head, {"backbone": backbone.name, "tap": task.taps(backbone)[0]})
+    save_weights(output / "weights.safetensors", backbone, head, {**describe_backbone(backbone), "tap": task.taps(backbone)[0]})
     write_predictions(table, output / "predictions.csv")
     summary = {
         "arm": arm,
@@ -209,109 +220,6 @@ def fit(
     return Run(output, arm, fold.index, seed, read_predictions(output / "predictions.csv"), summary)
 
 
-def _prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, reporter: Reporter, fixed: Fixed | None) -> Prepared:
-    # The network first: a misspelt backbone is found in a second, before thousands of images are read.
-    backbones = {name: load_backbone(arm.backbone, arm.weights, seed=config.protocol.seeds[0]) for name, arm in config.arms.items()}
-    for backbone in backbones.values():
-        _require_size(backbone, config.image.size)
-    cohort = _with_kept_salt(config.cohort, cohort, output)
-    if len(cohort.labels) != 1:
-        raise ConfigError(f"cohort.labels: one label is studied at a time, {len(cohort.labels)} given. Run one study per label.")
-    # A split that cannot be made is found now too, before thousands of images are read.
-    split_cohort(cohort, config.protocol.folds, config.protocol.split_seed, config.protocol.tune)
-    facts = inspect_images(cohort, reporter, fixed)
-    bad = facts[facts["error"] != ""]
-    if not config.cohort.skip_unreadable:
-        _refuse_unreadable(facts, cohort)
-    reporter.say("looking for duplicates, near-duplicates and shortcuts")
-    findings = audit(cohort, facts, group=config.protocol.group)
-    if len(bad):
-        reporter.say(f"{len(bad)} of {len(cohort)} images cannot be read and are left out; the report lists them")
-        cohort = cohort.without(bad["image"].tolist())
-    facts = facts[facts["error"] == ""].reset_index(drop=True)
-    if config.protocol.group == "cluster":
-        used = set(cohort.images["image"])
-        cohort = cohort.grouped([(a, b) for a, b in findings.near_duplicates if a in used and b in used])
-    split = split_cohort(cohort, config.protocol.folds, config.protocol.split_seed, config.protocol.tune)
-    fingerprint = _training_fingerprint(cohort, facts, split)
-    if fingerprint.ndim != 2:
-        raise ConfigError("cohort: these images are volumes. They can be read and checked; networks are trained on planes only so far.")
-    by_hand = {k: v for k, v in config.plan.model_dump().items() if k not in {"search", "domain"}}
-    plans = {name: plan_freeze(fingerprint, backbone, config.plan.domain, **by_hand) for name, backbone in backbones.items()}
-    edited = output / "plan.json" if output is not None else None
-    if edited is not None and edited.is_file():
-        plans = read_plans(edited, plans, backbones)
-    # One budget for all arms: the one that is set, or the longest any of them asks for.
-    smallest = min(len(split.fold(index).train) for index in range(len(split)))
-    batches = max(1, smallest // config.train.batch_size)
-    steps = max(_steps(plan, config.train, batches) for plan in plans.values())
-    plans = {name: plan if plan.strategy == "linear_probe" else replace(plan, steps=steps) for name, plan in plans.items()}
-    if edited is not None and edited.is_file():
-        refuse_edited_steps(edited, plans)
-    return Prepared(config, cohort, facts, split, fingerprint, plans, backbones, findings)
-
-
-def _require_size(backbone: Backbone, size: int) -> None:
-    """Some architectures (ViT, Swin) take images of one size only."""
-    backbone.eval()
-    try:
-        with torch.inference_mode():
-            backbone({"image": torch.zeros(1, len(backbone.recipe.mean), size, size)}, [backbone.names[-1]])
-    except Exception as error:  # each architecture refuses in its own way
-        raise ConfigError(
-            f"image.size is {size}, which {backbone.name} does not take ({error}). It was made for image.size={backbone.recipe.size}."
-        ) from error
-
-
-def load_cohort(section: CohortSection, salt: str | None = None) -> Cohort:
-    """The cohort that a configuration describes; ids from DICOM headers are hashed with the salt."""
-    if section.manifest is not None and is_archive(section.manifest):
-        return Cohort.from_medmnist(section.manifest, section.positive)
-    if section.manifest is not None:
-        return Cohort.from_csv(section.manifest, section.root, section.labels, section.positive, salt)
-    return Cohort.from_folders(section.root, section.classes, section.positive, salt)
-
-
-def _with_kept_salt(section: CohortSection, cohort: Cohort | None, output: Path | None) -> Cohort:
-    """A study that goes on calls its patients as it did before."""
-    kept = read_salt(output) if output is not None else None
-    if cohort is None:
-        return load_cohort(section, kept)
-    if kept is None or cohort.salt in {"", kept}:
-        return cohort
-    again = load_cohort(section, kept)
-    missing = sorted(set(again.images["image"]) - set(cohort.images["image"]))
-    again = again.without(missing) if missing else again
-    columns = ["image", *cohort.labels]
-    if again.labels != cohort.labels or not again.images[columns].equals(cohort.images[columns]):
-        raise StudyError(f"{output}: was made with other images or labels. Choose another output.")
-    return again
-
-
-def _refuse_unreadable(facts: pd.DataFrame, cohort: Cohort) -> None:
-    bad = facts[facts["error"] != ""]
-    if len(bad):
-        faults = [f"{image}: {error}" for image, error in zip(bad["image"], bad["error"], strict=True)]
-        remedy = "Mend or remove them, or set cohort.skip_unreadable=true to leave them out and have them listed in the report."
-        raise CohortError(list_faults(f"{cohort.root}: {len(bad)} of {len(cohort)} images cannot be read", faults, remedy))
-
-
-def _training_fingerprint(cohort: Cohort, facts: pd.DataFrame, split: Split) -> Fingerprint:
-    """Fingerprint of the training part with the fewest patients in its smaller class: the plan sees no test image."""
-    prints = []
-    for index in range(len(split)):
-        part = cohort.images.iloc[split.fold(index).train].reset_index(drop=True)
-        inside = replace(cohort, images=part)
-        prints.append(make_fingerprint(inside, facts))
-    return min(prints, key=lambda print_: print_.smallest_class)
-
-
-def _steps(plan: FreezePlan, train: TrainSection, batches: int) -> int:
-    if plan.strategy == "linear_probe":
-        return 0
-    return train.epochs * batches if train.epochs is not None else plan.steps
-
-
 def _make_engines(config: StudyConfig, backbones: dict[str, Backbone], output: Path) -> dict[str, Engine]:
     """One engine per architecture, so that arms of the same one train in the same precision."""
     engines: dict[str, Engine] = {}
@@ -320,7 +228,9 @@ def _make_engines(config: StudyConfig, backbones: dict[str, Backbone], output: P
             precision = config.train.precision
             if precision == "auto":
                 precision = recorded_precision(output, arm) or precision  # type: ignore[assignment]  # written by this program
-            image = torch.zeros(config.train.batch_size, len(backbone.recipe.mean), config.image.size, config.image.size)
+            space = (config.image.size,) * 2 if backbone.ndim == 2 else (config.image.slices, config.image.size, config.image.size)
+            # Of volumes two: what is measured is a ratio, and a batch of them takes long.
+            image = torch.zeros(config.train.batch_size if backbone.ndim == 2 else 2, len(backbone.recipe.mean), *space)
             engines[backbone.name] = make_engine(config.train.device, precision, backbone, image)
     return {arm: engines[backbone.name] for arm, backbone in backbones.items()}
 
@@ -336,16 +246,20 @@ def _run_all(prepared: Prepared, engines: dict[str, Engine], output: Path, repor
         run = finished_run(folder, key, arm, index, seed)
         if run is None:
             begun = time.monotonic()
-            backbone = load_backbone(config.arms[arm].backbone, config.arms[arm].weights, seed=seed)
+            section = config.arms[arm]
+            backbone = deepcopy(prepared.backbones[arm]) if section.weights else load_arm(section, config.image.size, seed)
+            sliced = prepared.fingerprint.ndim > backbone.ndim
             run = fit(
                 prepared.cohort,
                 prepared.split.fold(index),
-                Classification(prepared.cohort.labels),
+                Classification(prepared.cohort.labels, pooling=section.pooling if sliced else "mean"),
                 backbone,
                 prepared.plans[arm],
                 folder,
                 seed,
                 arm,
+                slices=fixed_of(config).slices,
+                slab=section.slab,
                 train=config.train,
                 engine=engines[arm],
                 entries=entries,

@@ -23,8 +23,9 @@ ALLOWED = {
     "training": {"errors", "training", "tasks", "models", "evaluation"},
     "report": {"errors", "report", "evaluation"},
     "record": {"errors", "config", "data", "models", "training", "evaluation"},
-    "study": {"errors", "config", "record", "progress", "data", "models", "tasks", "training", "evaluation", "report"},
-    "cli": {"errors", "config", "progress", "record", "data", "models", "study", "evaluation", "report"},
+    "prepare": {"errors", "config", "record", "progress", "data", "models"},
+    "study": {"errors", "config", "record", "prepare", "progress", "data", "models", "tasks", "training", "evaluation", "report"},
+    "cli": {"errors", "config", "progress", "record", "prepare", "data", "models", "study", "evaluation", "report"},
     "__main__": {"cli"},
     "__init__": {"config", "data", "models", "tasks", "evaluation", "errors", "record", "study"},
 }

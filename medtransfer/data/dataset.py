@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from medtransfer.data.cache import read_entry
+from medtransfer.data.slices import Plane, Slices, cut, present_slices
 from medtransfer.data.transforms import normalise, random_transforms
 from medtransfer.errors import ImageError
 
@@ -31,15 +32,20 @@ class ImageDataset(Dataset[Item]):
         targets: float32 (image, label).
         rows: which images, as row numbers of `entries`.
         seed: of the random half; None leaves the images as they are.
+        plane: of the slices of volumes.
     """
 
-    def __init__(self, entries: Sequence[Path], targets: NDArray[np.float32], rows: Sequence[int], seed: int | None = None) -> None:
+    def __init__(
+        self, entries: Sequence[Path], targets: NDArray[np.float32], rows: Sequence[int], seed: int | None = None, plane: Plane = "axial"
+    ) -> None:
         self.entries = list(entries)
         self.targets = torch.tensor(targets, dtype=torch.float32)
         self.rows = [int(row) for row in rows]
         self.seed = seed
         self.epoch = 0
-        self.random = random_transforms(self._read(self.rows[0]).shape[-1]) if seed is not None else None
+        self.plane: Plane = plane
+        self.shape = tuple(self._read(self.rows[0]).shape[1:])
+        self.random = random_transforms(self.shape, Slices(plane=plane).axis) if seed is not None else None
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the random draw of the next pass."""
@@ -96,16 +102,38 @@ class EpochSampler(Sampler[int]):
         return iter(order.tolist())
 
 
-def make_loader(dataset: ImageDataset, batch_size: int, mean: Sequence[float], std: Sequence[float]) -> DataLoader[Any]:
-    """Batches `{"features": {"image": (batch, channel, row, column)}, "targets": (batch, label), "rows": (batch,)}`.
+def make_loader(
+    dataset: ImageDataset, batch_size: int, mean: Sequence[float], std: Sequence[float], ndim: int = 2, slab: int = 1
+) -> DataLoader[Any]:
+    """Batches of images in the recipe of the weights.
 
     A dataset with a seed is shuffled anew each epoch, and an incomplete last batch is left out, as
     batch statistics of a few images are poor; one without a seed keeps its order and every image.
+
+    Args:
+        dataset: images, or volumes.
+        batch_size: images or volumes.
+        mean, std: the recipe, per channel.
+        ndim: axes of space that the network takes.
+        slab: neighbouring slices that become the channels of each; see `slices.cut`.
+
+    Returns:
+        A loader of `{"features": {"image": ...}, "present": bool (batch, slice), "targets": (batch, label),
+        "rows": (batch,)}`. The image is (batch, channel, row, column); of volumes (batch, slice, channel, row,
+        column) for a network of planes, (batch, channel, slice, row, column) for one of volumes.
     """
 
     def collate(items: list[Item]) -> dict[str, Any]:
         images, targets, rows = zip(*items, strict=True)
-        return {"features": {"image": normalise(images, mean, std)}, "targets": torch.stack(targets), "rows": torch.tensor(rows)}
+        present = torch.ones(len(items), 1, dtype=torch.bool)
+        if len(dataset.shape) == 3:
+            stacks = [cut(image, dataset.plane, slab) for image in images]
+            present = torch.stack([present_slices(stack) for stack in stacks])
+            image = normalise(stacks, mean, std, axis=1)
+            image = image if ndim == 2 else image.transpose(1, 2)
+        else:
+            image = normalise(images, mean, std)
+        return {"features": {"image": image}, "present": present, "targets": torch.stack(targets), "rows": torch.tensor(rows)}
 
     training = dataset.seed is not None
     return DataLoader(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,7 +76,12 @@ class Placement:
 
 
 def place(
-    shape: Sequence[int], spacing: Sequence[float], size: int | Sequence[int], target: float | Sequence[float] | None, where: str
+    shape: Sequence[int],
+    spacing: Sequence[float],
+    size: int | Sequence[int],
+    target: float | Sequence[float | None] | None,
+    where: str,
+    across: int | None = None,
 ) -> Placement:
     """The placement of an image.
 
@@ -83,25 +89,35 @@ def place(
         shape: pixels along each axis of space.
         spacing: mm along each axis.
         size: pixels of the grid, one number for all axes or one each.
-        target: mm of the grid along each axis. None: the longest side, in mm, fills the grid, and the
-            aspect in mm is kept.
+        target: mm of the grid along each axis. None, for all or for some: the longest of these sides, in mm,
+            fills the grid, and their aspect in mm is kept.
         where: the file, for messages.
+        across: axis that runs across slices; without a target it is spread over the grid for itself, never magnified.
 
     Raises:
         ImageError: larger than the grid at the target spacing, or a target for another number of axes.
     """
     dimensions = len(shape)
     grid = _each(size, dimensions, where, "image.size")
-    if target is None:
-        extent = [n * mm for n, mm in zip(shape, spacing, strict=True)]
-        factor = min(g / e for g, e in zip(grid, extent, strict=True))
-        resized = [min(int(g), max(1, round(e * factor))) for g, e in zip(grid, extent, strict=True)]
-    else:
-        wanted = _each(target, dimensions, where, "image.spacing")
-        resized = [max(1, round(n * mm / to)) for n, mm, to in zip(shape, spacing, wanted, strict=True)]
-        if any(r > g for r, g in zip(resized, grid, strict=True)):
-            shown, room = " x ".join(map(str, resized)), " x ".join(str(int(g)) for g in grid)
-            raise ImageError(f"{where}: has {shown} pixels at image.spacing, more than image.size {room}. Raise one of these.")
+    wanted = [None] * dimensions if target is None else _each(target, dimensions, where, "image.spacing")
+    extent = [n * mm for n, mm in zip(shape, spacing, strict=True)]
+    filling = [axis for axis in range(dimensions) if wanted[axis] is None and axis != across]
+    factor = min((grid[axis] / extent[axis] for axis in filling), default=1.0)
+    resized = []
+    for axis, to in enumerate(wanted):
+        room = int(grid[axis])
+        if to is not None:
+            resized.append(max(1, round(extent[axis] / to)))
+        else:
+            resized.append(min(room, shape[axis]) if axis == across else min(room, max(1, round(extent[axis] * factor))))
+    if across is not None and resized[across] > grid[across]:
+        raise ImageError(
+            f"{where}: has {resized[across]} slices {wanted[across]:g} mm apart, more than image.slices {int(grid[across])}. "
+            "Raise image.slices or image.slice_spacing."
+        )
+    if any(r > g for r, g in zip(resized, grid, strict=True)):
+        shown, space = " x ".join(map(str, resized)), " x ".join(str(int(g)) for g in grid)
+        raise ImageError(f"{where}: has {shown} pixels at image.spacing, more than image.size {space}. Raise one of these.")
     before = tuple((int(g) - r) // 2 for g, r in zip(grid, resized, strict=True))
     return Placement(tuple(shape), tuple(resized), before, tuple(int(g) for g in grid))
 
@@ -125,8 +141,8 @@ def _nearest_resize(mask: Tensor, size: tuple[int, ...]) -> Tensor:
     return functional.interpolate(mask[None].float(), size=size, mode="nearest-exact")[0].to(mask.dtype)
 
 
-def _each(value: float | Sequence[float], count: int, where: str, key: str) -> list[float]:
-    values = [float(v) for v in value] if isinstance(value, Sequence) else [float(value)] * count
+def _each(value: float | Sequence[float | None], count: int, where: str, key: str) -> list[Any]:
+    values = list(value) if isinstance(value, Sequence) else [float(value)] * count
     if len(values) != count:
         raise ImageError(f"{where}: has {count} dimensions, {key} has {len(values)} values.")
     return values

@@ -25,6 +25,7 @@ from torch import Tensor
 from medtransfer.data.image import Image
 from medtransfer.data.placement import Placement, place
 from medtransfer.data.reading import read_image, window_image
+from medtransfer.data.slices import Slices
 from medtransfer.data.windows import Window, parse_window
 from medtransfer.errors import ConfigError, ImageError
 
@@ -38,11 +39,13 @@ class Fixed:
         window: what becomes 0..1; see `read_image`.
         spacing: mm of the result along every axis or one number each; the image is then padded to `size`.
             None: its longest side fills `size`, the aspect (in mm) kept.
+        slices: of volumes; `size` and `spacing` are then those of the slices. None: a volume is a block like another.
     """
 
     size: int | tuple[int, ...] = 128
     window: Window = "percentile"
     spacing: float | tuple[float, ...] | None = None
+    slices: Slices | None = None
 
     def __post_init__(self) -> None:
         sizes = self.size if isinstance(self.size, tuple) else (self.size,)
@@ -58,7 +61,17 @@ class Fixed:
             raise ImageError(f"{where}: is a film, not a volume. Name one frame of it behind a #.")
         if self.spacing is not None and image.provenance["spacing_from"] == "none":
             raise ImageError(f"{where}: states no pixel spacing, so image.spacing cannot be applied. Leave image.spacing out.")
-        return place(image.array.shape[1:], image.spacing, self.size, self.spacing, where)
+        if self.slices is None or image.array.ndim != 4:
+            return place(image.array.shape[1:], image.spacing, self.size, self.spacing, where)
+        if self.slices.spacing is not None and image.provenance["spacing_from"] == "none":
+            raise ImageError(f"{where}: states no spacing of its slices, so image.slice_spacing cannot be applied. Leave it out.")
+        axis = self.slices.axis
+        size = list(self.size) if isinstance(self.size, tuple) else [self.size] * 3
+        target: list[float | None] = list(self.spacing) if isinstance(self.spacing, tuple) else [self.spacing] * 3
+        size[axis] = self.slices.count
+        if not isinstance(self.spacing, tuple) or self.slices.spacing is not None:
+            target[axis] = self.slices.spacing
+        return place(image.array.shape[1:], image.spacing, size, target, where, axis)
 
     def apply(self, path: str, image: Image) -> tuple[Tensor, Placement]:
         """An image of `read_image(path)` -> float32 (channel, *size), 0..1, and where its pixels went."""
@@ -110,21 +123,28 @@ def fixed_transforms(size: int | Sequence[int], window: Any = "percentile", spac
     return ApplyFixed(Fixed(grid, parse_window(window), mm))  # type: ignore[arg-type]  # checked there
 
 
-def random_transforms(size: int) -> Compose:
-    """The training half: tensor (channel, size, size), 0..1 -> the same, changed a little.
+def random_transforms(shape: Sequence[int], across: int = 2) -> Compose:
+    """The training half: tensor (channel, *shape), 0..1 -> the same, changed a little.
 
     Left-right flip (p 0.5); rotation up to 15 degrees, zoom up to 15 %, shift up to 8 % of the side
-    (p 0.9); gamma 0.75 to 1.35 (p 0.5); contrast up to 20 % and brightness up to 0.1 (p 0.5).
+    (p 0.9); gamma 0.75 to 1.35 (p 0.5); contrast up to 20 % and brightness up to 0.1 (p 0.5). Volumes are
+    turned, zoomed and shifted within their slices, all slices alike.
+
+    Args:
+        shape: rows and columns, or x, y, z of a volume (left and right along x).
+        across: axis of a volume that runs across the slices.
     """
-    shift = 0.08 * size
+    volume = len(shape) == 3
+    inside = [0.0 if volume and axis == across else 1.0 for axis in range(len(shape))]
+    turn = [math.radians(15) * (1 - part) for part in inside] if volume else math.radians(15)
     return Compose(
         [
-            RandFlip(prob=0.5, spatial_axis=1),
+            RandFlip(prob=0.5, spatial_axis=0 if volume else 1),
             RandAffine(
                 prob=0.9,
-                rotate_range=math.radians(15),
-                scale_range=(0.15, 0.15),
-                translate_range=(shift, shift),
+                rotate_range=turn,
+                scale_range=[0.15 * part for part in inside],
+                translate_range=[0.08 * n * part for n, part in zip(shape, inside, strict=True)],
                 mode="bilinear",
                 padding_mode="border",
             ),
@@ -135,9 +155,20 @@ def random_transforms(size: int) -> Compose:
     )
 
 
-def normalise(images: Sequence[Tensor], mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Stacks images (1 or 3 channels, 0..1) to float32 (batch, channel, *space) in the recipe of the weights."""
+def normalise(images: Sequence[Tensor], mean: Sequence[float], std: Sequence[float], axis: int = 0) -> Tensor:
+    """Stacks images, 0..1, to float32 in the recipe of the weights: (channel, *space) -> (batch, channel, *space).
+
+    Args:
+        images: of one channel, which is repeated, or of as many as the recipe has.
+        mean, std: the recipe, per channel.
+        axis: of the channels in each image: 0, or 1 of stacks of slices.
+    """
     channels = len(mean)
-    batch = torch.stack([image.expand(channels, *image.shape[1:]) for image in images])
-    shape = (1, channels, *(1,) * (batch.ndim - 2))
+    for image in images:
+        if image.shape[axis] not in {1, channels}:
+            raise ImageError(
+                f"an image of {image.shape[axis]} channels meets a network of {channels}. Set channels of the arm, or image.window."
+            )
+    batch = torch.stack([image.expand(*image.shape[:axis], channels, *image.shape[axis + 1 :]) for image in images])
+    shape = [channels if n == axis + 1 else 1 for n in range(batch.ndim)]
     return (batch.clamp(0.0, 1.0) - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)

@@ -11,7 +11,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Protocol
 
-from medtransfer.errors import ConfigError
+from medtransfer.errors import ConfigError, WeightsError
 from medtransfer.models.backbone import Backbone
 
 Strategy = Literal["linear_probe", "lp_ft", "scratch"]
@@ -225,6 +225,20 @@ def fix_plan(plan: FreezePlan, backbone: Backbone, **fields: Any) -> FreezePlan:
     return replace(plan, trainable_fraction=_trainable_fraction(backbone, plan.frozen_stages))
 
 
+def refuse_random_prefix(backbone: Backbone, plan: FreezePlan) -> None:
+    """Frozen stages must hold trained weights: of random ones nothing is learnt, and nobody would notice.
+
+    Raises:
+        WeightsError: stages are frozen, and the weights are random or look so.
+    """
+    if plan.frozen_stages and not backbone.weights.trained:
+        found = backbone.weights.proof.get("sentence", "they are random")
+        raise WeightsError(
+            f"{backbone.name}, weights {backbone.weights.source}: {plan.frozen_stages} stages are to be frozen, but these do not look like "
+            f"trained weights ({found}). Give another file, or train everything (plan.frozen_stages=0)."
+        )
+
+
 def _check_field(plan: FreezePlan, key: str, value: Any) -> None:
     if plan.strategy == "scratch" and key not in _RATES:
         # A frozen stage of random weights would learn nothing.
@@ -246,9 +260,10 @@ def _steps(row: _Row, images: int) -> int:
 
 
 def _family(backbone: Backbone) -> Family:
-    if backbone.layout == "NLC":
+    layouts = {stage.layout for stage in backbone.stages}
+    if "NLC" in layouts:
         return "plain_vit"
-    hierarchical = backbone.layout == "NHWC" or any(part in backbone.name for part in ("densenet", "swin", "convnext"))
+    hierarchical = "NHWC" in layouts or any(part in backbone.name for part in ("densenet", "swin", "convnext"))
     return "dense_or_hierarchical" if hierarchical else "cnn"
 
 

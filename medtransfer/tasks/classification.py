@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from medtransfer.errors import CohortError
 from medtransfer.models.backbone import Backbone
-from medtransfer.models.heads import LinearHead
+from medtransfer.models.heads import LinearHead, Pooling
 
 _LARGEST_WEIGHT = 10.0
 
@@ -33,11 +33,13 @@ class Classification:
         labels: names of the labels.
         positive_weights: w per label; 1 where left out.
         mean_weights: mean weight of the training images per label, which scales the loss; 1 where left out.
+        pooling: of the slices of a volume, see `LinearHead`.
     """
 
     labels: tuple[str, ...]
     positive_weights: tuple[float, ...] = ()
     mean_weights: tuple[float, ...] = ()
+    pooling: Pooling = "mean"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", tuple(self.labels))
@@ -57,16 +59,15 @@ class Classification:
                 raise CohortError(f"label {label}: the training part has {int(p)} positive and {int(n)} negative images; both are needed.")
         weights = np.clip(negatives / positives, 1 / _LARGEST_WEIGHT, _LARGEST_WEIGHT)
         means = (positives * weights + negatives) / len(targets)
-        return Classification(self.labels, tuple(float(w) for w in weights), tuple(float(m) for m in means))
+        return replace(self, positive_weights=tuple(float(w) for w in weights), mean_weights=tuple(float(m) for m in means))
 
     def taps(self, backbone: Backbone) -> list[str]:
         """The last activation."""
         return [backbone.stages[-1].name]
 
     def make_head(self, backbone: Backbone) -> nn.Module:
-        """One linear layer on the mean of the last activation."""
-        last = backbone.stages[-1]
-        return LinearHead(last.name, last.channels, len(self.labels), backbone.layout)
+        """One linear layer on the pooled last activation."""
+        return LinearHead(backbone.stages[-1], len(self.labels), self.pooling)
 
     def loss(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Weighted binary cross-entropy, in float32.

@@ -15,11 +15,13 @@ from medtransfer.models.backbone import Backbone
 class Batch(TypedDict):
     """What a loader yields.
 
-    `features`: activations by name, at first `{"image": (batch, channel, row, column)}`;
-    `targets`: float32 (batch, label); `rows`: int64 (batch,), row numbers of the cohort.
+    `features`: activations by name, at first `{"image": (batch, channel, *space)}`, of volumes for a network of
+    planes (batch, slice, channel, row, column); `present`: bool (batch, slice), False where a slice only pads the
+    volume; `targets`: float32 (batch, label); `rows`: int64 (batch,), row numbers of the cohort.
     """
 
     features: dict[str, Tensor]
+    present: Tensor
     targets: Tensor
     rows: Tensor
 

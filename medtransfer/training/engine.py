@@ -6,6 +6,7 @@ import copy
 import os
 import random
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -42,6 +43,20 @@ class Engine:
         """The context of a forward pass."""
         dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
         return torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32")
+
+    def move(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Activations to the device, in the order of memory that convolutions of planes like best."""
+        return {
+            name: x.to(self.device, non_blocking=True, memory_format=torch.channels_last if x.ndim == 4 else torch.preserve_format)
+            for name, x in features.items()
+        }
+
+    def place(self, network: nn.Module) -> nn.Module:
+        """A network to the device, in the same order of memory; in place."""
+        for tensor in network.parameters():
+            if tensor.ndim == 4:
+                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+        return network.to(self.device)
 
     def make_accelerator(self) -> Accelerator:
         """A new `accelerate` object for one training: scales, clips and steps.
@@ -84,14 +99,15 @@ def make_engine(device: str = "auto", precision: str = "auto", probe: nn.Module 
 
 def _time_step(probe: nn.Module, image: Tensor, device: torch.device, bf16: bool) -> float:
     """Seconds of the best of two forward and backward passes after a warm-up; gradients are cleared, batch statistics restored."""
-    model = copy.deepcopy(probe).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    batch = image.to(device, memory_format=torch.channels_last)
+    engine = Engine(device, "bf16" if bf16 else "fp32", {})
+    model: Any = engine.place(copy.deepcopy(probe)).train()
+    batch = engine.move({"image": image})
     last = model.names[-1]
     times = []
     for _ in range(3):
         start = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            out = model({"image": batch}, [last])[last]
+        with engine.autocast():
+            out = model(batch, [last])[last]
         if out.requires_grad:
             out.float().mean().backward()
         if device.type == "cuda":

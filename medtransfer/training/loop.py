@@ -123,14 +123,14 @@ def fit(
     Raises:
         StudyError: the loss is not finite.
     """
-    backbone.to(engine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    engine.place(backbone)
     head.to(engine.device)
     backbone.freeze(plan.frozen_stages, plan.norm_policy)
     probe: dict[str, Any] = {}
     if plan.strategy != "scratch":
-        tap = task.taps(backbone)[0]
-        parts = [pooled_features(backbone, tap, batches, engine) for batches in (train_plain, tune)]
-        probe = fit_head(cast(LinearHead, head), parts[0], parts[1], task.positive_weights)
+        linear = cast(LinearHead, head)
+        parts = [pooled_features(backbone, linear, batches, engine) for batches in (train_plain, tune)]
+        probe = fit_head(linear, parts[0], parts[1], task.positive_weights)
     steps = 0 if plan.strategy == "linear_probe" else budget.steps
     epochs = math.ceil(steps / len(train))
     optimizer = torch.optim.AdamW(parameter_groups(backbone, head, plan, budget.weight_decay))
@@ -184,13 +184,9 @@ def predict(backbone: Backbone, head: nn.Module, task: Task, batches: Iterable[B
 
 
 def _forward(backbone: Backbone, head: nn.Module, task: Task, batch: Batch, engine: Engine) -> Tensor:
-    features = {
-        name: x.to(engine.device, non_blocking=True, memory_format=torch.channels_last if x.ndim == 4 else torch.preserve_format)
-        for name, x in batch["features"].items()
-    }
     with engine.autocast():
-        taps = backbone(features, task.taps(backbone))
-    result: Tensor = head(taps)
+        taps = backbone(engine.move(batch["features"]), task.taps(backbone))
+    result: Tensor = head(taps, batch["present"])
     return result
 
 

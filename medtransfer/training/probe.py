@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from medtransfer.models.backbone import Backbone
-from medtransfer.models.heads import LinearHead, pool
+from medtransfer.models.heads import LinearHead
 from medtransfer.tasks.task import Batch
 from medtransfer.training.engine import Engine
 
@@ -21,20 +21,21 @@ PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 def pooled_features(
-    backbone: Backbone, tap: str, batches: Iterable[Batch], engine: Engine
+    backbone: Backbone, head: LinearHead, batches: Iterable[Batch], engine: Engine
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean over space of one activation, eval mode.
+    """What the head pools from its activation, eval mode.
 
     Returns:
         features (image, channel) and targets (image, label), in the order of the batches.
     """
     features, targets = [], []
     backbone.eval()
+    head.eval()
     for batch in batches:
-        image = batch["features"]["image"].to(engine.device, memory_format=torch.channels_last)
-        with torch.inference_mode(), engine.autocast():
-            activation = backbone({"image": image}, [tap])[tap]
-        features.append(pool(activation, backbone.layout).cpu().double().numpy())
+        with torch.inference_mode():
+            with engine.autocast():
+                activation = backbone(engine.move(batch["features"]), [head.tap])[head.tap]
+            features.append(head.pool(activation, batch["present"]).cpu().double().numpy())
         targets.append(batch["targets"].double().numpy())
     return np.concatenate(features), np.concatenate(targets)
 

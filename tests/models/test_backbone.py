@@ -7,18 +7,38 @@ import pytest
 import timm
 import torch
 from medtransfer.errors import WeightsError
-from medtransfer.models.heads import LinearHead, pool
+from medtransfer.models.chain import Stage, mean_over_space
+from medtransfer.models.heads import LinearHead
 
-EXACT = [
-    "tf_efficientnet_lite0",
-    "resnet18",
-    "densenet121",
-    "convnext_atto",
-    "regnetx_002",
-    "vit_tiny_patch16_224",
-    "vgg11_bn",
-    "inception_v3",
-]
+# One of every family that must have an exact chain, the smallest, with the number of its stages.
+EXACT = {
+    "resnet18": 9,
+    "resnext50_32x4d": 17,
+    "seresnet18": 9,
+    "vgg11": 5,
+    "vgg11_bn": 5,
+    "inception_v3": 16,
+    "inception_resnet_v2": 49,
+    "densenet121": 6,
+    "efficientnet_b0": 18,
+    "tf_efficientnetv2_b0": 23,
+    "tf_efficientnet_lite0": 18,
+    "mobilenetv2_100": 19,
+    "mobilenetv3_small_100": 14,
+    "mobilenetv4_conv_small": 19,
+    "convnext_atto": 15,
+    "convnextv2_atto": 15,
+    "regnetx_002": 15,
+    "regnety_002": 15,
+    "vit_tiny_patch16_224": 15,
+    "deit_tiny_patch16_224": 15,
+    "vit_small_patch14_dinov2": 15,
+    "swin_tiny_patch4_window7_224": 17,
+    "swinv2_tiny_window8_256": 17,
+    "monai_resnet10": 5,
+    "monai_resnet50": 17,
+    "monai_densenet121": 60,
+}
 
 
 @pytest.fixture(scope="module", params=EXACT)
@@ -27,42 +47,82 @@ def backbone(request):
 
 
 def image(backbone, seed=1):
-    size = backbone.recipe.size
-    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(seed))
+    # A small one where the architecture takes any size.
+    fixed = any(stage.layout in {"NLC", "NHWC"} for stage in backbone.stages)
+    side = backbone.recipe.size if fixed else 128
+    space = (side, side) if backbone.ndim == 2 else (20, 48, 48)
+    return torch.randn(2, 3, *space, generator=torch.Generator().manual_seed(seed))
+
+
+def pooled_by_the_network(backbone, features):
+    return backbone.network.forward_head(features, pre_logits=True)
 
 
 def test_the_chain_is_the_network_bit_for_bit(backbone):
     assert backbone.exact
-    assert len(backbone.stages) > 3
+    assert len(backbone.stages) == EXACT[backbone.name]
     backbone.eval()
     x = image(backbone)
-    last = backbone.names[-1]
+    trunk = [name for name in backbone.names if name != "neck"]
     with torch.inference_mode():
+        taps = backbone({"image": x}, [trunk[-1], backbone.names[-1]])
         expected = backbone.network.forward_features(x)
-        assert torch.equal(backbone({"image": x}, [last])[last], expected)
+        assert torch.equal(taps[trunk[-1]], expected)
+        if "neck" in backbone.names:
+            assert torch.equal(taps["neck"], pooled_by_the_network(backbone, expected))
 
 
-def test_prefix_and_suffix_at_a_cut_equal_the_whole(backbone):
-    backbone.eval()
+def test_the_chain_is_the_network_in_training_too(backbone):
+    """Batch statistics are used and moved, random depths drawn, as in the network itself; and gradients are the same."""
     x = image(backbone)
+    found = []
+    for way in ("chain", "network"):
+        twin = copy.deepcopy(backbone).train()
+        torch.manual_seed(5)
+        if way == "chain":
+            out = twin({"image": x}, [twin.names[-1]])[twin.names[-1]]
+        else:
+            out = twin.network.forward_features(x)
+            out = pooled_by_the_network(twin, out) if "neck" in twin.names else out
+        out.square().mean().backward()
+        gradients = [None if p.grad is None else p.grad for p in twin.network.parameters()]
+        found.append((out.detach(), [g for g in gradients if g is not None], dict(twin.network.named_buffers())))
+        # Nothing in the network lies idle: what no stage runs was taken out.
+        assert all(g is not None for g in gradients)
+    assert torch.equal(found[0][0], found[1][0])
+    assert len(found[0][1]) > 5
+    assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
+    assert all(torch.equal(value, found[1][2][key]) for key, value in found[0][2].items())
+
+
+def test_prefix_and_suffix_at_every_cut_equal_the_whole(backbone):
+    backbone.eval()
+    x = image(backbone)[:1]
     last = backbone.names[-1]
     with torch.inference_mode():
         whole = backbone({"image": x}, backbone.names)
-        for cut in (backbone.names[0], backbone.names[len(backbone.names) // 2], backbone.names[-2]):
+        assert list(whole) == backbone.names
+        # From each cut one stage on, which proves every suffix by induction; some suffixes as a whole too.
+        for cut, following in zip(backbone.names, backbone.names[1:], strict=False):
+            assert torch.equal(backbone({cut: whole[cut]}, [following])[following], whole[following])
+        for cut in (backbone.names[0], backbone.names[len(backbone.names) // 2]):
             assert torch.equal(backbone({cut: whole[cut]}, [last])[last], whole[last])
 
 
 def test_taps_have_the_stated_channels_and_reductions(backbone):
     backbone.eval()
-    x = image(backbone)
+    x = image(backbone)[:1]
     with torch.inference_mode():
         taps = backbone({"image": x}, backbone.names)
-    assert list(taps) == backbone.names
     for stage in backbone.stages:
         tap = taps[stage.name]
-        assert pool(tap, backbone.layout).shape == (2, stage.channels)
-        if backbone.layout == "NCHW":
-            assert 2 ** round(torch.log2(torch.tensor(x.shape[-1] / tap.shape[-1])).item()) == stage.reduction
+        assert mean_over_space(tap, stage.layout).shape == (1, stage.channels)
+        if stage.layout in {"NCHW", "NCDHW", "NHWC"}:
+            side = tap.shape[2] if stage.layout == "NHWC" else tap.shape[-1]
+            # Unpadded convolutions lose a rim of a few pixels.
+            assert abs(x.shape[-1] / stage.reduction - side) <= 3
+        else:
+            assert stage.reduction == 1
 
 
 def test_every_parameter_belongs_to_one_stage(backbone):
@@ -71,16 +131,25 @@ def test_every_parameter_belongs_to_one_stage(backbone):
 
 
 def test_an_architecture_without_a_chain_becomes_one_stage():
-    ghost = mt.load_backbone("ghostnet_100")
-    assert not ghost.exact
-    assert ghost.names == ["whole"]
-    ghost.eval()
-    x = image(ghost)
+    net = mt.load_backbone("hrnet_w18_small", size=64)
+    assert not net.exact
+    assert net.names == ["whole"]
+    net.eval()
+    x = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
-        assert torch.equal(ghost({"image": x}, ["whole"])["whole"], ghost.network.forward_features(x))
-    ghost.freeze(1)
-    assert not any(p.requires_grad for p in ghost.parameters())
-    assert not any(m.training for m in ghost.train().network.modules() if list(m.parameters(recurse=False)))
+        assert torch.equal(net({"image": x}, ["whole"])["whole"], net.network.forward_features(x))
+    net.freeze(1)
+    assert not any(p.requires_grad for p in net.parameters())
+    assert not any(m.training for m in net.train().network.modules() if list(m.parameters(recurse=False)))
+
+
+def test_features_at_several_resolutions_are_pooled_as_in_training():
+    net = mt.load_backbone("crossvit_tiny_240").eval()
+    assert (net.names, net.stages[0].layout) == (["whole"], "NC")
+    x = image(net)
+    with torch.inference_mode():
+        whole = net({"image": x}, ["whole"])["whole"]
+        assert torch.equal(whole, net.network.forward_head(net.network.forward_features(x), pre_logits=True))
 
 
 def test_frozen_is_frozen_parameters_and_buffers():
@@ -167,12 +236,80 @@ def test_unknown_backbone_suggests_a_name():
     with pytest.raises(WeightsError, match="unknown backbone 'resnet81'.*Did you mean .*resnet"):
         mt.load_backbone("resnet81")
     assert "resnet18" in mt.list_backbones("resnet1*")
-    assert len(mt.list_backbones()) == len(timm.list_models())
+    assert len(mt.list_backbones()) == len(timm.list_models()) + 5
+    assert mt.list_backbones("monai_*")[:2] == ["monai_resnet10", "monai_resnet18"]
+
+
+def head_on(layout, pooling="mean", channels=5, outputs=2):
+    return LinearHead(Stage("x", (), channels, 1, layout, ()), outputs, pooling)
 
 
 def test_linear_head_starts_at_zero_and_reads_its_tap():
-    head = LinearHead("x", 5, 2, "NCHW")
+    head = head_on("NCHW")
     features = {"x": torch.randn(3, 5, 4, 4), "y": torch.randn(1)}
     assert head(features).abs().max() == 0
     torch.nn.init.ones_(head.linear.weight)
     assert torch.allclose(head(features)[:, 0], features["x"].mean((2, 3)).sum(1), atol=1e-6)
+
+
+def test_slices_run_through_the_chain_one_by_one():
+    net = mt.load_backbone("tf_efficientnet_lite0", weights="imagenet").eval()
+    x = torch.randn(2, 5, 3, 64, 64)
+    middle = "blocks.2.0"
+    with torch.inference_mode():
+        taps = net({"image": x}, [middle, net.names[-1]])
+        for number in range(5):
+            alone = net({"image": x[:, number]}, [middle, net.names[-1]])
+            for name, tap in taps.items():
+                assert torch.allclose(tap[:, number], alone[name], atol=1e-5)
+        # A cached prefix of slices is continued as a prefix of images is.
+        assert torch.equal(net({middle: taps[middle]}, [net.names[-1]])[net.names[-1]], taps[net.names[-1]])
+
+
+@pytest.mark.parametrize("pooling", ["attention", "mean", "max"])
+def test_slices_are_pooled_and_padding_does_not_count(pooling):
+    head = head_on("NCHW", pooling)
+    torch.nn.init.normal_(head.linear.weight)
+    x = torch.rand(2, 4, 5, 3, 3)
+    present = torch.tensor([[True] * 4, [True, True, False, False]])
+    expected = x.mean((3, 4))
+    if pooling == "max":
+        expected = torch.stack([expected[0].amax(0), expected[1, :2].amax(0)])
+    else:  # attention starts as the mean
+        expected = torch.stack([expected[0].mean(0), expected[1, :2].mean(0)])
+    assert torch.allclose(head.pool(x, present), expected, atol=1e-6)
+    changed = x.clone()
+    changed[1, 2:] = 99.0
+    assert torch.equal(head({"x": x}, present)[1], head({"x": changed}, present)[1])
+    assert torch.isfinite(head({"x": x}, torch.zeros(2, 4, dtype=torch.bool))).all()
+    # The order of slices tells nothing.
+    assert torch.allclose(head({"x": x[:, [3, 1, 0, 2]]}), head({"x": x}), atol=1e-5)
+
+
+def test_attention_learns_which_slice_matters():
+    """The label is in one slice of eight, at a random place: the mean sees an eighth of it."""
+    torch.manual_seed(0)
+    rng = torch.Generator().manual_seed(1)
+
+    def draw(count):
+        x = torch.randn(count, 8, 16, generator=rng)
+        y = torch.randint(0, 2, (count,), generator=rng).float()
+        place = torch.randint(0, 8, (count,), generator=rng)
+        x[torch.arange(count), place, 0] += 6.0
+        x[torch.arange(count), place, 1] += 3.0 * (2 * y - 1)
+        return x, y
+
+    scores = {}
+    for pooling in ("attention", "mean"):
+        rng.manual_seed(1)
+        head = head_on("NC", pooling, channels=16, outputs=1)
+        optimiser = torch.optim.Adam(head.parameters(), 0.01)
+        x, y = draw(512)
+        for _ in range(150):
+            optimiser.zero_grad()
+            torch.nn.functional.binary_cross_entropy_with_logits(head({"x": x})[:, 0], y).backward()
+            optimiser.step()
+        x, y = draw(512)
+        scores[pooling] = ((head({"x": x})[:, 0] > 0) == (y > 0)).float().mean().item()
+    assert scores["attention"] > 0.9
+    assert scores["mean"] < 0.8

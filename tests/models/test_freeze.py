@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import medtransfer as mt
 import pytest
-from medtransfer.errors import ConfigError
-from medtransfer.models.freeze import PlainCounts, parameter_groups
+import torch
+from medtransfer.errors import ConfigError, WeightsError
+from medtransfer.models.freeze import PlainCounts, parameter_groups, refuse_random_prefix
 from medtransfer.models.heads import LinearHead
 
 
@@ -49,8 +50,8 @@ def test_families_differ():
     dense = mt.load_backbone("densenet121")
     assert plan(vit, 400).frozen_stages > len(vit.stages) / 2
     assert plan(dense, 400).frozen_stages == 0
-    ghost = mt.load_backbone("ghostnet_100")
-    assert plan(ghost, 100).frozen_stages in {0, 1}
+    whole = mt.load_backbone("hrnet_w18_small", size=64)
+    assert plan(whole, 100).frozen_stages in {0, 1}
 
 
 def test_scratch_trains_everything_whatever_is_set(lite):
@@ -77,7 +78,7 @@ def test_groups_cover_what_trains_once_with_decaying_rates():
     net = mt.load_backbone("tf_efficientnet_lite0")
     found = plan(net, 100, "far")
     net.freeze(found.frozen_stages)
-    head = LinearHead(net.names[-1], 1280, 1, "NCHW")
+    head = LinearHead(net.stages[-1], 1)
     groups = parameter_groups(net, head, found, 0.05)
     grouped = [id(p) for group in groups for p in group["params"]]
     assert len(grouped) == len(set(grouped))
@@ -87,3 +88,18 @@ def test_groups_cover_what_trains_once_with_decaying_rates():
     assert rates["conv_head"] == found.backbone_lr
     assert rates["blocks.6.0"] == pytest.approx(found.backbone_lr * found.stage_decay)
     assert all((group["weight_decay"] > 0) == (group["params"][0].ndim > 1) for group in groups)
+
+
+def test_random_weights_are_not_frozen(lite, tmp_path):
+    """Neither those of no file, nor those of a file that was never trained."""
+    frozen = plan(lite, 100)
+    with pytest.raises(WeightsError, match="10 stages are to be frozen, but these do not look like trained weights"):
+        refuse_random_prefix(lite, frozen)
+    path = tmp_path / "untrained.pth"
+    torch.save(mt.load_backbone("tf_efficientnet_lite0", seed=4).network.state_dict(), path)
+    untrained = mt.load_backbone("tf_efficientnet_lite0", weights=f"file:{path}")
+    assert untrained.weights.proof["moved"] == 0
+    with pytest.raises(WeightsError, match=r"file:.*100 % of the norms and biases are as a random initialisation leaves them"):
+        refuse_random_prefix(untrained, frozen)
+    refuse_random_prefix(untrained, plan(lite, 20_000))
+    refuse_random_prefix(mt.load_backbone("tf_efficientnet_lite0", weights="imagenet"), frozen)

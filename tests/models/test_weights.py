@@ -10,7 +10,10 @@ import skimage.data
 import timm
 import torch
 from medtransfer.errors import WeightsError
-from medtransfer.models.weights import _embedded_file, _rename_lite, read_tensors
+from medtransfer.models.backbone import Recipe
+from medtransfer.models.files import digest_of, read_tensors
+from medtransfer.models.naming import _from_lite
+from medtransfer.models.weights import locate
 from skimage.transform import resize
 
 LITE = "tf_efficientnet_lite0"
@@ -19,7 +22,7 @@ LITE = "tf_efficientnet_lite0"
 def test_a_cat_is_a_cat():
     """The embedded weights, in their own recipe and with their own classifier, know scikit-image's pictures."""
     net = mt.load_backbone(LITE, weights="imagenet").eval()
-    tensors = _rename_lite(read_tensors(_embedded_file(LITE)), net.network)
+    tensors = _from_lite(read_tensors(locate(LITE, "imagenet").path), net.network)
     found = {}
     for name in ("chelsea", "coffee", "rocket"):
         picture = resize(getattr(skimage.data, name)(), (224, 224), anti_aliasing=True)
@@ -101,14 +104,107 @@ def test_missing_damaged_and_unknown_sources(tmp_path):
         (tmp_path / name).write_bytes(b"garbage")
         with pytest.raises(WeightsError, match="not a readable|refused"):
             mt.load_backbone("resnet18", weights=f"file:{tmp_path / name}")
-    with pytest.raises(WeightsError, match="unknown weights 'imagnet': use imagenet, file:PATH or none"):
+    with pytest.raises(WeightsError, match="unknown weights 'imagnet': use imagenet, timm:TAG, radimagenet"):
         mt.load_backbone("resnet18", weights="imagnet")
 
 
-def test_without_a_network_the_message_says_what_to_bring(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
-    with pytest.raises(WeightsError, match=r"timm/resnet18.* cannot be reached.*file:PATH") as caught:
-        mt.load_backbone("resnet18", weights="imagenet")
-    assert LITE in str(caught.value)
-    with pytest.raises(WeightsError, match="publishes no ImageNet weights"):
+@pytest.mark.parametrize(("number", "digest"), [(0, "57934424"), (1, "77cc7160"), (2, "9656183e")])
+def test_the_embedded_files_know_the_pictures(number, digest):
+    net = mt.load_backbone(f"tf_efficientnet_lite{number}", weights="imagenet")
+    assert net.weights.digest.startswith(digest)
+    assert net.weights.proof["known_pictures"] == net.weights.proof["pictures"] == 3
+    assert net.weights.trained
+    assert net.recipe.mean == net.recipe.std == (0.5, 0.5, 0.5)
+
+
+def test_without_its_classifier_the_features_are_proof_enough(tmp_path):
+    whole = mt.load_backbone(LITE, weights="imagenet").network.state_dict()
+    safetensors.torch.save_file(whole, tmp_path / "encoder.safetensors")
+    net = mt.load_backbone(LITE, weights=f"file:{tmp_path / 'encoder.safetensors'}", recipe=Recipe((0.5,) * 3, (0.5,) * 3, 224))
+    assert net.weights.trained
+    assert net.weights.proof["rank"] > 3 * net.weights.proof["rank_random"]
+    # The same numbers in another order: every norm has moved, and nothing is known.
+    shuffled = {k: v.flatten()[torch.randperm(v.numel())].view(v.shape) for k, v in whole.items()}
+    safetensors.torch.save_file(shuffled, tmp_path / "shuffled.safetensors")
+    net = mt.load_backbone(LITE, weights=f"file:{tmp_path / 'shuffled.safetensors'}")
+    assert net.weights.proof["moved"] > 0.9
+    assert not net.weights.trained
+    assert "effective rank" in net.weights.proof["sentence"]
+
+
+def test_one_channel_summed_equals_grey_repeated():
+    grey = torch.randn(2, 1, 96, 96)
+    three, one = (mt.load_backbone(LITE, weights="imagenet", channels=n).eval() for n in (3, 1))
+    last = three.names[-1]
+    with torch.inference_mode():
+        expected = three({"image": grey.expand(-1, 3, -1, -1)}, [last])[last]
+        found = one({"image": grey}, [last])[last]
+    assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
+    assert one.recipe.mean == (0.5,)
+    assert one.weights.changes == ("first convolution summed over the colours",)
+
+
+@pytest.mark.parametrize("channels", [2, 5, 7])
+def test_many_channels_keep_the_size_of_activations(channels):
+    """Channels that are all alike give what grey repeated to three gives, where the count is a multiple; else nearly."""
+    net = mt.load_backbone(LITE, weights="imagenet", channels=channels).eval()
+    three = mt.load_backbone(LITE, weights="imagenet").eval()
+    assert len(net.recipe.mean) == channels
+    x = torch.randn(1, 1, 64, 64)
+    with torch.inference_mode():
+        a = net({"image": x.expand(-1, channels, -1, -1)}, ["stem"])["stem"]
+        b = three({"image": x.expand(-1, 3, -1, -1)}, ["stem"])["stem"]
+    assert a.shape == b.shape
+    assert 0.5 < float(a.std() / b.std()) < 2
+    with pytest.raises(WeightsError, match="channels is 0"):
+        mt.load_backbone(LITE, channels=0)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_position_embeddings_are_resized_to_the_image(tmp_path, name):
+    source = timm.create_model(name)
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    side = 112 if name.startswith("swin") else 96
+    net = mt.load_backbone(name, weights=f"file:{tmp_path / 'w.pth'}", size=side).eval()
+    assert net.exact
+    with torch.inference_mode():
+        assert net({"image": torch.randn(1, 3, side, side)}, ["neck" if "neck" in net.names else net.names[-1]])
+    if name.startswith("vit"):
+        assert net.network.pos_embed.shape == (1, 1 + (side // 16) ** 2, 192)
+
+
+def test_a_size_that_an_architecture_cannot_take():
+    with pytest.raises(WeightsError, match=r"inception_v3 cannot be run at size 40 .*It was made for images of 299 pixels"):
+        mt.load_backbone("inception_v3", size=40)
+
+
+def test_other_weights_of_timm_and_their_recipe():
+    with pytest.raises(WeightsError, match=r"timm publishes no weights 'nope' for resnet18. There are: a1_in1k, "):
+        mt.load_backbone("resnet18", weights="timm:nope")
+    with pytest.raises(WeightsError, match=r"no ImageNet weights are published for vit_small_patch14_dinov2. There are: timm:lvd142m"):
+        mt.load_backbone("vit_small_patch14_dinov2", weights="imagenet")
+    with pytest.raises(WeightsError, match=r"no ImageNet weights are published for seresnet18\. Choose"):
         mt.load_backbone("seresnet18", weights="imagenet")
+
+
+def test_the_same_file_under_a_hubs_name_is_found(tmp_path, monkeypatch):
+    """What was brought by hand is used without a network, and its recipe is that of the tag."""
+    monkeypatch.setenv("MEDTRANSFER_WEIGHTS", str(tmp_path))
+    safetensors.torch.save_file(timm.create_model("resnet18").state_dict(), tmp_path / "resnet18.a2_in1k.safetensors")
+    net = mt.load_backbone("resnet18", weights="timm:a2_in1k")
+    assert net.weights.origin == "timm/resnet18.a2_in1k/resnet18.a2_in1k.safetensors"
+    assert net.recipe.mean == (0.485, 0.456, 0.406)
+    # A planar file serves the network of volumes.
+    solid = mt.load_backbone("monai_resnet18", weights="timm:a2_in1k")
+    assert solid.weights.changes == ("planar kernels put in the middle of kernels for volumes",)
+
+
+def test_a_digest_in_a_name_is_checked(tmp_path, resnet):
+    torch.save(resnet, tmp_path / "w.pth")
+    digest = digest_of(tmp_path / "w.pth")
+    right, wrong = tmp_path / f"resnet18-{digest[:8]}.pth", tmp_path / "resnet18-0123abcd.pth"
+    for path in (right, wrong):
+        path.write_bytes((tmp_path / "w.pth").read_bytes())
+    assert mt.load_backbone("resnet18", weights=f"file:{right}").weights.digest == digest
+    with pytest.raises(WeightsError, match="damaged or changed: its SHA-256 should start with 0123abcd"):
+        mt.load_backbone("resnet18", weights=f"file:{wrong}")

@@ -1,0 +1,77 @@
+"""Slices of a volume: which ones, and how a network sees them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from medtransfer.errors import ConfigError, ImageError
+
+Plane = Literal["axial", "coronal", "sagittal"]
+# Axis of a volume (channel, x, y, z; towards the patient's right, front and head) that runs across the slices.
+_ACROSS: dict[Plane, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Which slices of a volume are seen.
+
+    Attributes:
+        count: how many; shorter volumes are padded, longer ones refused.
+        spacing: mm from one to the next, averaged over what lies between; the stack is in the middle of the volume.
+            None: spread over the whole volume, but never more than it has.
+        plane: of the slices.
+    """
+
+    count: int = 24
+    spacing: float | None = None
+    plane: Plane = "axial"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.count, bool) or not isinstance(self.count, int) or self.count < 1:
+            raise ConfigError(f"slices is {self.count!r}; it is a number of slices from 1")
+        number = isinstance(self.spacing, (int, float)) and not isinstance(self.spacing, bool)
+        if self.spacing is not None and not (number and 0 < self.spacing < math.inf):
+            raise ConfigError(f"slice_spacing is {self.spacing!r}; it is a number of mm above 0")
+        if self.plane not in get_args(Plane):
+            raise ConfigError(f"plane is {self.plane!r}; it is one of {', '.join(get_args(Plane))}")
+
+    @property
+    def axis(self) -> int:
+        """The axis of space that runs across the slices: 0, 1 or 2."""
+        return _ACROSS[self.plane]
+
+
+def cut(volume: Tensor, plane: Plane, slab: int = 1) -> Tensor:
+    """A volume (channel, x, y, z) -> its slices as radiologists see them, (slice, channel, row, column).
+
+    The head or the front is up, the patient's right (or, from the side, the front) is on the left.
+
+    Args:
+        volume: of any range.
+        plane: of the slices.
+        slab: an odd number of neighbouring slices that become the channels of each (2.5D); at the ends the last
+            slice stands in for the neighbour that is missing.
+
+    Raises:
+        ImageError: a slab of a volume that has colour channels already.
+    """
+    stack = volume.movedim(1 + _ACROSS[plane], 0)
+    # What is left of x, y, z: columns run along the first, rows along the second, both from high to low.
+    stack = stack.transpose(2, 3).flip(2, 3)
+    if slab == 1:
+        return stack
+    if stack.shape[1] != 1:
+        raise ImageError(f"a slab of {slab} slices needs grey volumes; these have {stack.shape[1]} channels. Use one window.")
+    last = len(stack) - 1
+    neighbours = [torch.arange(last + 1).add(step).clamp(0, last) for step in range(-(slab // 2), slab // 2 + 1)]
+    return torch.cat([stack[index] for index in neighbours], dim=1)
+
+
+def present_slices(stack: Tensor) -> Tensor:
+    """Which slices (slice, channel, row, column), in 0..1, show anything: those that pad a volume are 0 throughout."""
+    return stack.flatten(1).amax(1) > 0

@@ -1,0 +1,169 @@
+"""From a configuration to all that is settled before training: cohort, split, backbones, plans."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from medtransfer.config import ArmSection, CohortSection, StudyConfig, TrainSection
+from medtransfer.data.audit import audit
+from medtransfer.data.cohort import Cohort
+from medtransfer.data.fingerprint import Fingerprint, make_fingerprint
+from medtransfer.data.inspection import inspect_images
+from medtransfer.data.medmnist import is_archive
+from medtransfer.data.slices import Slices
+from medtransfer.data.split import Split, split_cohort
+from medtransfer.data.transforms import Fixed
+from medtransfer.data.windows import parse_window
+from medtransfer.errors import CohortError, ConfigError, LeakageError, StudyError, list_faults
+from medtransfer.models.backbone import Backbone, Recipe
+from medtransfer.models.catalog import load_backbone
+from medtransfer.models.freeze import FreezePlan, plan_freeze, refuse_random_prefix
+from medtransfer.models.weights import published_recipe
+from medtransfer.progress import Reporter
+from medtransfer.record import Prepared, digests_of_study, read_plans, read_salt, refuse_edited_steps
+
+
+def fixed_of(config: StudyConfig) -> Fixed:
+    """The fixed half of the transforms."""
+    image = config.image
+    return Fixed(image.size, parse_window(image.window), image.spacing, Slices(image.slices, image.slice_spacing, image.plane))
+
+
+def load_arm(arm: ArmSection, size: int, seed: int) -> Backbone:
+    """The backbone of an arm, with its weights."""
+    recipe = None
+    if arm.recipe is not None:
+        recipe = Recipe(arm.recipe.mean, arm.recipe.std, published_recipe(arm.backbone).size)
+    channels = arm.slab if arm.slab > 1 else arm.channels
+    return load_backbone(arm.backbone, arm.weights, recipe, seed, channels, size)
+
+
+def prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, reporter: Reporter, fixed: Fixed | None) -> Prepared:
+    """All that is settled before training begins; nothing is written.
+
+    Args:
+        config: the study.
+        cohort: its images; None: as the configuration says.
+        output: folder of the study, whose edited plan and salt are taken up; None: of no study.
+        reporter: progress.
+        fixed: also fill the image cache with these transforms.
+
+    Raises:
+        ConfigError, CohortError, LeakageError, WeightsError: something does not fit.
+    """
+    # The network first: a misspelt backbone is found in a second, before thousands of images are read.
+    backbones = {name: load_arm(arm, config.image.size, config.protocol.seeds[0]) for name, arm in config.arms.items()}
+    cohort = _with_kept_salt(config.cohort, cohort, output)
+    if len(cohort.labels) != 1:
+        raise ConfigError(f"cohort.labels: one label is studied at a time, {len(cohort.labels)} given. Run one study per label.")
+    # A split that cannot be made is found now too, before thousands of images are read.
+    split_cohort(cohort, config.protocol.folds, config.protocol.split_seed, config.protocol.tune)
+    facts = inspect_images(cohort, reporter, fixed)
+    bad = facts[facts["error"] != ""]
+    if not config.cohort.skip_unreadable:
+        refuse_unreadable(facts, cohort)
+    reporter.say("looking for duplicates, near-duplicates and shortcuts")
+    findings = audit(cohort, facts, group=config.protocol.group)
+    if len(bad):
+        reporter.say(f"{len(bad)} of {len(cohort)} images cannot be read and are left out; the report lists them")
+        cohort = cohort.without(bad["image"].tolist())
+    facts = facts[facts["error"] == ""].reset_index(drop=True)
+    _refuse_images_seen_before(config, cohort, facts)
+    if config.protocol.group == "cluster":
+        used = set(cohort.images["image"])
+        cohort = cohort.grouped([(a, b) for a, b in findings.near_duplicates if a in used and b in used])
+    split = split_cohort(cohort, config.protocol.folds, config.protocol.split_seed, config.protocol.tune)
+    fingerprint = _training_fingerprint(cohort, facts, split)
+    for name, backbone in backbones.items():
+        _require_dimensions(name, config.arms[name].slab, backbone, fingerprint.ndim)
+    by_hand = {k: v for k, v in config.plan.model_dump().items() if k not in {"search", "domain"}}
+    plans = {name: plan_freeze(fingerprint, backbone, config.plan.domain, **by_hand) for name, backbone in backbones.items()}
+    edited = output / "plan.json" if output is not None else None
+    if edited is not None and edited.is_file():
+        plans = read_plans(edited, plans, backbones)
+    for name, backbone in backbones.items():
+        refuse_random_prefix(backbone, plans[name])
+    # One budget for all arms: the one that is set, or the longest any of them asks for.
+    smallest = min(len(split.fold(index).train) for index in range(len(split)))
+    batches = max(1, smallest // config.train.batch_size)
+    steps = max(count_steps(plan, config.train, batches) for plan in plans.values())
+    plans = {name: plan if plan.strategy == "linear_probe" else replace(plan, steps=steps) for name, plan in plans.items()}
+    if edited is not None and edited.is_file():
+        refuse_edited_steps(edited, plans)
+    return Prepared(config, cohort, facts, split, fingerprint, plans, backbones, findings)
+
+
+def _require_dimensions(arm: str, slab: int, backbone: Backbone, ndim: int) -> None:
+    if backbone.ndim > ndim:
+        raise ConfigError(f"arms.{arm}: {backbone.name} takes volumes, and these images are planes. Choose a network of planes.")
+    if slab > 1 and (ndim == 2 or backbone.ndim == 3):
+        what = "these images are planes" if ndim == 2 else f"{backbone.name} sees whole volumes"
+        raise ConfigError(f"arms.{arm}.slab is {slab}, but {what}. A slab is for volumes seen slice by slice.")
+
+
+def _refuse_images_seen_before(config: StudyConfig, cohort: Cohort, facts: pd.DataFrame) -> None:
+    """Weights that were trained on some of these images would know the answers."""
+    for name, arm in config.arms.items():
+        if arm.weights is None or not arm.weights.startswith("study:"):
+            continue
+        folder = Path(arm.weights.removeprefix("study:")).expanduser()
+        seen = facts["file_digest"].isin(digests_of_study(folder))
+        if seen.any():
+            raise LeakageError(
+                f"arms.{name}: {int(seen.sum())} of {len(facts)} images of {cohort.root} belong to the study in {folder}, whose weights "
+                f"this arm starts from (first: {facts.loc[seen, 'image'].iloc[0]}). Leave them out, or use other weights."
+            )
+
+
+def load_cohort(section: CohortSection, salt: str | None = None) -> Cohort:
+    """The cohort that a configuration describes; ids from DICOM headers are hashed with the salt."""
+    if section.manifest is not None and is_archive(section.manifest):
+        return Cohort.from_medmnist(section.manifest, section.positive)
+    if section.manifest is not None:
+        return Cohort.from_csv(section.manifest, section.root, section.labels, section.positive, salt)
+    return Cohort.from_folders(section.root, section.classes, section.positive, salt)
+
+
+def _with_kept_salt(section: CohortSection, cohort: Cohort | None, output: Path | None) -> Cohort:
+    """A study that goes on calls its patients as it did before."""
+    kept = read_salt(output) if output is not None else None
+    if cohort is None:
+        return load_cohort(section, kept)
+    if kept is None or cohort.salt in {"", kept}:
+        return cohort
+    again = load_cohort(section, kept)
+    missing = sorted(set(again.images["image"]) - set(cohort.images["image"]))
+    again = again.without(missing) if missing else again
+    columns = ["image", *cohort.labels]
+    if again.labels != cohort.labels or not again.images[columns].equals(cohort.images[columns]):
+        raise StudyError(f"{output}: was made with other images or labels. Choose another output.")
+    return again
+
+
+def refuse_unreadable(facts: pd.DataFrame, cohort: Cohort) -> None:
+    """Stops where images cannot be read, with all of them and their reasons."""
+    bad = facts[facts["error"] != ""]
+    if len(bad):
+        faults = [f"{image}: {error}" for image, error in zip(bad["image"], bad["error"], strict=True)]
+        remedy = "Mend or remove them, or set cohort.skip_unreadable=true to leave them out and have them listed in the report."
+        raise CohortError(list_faults(f"{cohort.root}: {len(bad)} of {len(cohort)} images cannot be read", faults, remedy))
+
+
+def _training_fingerprint(cohort: Cohort, facts: pd.DataFrame, split: Split) -> Fingerprint:
+    """Fingerprint of the training part with the fewest patients in its smaller class: the plan sees no test image."""
+    prints = []
+    for index in range(len(split)):
+        part = cohort.images.iloc[split.fold(index).train].reset_index(drop=True)
+        inside = replace(cohort, images=part)
+        prints.append(make_fingerprint(inside, facts))
+    return min(prints, key=lambda print_: print_.smallest_class)
+
+
+def count_steps(plan: FreezePlan, train: TrainSection, batches: int) -> int:
+    """Optimiser steps of a plan, where an epoch has so many batches."""
+    if plan.strategy == "linear_probe":
+        return 0
+    return train.epochs * batches if train.epochs is not None else plan.steps

@@ -1,0 +1,84 @@
+"""Networks of volumes against the planar ones whose weights they take."""
+
+from __future__ import annotations
+
+import medtransfer as mt
+import pytest
+import timm
+import torch
+from medtransfer.errors import WeightsError
+from medtransfer.models.volumes import build_volume_network, inflate
+from monai.networks.nets import DenseNet121, resnet18
+
+
+@pytest.fixture(scope="module")
+def planar(tmp_path_factory):
+    path = tmp_path_factory.mktemp("planar") / "resnet18.pth"
+    network = timm.create_model("resnet18")
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.2, 0.2)
+            module.running_var.uniform_(0.5, 1.5)
+    torch.save(network.state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("slices", [1, 8, 24])
+def test_inflated_weights_see_what_the_planar_network_sees(planar, slices):
+    """A volume constant along z: every slice of every activation is the planar one, to the border."""
+    flat = mt.load_backbone("resnet18", weights=f"file:{planar}").eval()
+    solid = mt.load_backbone("monai_resnet18", weights=f"file:{planar}").eval()
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    assert solid.names == flat.names
+    with torch.inference_mode():
+        planes = flat({"image": x}, flat.names)
+        volumes = solid({"image": x[:, :, None].expand(-1, -1, slices, -1, -1)}, solid.names)
+    for name, plane in planes.items():
+        volume = volumes[name]
+        assert volume.shape[2] >= 1
+        for index in range(volume.shape[2]):
+            assert (volume[:, :, index] - plane).abs().max() <= 1e-5 * plane.abs().max(), name
+
+
+def test_a_kernel_is_put_in_the_middle():
+    kernel = torch.randn(4, 3, 5, 5)
+    inflated = inflate(kernel, 7)
+    assert torch.equal(inflated[:, :, 3], kernel)
+    assert inflated.abs().sum() == kernel.abs().sum()
+
+
+def test_grey_volumes_take_the_sum_of_the_colours(planar):
+    three, one = (mt.load_backbone("monai_resnet18", weights=f"file:{planar}", channels=n).eval() for n in (3, 1))
+    x = torch.randn(1, 1, 8, 48, 48)
+    last = three.names[-1]
+    with torch.inference_mode():
+        a, b = three({"image": x.expand(-1, 3, -1, -1, -1)}, [last])[last], one({"image": x}, [last])[last]
+    assert torch.allclose(a, b, atol=1e-5 * float(a.abs().max()))
+
+
+def test_the_networks_are_monais():
+    theirs = resnet18(
+        spatial_dims=3, n_input_channels=1, conv1_t_stride=2, feed_forward=False, bias_downsample=False, shortcut_type="B"
+    ).eval()
+    ours = build_volume_network("monai_resnet18", 1).eval()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(1, 1, 32, 48, 48)
+    with torch.inference_mode():
+        assert torch.equal(ours.forward_head(ours.forward_features(x)), theirs(x))
+    dense = DenseNet121(spatial_dims=3, in_channels=1, out_channels=1).eval()
+    dense.class_layers.out = torch.nn.Identity()
+    ours = build_volume_network("monai_densenet121", 1).eval()
+    ours.load_state_dict(dense.state_dict())
+    x = torch.randn(1, 1, 32, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(ours.forward_head(ours.forward_features(x)), dense(x))
+        # Few slices, of which MONAI's own network makes none.
+        assert ours.forward_features(x[:, :, :5]).shape[2:] == (1, 1, 1)
+
+
+def test_a_planar_file_that_does_not_fit_is_refused(planar):
+    for name in ("monai_resnet34", "monai_resnet50", "monai_densenet121"):
+        with pytest.raises(WeightsError, match="cannot be filled; nothing was loaded"):
+            mt.load_backbone(name, weights=f"file:{planar}")
+    with pytest.raises(WeightsError, match="no ImageNet weights are published for monai_densenet121"):
+        mt.load_backbone("monai_densenet121", weights="imagenet")
