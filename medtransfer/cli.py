@@ -34,9 +34,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 def demo(
     output: Output = Path("studies/demo"),
     patients: Annotated[int, typer.Option(min=30, help="Patients of the phantom cohort.")] = 150,
+    volumes: Annotated[bool, typer.Option("--volumes", help="Volumes (DICOM series and NIfTI) in place of images.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run the main job on an embedded phantom cohort of DICOM images."""
+    """Run the main job on an embedded phantom cohort of DICOM images, or of volumes."""
     with _guard():
         from medtransfer.config import CohortSection, configs_folder, load_config
         from medtransfer.data.phantom import write_phantom
@@ -45,9 +46,10 @@ def demo(
         # Beside the study, as the study folder itself is the record and holds no images.
         cohort = output.with_name(f"{output.name}-cohort") if output.name else output.resolve().with_name(f"{output.resolve().name}-cohort")
         section = CohortSection(manifest=cohort / "manifest.csv", root=cohort, labels=("malignant",))
-        config = load_config(configs_folder() / "demo.yaml").model_copy(update={"cohort": section})
+        name = "demo_volumes.yaml" if volumes else "demo.yaml"
+        config = load_config(configs_folder() / name).model_copy(update={"cohort": section})
         check_folder(output, config)
-        write_phantom(cohort, patients)
+        write_phantom(cohort, patients, volumes=volumes)
         _run(config, output, quiet)
 
 
@@ -181,18 +183,43 @@ def evaluate(
                 typer.echo(f"\nReport: {page}")
 
 
+_BACKBONE_LINE = "{:<44} {:>8} {:>6} {:>5} {:>6} {:<6} {:<10} {}"
+
+
 @app.command()
 def backbones(
-    pattern: Annotated[str, typer.Argument(help="Names as in a shell, such as '*resnet*'.")] = "*", as_json: Json = False
+    pattern: Annotated[str, typer.Argument(help="Names as in a shell, such as '*resnet*'.")] = "*",
+    measure: Annotated[bool, typer.Option("--measure", help="Measure on this machine, now; some seconds each.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Only those with weights on this machine.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """List the architectures that can be transferred."""
+    """List the architectures that can be transferred: what they cost, and where their weights come from."""
     with _guard():
-        from medtransfer.models.catalog import list_backbones
+        from medtransfer.models.measure import describe_backbones
 
-        names = list_backbones(pattern)
-        if not names:
-            raise ConfigError(f"no architecture matches {pattern!r}. Try '*resnet*'.")
-        typer.echo(json.dumps(names) if as_json else "\n".join(names))
+        rows = [row for row in describe_backbones(pattern, measure) if row["offline"] or not offline]
+        if not rows:
+            raise ConfigError(f"no architecture matches {pattern!r}{' with weights on this machine' if offline else ''}. Try '*resnet*'.")
+        if as_json:
+            typer.echo(json.dumps(rows))
+            return
+        typer.echo(_BACKBONE_LINE.format("name", "M param.", "stages", "input", "GB", "speed", "here now", "weights"))
+        for row in rows:
+            stages = "?" if row["stages"] is None else str(row["stages"]) if row["exact"] else "one"
+            known = [row[key] if row[key] is not None else "?" for key in ("parameters", "memory_gb", "speed")]
+            cells = (
+                row["name"],
+                known[0],
+                stages,
+                row["input_size"],
+                *known[1:],
+                ", ".join(row["offline"]) or "-",
+                ", ".join(row["weights"]) or "-",
+            )
+            typer.echo(_BACKBONE_LINE.format(*map(str, cells)))
+        typer.echo(
+            "\nGB: to train all of it on 32 images (8 volumes). Speed: of training, against resnet18. '?': not measured, use --measure."
+        )
 
 
 @app.command()

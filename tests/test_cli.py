@@ -126,7 +126,19 @@ def test_configs_and_backbones_are_listed():
     assert run("configs", "nothing").exit_code == 2
     assert json.loads(run("configs", "--schema").output)["title"] == "StudyConfig"
     assert "resnet18" in run("backbones", "resnet1*").output.split()
-    assert "resnet18" in json.loads(run("backbones", "resnet1*", "--json").output)
+    rows = {row["name"]: row for row in json.loads(run("backbones", "*resnet1*", "--json").output)}
+    assert rows["monai_resnet18"]["ndim"] == 3
+    assert {"imagenet", "timm:a1_in1k"} <= set(rows["resnet18"]["weights"])
+    assert rows["resnet18"]["offline"] == []
+    (lite,) = json.loads(run("backbones", "tf_efficientnet_lite0", "--json").output)
+    assert (lite["offline"], lite["input_size"]) == (["imagenet"], 224)
+    here = run("backbones", "tf_*", "--offline").output
+    assert "tf_efficientnet_lite0" in here
+    assert "tf_efficientnet_b0" not in here
+    (measured,) = json.loads(run("backbones", "resnet10t", "--measure", "--json").output)
+    assert (measured["stages"], measured["exact"], measured["parameters"]) == (5, True, 4.92)
+    assert measured["speed"] in {"fast", "medium"}
+    assert 0.1 < measured["memory_gb"] < 2
     assert run("backbones", "no such*").exit_code == 2
 
 

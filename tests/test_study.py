@@ -10,15 +10,16 @@ import sys
 from pathlib import Path
 
 import medtransfer as mt
-import nibabel as nib
 import numpy as np
 import pandas as pd
 import pydicom
 import pytest
+import safetensors.numpy
+import torch
 import yaml
 from medtransfer.cli import app
-from medtransfer.data.dicom import write_grey_dicom
-from medtransfer.errors import CohortError, StudyError
+from medtransfer.data.dicom_write import write_grey_dicom
+from medtransfer.errors import CohortError, StudyError, WeightsError
 from typer.testing import CliRunner
 
 RUNNER = CliRunner()
@@ -212,14 +213,14 @@ BAD = {
     "one patient": (lambda f, t: t.assign(patient="P"), [], "too few for 2 folds"),
     "unknown key": (lambda f, t: t, ["image.sise=3"], "did you mean size"),
     "unknown backbone": (lambda f, t: t, ["arms.imagenet.backbone=resnet81"], "unknown backbone 'resnet81'"),
-    "unknown weights": (lambda f, t: t, ["arms.imagenet.weights=imagnet"], "use imagenet, file:PATH or none"),
+    "unknown weights": (lambda f, t: t, ["arms.imagenet.weights=imagnet"], "use imagenet, timm:TAG, radimagenet"),
     "two labels": (lambda f, t: t.assign(b=t["malignant"]), ["cohort.labels=[malignant, b]"], "one label is studied at a time"),
     "no manifest": (lambda f, t: t, ["cohort.manifest=none.csv"], "no such file"),
     "too many folds": (lambda f, t: t, ["protocol.folds=20"], "Set protocol.folds to at most"),
     "fixed size": (
         lambda f, t: t,
-        ["arms.imagenet.backbone=vit_tiny_patch16_224", "arms.imagenet.weights=none"],
-        "made for image.size=224",
+        ["arms.imagenet.backbone=inception_v3", "arms.imagenet.weights=none"],
+        "made for images of 299 pixels",
     ),
     "fp16": (lambda f, t: t, ["train.precision=fp16", "train.device=cpu"], "needs a CUDA device"),
 }
@@ -392,13 +393,129 @@ def test_images_that_do_not_fit_their_spacing_stop_the_study(dicom_folders, tmp_
     assert not (tmp_path / "out").exists()
 
 
-def test_volumes_are_not_trained_on_as_planes(tmp_path):
-    for i in range(12):
-        path = tmp_path / "data" / ("b" if i % 2 else "a") / f"{i}.nii.gz"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        nib.save(nib.Nifti1Image(np.random.default_rng(i).normal(size=(16, 16, 16)).astype(np.float32), np.eye(4)), path)
-    config = write_config(tmp_path, tmp_path / "none.csv", cohort={"root": str(tmp_path / "data"), "classes": ["a", "b"]})
-    result = run("compare", config, "--output", tmp_path / "out")
-    assert (result.exit_code, "these images are volumes" in result.output) == (2, True), result.output
-    checked = run("check", tmp_path / "data", "-q")
-    assert "shapes: 16 x 16 x 16 (12)" in checked.output
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory):
+    """Lesions in three dimensions, as DICOM series and as NIfTI files."""
+    folder = tmp_path_factory.mktemp("volumes")
+    manifest = mt.write_phantom(folder / "cohort", 24, seed=3, volumes=True)
+    images = pd.read_csv(manifest)["image"]
+    assert 4 < images.str.endswith(".nii.gz").sum() < 20
+    return manifest
+
+
+def volume_config(tmp_path, volumes, **arms):
+    values = {"backbone": LITE, "weights": "imagenet"}
+    return write_config(
+        tmp_path,
+        volumes,
+        image={"size": 32, "slices": 10},
+        arms={"imagenet": values | arms.pop("imagenet", {}), "scratch": {"backbone": LITE, **arms.pop("scratch", {})}},
+        train={"epochs": 1, "batch_size": 4, "precision": "fp32"},
+    )
+
+
+@pytest.mark.parametrize("backbone", [LITE, "monai_resnet10"])
+def test_volumes_by_slices_and_as_a_whole_with_one_line_changed(tmp_path, volumes, backbone):
+    config = volume_config(tmp_path, volumes)
+    result = run("compare", config, f"arms.scratch.backbone={backbone}", "plan.strategy=lp_ft", "--output", tmp_path / "out", "-q")
+    assert result.exit_code == 0, result.output
+    out = tmp_path / "out"
+    table = pd.read_csv(out / "predictions.csv")
+    assert table.groupby("arm")["patient"].nunique().to_dict() == {"imagenet": 24, "scratch": 24}
+    assert table["probability"].between(0, 1).all()
+    environment = json.loads((out / "environment.json").read_text())["arms"]
+    assert environment["imagenet"]["slices"] == "10 axial slices; pooled by attention"
+    seen = "as one volume" if backbone != LITE else "pooled by attention"
+    assert seen in environment["scratch"]["slices"]
+    assert "pooled by attention" in (out / "report.html").read_text()
+    weights = safetensors.numpy.load_file(out / "runs" / "scratch" / "fold-0" / "seed-0" / "weights.safetensors")
+    if backbone == LITE:  # what tells the slices apart has been learnt
+        assert np.abs(weights["head.scores.weight"]).max() > 0
+    else:
+        assert "head.scores.weight" not in weights
+
+
+@pytest.mark.parametrize(
+    ("change", "seen"),
+    [
+        ({"slab": 3, "pooling": "max"}, "with neighbours (3 as channels); pooled by max"),
+        ({"slab": 5, "pooling": "mean"}, "with neighbours (5 as channels); pooled by mean"),
+        ({"channels": 1, "recipe": {"mean": 0.4, "std": 0.3}}, "pooled by attention"),
+    ],
+)
+def test_slabs_channels_and_recipes(tmp_path, volumes, change, seen):
+    config = volume_config(tmp_path, volumes, imagenet=change)
+    result = run("compare", config, "plan.strategy=linear_probe", "image.slice_spacing=10", "--output", tmp_path / "out", "-q")
+    assert result.exit_code == 0, result.output
+    arm = json.loads((tmp_path / "out" / "environment.json").read_text())["arms"]["imagenet"]
+    assert arm["slices"].startswith("10 axial slices, 10 mm apart")
+    assert seen in arm["slices"]
+    channels = change.get("channels", change.get("slab"))
+    assert len(arm["recipe"]["mean"]) == channels
+    assert arm["recipe"]["mean"][0] == change.get("recipe", {"mean": 0.5})["mean"]
+    assert arm["weights"]["changes"] == ([] if channels == 3 else [arm["weights"]["changes"][0]])
+
+
+def test_networks_and_images_that_do_not_fit_are_refused(study, volumes, tmp_path):
+    planes = write_config(tmp_path, study / "cohort" / "manifest.csv")
+    for source, setting, message in (
+        (planes, "arms.scratch.backbone=monai_resnet18", "monai_resnet18 takes volumes, and these images are planes"),
+        (planes, "arms.imagenet.slab=3", "arms.imagenet.slab is 3, but these images are planes"),
+        (planes, "arms.imagenet.slab=2", "slab is an odd number of slices"),
+        (planes, "arms.imagenet.recipe={mean: 0.5, std: 0}", "std is above 0"),
+        (planes, "image.plane=oblique", "image.plane"),
+    ):
+        result = run("compare", source, setting, "--output", tmp_path / "o", "-q")
+        assert (result.exit_code, message in result.output) == (2, True), result.output
+    solid = volume_config(tmp_path, volumes, scratch={"backbone": "monai_resnet10", "slab": 3})
+    result = run("compare", solid, "--output", tmp_path / "o", "-q")
+    assert (result.exit_code, "monai_resnet10 sees whole volumes" in result.output) == (2, True), result.output
+    result = run("compare", volume_config(tmp_path, volumes), "image.slice_spacing=2", "--output", tmp_path / "o", "-q")
+    assert (result.exit_code, "slices 2 mm apart, more than image.slices 10" in result.output) == (2, True), result.output
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_model_trained_here_is_a_source_of_weights(study, tmp_path):
+    """ImageNet, then this study, then another cohort; never the same images."""
+    folder = study / "out" / "runs" / "imagenet" / "fold-0" / "seed-0"
+    net = mt.load_backbone(LITE, weights=f"study:{folder}")
+    tensors = safetensors.numpy.load_file(folder / "weights.safetensors")
+    for key, value in net.network.state_dict().items():
+        assert np.array_equal(value.numpy(), tensors[f"backbone.network.{key}"])
+    assert net.weights.trained
+    assert net.recipe.mean == (0.5, 0.5, 0.5)
+    assert net.weights.origin.startswith("runs/imagenet/fold-0/seed-0/weights.safetensors, trained from imagenet 57934424")
+    assert set(net.weights.unused) == {"head.linear.bias", "head.linear.weight"}
+    with pytest.raises(WeightsError, match="holds 4 trained models. Name the folder of one, such as study:"):
+        mt.load_backbone(LITE, weights=f"study:{study / 'out'}")
+    with pytest.raises(WeightsError, match="holds no trained model"):
+        mt.load_backbone(LITE, weights=f"study:{tmp_path}")
+    with pytest.raises(WeightsError, match=f"is a {LITE}, not a resnet18"):
+        mt.load_backbone("resnet18", weights=f"study:{folder}")
+    same = write_config(tmp_path, study / "cohort" / "manifest.csv")
+    result = run("compare", same, f"arms.imagenet.weights=study:{folder}", "--output", tmp_path / "o", "-q")
+    assert result.exit_code == 2
+    assert "images of" in result.output and "belong to the study in" in result.output, result.output
+    mt.write_phantom(tmp_path / "other", 30, seed=9)
+    other = write_config(tmp_path, tmp_path / "other" / "manifest.csv")
+    result = run("compare", other, f"arms.imagenet.weights=study:{folder}", "--output", tmp_path / "o", "-q")
+    assert result.exit_code == 0, result.output
+    shutil.copytree(folder, tmp_path / "alone")
+    result = run("compare", other, f"arms.imagenet.weights=study:{tmp_path / 'alone'}", "--output", tmp_path / "p", "-q")
+    assert (result.exit_code, "belongs to no study with a cohort.csv" in result.output) == (2, True), result.output
+
+
+def test_random_weights_are_never_frozen(study, tmp_path):
+    torch.save(mt.load_backbone(LITE, seed=5).network.state_dict(), tmp_path / "untrained.pth")
+    config = write_config(tmp_path, study / "cohort" / "manifest.csv")
+    weights = f"arms.imagenet.weights=file:{tmp_path / 'untrained.pth'}"
+    result = run("compare", config, weights, "--output", tmp_path / "o", "-q")
+    assert (result.exit_code, "do not look like trained weights" in result.output) == (2, True), result.output
+    result = run("compare", config, weights, "plan.frozen_stages=0", "--output", tmp_path / "o", "-q")
+    assert result.exit_code == 0, result.output
+    assert "do not look like trained ones" in (tmp_path / "o" / "report.html").read_text()
+    cohort = mt.Cohort.from_csv(study / "cohort" / "manifest.csv", study / "cohort", ["malignant"])
+    net = mt.load_backbone(LITE)
+    plan = mt.plan_freeze(cohort.fingerprint(), mt.load_backbone(LITE, weights="imagenet"))
+    with pytest.raises(WeightsError, match="stages are to be frozen"):
+        mt.fit(cohort, mt.split_cohort(cohort, folds=2).fold(0), mt.Classification(("malignant",)), net, plan, tmp_path / "run")

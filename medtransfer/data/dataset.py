@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,12 @@ class ImageDataset(Dataset[Item]):
         self.seed = seed
         self.epoch = 0
         self.plane: Plane = plane
-        self.shape = tuple(self._read(self.rows[0]).shape[1:])
         self.random = random_transforms(self.shape, Slices(plane=plane).axis) if seed is not None else None
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """Pixels of every image along each axis of space."""
+        return tuple(self._read(self.rows[0]).shape[1:])
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the random draw of the next pass."""

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pydicom
-from numpy.typing import NDArray
 from pydicom.errors import InvalidDicomError
 
 from medtransfer.data.limits import refuse_implausible
@@ -298,51 +297,3 @@ def collected(path: Path) -> Iterator[list[str]]:
 def _without_values(text: str) -> str:
     """A message of pydicom less the values it quotes: they may name a person or a date."""
     return re.sub(r"'[^']*'|\"[^\"]*\"|\b\d[\d.]{5,}\b", "…", text.splitlines()[0] if text else "")[:200]
-
-
-def write_grey_dicom(
-    path: Path,
-    pixels: NDArray[np.uint16],
-    *,
-    patient: str,
-    number: int,
-    spacing: tuple[float, float],
-    bits: int,
-    photometric: str,
-    slope: float,
-    intercept: float,
-) -> None:
-    """Writes one grey secondary-capture image; the same arguments give the same bytes.
-
-    Args:
-        path: file to write.
-        pixels: (row, column), bright is bright, 0..2**bits - 1.
-        patient: patient id.
-        number: distinct per image; the instance UID is made from it.
-        spacing: mm between rows and between columns.
-        bits: stored bits of the 16 allocated.
-        photometric: MONOCHROME2, or MONOCHROME1 (the values are then stored inverted).
-        slope, intercept: rescale of the stored values.
-    """
-    meta = pydicom.dataset.FileMetaDataset()
-    meta.MediaStorageSOPClassUID = pydicom.uid.UID("1.2.840.10008.5.1.4.1.1.7.3")  # multi-frame grey word secondary capture
-    meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid(entropy_srcs=["medtransfer phantom", str(number)])
-    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    dataset = pydicom.Dataset()
-    dataset.file_meta = meta
-    dataset.SOPClassUID = meta.MediaStorageSOPClassUID
-    dataset.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
-    dataset.PatientID = patient
-    dataset.Modality = "US"
-    dataset.BurnedInAnnotation = "NO"
-    dataset.Rows, dataset.Columns = pixels.shape
-    dataset.NumberOfFrames = 1
-    dataset.SamplesPerPixel = 1
-    dataset.PhotometricInterpretation = photometric
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, bits, bits - 1
-    dataset.PixelRepresentation = 0
-    dataset.PixelSpacing = list(spacing)
-    dataset.RescaleSlope, dataset.RescaleIntercept, dataset.RescaleType = slope, intercept, "US"
-    stored = (2**bits - 1) - pixels if photometric == "MONOCHROME1" else pixels
-    dataset.PixelData = stored.astype("<u2").tobytes()
-    dataset.save_as(path, enforce_file_format=True)

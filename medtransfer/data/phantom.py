@@ -18,7 +18,8 @@ from PIL import Image as Pillow
 from skimage.draw import polygon2mask
 from skimage.filters import gaussian
 
-from medtransfer.data.dicom import write_grey_dicom
+from medtransfer.data.dicom_write import write_grey_dicom
+from medtransfer.data.phantom_volumes import draw_volume, write_volume
 from medtransfer.errors import CohortError
 
 SIZE = 128
@@ -47,7 +48,7 @@ SCANNERS = (
 )
 
 
-def write_phantom(folder: str | Path, patients: int = 150, seed: int = 0) -> Path:
+def write_phantom(folder: str | Path, patients: int = 150, seed: int = 0, volumes: bool = False) -> Path:
     """Writes the phantom cohort: DICOM images, masks, boxes and a manifest.
 
     About 40 % of the patients have a malignant lesion (irregular, spiculated, uneven inside), 40 % a
@@ -58,10 +59,12 @@ def write_phantom(folder: str | Path, patients: int = 150, seed: int = 0) -> Pat
         folder: new or empty folder.
         patients: number of patients, at least 10.
         seed: of everything drawn; the same seed writes the same bytes.
+        volumes: one volume per patient in place of images: a DICOM series or a NIfTI file, drawn apart from the lesion.
 
     Returns:
         Path of `manifest.csv` (`image, patient, site, malignant, lesion`). Beside it `boxes.csv` (`image, x0, y0, x1,
-        y1, label`, pixels, upper ends exclusive), `images/*.dcm` and `masks/*.png`.
+        y1, label`, pixels, upper ends exclusive; of volumes with `z0, z1`), `images/*.dcm` and `masks/*.png`; of volumes
+        `images/PATIENT` (a series) or `images/PATIENT.nii.gz`, and `masks/PATIENT.nii.gz`.
 
     Raises:
         CohortError: fewer than 10 patients, or a folder that holds anything but this phantom.
@@ -69,7 +72,7 @@ def write_phantom(folder: str | Path, patients: int = 150, seed: int = 0) -> Pat
     if patients < 10:
         raise CohortError(f"a phantom cohort needs at least 10 patients, not {patients}")
     folder = Path(folder)
-    _claim_folder(folder, {"patients": patients, "seed": seed})
+    _claim_folder(folder, {"patients": patients, "seed": seed, **({"volumes": 1} if volumes else {})})
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     rows: list[list[Any]] = []
@@ -81,6 +84,14 @@ def write_phantom(folder: str | Path, patients: int = 150, seed: int = 0) -> Pat
         scanner = SCANNERS[int(rng.integers(2))]
         patient = f"P{number:04d}"
         traits = _draw_traits(kind, rng)
+        if volumes:
+            volume, mask = draw_volume(
+                traits.lesion, traits.radius, traits.irregularity, traits.unevenness, traits.contrast, scanner.gain, rng
+            )
+            image, box = write_volume(folder, patient, seed * 1_000_003 + number, volume, mask, as_series=bool(rng.integers(2)))
+            rows.append([image, patient, scanner.name, int(kind == "malignant"), kind])
+            boxes += [[image, *box, kind]] if box else []
+            continue
         for view in range(int(rng.integers(1, 4))):
             name = f"{patient}-{view}"
             pixels, mask = _draw_image(traits, scanner, rng)
@@ -100,7 +111,7 @@ def write_phantom(folder: str | Path, patients: int = 150, seed: int = 0) -> Pat
             if mask.any():
                 lines, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
                 boxes.append([f"images/{name}.dcm", columns[0], lines[0], columns[-1] + 1, lines[-1] + 1, kind])
-    _write_csv(folder / "boxes.csv", ["image", "x0", "y0", "x1", "y1", "label"], boxes)
+    _write_csv(folder / "boxes.csv", ["image", "x0", "y0", "x1", "y1", *(["z0", "z1"] if volumes else []), "label"], boxes)
     _write_csv(folder / "manifest.csv", ["image", "patient", "site", "malignant", "lesion"], rows)
     return folder / "manifest.csv"
 

@@ -33,7 +33,7 @@ class WeightsRecord:
     """Where the weights came from.
 
     Attributes:
-        source: as asked for, such as imagenet, radimagenet:PATH, file:PATH, or none.
+        source: as asked for, without folders: imagenet, radimagenet:FILE, file:FILE and so on, or none.
         origin: file that was read, without folders, and what it came from where that is known.
         digest: SHA-256 of the file; "" for random weights.
         unused: tensors of the file that the backbone has no place for (such as the classifier).

@@ -147,7 +147,10 @@ def fill_network(network: nn.Module, name: str, source: str, located: Located, c
     if chosen.prepare is not None:
         chosen.prepare(network)
     unused = {key: value for key, value in chosen.tensors.items() if key not in wanted}
-    record = WeightsRecord(source, located.origin, digest_of(located.path), tuple(sorted(unused)), chosen.changes)
+    kind, _, rest = source.partition(":")
+    # Without folders: a record is handed to others.
+    plain = f"{kind}:{Path(rest).name}" if rest and kind != "timm" else source
+    record = WeightsRecord(plain, located.origin, digest_of(located.path), tuple(sorted(unused)), chosen.changes)
     return Loaded(record, located.recipe, unused)
 
 

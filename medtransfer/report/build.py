@@ -48,13 +48,16 @@ def build_report(folder: Path) -> Path:
             if kind == "svg":
                 pictures[name] = "data:image/svg+xml;base64," + base64.b64encode(content).decode()
     study = folder / "study.yaml"
+    environment = _read_json(folder / "environment.json")
+    weights = {arm: entry["weights"] for arm, entry in environment.get("arms", {}).items()}
     context = {
         "report": report,
+        "untrained": [(arm, w) for arm, w in weights.items() if w["proof"] and not w["proof"]["passed"]],
         "rows": _table(report),
         "pictures": pictures,
         "audit": _read_json(folder / "audit.json"),
         "plans": _read_json(folder / "plan.json").get("arms", {}),
-        "environment": _read_json(folder / "environment.json"),
+        "environment": environment,
         "config": study.read_text(encoding="utf-8") if study.is_file() else "",
         "notes": _training_notes(folder, list(report["arms"])),
     }

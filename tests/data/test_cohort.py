@@ -8,7 +8,7 @@ import numpy as np
 import pydicom
 import pytest
 from medtransfer.data.cohort import open_cohort
-from medtransfer.data.dicom import write_grey_dicom
+from medtransfer.data.dicom_write import write_grey_dicom
 from medtransfer.data.listing import name_patients
 from medtransfer.errors import CohortError, LeakageError
 

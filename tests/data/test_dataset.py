@@ -26,7 +26,7 @@ def test_an_entry_that_is_gone_is_named(tmp_path):
 def test_random_half_stays_in_place_and_depends_on_the_seed():
     image = torch.zeros(1, 64, 64)
     image[0, 24:40, 24:40] = 1
-    pipeline = random_transforms(64)
+    pipeline = random_transforms((64, 64))
     drawn = []
     for seed in (1, 1, 2):
         pipeline.set_random_state(seed=seed)

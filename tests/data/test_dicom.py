@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pydicom
 import pytest
-from medtransfer.data.dicom import write_grey_dicom
+from medtransfer.data.dicom_write import write_grey_dicom
 from medtransfer.data.reading import read_image
 from medtransfer.errors import ImageError
 from pydicom.data import get_testdata_file

@@ -5,7 +5,7 @@ import numpy as np
 import pydicom
 import pytest
 import tifffile
-from medtransfer.data.dicom import write_grey_dicom
+from medtransfer.data.dicom_write import write_grey_dicom
 from medtransfer.data.loading import ImageReader
 from medtransfer.data.reading import read_image
 from medtransfer.errors import ConfigError, ImageError

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from medtransfer.data.dicom import write_grey_dicom
+from medtransfer.data.dicom_write import write_grey_dicom
 from medtransfer.data.placement import Placement, place
 from medtransfer.data.transforms import fixed_transforms, normalise
 from medtransfer.data.windows import parse_window, scale

@@ -10,6 +10,7 @@ import torch
 from medtransfer.config import TrainSection
 from medtransfer.errors import ConfigError, WeightsError
 from medtransfer.models.freeze import PlainCounts
+from medtransfer.models.chain import Stage
 from medtransfer.models.heads import LinearHead
 from medtransfer.training.checkpoint import load_weights, save_weights
 from medtransfer.training.engine import make_engine
@@ -134,7 +135,7 @@ def test_the_convex_head_is_scikit_learns_solution():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(80, 6)) * [1, 10, 0.1, 1, 1, 0] + [0, 5, 0, 0, 0, 3]
     y = (x[:, 0] + rng.normal(size=80) > 0).astype(float)[:, None]
-    head = LinearHead("x", 6, 1, "NCHW")
+    head = LinearHead(Stage("x", (), 6, 1, "NCHW", ()), 1)
     chosen = fit_head(head, (x[:60], y[:60]), (x[60:], y[60:]), (2.0,))
     scale = np.where(x[:60].std(0) < 1e-8, 1, x[:60].std(0))
     standard = (x - x[:60].mean(0)) / scale
@@ -149,10 +150,15 @@ def test_pooled_features_follow_the_order_of_the_batches():
     engine = make_engine("cpu", "fp32")
     images = torch.randn(5, 3, 32, 32)
     batches = [
-        {"features": {"image": images[i : i + 2]}, "targets": torch.full((len(images[i : i + 2]), 1), float(i)), "rows": None}
+        {
+            "features": {"image": images[i : i + 2]},
+            "present": torch.ones(len(images[i : i + 2]), 1, dtype=torch.bool),
+            "targets": torch.full((len(images[i : i + 2]), 1), float(i)),
+            "rows": None,
+        }
         for i in (0, 2, 4)
     ]
-    features, targets = pooled_features(net, "layer4.1", batches, engine)
+    features, targets = pooled_features(net, LinearHead(net.stages[-1], 1), batches, engine)
     net.eval()
     with torch.inference_mode():
         expected = net({"image": images}, ["layer4.1"])["layer4.1"].mean((2, 3))
@@ -161,10 +167,11 @@ def test_pooled_features_follow_the_order_of_the_batches():
 
 
 def test_weights_make_a_round_trip(tmp_path):
-    net, head = mt.load_backbone("resnet18", seed=1), LinearHead("layer4.1", 512, 1, "NCHW")
+    net = mt.load_backbone("resnet18", seed=1)
+    head = LinearHead(net.stages[-1], 1, "attention")
     torch.nn.init.normal_(head.linear.weight)
     save_weights(tmp_path / "w.safetensors", net, head, {"backbone": "resnet18"})
-    other, other_head = mt.load_backbone("resnet18", seed=2), LinearHead("layer4.1", 512, 1, "NCHW")
+    other, other_head = mt.load_backbone("resnet18", seed=2), LinearHead(net.stages[-1], 1, "attention")
     load_weights(tmp_path / "w.safetensors", other, other_head)
     assert all(torch.equal(v, other.state_dict()[k]) for k, v in net.state_dict().items())
     assert torch.equal(head.linear.weight, other_head.linear.weight)

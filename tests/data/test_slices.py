@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from medtransfer.data.dataset import ImageDataset, make_loader
+from medtransfer.data.reading import read_image
+from medtransfer.data.slices import Slices, cut, present_slices
+from medtransfer.data.transforms import Fixed, normalise, random_transforms
+from medtransfer.errors import ConfigError, ImageError
+
+
+def volume_file(tmp_path, shape=(40, 30, 20), spacing=(1.0, 1.0, 4.0), name="v.nii.gz"):
+    array = np.random.default_rng(0).uniform(10, 99, shape).astype(np.float32)
+    path = tmp_path / name
+    nibabel.save(nibabel.Nifti1Image(array, np.diag([*spacing, 1.0])), path)
+    return path
+
+
+def apply(path, **settings):
+    return Fixed(**settings).apply(str(path), read_image(path))
+
+
+@pytest.mark.parametrize(
+    ("plane", "up", "left"),
+    [("axial", "front", "right"), ("coronal", "head", "right"), ("sagittal", "head", "front")],
+)
+def test_slices_lie_as_radiologists_see_them(plane, up, left):
+    """A volume whose brightness grows towards the patient's right, front or head."""
+    ramps = dict(
+        zip(("right", "front", "head"), torch.meshgrid(torch.arange(4.0), torch.arange(5.0), torch.arange(6.0), indexing="ij"), strict=True)
+    )
+    rows, columns = cut(ramps[up][None], plane)[:, 0], cut(ramps[left][None], plane)[:, 0]
+    assert (rows.diff(dim=1) == -1).all()
+    assert (columns.diff(dim=2) == -1).all()
+    across = next(ramp for name, ramp in ramps.items() if name not in {up, left})
+    slices = cut(across[None], plane)
+    assert [float(s.unique()) for s in slices] == list(range(len(slices)))
+
+
+def test_neighbours_become_channels():
+    volume = torch.arange(5.0).expand(1, 3, 4, 5).clone()
+    stack = cut(volume, "axial", slab=3)
+    assert stack.shape == (5, 3, 4, 3)
+    assert stack[:, :, 0, 0].tolist() == [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 4]]
+    with pytest.raises(ImageError, match="grey volumes; these have 3 channels"):
+        cut(volume.expand(3, -1, -1, -1), "axial", slab=3)
+
+
+def test_slices_at_a_spacing_in_mm(tmp_path):
+    """80 mm of volume: at 8 mm ten slices, each the mean of the two it covers, in the middle of the stack."""
+    path = volume_file(tmp_path)
+    grid, placement = apply(path, size=32, slices=Slices(14, 8.0), window="full")
+    assert grid.shape == (1, 32, 32, 14)
+    assert placement.resized == (32, 24, 10)
+    assert present_slices(cut(grid, "axial")).tolist() == [False] * 2 + [True] * 10 + [False] * 2
+    with pytest.raises(ImageError, match=r"has 20 slices 4 mm apart, more than image.slices 14. Raise"):
+        apply(path, size=32, slices=Slices(14, 4.0))
+
+
+def test_slices_spread_over_the_volume_but_none_is_made_up(tmp_path):
+    path = volume_file(tmp_path)
+    assert apply(path, size=32, slices=Slices(8))[1].resized == (32, 24, 8)
+    assert apply(path, size=32, slices=Slices(32))[1].resized == (32, 24, 20)
+    # The same slices, whatever is padded around them.
+    few, many = (apply(path, size=40, slices=Slices(n))[0] for n in (20, 26))
+    assert torch.equal(few, many[..., 3:23])
+    array = torch.from_numpy(read_image(path).array)
+    scaled = apply(path, size=40, slices=Slices(20), window="full")[0][:, :, 5:35]
+    assert torch.allclose(scaled, (array - array.min()) / (array.max() - array.min()), atol=1e-6)
+
+
+@pytest.mark.parametrize(("plane", "shape", "resized"), [("coronal", (32, 12, 32), (16, 12, 32)), ("sagittal", (12, 32, 32), (12, 12, 32))])
+def test_other_planes(tmp_path, plane, shape, resized):
+    grid, placement = apply(volume_file(tmp_path), size=32, slices=Slices(12, plane=plane))
+    assert tuple(grid.shape[1:]) == shape
+    assert placement.resized == resized
+
+
+def test_spacing_in_the_plane_and_across(tmp_path):
+    path = volume_file(tmp_path)
+    assert apply(path, size=32, spacing=2.0, slices=Slices(12, 8.0))[1].resized == (20, 15, 10)
+    assert apply(path, size=32, spacing=(2.0, 2.0, 10.0), slices=Slices(12))[1].resized == (20, 15, 8)
+    image = read_image(path)
+    image.provenance["spacing_from"] = "none"
+    with pytest.raises(ImageError, match="no spacing of its slices"):
+        Fixed(32, slices=Slices(12, 8.0)).place(image, "bare.nii")
+
+
+@pytest.mark.parametrize("wrong", [{"count": 0}, {"count": True}, {"spacing": -1.0}, {"spacing": float("nan")}, {"plane": "oblique"}])
+def test_wrong_slices_are_refused(wrong):
+    with pytest.raises(ConfigError, match="slices is|slice_spacing is|plane is"):
+        Slices(**wrong)
+
+
+def loader_of(tmp_path, ndim, slab=1, channels=3, seed=None, plane="axial"):
+    entries = []
+    for number in range(3):
+        grid, _ = apply(volume_file(tmp_path, name=f"{number}.nii.gz"), size=24, slices=Slices(22, plane=plane))
+        np.save(tmp_path / f"{number}.npy", grid.numpy())
+        entries.append(tmp_path / f"{number}.npy")
+    dataset = ImageDataset(entries, np.zeros((3, 1), np.float32), range(3), seed, plane)
+    return make_loader(dataset, 2, (0.5,) * channels, (0.25,) * channels, ndim, slab)
+
+
+def test_one_grid_serves_networks_of_planes_and_of_volumes(tmp_path):
+    planes, volumes = (next(iter(loader_of(tmp_path, ndim))) for ndim in (2, 3))
+    assert planes["features"]["image"].shape == (2, 22, 3, 24, 24)
+    assert volumes["features"]["image"].shape == (2, 3, 22, 24, 24)
+    assert torch.equal(planes["features"]["image"].transpose(1, 2), volumes["features"]["image"])
+    assert planes["present"].sum(1).tolist() == [20, 20]
+    slab = next(iter(loader_of(tmp_path, 2, slab=5, channels=5)))
+    assert slab["features"]["image"].shape == (2, 22, 5, 24, 24)
+    assert torch.equal(slab["features"]["image"][:, :, 2], planes["features"]["image"][:, :, 0])
+
+
+def test_volumes_are_turned_within_their_slices(tmp_path):
+    """All slices move alike: those that pad stay empty, and the order across stays."""
+    batch = next(iter(loader_of(tmp_path, 2, seed=1)))
+    assert batch["present"].shape == (2, 22)
+    volume = torch.zeros(1, 16, 16, 6)
+    for index in range(6):
+        volume[..., index] = 0.1 + 0.1 * index
+    for seed in range(8):
+        pipeline = random_transforms((16, 16, 6))
+        pipeline.set_random_state(seed)
+        moved = torch.as_tensor(pipeline(volume.clone()))
+        assert moved.shape == volume.shape
+        means = moved.mean((0, 1, 2))
+        assert (means.diff() > 0).all()
+        assert moved.std(dim=(1, 2)).max() < 1e-3
+
+
+def test_a_channel_count_that_does_not_fit_is_told():
+    with pytest.raises(ImageError, match="3 channels meets a network of 5"):
+        normalise([torch.rand(3, 4, 4)], (0.5,) * 5, (0.5,) * 5)

@@ -1,0 +1,171 @@
+"""Hub files without a hub, and with one on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import medtransfer as mt
+import pytest
+import safetensors.torch
+import timm
+from medtransfer.errors import WeightsError
+from medtransfer.models.hub import _answers, fetch_file, weights_folder
+
+
+def fetch(**options):
+    return fetch_file("timm/resnet18.a1_in1k", ["model.safetensors"], ["resnet18.a1_in1k.safetensors"], "the weights", 46.8, **options)
+
+
+def test_offline_the_answer_comes_at_once_and_says_what_to_bring(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDTRANSFER_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    begun = time.monotonic()
+    with pytest.raises(WeightsError) as caught:
+        mt.load_backbone("resnet18", weights="imagenet")
+    assert time.monotonic() - begun < 2
+    for part in (
+        "HF_HUB_OFFLINE is set",
+        "download model.safetensors of timm/resnet18.a1_in1k (about 47 MB",
+        str(tmp_path / "resnet18.a1_in1k.safetensors"),
+        "resnet18_a1_0-d63eafa0.pth (SHA-256 begins with d63eafa0)",
+        "file:PATH",
+    ):
+        assert part in str(caught.value)
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for(tmp_path, monkeypatch):
+    """A server that takes no connection, and an address from which nothing comes back."""
+    monkeypatch.setenv("MEDTRANSFER_WEIGHTS", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        for endpoint in (f"http://127.0.0.1:{closed.getsockname()[1]}", "http://192.0.2.1"):
+            monkeypatch.setenv("HF_ENDPOINT", endpoint)
+            begun = time.monotonic()
+            with pytest.raises(WeightsError, match="does not answer"):
+                fetch()
+            assert time.monotonic() - begun < 2
+
+
+def test_the_way_through_a_proxy_is_looked_at(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        address = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        monkeypatch.setattr("urllib.request.getproxies", lambda: {"https": address})
+        monkeypatch.setattr("urllib.request.proxy_bypass", lambda host: host == "inside.invalid")
+        assert _answers("https://hub.invalid")
+        assert not _answers("https://inside.invalid")
+
+
+def test_the_folder_for_what_is_brought(monkeypatch, tmp_path):
+    monkeypatch.delenv("MEDTRANSFER_WEIGHTS", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert weights_folder() == tmp_path / "medtransfer" / "weights"
+
+
+CODE = """
+import json, sys, medtransfer as mt
+from medtransfer.errors import WeightsError
+try:
+    net = mt.load_backbone("resnet18", weights="imagenet")
+    print(json.dumps([net.weights.origin, net.weights.digest]))
+except WeightsError as error:
+    print(json.dumps(str(error)))
+"""
+
+
+class Mirror(BaseHTTPRequestHandler):
+    """As much of a hub as its client asks for."""
+
+    content = b""
+    cut = False
+    sent = 0
+
+    def log_message(self, *_):
+        pass
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def answer(self, body):
+        if not self.path.endswith("/model.safetensors"):
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.end_headers()
+            return
+        if body and self.cut and type(self).sent:
+            self.send_error(403)  # it broke off, and does not go on
+            return
+        type(self).sent += body
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.content)))
+        self.send_header("ETag", f'"{hashlib.sha256(self.content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.end_headers()
+        if body:
+            self.wfile.write(self.content[: len(self.content) // 3] if self.cut else self.content)
+
+
+@pytest.fixture
+def mirror(tmp_path):
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(timm.create_model("resnet18").state_dict(), path)
+    handler = type("Whole", (Mirror,), {"content": path.read_bytes()})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server, handler
+    server.shutdown()
+    server.server_close()
+
+
+def run_client(server, home: Path):
+    environment = {key: value for key, value in os.environ.items() if key not in {"HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy"}}
+    environment |= {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}",
+        "HF_HOME": str(home / "hub"),
+        "MEDTRANSFER_WEIGHTS": str(home / "brought"),
+        "HF_HUB_DISABLE_XET": "1",
+        "NO_PROXY": "127.0.0.1",
+    }
+    result = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, env=environment, check=False, timeout=120)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_a_mirror_is_used_and_what_it_gave_is_kept(mirror, tmp_path):
+    server, handler = mirror
+    origin, digest = run_client(server, tmp_path)
+    assert origin == "timm/resnet18.a1_in1k/model.safetensors"
+    assert digest == hashlib.sha256(handler.content).hexdigest()
+    # From the cache, though the hub holds it no more.
+    handler.content = b"changed"
+    assert run_client(server, tmp_path) == [origin, digest]
+    # A cached file that was damaged is seen, as it is named by its digest.
+    blob = next(path for path in (tmp_path / "hub").rglob(digest))
+    blob.write_bytes(blob.read_bytes()[:-4] + b"abcd")
+    assert "damaged or changed" in run_client(server, tmp_path)
+
+
+def test_a_download_that_breaks_off_is_not_used(mirror, tmp_path):
+    server, handler = mirror
+    handler.cut = True
+    message = run_client(server, tmp_path)
+    assert "not to be had from the hub" in message
+    assert not list((tmp_path / "hub").rglob("snapshots/*/*"))
+    handler.cut = False
+    for part in (tmp_path / "hub").rglob("*.incomplete"):
+        assert part.stat().st_size < len(handler.content)
+        part.unlink()  # this mirror cannot continue a file
+    assert run_client(server, tmp_path)[1] == hashlib.sha256(handler.content).hexdigest()
