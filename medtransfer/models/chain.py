@@ -117,7 +117,7 @@ def mean_over_space(activation: Tensor, layout: Layout) -> Tensor:
         return activation
     if layout == "NLC":
         return activation.mean(1)
-    return activation.mean((1, 2)) if layout == "NHWC" else activation.flatten(2).mean(2)
+    return activation.mean((1, 2) if layout == "NHWC" else tuple(range(2, activation.ndim)))
 
 
 @dataclass

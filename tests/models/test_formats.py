@@ -193,7 +193,8 @@ model = getattr(keras.applications, name)(weights=None, include_top=False, input
 for layer in model.layers:
     values = layer.get_weights()
     if len(values) == 4:  # gamma, beta, mean, variance
-        layer.set_weights([rng.uniform(0.5, 1.5, v.shape) if i in (0, 3) else rng.uniform(-0.2, 0.2, v.shape) for i, v in enumerate(values)])
+        spans = ((0.5, 1.5), (-0.2, 0.2), (-0.2, 0.2), (0.5, 1.5))
+        layer.set_weights([rng.uniform(*span, v.shape) for span, v in zip(spans, values)])
     elif len(values) == 2:  # a bias that is not 0
         layer.set_weights([values[0], rng.uniform(-0.5, 0.5, values[1].shape)])
 with h5py.File(file + ".h5", "w") as stream:

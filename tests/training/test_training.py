@@ -9,8 +9,8 @@ import pytest
 import torch
 from medtransfer.config import TrainSection
 from medtransfer.errors import ConfigError, WeightsError
-from medtransfer.models.freeze import PlainCounts
 from medtransfer.models.chain import Stage
+from medtransfer.models.freeze import PlainCounts
 from medtransfer.models.heads import LinearHead
 from medtransfer.training.checkpoint import load_weights, save_weights
 from medtransfer.training.engine import make_engine
