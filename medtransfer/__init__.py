@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from medtransfer.data.loading import ImageReader
     from medtransfer.data.phantom import write_phantom
     from medtransfer.data.reading import read_image
+    from medtransfer.data.slices import Slices
     from medtransfer.data.split import Fold, Split, split_cohort
     from medtransfer.data.transforms import fixed_transforms
     from medtransfer.errors import MedTransferError
@@ -46,6 +47,7 @@ _HOMES = {
     "ImageReader": "medtransfer.data.loading",
     "MedTransferError": "medtransfer.errors",
     "Run": "medtransfer.record",
+    "Slices": "medtransfer.data.slices",
     "Split": "medtransfer.data.split",
     "StudyConfig": "medtransfer.config",
     "audit": "medtransfer.data.audit",
@@ -79,6 +81,7 @@ __all__ = [
     "ImageReader",
     "MedTransferError",
     "Run",
+    "Slices",
     "Split",
     "StudyConfig",
     "audit",

@@ -163,7 +163,7 @@ class TrainSection(Section):
     patience: int | None = Field(
         None, ge=1, description="Epochs without a better tune log-loss before training stops; left out: all are run."
     )
-    batch_size: int = Field(32, ge=2)
+    batch_size: int | None = Field(None, ge=2, description="Images at a step; left out: 32 images, or 8 volumes.")
     weight_decay: float = Field(0.05, ge=0)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -88,7 +88,7 @@ def prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, rep
         refuse_random_prefix(backbone, plans[name])
     # One budget for all arms: the one that is set, or the longest any of them asks for.
     smallest = min(len(split.fold(index).train) for index in range(len(split)))
-    batches = max(1, smallest // config.train.batch_size)
+    batches = max(1, smallest // batch_size(config.train, fingerprint.ndim))
     steps = max(count_steps(plan, config.train, batches) for plan in plans.values())
     plans = {name: plan if plan.strategy == "linear_probe" else replace(plan, steps=steps) for name, plan in plans.items()}
     if edited is not None and edited.is_file():
@@ -160,6 +160,11 @@ def _training_fingerprint(cohort: Cohort, facts: pd.DataFrame, split: Split) -> 
         inside = replace(cohort, images=part)
         prints.append(make_fingerprint(inside, facts))
     return min(prints, key=lambda print_: print_.smallest_class)
+
+
+def batch_size(train: TrainSection, ndim: int) -> int:
+    """Images, or volumes, at a step of training."""
+    return train.batch_size or (32 if ndim == 2 else 8)
 
 
 def count_steps(plan: FreezePlan, train: TrainSection, batches: int) -> int:

@@ -26,7 +26,7 @@ from medtransfer.evaluation import EvaluationReport, evaluate, read_predictions,
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.freeze import FreezePlan, refuse_random_prefix
 from medtransfer.models.heads import Pooling
-from medtransfer.prepare import count_steps, fixed_of, load_arm, prepare, refuse_unreadable
+from medtransfer.prepare import batch_size, count_steps, fixed_of, load_arm, prepare, refuse_unreadable
 from medtransfer.progress import Reporter
 from medtransfer.record import (
     Prepared,
@@ -183,7 +183,7 @@ def fit(
     def loader(rows: Any, draw: int | None = None) -> Any:
         dataset = ImageDataset(entries, targets, rows, draw, slices.plane)
         planes = 1 if len(dataset.shape) == 2 else slices.count
-        batch = train.batch_size if draw is not None else max(1, _EVAL_BATCH // planes)
+        batch = batch_size(train, len(dataset.shape)) if draw is not None else max(1, _EVAL_BATCH // planes)
         return make_loader(dataset, batch, recipe.mean, recipe.std, backbone.ndim, slab)
 
     training = loader(fold.train, seed)
@@ -230,7 +230,7 @@ def _make_engines(config: StudyConfig, backbones: dict[str, Backbone], output: P
                 precision = recorded_precision(output, arm) or precision  # type: ignore[assignment]  # written by this program
             space = (config.image.size,) * 2 if backbone.ndim == 2 else (config.image.slices, config.image.size, config.image.size)
             # Of volumes two: what is measured is a ratio, and a batch of them takes long.
-            image = torch.zeros(config.train.batch_size if backbone.ndim == 2 else 2, len(backbone.recipe.mean), *space)
+            image = torch.zeros(batch_size(config.train, 2) if backbone.ndim == 2 else 2, len(backbone.recipe.mean), *space)
             engines[backbone.name] = make_engine(config.train.device, precision, backbone, image)
     return {arm: engines[backbone.name] for arm, backbone in backbones.items()}
 

@@ -20,7 +20,8 @@ from medtransfer.data.slices import Plane, Slices, cut, present_slices
 from medtransfer.data.transforms import normalise, random_transforms
 from medtransfer.errors import ImageError
 
-Item = tuple[Tensor, Tensor, int]
+# Image, targets, row number, and which slices of it are there.
+Item = tuple[Tensor, Tensor, int, Tensor]
 
 
 class ImageDataset(Dataset[Item]):
@@ -68,6 +69,8 @@ class ImageDataset(Dataset[Item]):
     def __getitem__(self, index: int) -> Item:
         row = self.rows[index]
         image = self._read(row)
+        # Before the random half, which brightens what only pads a volume too.
+        present = present_slices(image, self.plane) if image.ndim == 4 else torch.ones(1, dtype=torch.bool)
         if self.random is not None and self.seed is not None:
             draw = np.random.SeedSequence([self.seed, self.epoch, row]).generate_state(1)[0]
             state = np.random.RandomState(int(draw))
@@ -75,7 +78,7 @@ class ImageDataset(Dataset[Item]):
                 transform.set_random_state(state=state)
             with plain_tensors():
                 image = self.random(image)
-        return image, self.targets[row], row
+        return image, self.targets[row], row, present
 
 
 @contextmanager
@@ -129,16 +132,13 @@ def make_loader(
     """
 
     def collate(items: list[Item]) -> dict[str, Any]:
-        images, targets, rows = zip(*items, strict=True)
-        present = torch.ones(len(items), 1, dtype=torch.bool)
+        images, targets, rows, present = zip(*items, strict=True)
         if len(dataset.shape) == 3:
-            stacks = [cut(image, dataset.plane, slab) for image in images]
-            present = torch.stack([present_slices(stack) for stack in stacks])
-            image = normalise(stacks, mean, std, axis=1)
+            image = normalise([cut(image, dataset.plane, slab) for image in images], mean, std, axis=1)
             image = image if ndim == 2 else image.transpose(1, 2)
         else:
             image = normalise(images, mean, std)
-        return {"features": {"image": image}, "present": present, "targets": torch.stack(targets), "rows": torch.tensor(rows)}
+        return {"features": {"image": image}, "present": torch.stack(present), "targets": torch.stack(targets), "rows": torch.tensor(rows)}
 
     training = dataset.seed is not None
     return DataLoader(

@@ -72,6 +72,6 @@ def cut(volume: Tensor, plane: Plane, slab: int = 1) -> Tensor:
     return torch.cat([stack[index] for index in neighbours], dim=1)
 
 
-def present_slices(stack: Tensor) -> Tensor:
-    """Which slices (slice, channel, row, column), in 0..1, show anything: those that pad a volume are 0 throughout."""
-    return stack.flatten(1).amax(1) > 0
+def present_slices(volume: Tensor, plane: Plane) -> Tensor:
+    """Which slices of a volume (channel, x, y, z) in 0..1 show anything, bool (slice,): those that pad it are 0 throughout."""
+    return volume.movedim(1 + _ACROSS[plane], 0).flatten(1).amax(1) > 0

@@ -109,18 +109,20 @@ class ApplyFixed(Transform):  # type: ignore[misc]  # MONAI carries no types
         return result
 
 
-def fixed_transforms(size: int | Sequence[int], window: Any = "percentile", spacing: float | Sequence[float] | None = None) -> ApplyFixed:
+def fixed_transforms(
+    size: int | Sequence[int], window: Any = "percentile", spacing: float | Sequence[float] | None = None, slices: Slices | None = None
+) -> ApplyFixed:
     """The cacheable half: `{"image": path}` -> `{"image": float32 tensor (channel, *size), 0..1, "placement": ...}`.
 
     Args:
-        size, window, spacing: see `Fixed`.
+        size, window, spacing, slices: see `Fixed`. A study sets `slices`; without them a volume is a block of `size` along every axis.
 
     Raises:
         ConfigError: an unknown window.
     """
     grid = tuple(size) if isinstance(size, (list, tuple)) else size
     mm = tuple(spacing) if isinstance(spacing, (list, tuple)) else spacing
-    return ApplyFixed(Fixed(grid, parse_window(window), mm))  # type: ignore[arg-type]  # checked there
+    return ApplyFixed(Fixed(grid, parse_window(window), mm, slices))  # type: ignore[arg-type]  # checked there
 
 
 def random_transforms(shape: Sequence[int], across: int = 2) -> Compose:

@@ -44,8 +44,8 @@ def candidates(tensors: Tensors, network: nn.Module, name: str) -> Iterator[Name
         for rule in (_from_timm, _from_torchvision_densenet, _from_torchvision_swin, _from_children, _from_lite):
             try:
                 renamed = rule(plain, network)
-            except (KeyError, IndexError, ValueError, AttributeError, RuntimeError, AssertionError):
-                continue  # not a file of this publisher
+            except Exception:  # not a file of this publisher; timm's rules fail on others' in many ways
+                continue
             if renamed is not None:
                 yield Named(renamed)
         for other in (_from_torchvision_efficientnet(plain, network, name), _from_keras(plain, network)):
