@@ -144,7 +144,8 @@ def plan(
             return
         for name, p in plans.items():
             typer.echo(
-                f"{name}: {p.strategy}, {p.frozen_stages} of {p.stages} stages frozen, {100 * p.trainable_fraction:.0f} % of the parameters"
+                f"{name}: {p.strategy}, {p.frozen_stages} of {p.stages} stages frozen, "
+                f"{100 * p.trainable_fraction:.0f} % of the parameters trained"
             )
             typer.echo(
                 f"  rates {p.head_lr:g} (head), {p.backbone_lr:g} (last stage; times {p.stage_decay:g} per stage down), {p.steps} steps"
@@ -214,12 +215,17 @@ def backbones(
                 row["input_size"],
                 *known[1:],
                 ", ".join(row["offline"]) or "-",
-                ", ".join(row["weights"]) or "-",
+                _shorten(row["weights"]),
             )
             typer.echo(_BACKBONE_LINE.format(*map(str, cells)))
         typer.echo(
             "\nGB: to train all of it on 32 images (8 volumes). Speed: of training, against resnet18. '?': not measured, use --measure."
         )
+
+
+def _shorten(sources: list[str]) -> str:
+    more = f" and {len(sources) - 4} more (--json)" if len(sources) > 4 else ""
+    return (", ".join(sources[:4]) or "-") + more
 
 
 @app.command()

@@ -119,6 +119,11 @@ class ArmSection(Section):
     @field_validator("weights", mode="before")
     @classmethod
     def _none_is_a_word(cls, value: object) -> object:
+        if isinstance(value, dict) and len(value) == 1:  # YAML takes `file: PATH` apart
+            kind, rest = next(iter(value.items()))
+            if rest is None:
+                raise ValueError(f"{kind}: stands alone; write what follows it, without a space: {kind}:PATH")
+            return f"{kind}:{rest}"
         return None if isinstance(value, str) and value.lower() == "none" else value
 
 

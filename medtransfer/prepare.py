@@ -23,7 +23,7 @@ from medtransfer.models.catalog import load_backbone
 from medtransfer.models.freeze import FreezePlan, plan_freeze, refuse_random_prefix
 from medtransfer.models.weights import published_recipe
 from medtransfer.progress import Reporter
-from medtransfer.record import Prepared, digests_of_study, read_plans, read_salt, refuse_edited_steps
+from medtransfer.record import Prepared, images_of_study, read_plans, read_salt, refuse_edited_steps
 
 
 def fixed_of(config: StudyConfig) -> Fixed:
@@ -71,7 +71,7 @@ def prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, rep
         reporter.say(f"{len(bad)} of {len(cohort)} images cannot be read and are left out; the report lists them")
         cohort = cohort.without(bad["image"].tolist())
     facts = facts[facts["error"] == ""].reset_index(drop=True)
-    _refuse_images_seen_before(config, cohort, facts)
+    seen = _refuse_images_seen_before(config, cohort, facts, reporter)
     if config.protocol.group == "cluster":
         used = set(cohort.images["image"])
         cohort = cohort.grouped([(a, b) for a, b in findings.near_duplicates if a in used and b in used])
@@ -79,8 +79,9 @@ def prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, rep
     fingerprint = _training_fingerprint(cohort, facts, split)
     for name, backbone in backbones.items():
         _require_dimensions(name, config.arms[name].slab, backbone, fingerprint.ndim)
+    batch = batch_size(config.train, fingerprint.ndim)
     by_hand = {k: v for k, v in config.plan.model_dump().items() if k not in {"search", "domain"}}
-    plans = {name: plan_freeze(fingerprint, backbone, config.plan.domain, **by_hand) for name, backbone in backbones.items()}
+    plans = {name: plan_freeze(fingerprint, backbone, config.plan.domain, batch=batch, **by_hand) for name, backbone in backbones.items()}
     edited = output / "plan.json" if output is not None else None
     if edited is not None and edited.is_file():
         plans = read_plans(edited, plans, backbones)
@@ -88,12 +89,12 @@ def prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, rep
         refuse_random_prefix(backbone, plans[name])
     # One budget for all arms: the one that is set, or the longest any of them asks for.
     smallest = min(len(split.fold(index).train) for index in range(len(split)))
-    batches = max(1, smallest // batch_size(config.train, fingerprint.ndim))
+    batches = max(1, smallest // batch)
     steps = max(count_steps(plan, config.train, batches) for plan in plans.values())
     plans = {name: plan if plan.strategy == "linear_probe" else replace(plan, steps=steps) for name, plan in plans.items()}
     if edited is not None and edited.is_file():
         refuse_edited_steps(edited, plans)
-    return Prepared(config, cohort, facts, split, fingerprint, plans, backbones, findings)
+    return Prepared(config, cohort, facts, split, fingerprint, plans, backbones, findings, seen)
 
 
 def _require_dimensions(arm: str, slab: int, backbone: Backbone, ndim: int) -> None:
@@ -104,18 +105,28 @@ def _require_dimensions(arm: str, slab: int, backbone: Backbone, ndim: int) -> N
         raise ConfigError(f"arms.{arm}.slab is {slab}, but {what}. A slab is for volumes seen slice by slice.")
 
 
-def _refuse_images_seen_before(config: StudyConfig, cohort: Cohort, facts: pd.DataFrame) -> None:
-    """Weights that were trained on some of these images would know the answers."""
+def _refuse_images_seen_before(config: StudyConfig, cohort: Cohort, facts: pd.DataFrame, reporter: Reporter) -> pd.DataFrame:
+    """Weights that were trained on some of these images would know the answers; returns all that they were trained on."""
+    seen = [pd.DataFrame(columns=["file_digest", "pixel_digest", "patient"])]
     for name, arm in config.arms.items():
         if arm.weights is None or not arm.weights.startswith("study:"):
             continue
         folder = Path(arm.weights.removeprefix("study:")).expanduser()
-        seen = facts["file_digest"].isin(digests_of_study(folder))
-        if seen.any():
+        before = images_of_study(folder)
+        again = facts["file_digest"].isin(before["file_digest"]) | facts["pixel_digest"].isin(before["pixel_digest"].dropna())
+        if again.any():
             raise LeakageError(
-                f"arms.{name}: {int(seen.sum())} of {len(facts)} images of {cohort.root} belong to the study in {folder}, whose weights "
-                f"this arm starts from (first: {facts.loc[seen, 'image'].iloc[0]}). Leave them out, or use other weights."
+                f"arms.{name}: {int(again.sum())} of {len(facts)} images of {cohort.root} belong to the study in {folder}, whose weights "
+                f"this arm starts from (first: {facts.loc[again, 'image'].iloc[0]}). Leave them out, or use other weights."
             )
+        shared = sorted(set(cohort.images["patient"].astype(str)) & set(before["patient"].dropna())) if cohort.patients_known else []
+        if shared:
+            reporter.say(
+                f"arms.{name}: {len(shared)} patient ids occur here and in the study in {folder} (first: {shared[0]}). Where they are the "
+                "same people, its weights know them, and the figures are too high."
+            )
+        seen.append(before)
+    return pd.concat(seen, ignore_index=True).drop_duplicates()
 
 
 def load_cohort(section: CohortSection, salt: str | None = None) -> Cohort:

@@ -49,6 +49,8 @@ _PACKAGES = (
 
 # Kept apart, so that a study can be handed on without it: with it, ids could be guessed at.
 _SALT = "patient-salt.txt"
+# Images that the weights of earlier studies were trained on.
+_SEEN = "seen-before.csv"
 # Fields of a plan that follow from the others, or only describe.
 _DERIVED = {"trainable_fraction", "reason", "evidence", "stages", "steps"}
 
@@ -76,7 +78,8 @@ class Run:
 class Prepared:
     """All that is settled before training begins, with nothing written yet.
 
-    `cohort` and `facts` hold the images in use; `findings` is about these and the unreadable ones.
+    `cohort` and `facts` hold the images in use; `findings` is about these and the unreadable ones; `seen` are the
+    images that weights of earlier studies were trained on.
     """
 
     config: StudyConfig
@@ -87,6 +90,7 @@ class Prepared:
     plans: dict[str, FreezePlan]
     backbones: dict[str, Backbone]
     findings: Audit
+    seen: pd.DataFrame
 
 
 def check_folder(output: Path, config: StudyConfig) -> None:
@@ -164,7 +168,9 @@ def write_record(prepared: Prepared, engines: dict[str, Engine], output: Path) -
     if cohort.salt:
         write_aside(output / _SALT, cohort.salt)
         (output / _SALT).chmod(0o600)
-    table = cohort.images.drop(columns="path").merge(facts[["image", "file_digest"]], on="image", validate="one_to_one")
+    table = cohort.images.drop(columns="path").merge(facts[["image", "file_digest", "pixel_digest"]], on="image", validate="one_to_one")
+    if len(prepared.seen):
+        write_aside(output / _SEEN, prepared.seen.to_csv(index=False, lineterminator="\n"))
     folds = [c for c in prepared.split.parts.columns if c.startswith("fold_")]
     table[folds] = prepared.split.parts[folds]
     write_aside(output / "cohort.csv", table.to_csv(index=False, lineterminator="\n"))
@@ -190,6 +196,7 @@ def write_record(prepared: Prepared, engines: dict[str, Engine], output: Path) -
             "chain": "exact" if b.exact else "one stage: no exact chain is known",
             "stages": b.names,
             "slices": _describe_slices(prepared, name),
+            "input": _describe_input(prepared, name),
             **describe_machine(engines[name]),
         }
         for name, b in prepared.backbones.items()
@@ -211,13 +218,21 @@ def _describe_slices(prepared: Prepared, name: str) -> str:
     if prepared.fingerprint.ndim == 2:
         return ""
     apart = f", {image.slice_spacing:g} mm apart" if image.slice_spacing is not None else ""
-    grid = f"{image.slices} {image.plane} slices{apart}"
+    grid = f"up to {image.slices} {image.plane} slices{apart}"
     if backbone.ndim == 3:
         return f"{grid}, as one volume"
     pooled: str = arm.pooling
     if pooled == "attention" and prepared.plans[name].strategy == "linear_probe":
         pooled = "attention, in a linear probe the mean"
     return f"{grid}{f', with neighbours ({arm.slab} as channels)' if arm.slab > 1 else ''}; pooled by {pooled}"
+
+
+def _describe_input(prepared: Prepared, name: str) -> str:
+    """What reaches the network, in words."""
+    channels, window = len(prepared.backbones[name].recipe.mean), prepared.config.image.window
+    grey = not prepared.fingerprint.colour and prepared.config.arms[name].slab == 1
+    repeated = f", grey repeated to {channels} channels" if grey and channels > 1 and not isinstance(window, tuple) else ""
+    return f"window {window if isinstance(window, str) else list(window)}{repeated}"
 
 
 def run_key(prepared: Prepared, engine: Engine, seed: int, fold: int, arm: str) -> str:
@@ -232,6 +247,7 @@ def run_key(prepared: Prepared, engine: Engine, seed: int, fold: int, arm: str) 
         "parts": prepared.split.parts[f"fold_{fold}"].tolist(),
         "image": config.image.model_dump(mode="json"),
         "train": config.train.model_dump(mode="json"),
+        "ndim": prepared.fingerprint.ndim,
         "arm": config.arms[arm].model_dump(mode="json"),
         "weights": backbone.weights.digest,
         "plan": prepared.plans[arm].to_dict(),
@@ -247,6 +263,7 @@ def _code_digest() -> str:
     """Digest of the modules that decide a run's numbers."""
     package = Path(__file__).parent
     files = sorted(path for room in ("data", "models", "tasks", "training") for path in (package / room).rglob("*.py"))
+    files += [package / "prepare.py", package / "study.py"]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
@@ -267,18 +284,27 @@ def describe_backbone(backbone: Backbone) -> dict[str, str]:
         "std": ",".join(map(str, recipe.std)),
         "size": str(recipe.size),
         "weights": f"{weights.source} {weights.digest[:16]}".strip(),
+        "preparations": "; ".join(weights.preparations),
     }
 
 
-def digests_of_study(folder: Path) -> set[str]:
-    """SHA-256 of every image of the study that a folder of it, or of a run in it, belongs to.
+def images_of_study(folder: Path) -> pd.DataFrame:
+    """What is known of every image that the models of a study have seen, in it and in the studies before it.
+
+    Args:
+        folder: of the study, or of a run in it.
+
+    Returns:
+        Columns `file_digest`, `pixel_digest`, `patient`.
 
     Raises:
         WeightsError: no `cohort.csv` there, so that nobody can say which images the weights have seen.
     """
+    columns = ["file_digest", "pixel_digest", "patient"]
     for parent in (folder, *list(folder.resolve().parents)[:4]):
         if (parent / "cohort.csv").is_file():
-            return set(pd.read_csv(parent / "cohort.csv", usecols=["file_digest"], dtype=str)["file_digest"])
+            files = [parent / name for name in ("cohort.csv", _SEEN) if (parent / name).is_file()]
+            return pd.concat([pd.read_csv(file, dtype=str).reindex(columns=columns) for file in files], ignore_index=True)
     raise WeightsError(
         f"{folder}: belongs to no study with a cohort.csv, so it cannot be seen whether its images are among these. "
         "Keep the study's folder whole."

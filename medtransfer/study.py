@@ -266,10 +266,8 @@ def _run_all(prepared: Prepared, engines: dict[str, Engine], output: Path, repor
                 key=key,
                 reporter=reporter,
             )
-            reporter.say(
-                f"run {number + 1} of {len(jobs)}: {arm}, fold {index}, seed {seed}: best epoch {run.summary['best_epoch']} "
-                f"of {run.summary['epochs']}, {time.monotonic() - begun:.0f} s"
-            )
+            trained = f"best epoch {run.summary['best_epoch']} of {run.summary['epochs']}" if run.summary["epochs"] else "a linear probe"
+            reporter.say(f"run {number + 1} of {len(jobs)}: {arm}, fold {index}, seed {seed}: {trained}, {time.monotonic() - begun:.0f} s")
         runs.append(run)
     order = {arm: i for i, arm in enumerate(config.arms)}
     runs.sort(key=lambda run: (order[run.arm], run.seed, run.fold))

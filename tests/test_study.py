@@ -424,7 +424,7 @@ def test_volumes_by_slices_and_as_a_whole_with_one_line_changed(tmp_path, volume
     assert table.groupby("arm")["patient"].nunique().to_dict() == {"imagenet": 24, "scratch": 24}
     assert table["probability"].between(0, 1).all()
     environment = json.loads((out / "environment.json").read_text())["arms"]
-    assert environment["imagenet"]["slices"] == "10 axial slices; pooled by attention"
+    assert environment["imagenet"]["slices"] == "up to 10 axial slices; pooled by attention"
     seen = "as one volume" if backbone != LITE else "pooled by attention"
     assert seen in environment["scratch"]["slices"]
     assert "pooled by attention" in (out / "report.html").read_text()
@@ -448,7 +448,7 @@ def test_slabs_channels_and_recipes(tmp_path, volumes, change, seen):
     result = run("compare", config, "plan.strategy=linear_probe", "image.slice_spacing=10", "--output", tmp_path / "out", "-q")
     assert result.exit_code == 0, result.output
     arm = json.loads((tmp_path / "out" / "environment.json").read_text())["arms"]["imagenet"]
-    assert arm["slices"].startswith("10 axial slices, 10 mm apart")
+    assert arm["slices"].startswith("up to 10 axial slices, 10 mm apart")
     assert seen in arm["slices"]
     channels = change.get("channels", change.get("slab"))
     assert len(arm["recipe"]["mean"]) == channels
@@ -498,8 +498,25 @@ def test_a_model_trained_here_is_a_source_of_weights(study, tmp_path):
     assert "images of" in result.output and "belong to the study in" in result.output, result.output
     mt.write_phantom(tmp_path / "other", 30, seed=9)
     other = write_config(tmp_path, tmp_path / "other" / "manifest.csv")
-    result = run("compare", other, f"arms.imagenet.weights=study:{folder}", "--output", tmp_path / "o", "-q")
+    result = run("compare", other, f"arms.imagenet.weights=study:{folder}", "--output", tmp_path / "o")
     assert result.exit_code == 0, result.output
+    # Both phantoms call their patients P0000 and so on.
+    assert "patient ids occur here and in the study in" in result.output
+    # A third study, from the second: the images of the first are known still.
+    third = f"arms.imagenet.weights=study:{tmp_path / 'o' / 'runs' / 'imagenet' / 'fold-0' / 'seed-0'}"
+    result = run("compare", same, third, "--output", tmp_path / "q", "-q")
+    assert (result.exit_code, "belong to the study in" in result.output) == (2, True), result.output
+    # The same pixels in files that were written anew.
+    for path in (tmp_path / "other").rglob("*.dcm"):
+        path.unlink()
+    shutil.copytree(study / "cohort" / "images", tmp_path / "other" / "images", dirs_exist_ok=True)
+    shutil.copy(study / "cohort" / "manifest.csv", tmp_path / "other" / "manifest.csv")
+    for path in (tmp_path / "other").rglob("*.dcm"):
+        dataset = pydicom.dcmread(path)
+        dataset.PatientID = "other"
+        dataset.save_as(path)
+    result = run("compare", other, f"arms.imagenet.weights=study:{folder}", "--output", tmp_path / "r", "-q")
+    assert (result.exit_code, "belong to the study in" in result.output) == (2, True), result.output
     shutil.copytree(folder, tmp_path / "alone")
     result = run("compare", other, f"arms.imagenet.weights=study:{tmp_path / 'alone'}", "--output", tmp_path / "p", "-q")
     assert (result.exit_code, "belongs to no study with a cohort.csv" in result.output) == (2, True), result.output

@@ -78,6 +78,8 @@ class ImageDataset(Dataset[Item]):
                 transform.set_random_state(state=state)
             with plain_tensors():
                 image = self.random(image)
+            if not present.all():
+                image.movedim(1 + Slices(plane=self.plane).axis, 0)[~present] = 0.0
         return image, self.targets[row], row, present
 
 
@@ -134,7 +136,8 @@ def make_loader(
     def collate(items: list[Item]) -> dict[str, Any]:
         images, targets, rows, present = zip(*items, strict=True)
         if len(dataset.shape) == 3:
-            image = normalise([cut(image, dataset.plane, slab) for image in images], mean, std, axis=1)
+            stacks = [cut(image, dataset.plane, slab, there) for image, there in zip(images, present, strict=True)]
+            image = normalise(stacks, mean, std, axis=1)
             image = image if ndim == 2 else image.transpose(1, 2)
         else:
             image = normalise(images, mean, std)

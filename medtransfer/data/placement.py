@@ -115,6 +115,8 @@ def place(
             f"{where}: has {resized[across]} slices {wanted[across]:g} mm apart, more than image.slices {int(grid[across])}. "
             "Raise image.slices or image.slice_spacing."
         )
+    if across is not None and resized[across] == 1 < shape[across] and wanted[across] is not None:
+        raise ImageError(f"{where}: is {extent[across]:.0f} mm thick, one slice at image.slice_spacing {wanted[across]:g}. Lower it.")
     if any(r > g for r, g in zip(resized, grid, strict=True)):
         shown, space = " x ".join(map(str, resized)), " x ".join(str(int(g)) for g in grid)
         raise ImageError(f"{where}: has {shown} pixels at image.spacing, more than image.size {space}. Raise one of these.")

@@ -46,7 +46,7 @@ class Slices:
         return _ACROSS[self.plane]
 
 
-def cut(volume: Tensor, plane: Plane, slab: int = 1) -> Tensor:
+def cut(volume: Tensor, plane: Plane, slab: int = 1, present: Tensor | None = None) -> Tensor:
     """A volume (channel, x, y, z) -> its slices as radiologists see them, (slice, channel, row, column).
 
     The head or the front is up, the patient's right (or, from the side, the front) is on the left.
@@ -56,6 +56,7 @@ def cut(volume: Tensor, plane: Plane, slab: int = 1) -> Tensor:
         plane: of the slices.
         slab: an odd number of neighbouring slices that become the channels of each (2.5D); at the ends the last
             slice stands in for the neighbour that is missing.
+        present: which slices are there, bool (slice,), in one run; the rest only pads. All of them where left out.
 
     Raises:
         ImageError: a slab of a volume that has colour channels already.
@@ -67,8 +68,9 @@ def cut(volume: Tensor, plane: Plane, slab: int = 1) -> Tensor:
         return stack
     if stack.shape[1] != 1:
         raise ImageError(f"a slab of {slab} slices needs grey volumes; these have {stack.shape[1]} channels. Use one window.")
-    last = len(stack) - 1
-    neighbours = [torch.arange(last + 1).add(step).clamp(0, last) for step in range(-(slab // 2), slab // 2 + 1)]
+    there = torch.arange(len(stack)) if present is None or not present.any() else present.nonzero()[:, 0]
+    first, last = int(there[0]), int(there[-1])
+    neighbours = [torch.arange(len(stack)).add(step).clamp(first, last) for step in range(-(slab // 2), slab // 2 + 1)]
     return torch.cat([stack[index] for index in neighbours], dim=1)
 
 

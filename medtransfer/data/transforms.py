@@ -66,6 +66,8 @@ class Fixed:
         if self.slices.spacing is not None and image.provenance["spacing_from"] == "none":
             raise ImageError(f"{where}: states no spacing of its slices, so image.slice_spacing cannot be applied. Leave it out.")
         axis = self.slices.axis
+        if isinstance(self.spacing, tuple) and len(self.spacing) != 3:
+            raise ImageError(f"{where}: has 3 dimensions, image.spacing has {len(self.spacing)} values.")
         size = list(self.size) if isinstance(self.size, tuple) else [self.size] * 3
         target: list[float | None] = list(self.spacing) if isinstance(self.spacing, tuple) else [self.spacing] * 3
         size[axis] = self.slices.count

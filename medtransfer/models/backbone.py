@@ -37,7 +37,9 @@ class WeightsRecord:
         origin: file that was read, without folders, and what it came from where that is known.
         digest: SHA-256 of the file; "" for random weights.
         unused: tensors of the file that the backbone has no place for (such as the classifier).
-        changes: what was done to the tensors or to the network so that they fit, in words.
+        changes: what was done to the tensors so that they fit, in words.
+        preparations: what was changed in the network for them; see `preparations`.
+        recipe_from: how the input recipe is known.
         proof: what was measured to see that trained weights were loaded; see `proof.prove`. Empty for random weights.
     """
 
@@ -46,6 +48,8 @@ class WeightsRecord:
     digest: str
     unused: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
+    preparations: tuple[str, ...] = ()
+    recipe_from: str = ""
     proof: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -15,7 +15,7 @@ from torch import nn
 
 from medtransfer.errors import WeightsError
 from medtransfer.models.backbone import Backbone, Recipe, WeightsRecord
-from medtransfer.models.chain import Chain, build_chain
+from medtransfer.models.chain import NECK, Chain, build_chain
 from medtransfer.models.proof import prove
 from medtransfer.models.volumes import NAMES, SIZE, build_volume_network
 from medtransfer.models.weights import fill_network, locate, published_recipe
@@ -37,15 +37,16 @@ def load_backbone(
 
     Args:
         name: architecture of timm, such as `tf_efficientnet_lite0` or `resnet18`, or of MONAI for volumes
-            (`monai_resnet18`), which takes the planar weights of its twin too, put in the middle of its kernels.
+            (`monai_resnet18`), which takes the planar weights of its twin too, spread over the slices.
         weights: `imagenet` (the embedded file where one is installed, else timm's, from its cache or the hub),
             `timm:TAG` (other weights of timm, such as `timm:a2_in1k`), `radimagenet` (the hub's file) or
             `radimagenet:PATH` (.pt, or Keras .h5), `file:PATH` (safetensors or .pth state_dict, in timm's or
             torchvision's names, with or without prefixes), `study:FOLDER` (a run of a study), or None for random weights.
         recipe: mean and standard deviation of the input, in place of those that belong to the weights.
         seed: of random weights.
-        channels: of the image. 1: the kernels of the three colours are summed, which equals the grey image repeated
-            three times; more than 3: they are repeated in turn and scaled.
+        channels: of the image. 1: the kernels of the three colours are summed, which equals the normalised grey image
+            repeated three times (a recipe that differs between colours is averaged); more than 3: they are repeated
+            in turn and scaled.
         size: side of the image in pixels, for architectures built for one size (ViT, Swin): their position
             embeddings are resized. Others take any size.
 
@@ -54,23 +55,29 @@ def load_backbone(
     """
     if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
         raise WeightsError(f"channels is {channels!r}; it is a number of channels from 1.")
+    _require_known(name)
+    # Before anything is built: what is not on this machine is told at once.
+    located = locate(name, weights) if weights is not None and weights != "none" else None
     chain = _chain_of(name, channels, size)
     network = _build_network(name, channels, size, seed, chain.unused)
     ndim = 3 if name in NAMES else 2
     default = published_recipe(name)
-    if weights is None or weights == "none":
+    if recipe is not None and {len(recipe.mean), len(recipe.std)} - {1, channels}:
+        raise WeightsError(
+            f"recipe: {len(recipe.mean)} means and {len(recipe.std)} deviations for {channels} channels; give one of each, or as many."
+        )
+    if weights is None or located is None:
         return Backbone(name, network, chain, _for_channels(recipe or default, channels), RANDOM, ndim)
-    located = locate(name, weights)
-    loaded = fill_network(network, name, weights, located, channels)
+    neck = chain.stages[-1].owns if chain.stages[-1].name == NECK else ()
+    loaded = fill_network(network, name, weights, located, channels, neck)
     used = _for_channels(recipe or loaded.recipe, channels)
-    backbone = Backbone(name, network, chain, used, loaded.record, ndim)
+    record = replace(loaded.record, recipe_from="set by hand") if recipe is not None else loaded.record
+    backbone = Backbone(name, network, chain, used, record, ndim)
     proof = _proofs.get(key := (name, loaded.record.digest, channels, size, used, loaded.record.changes))
     if proof is None:
         make_random = partial(_build_network, name, channels, size, seed, chain.unused)
         proof = _proofs[key] = prove(backbone, size or used.size, loaded.unused, make_random)
-    if weights.startswith("study:"):
-        proof = {**proof, "passed": True, "sentence": "trained by this program"}
-    backbone.weights = replace(loaded.record, proof=proof)
+    backbone.weights = replace(record, proof=proof)
     return backbone
 
 
@@ -104,11 +111,14 @@ def _for_channels(recipe: Recipe, channels: int) -> Recipe:
     return replace(recipe, mean=(mean,) * channels, std=(std,) * channels)
 
 
-def _build_network(name: str, channels: int, size: int | None, seed: int, unused: tuple[str, ...]) -> nn.Module:
+def _require_known(name: str) -> None:
     if name not in NAMES and not timm.is_model(name):
-        near = difflib.get_close_matches(name, list_backbones(), n=4)
+        near = difflib.get_close_matches(name.lower(), list_backbones(), n=4)
         hint = f" Did you mean {', '.join(near)}?" if near else ""
         raise WeightsError(f"unknown backbone {name!r}.{hint} `medtransfer backbones` lists them all.")
+
+
+def _build_network(name: str, channels: int, size: int | None, seed: int, unused: tuple[str, ...]) -> nn.Module:
     # Forked, so that building one arm never moves the random numbers of another.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -18,6 +19,7 @@ from medtransfer.errors import WeightsError
 
 Tensors = dict[str, Tensor]
 
+KERAS = (".h5", ".hdf5")
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net")
 # torch's hub names files so: the end is the beginning of their SHA-256.
 DIGEST_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.(?:pth|pt|bin|safetensors)$")
@@ -35,7 +37,7 @@ def read_tensors(path: Path) -> Tensors:
         what = "is a folder" if path.is_dir() else "no such file"
         raise WeightsError(f"{path}: {what}. Give the path of a .safetensors or .pth state_dict.")
     _check_digest_in_name(path)
-    if path.suffix in {".h5", ".hdf5", ".keras"}:
+    if path.suffix in KERAS:
         return _read_keras(path)
     try:
         if path.suffix == ".safetensors":
@@ -43,10 +45,13 @@ def read_tensors(path: Path) -> Tensors:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on the pickle protocol; what matters is raised
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(f"{path}: holds more than tensors and is refused, as it could run code. Save its state_dict alone.") from error
-    except (safetensors.SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise WeightsError(f"{path}: not a readable weights file ({str(error).splitlines()[0]}). Download it again.") from error
+    except Exception as error:  # a damaged file fails in any way
+        if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error):
+            raise WeightsError(
+                f"{path}: holds more than tensors and is refused, as it could run code. Where you trust it, save its tensors alone: "
+                "torch.save(model.state_dict(), PATH)."
+            ) from error
+        raise WeightsError(f"{path}: not a readable weights file ({_begins(path)}). Download it again.") from error
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -55,12 +60,22 @@ def read_tensors(path: Path) -> Tensors:
     return content
 
 
+def _begins(path: Path) -> str:
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        start = stream.read(24)
+    return "it is empty" if not size else f"{size} bytes, beginning with {start!r}"
+
+
 def read_metadata(path: Path) -> dict[str, str]:
     """What a safetensors file says of itself; empty for other files."""
     if path.suffix != ".safetensors":
         return {}
-    with safetensors.safe_open(path, "pt") as file:
-        return dict(file.metadata() or {})
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except (safetensors.SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: not a readable weights file ({error}). Make or download it again.") from error
 
 
 def digest_of(path: Path) -> str:
@@ -91,13 +106,13 @@ def _read_keras(path: Path) -> Tensors:
             parts = [part for part in name.split("/") if part != "model_weights"]
             half = parts[: (len(parts) - 1) // 2]
             layer = half if half and parts[:-1] == half + half else parts[:-1]
-            tensors["/".join([*layer, parts[-1].partition(":")[0]])] = torch.from_numpy(item[()])
+            tensors["/".join([*layer, parts[-1].partition(":")[0]])] = torch.from_numpy(np.asarray(item[()]))
 
     try:
         with h5py.File(path, "r") as file:
             file.visititems(collect)
-    except (OSError, KeyError, RuntimeError) as error:
-        raise WeightsError(f"{path}: not a readable Keras .h5 file ({str(error).splitlines()[0]}). Download it again.") from error
+    except Exception as error:  # a damaged file fails in any way
+        raise WeightsError(f"{path}: not a readable Keras .h5 file ({_begins(path)}). Download it again.") from error
     if not tensors:
         raise WeightsError(f"{path}: holds no weights. Download it again.")
     return tensors

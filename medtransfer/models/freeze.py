@@ -31,7 +31,7 @@ class FreezePlan:
         trainable_fraction: share of the backbone's parameters that train, 0 to 1.
         head_lr, backbone_lr: peak learning rates of AdamW; the latter for the last stage.
         stage_decay: factor on the learning rate from each stage to the one before it.
-        steps: training steps of the whole budget, at a batch of 32; 0 for a linear probe.
+        steps: training steps of the whole budget; 0 for a linear probe.
         norm_policy: batch norm of trainable stages in training: train (batch statistics) or eval (kept).
         evidence: strong, or weak where the rule is extrapolated.
         reason: why, in words.
@@ -123,7 +123,7 @@ class PlainCounts:
 
 
 def plan_freeze(
-    fingerprint: Counts, backbone: Backbone, domain: Domain | None = None, transfer: bool | None = None, **fixed: Any
+    fingerprint: Counts, backbone: Backbone, domain: Domain | None = None, transfer: bool | None = None, batch: int = _BATCH, **fixed: Any
 ) -> FreezePlan:
     """Plans from the fingerprint of the *training* images and the backbone.
 
@@ -132,6 +132,7 @@ def plan_freeze(
         backbone: the architecture, with its weights or without.
         domain: near (colour photographs, histology, endoscopy) or far (grey US, MR, CT), in place of the fingerprint's.
         transfer: plan for pretrained weights; left out: whether the backbone has any.
+        batch: images at a step of training.
         **fixed: fields of `FreezePlan` set by hand; None means planned.
 
     Raises:
@@ -141,19 +142,19 @@ def plan_freeze(
     units, images = min(counts.values()), sum(fingerprint.images_per_class.values())
     if not (backbone.weights.source != "none" if transfer is None else transfer):
         # A frozen stage of random weights would learn nothing: this arm trains everything, whatever is set by hand.
-        return _scratch_plan(len(backbone.stages), units, images)
-    plan = _transfer_plan(backbone, units, images, domain or fingerprint.domain)
+        return _scratch_plan(len(backbone.stages), units, images, batch)
+    plan = _transfer_plan(backbone, units, images, domain or fingerprint.domain, batch)
     return fix_plan(plan, backbone, **{key: value for key, value in fixed.items() if value is not None})
 
 
-def _transfer_plan(backbone: Backbone, units: int, images: int, domain: str) -> FreezePlan:
+def _transfer_plan(backbone: Backbone, units: int, images: int, domain: str, batch: int) -> FreezePlan:
     stages, family = len(backbone.stages), _family(backbone)
     index = next(i for i, row in enumerate(_TABLE) if units < row.below)
     row = _TABLE[index]
     # One row deeper for far domains, but never from a probe into fine-tuning: too few patients stay too few.
     deeper = _TABLE[min(index + 1, len(_TABLE) - 1)] if domain == "far" and index > 0 else row
     share = deeper.trainable[family]
-    trainable = min(stages, math.ceil(share * stages)) if backbone.exact else round(share)
+    trainable = min(stages, math.ceil(share * stages)) if backbone.exact else stages * round(share)
     probe = trainable == 0
     evidence: Literal["strong", "weak"] = "strong" if row.strong else "weak"
     what = "a linear probe on frozen features" if probe else f"the last {trainable} of {stages} stages are trained after a linear probe"
@@ -167,7 +168,7 @@ def _transfer_plan(backbone: Backbone, units: int, images: int, domain: str) -> 
         head_lr=row.head_lr,
         backbone_lr=row.backbone_lr,
         stage_decay=round(row.decay ** min(1.0, _DECAY_LAYERS / stages), 4),
-        steps=0 if probe else _steps(row, images),
+        steps=0 if probe else _steps(row, images, batch),
         norm_policy="eval" if units < 1000 else "train",
         evidence=evidence,
         reason=f"{units} patients in the smaller class of the training part, {backbone.name} ({family.replace('_', ' ')}): "
@@ -175,7 +176,7 @@ def _transfer_plan(backbone: Backbone, units: int, images: int, domain: str) -> 
     )
 
 
-def _scratch_plan(stages: int, units: int, images: int) -> FreezePlan:
+def _scratch_plan(stages: int, units: int, images: int, batch: int) -> FreezePlan:
     row = next(row for row in _TABLE if units < row.below and (row.steps or row.epochs))
     return FreezePlan(
         strategy="scratch",
@@ -185,7 +186,7 @@ def _scratch_plan(stages: int, units: int, images: int) -> FreezePlan:
         head_lr=_SCRATCH_LR,
         backbone_lr=_SCRATCH_LR,
         stage_decay=1.0,
-        steps=_steps(row, images),
+        steps=_steps(row, images, batch),
         norm_policy="train",
         evidence="strong",
         reason="Random weights: everything is trained, at the higher learning rate that training from scratch needs.",
@@ -255,8 +256,8 @@ def _check_field(plan: FreezePlan, key: str, value: Any) -> None:
         raise ConfigError(f"plan: {key} is {value!r}; expected {allowed}.")
 
 
-def _steps(row: _Row, images: int) -> int:
-    return row.steps if row.steps is not None else row.epochs * max(1, images // _BATCH)
+def _steps(row: _Row, images: int, batch: int) -> int:
+    return row.steps if row.steps is not None else row.epochs * max(1, images // batch)
 
 
 def _family(backbone: Backbone) -> Family:

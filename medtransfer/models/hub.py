@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import socket
 import threading
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
@@ -62,7 +62,7 @@ def fetch_file(repository: str, files: Sequence[str], own: Sequence[str], what: 
     if found is not None:
         return found
     import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     endpoint = os.environ.get("HF_ENDPOINT") or huggingface_hub.constants.ENDPOINT
     reason = ""
@@ -73,6 +73,9 @@ def fetch_file(repository: str, files: Sequence[str], own: Sequence[str], what: 
     for name in files if not reason else ():
         try:
             return Path(huggingface_hub.hf_hub_download(repository, name, endpoint=endpoint, etag_timeout=5))
+        except LocalEntryNotFoundError:
+            reason = f"{urllib.parse.urlsplit(endpoint).hostname} answers, and does not give it"
+            break
         except EntryNotFoundError:
             reason = f"{repository} holds no {' or '.join(files)}"
         except Exception as error:  # the client raises many kinds: refused, not allowed, broken off, disk full
@@ -88,19 +91,18 @@ def fetch_file(repository: str, files: Sequence[str], own: Sequence[str], what: 
 
 
 def _answers(endpoint: str) -> bool:
-    """Whether a connection to the endpoint, or to the proxy on the way, can be opened."""
-    parts = urllib.parse.urlsplit(endpoint)
-    proxy = urllib.request.getproxies().get(parts.scheme)
-    if proxy and not urllib.request.proxy_bypass(parts.hostname or ""):
-        parts = urllib.parse.urlsplit(proxy if "://" in proxy else f"//{proxy}")
-    address = (parts.hostname or "", parts.port or (80 if parts.scheme == "http" else 443))
+    """Whether the endpoint answers, through the proxy on the way where there is one; its own errors are no answer."""
     opened: list[bool] = []
 
     def knock() -> None:
         try:
-            socket.create_connection(address, timeout=_PATIENCE).close()
+            # A new opener, as the shared one keeps the proxies it was made with.
+            request = urllib.request.Request(endpoint, method="HEAD")
+            urllib.request.build_opener().open(request, timeout=_PATIENCE).close()
             opened.append(True)
-        except OSError:
+        except urllib.error.HTTPError as error:
+            opened.extend([True] if error.code < 500 else [])
+        except (OSError, ValueError):
             pass
 
     # In a thread, as looking up a name has no time limit of its own.

@@ -79,7 +79,7 @@ def describe_backbones(pattern: str = "*", measure: bool = False) -> Iterator[di
             "relative_speed": cost.speed if cost else None,
             "speed": cost.speed_class if cost else None,
             "weights": sources,
-            "offline": [source for source in sources if source in {"imagenet", "radimagenet"} and is_here(name, source)],
+            "offline": [source for source in sources if is_here(name, source)],
         }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import nn
 from medtransfer.errors import WeightsError
 from medtransfer.models.files import Tensors
 
-_PREFIXES = ("module.", "model.", "backbone.", "encoder.", "network.", "net.")
+PREFIXES = ("module.", "model.", "backbone.", "encoder.", "encoder_q.", "network.", "net.")
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class Named:
     Attributes:
         tensors: by name; what has no place keeps the name it has in the file.
         changes: what was done, in words, beyond renaming.
-        prepare: changes the network to what the file was made for, such as the place of a stride.
+        preparations: names in `prepare.PREPARATIONS`: changes of the network to what the file was made for.
     """
 
     tensors: Tensors
     changes: tuple[str, ...] = ()
-    prepare: Callable[[nn.Module], None] | None = None
+    preparations: tuple[str, ...] = ()
 
 
 def candidates(tensors: Tensors, network: nn.Module, name: str) -> Iterator[Named]:
@@ -56,7 +56,7 @@ def candidates(tensors: Tensors, network: nn.Module, name: str) -> Iterator[Name
 def _without_prefixes(tensors: Tensors) -> Iterator[Tensors]:
     yield tensors
     for _ in range(4):
-        for prefix in _PREFIXES:
+        for prefix in PREFIXES:
             inside = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
             if inside:
                 outside = {key: value for key, value in tensors.items() if not key.startswith(prefix) and key not in inside}
@@ -125,8 +125,7 @@ def _from_torchvision_efficientnet(tensors: Tensors, network: Any, name: str) ->
         renamed[".".join([f"blocks.{stage}.{block}", new, *parts[6:]])] = value
     # torchvision's own choice for its larger networks and for the second version.
     coarse = bool(re.search(r"efficientnetv2|_b[5-9]", name))
-    prepare = _set_batch_norm_epsilon(1e-3) if coarse else None
-    return Named(renamed, ("epsilon of batch norm 1e-3, as in torchvision",) if coarse else (), prepare)
+    return Named(renamed, (), ("epsilon of batch norm 1e-3",) if coarse else ())
 
 
 def _units(block: nn.Module) -> list[tuple[str, str]]:
@@ -138,15 +137,6 @@ def _units(block: nn.Module) -> list[tuple[str, str]]:
         "ConvBnAct": [("conv", "bn1")],
     }
     return known.get(type(block).__name__, [])
-
-
-def _set_batch_norm_epsilon(value: float) -> Callable[[nn.Module], None]:
-    def prepare(network: nn.Module) -> None:
-        for module in network.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eps = value
-
-    return prepare
 
 
 def _from_torchvision_swin(tensors: Tensors, network: nn.Module) -> Tensors | None:
@@ -170,7 +160,9 @@ def _from_torchvision_swin(tensors: Tensors, network: nn.Module) -> Tensors | No
         else:
             new = f"layers.{index // 2}.downsample.{rest}"
         renamed[new] = value
-    return _split_biases(renamed, network)
+    renamed = _split_biases(renamed, network)
+    # For another size of image than the file was made for, timm's rule resizes the tables.
+    return _from_timm(renamed, network) or renamed
 
 
 def _split_biases(tensors: Tensors, network: nn.Module) -> Tensors:
@@ -267,7 +259,6 @@ def _from_lite(tensors: Tensors, network: Any) -> Tensors | None:
 
 _KERAS_LAYER = re.compile(r"^conv(\d)_block(\d+)_(\d)_(conv|bn)$")
 _KERAS_PARTS = {"kernel": "weight", "gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
-_KERAS_EPSILON = 1.001e-5
 
 
 def _from_keras(tensors: Tensors, network: nn.Module) -> Named | None:
@@ -296,10 +287,11 @@ def _from_keras(tensors: Tensors, network: nn.Module) -> Named | None:
         if mean not in renamed or renamed[mean].shape != bias.shape:
             return None
         renamed[mean] = renamed[mean] - bias
-    changes = ["epsilon of batch norm 1.001e-5, as in Keras"]
-    if not dense:
-        changes += ["biases folded into batch norm", "strides on the first convolution of a block, as in Keras"]
-    return Named(renamed, tuple(changes), _prepare_as_keras(dense))
+    if dense:
+        return Named(renamed, (), ("epsilon of batch norm 1.001e-5",))
+    return Named(
+        renamed, ("biases folded into batch norm",), ("epsilon of batch norm 1.001e-5", "strides on the first convolution of a block")
+    )
 
 
 def _place_of_keras(layer: str, dense: bool) -> str | None:
@@ -326,13 +318,3 @@ def _norm_behind(convolution: str) -> str:
         return f"{convolution.removesuffix('0')}1"
     head, _, last = convolution.rpartition("conv")
     return f"{head}bn{last}"
-
-
-def _prepare_as_keras(dense: bool) -> Callable[[nn.Module], None]:
-    def prepare(network: nn.Module) -> None:
-        _set_batch_norm_epsilon(_KERAS_EPSILON)(network)
-        bottlenecks: list[Any] = [block for block in network.modules() if hasattr(block, "conv3") and hasattr(block, "bn3")]
-        for block in bottlenecks if not dense else []:
-            block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
-
-    return prepare

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from monai.networks.nets import DenseNet121, ResNet
 from monai.networks.nets.resnet import get_inplanes
 from torch import Tensor, nn
@@ -77,11 +76,10 @@ def build_volume_network(name: str, channels: int) -> nn.Module:
 
 
 def inflate(kernel: Tensor, depth: int) -> Tensor:
-    """A planar kernel (out, in, row, column) -> (out, in, depth, row, column), in its middle, zeros around.
+    """A planar kernel (out, in, row, column) -> (out, in, depth, row, column), an equal part on every slice.
 
-    Every slice is then seen as the planar network sees it, to the border, whatever its neighbours are; training
-    fills the zeros ("central frame initialisation", Arnab et al. 2021, doi:10.1109/ICCV48922.2021.00676, section 3.4).
+    A volume that is constant along z gives what the planar network gives (Carreira & Zisserman 2017,
+    doi:10.1109/CVPR.2017.502, section 2.4), to the border too where the ends are continued. Put in the middle of the
+    kernel instead, the strides along z would skip most slices.
     """
-    result = torch.zeros(*kernel.shape[:2], depth, *kernel.shape[2:], dtype=kernel.dtype)
-    result[:, :, depth // 2] = kernel
-    return result
+    return (kernel[:, :, None] / depth).expand(-1, -1, depth, -1, -1).contiguous()

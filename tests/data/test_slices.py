@@ -44,6 +44,10 @@ def test_neighbours_become_channels():
     stack = cut(volume, "axial", slab=3)
     assert stack.shape == (5, 3, 4, 3)
     assert stack[:, :, 0, 0].tolist() == [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 4]]
+    # What only pads is no neighbour.
+    present = torch.tensor([False, True, True, True, False])
+    stack = cut(volume, "axial", slab=3, present=present)
+    assert stack[1:4, :, 0, 0].tolist() == [[1, 1, 2], [1, 2, 3], [2, 3, 3]]
     with pytest.raises(ImageError, match="grey volumes; these have 3 channels"):
         cut(volume.expand(3, -1, -1, -1), "axial", slab=3)
 
@@ -82,6 +86,10 @@ def test_spacing_in_the_plane_and_across(tmp_path):
     path = volume_file(tmp_path)
     assert apply(path, size=32, spacing=2.0, slices=Slices(12, 8.0))[1].resized == (20, 15, 10)
     assert apply(path, size=32, spacing=(2.0, 2.0, 10.0), slices=Slices(12))[1].resized == (20, 15, 8)
+    with pytest.raises(ImageError, match="has 3 dimensions, image.spacing has 2 values"):
+        apply(path, size=32, spacing=(2.0, 2.0), slices=Slices(12, 8.0))
+    with pytest.raises(ImageError, match="is 80 mm thick, one slice at image.slice_spacing 200"):
+        apply(path, size=32, slices=Slices(12, 200.0))
     image = read_image(path)
     image.provenance["spacing_from"] = "none"
     with pytest.raises(ImageError, match="no spacing of its slices"):
@@ -122,6 +130,8 @@ def test_volumes_are_turned_within_their_slices(tmp_path):
         loader.dataset.set_epoch(epoch)
         for batch in loader:
             assert batch["present"].tolist() == [[False] + [True] * 20 + [False]] * len(batch["present"])
+            # Padding is as black in training as it is in a test.
+            assert (batch["features"]["image"][:, [0, 21]] == -2.0).all()
     volume = torch.zeros(1, 16, 16, 6)
     for index in range(6):
         volume[..., index] = 0.1 + 0.1 * index

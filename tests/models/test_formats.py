@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,9 @@ import pytest
 import torch
 import torchvision
 from medtransfer.errors import WeightsError
+from medtransfer.models.heads import LinearHead
+from medtransfer.record import describe_backbone
+from medtransfer.training.checkpoint import save_weights
 from torch import nn
 
 
@@ -78,6 +80,13 @@ def test_torchvision_files_compute_what_torchvision_computes(tmp_path, theirs):
     assert found.shape == expected.shape
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert any("classifier" in key or "fc" in key or "head" in key for key in ours.weights.unused)
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("swin_t", "swin_tiny_patch4_window7_224"), ("swin_v2_t", "swinv2_tiny_window8_256")])
+def test_torchvisions_swin_at_another_size(tmp_path, theirs, ours):
+    torch.save(build(theirs).state_dict(), tmp_path / "w.pth")
+    net = mt.load_backbone(ours, weights=f"file:{tmp_path / 'w.pth'}", size=128)
+    assert net.exact
 
 
 def test_torchvisions_padding_is_not_tensorflows(tmp_path):
@@ -226,6 +235,25 @@ def test_keras_files_compute_what_keras_computes(keras_file):
     assert ours.weights.unused == ()
     assert ("biases folded into batch norm" in ours.weights.changes) == (name == "resnet50")
     assert ours.exact
+    with pytest.raises(WeightsError, match="Keras files are read as RadImageNet's"):
+        mt.load_backbone(name, weights=f"file:{stem}.h5")
+
+
+def test_a_model_trained_from_a_keras_file_stays_as_keras_has_it(keras_file, tmp_path):
+    """Strides and epsilon are of the network, not of its tensors: the next study in the sequence must have them too."""
+    name, stem = keras_file
+    first = mt.load_backbone(name, weights=f"radimagenet:{stem}.h5").eval()
+    (tmp_path / "run").mkdir()
+    save_weights(tmp_path / "run" / "weights.safetensors", first, LinearHead(first.stages[-1], 1), {**describe_backbone(first), "tap": "x"})
+    again = mt.load_backbone(name, weights=f"study:{tmp_path / 'run'}").eval()
+    assert again.weights.preparations == first.weights.preparations
+    assert again.recipe == first.recipe
+    x = torch.randn(1, 3, 96, 96)
+    last = first.names[-1]
+    with torch.inference_mode():
+        assert torch.equal(first({"image": x}, [last])[last], again({"image": x}, [last])[last])
+    with pytest.raises(WeightsError, match="is a model trained here. Give weights: study:"):
+        mt.load_backbone(name, weights=f"file:{tmp_path / 'run' / 'weights.safetensors'}")
 
 
 def test_keras_2_names_its_groups_with_slashes(keras_file, tmp_path):
@@ -258,9 +286,3 @@ def test_without_h5py_the_message_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(WeightsError, match=r"pip install 'medtransfer\[keras\]'"):
         mt.load_backbone("resnet50", weights=f"radimagenet:{tmp_path / 'a.h5'}")
-
-
-@pytest.mark.skipif(os.environ.get("MEDTRANSFER_VGG16") is None, reason="MEDTRANSFER_VGG16 names no VGG16 trunk of real weights")
-def test_a_trunk_of_real_weights_is_recognised():
-    net = mt.load_backbone("vgg16", weights=f"file:{os.environ['MEDTRANSFER_VGG16']}")
-    assert net.weights.trained

@@ -50,8 +50,11 @@ def test_families_differ():
     dense = mt.load_backbone("densenet121")
     assert plan(vit, 400).frozen_stages > len(vit.stages) / 2
     assert plan(dense, 400).frozen_stages == 0
-    whole = mt.load_backbone("hrnet_w18_small", size=64)
-    assert plan(whole, 100).frozen_stages in {0, 1}
+    # All or nothing, its neck (where it has one) with it.
+    for name, stages in (("hrnet_w18_small", 1), ("cait_xxs24_224", 2)):
+        whole = mt.load_backbone(name)
+        assert len(whole.stages) == stages
+        assert {plan(whole, n).frozen_stages for n in (10, 100, 400, 50_000)} == {0, stages}
 
 
 def test_scratch_trains_everything_whatever_is_set(lite):

@@ -46,7 +46,8 @@ def test_a_hub_that_does_not_answer_is_not_waited_for(tmp_path, monkeypatch):
     """A server that takes no connection, and an address from which nothing comes back."""
     monkeypatch.setenv("MEDTRANSFER_WEIGHTS", str(tmp_path))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr("urllib.request.getproxies", dict)
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         for endpoint in (f"http://127.0.0.1:{closed.getsockname()[1]}", "http://192.0.2.1"):
@@ -57,13 +58,46 @@ def test_a_hub_that_does_not_answer_is_not_waited_for(tmp_path, monkeypatch):
             assert time.monotonic() - begun < 2
 
 
-def test_the_way_through_a_proxy_is_looked_at(monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as proxy:
-        address = f"http://127.0.0.1:{proxy.getsockname()[1]}"
-        monkeypatch.setattr("urllib.request.getproxies", lambda: {"https": address})
-        monkeypatch.setattr("urllib.request.proxy_bypass", lambda host: host == "inside.invalid")
-        assert _answers("https://hub.invalid")
-        assert not _answers("https://inside.invalid")
+class Sick(BaseHTTPRequestHandler):
+    """A hub, or a proxy, in trouble."""
+
+    code = 503
+
+    def log_message(self, *_):
+        pass
+
+    def do_HEAD(self):
+        self.send_response(self.code)
+        self.end_headers()
+
+
+@pytest.mark.parametrize(("code", "answers"), [(200, True), (404, True), (503, False)])
+def test_a_hub_in_trouble_is_not_waited_for(code, answers):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Coded", (Sick,), {"code": code}))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    assert _answers(f"http://127.0.0.1:{server.server_address[1]}") == answers
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_hub_that_takes_the_call_and_says_nothing_is_not_waited_for():
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        begun = time.monotonic()
+        assert not _answers(f"http://127.0.0.1:{mute.getsockname()[1]}")
+        assert time.monotonic() - begun < 2
+
+
+def test_the_way_is_through_the_proxy(monkeypatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Proxy", (Sick,), {"code": 200}))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_address[1]}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    assert _answers("http://hub.invalid")
+    monkeypatch.setenv("no_proxy", "hub.invalid")
+    assert not _answers("http://hub.invalid")
+    server.shutdown()
+    server.server_close()
 
 
 def test_the_folder_for_what_is_brought(monkeypatch, tmp_path):
@@ -100,6 +134,10 @@ class Mirror(BaseHTTPRequestHandler):
         self.answer(body=True)
 
     def answer(self, body):
+        if self.path == "/":
+            self.send_response(200)
+            self.end_headers()
+            return
         if not self.path.endswith("/model.safetensors"):
             self.send_response(404)
             self.send_header("X-Error-Code", "EntryNotFound")

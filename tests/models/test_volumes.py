@@ -40,11 +40,24 @@ def test_inflated_weights_see_what_the_planar_network_sees(planar, slices):
             assert (volume[:, :, index] - plane).abs().max() <= 1e-5 * plane.abs().max(), name
 
 
-def test_a_kernel_is_put_in_the_middle():
+def test_a_kernel_is_spread_over_the_slices():
     kernel = torch.randn(4, 3, 5, 5)
     inflated = inflate(kernel, 7)
-    assert torch.equal(inflated[:, :, 3], kernel)
-    assert inflated.abs().sum() == kernel.abs().sum()
+    assert inflated.shape == (4, 3, 7, 5, 5)
+    assert torch.allclose(inflated.sum(2), kernel, atol=1e-6)
+
+
+@pytest.mark.parametrize("slices", [16, 24])
+def test_every_slice_is_seen(planar, slices):
+    solid = mt.load_backbone("monai_resnet18", weights=f"file:{planar}").eval()
+    last = solid.names[-1]
+    x = torch.randn(1, 3, slices, 48, 48)
+    with torch.inference_mode():
+        whole = solid({"image": x}, [last])[last]
+        for index in range(slices):
+            changed = x.clone()
+            changed[:, :, index] = 0
+            assert (solid({"image": changed}, [last])[last] - whole).abs().max() > 1e-4 * whole.abs().max(), index
 
 
 def test_grey_volumes_take_the_sum_of_the_colours(planar):

@@ -12,6 +12,7 @@ import torch
 from medtransfer.errors import WeightsError
 from medtransfer.models.backbone import Recipe
 from medtransfer.models.files import digest_of, read_tensors
+from medtransfer.models.measure import describe_backbones
 from medtransfer.models.naming import _from_lite
 from medtransfer.models.weights import locate
 from skimage.transform import resize
@@ -160,6 +161,76 @@ def test_many_channels_keep_the_size_of_activations(channels):
         mt.load_backbone(LITE, channels=0)
 
 
+def test_a_file_of_a_larger_network_of_the_family_is_refused(tmp_path):
+    """All of ResNet-18 has a place in a file of ResNet-34, by name and by shape; half of the file would be lost."""
+    torch.save(timm.create_model("resnet34").state_dict(), tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"layer1.2.conv1.weight: is in the file, and has no place in the network"):
+        mt.load_backbone("resnet18", weights=f"file:{tmp_path / 'w.pth'}")
+
+
+@pytest.mark.parametrize(
+    "name", ["convnext_atto", "mobilenetv3_small_100", "vit_tiny_patch16_224", "crossvit_tiny_240", "tf_efficientnetv2_b0"]
+)
+def test_classifiers_are_left_aside_wherever_they_are(tmp_path, name):
+    torch.save(timm.create_model(name).state_dict(), tmp_path / "w.pth")
+    net = mt.load_backbone(name, weights=f"file:{tmp_path / 'w.pth'}")
+    assert net.weights.unused
+    assert all("head" in key or "classifier" in key for key in net.weights.unused)
+
+
+def test_a_file_named_as_another_network_is_refused(tmp_path):
+    """They differ in padding alone, and fit each other by name and shape."""
+    torch.save(timm.create_model("tf_efficientnet_b0").state_dict(), tmp_path / "tf_efficientnet_b0_ns.pth")
+    with pytest.raises(WeightsError, match="is named as the weights of tf_efficientnet_b0, not of efficientnet_b0"):
+        mt.load_backbone("efficientnet_b0", weights=f"file:{tmp_path / 'tf_efficientnet_b0_ns.pth'}")
+
+
+def test_trained_means_learnt(tmp_path):
+    """Statistics of batch norm move by looking at images; a classifier that knows nothing is no proof of training."""
+    torch.manual_seed(0)
+    warmed = timm.create_model("densenet121", num_classes=0)
+    with torch.no_grad():
+        for _ in range(4):
+            warmed.train()(torch.randn(4, 3, 64, 64))
+    torch.save(warmed.state_dict(), tmp_path / "warmed.pth")
+    assert not mt.load_backbone("densenet121", weights=f"file:{tmp_path / 'warmed.pth'}").weights.trained
+    lite = mt.load_backbone(LITE, weights="imagenet").network.state_dict()
+    lite |= {"classifier.weight": torch.randn(1000, 1280), "classifier.bias": torch.randn(1000)}
+    torch.save(lite, tmp_path / "w.pth")
+    net = mt.load_backbone(LITE, weights=f"file:{tmp_path / 'w.pth'}")
+    assert net.weights.proof["sentence"] == f"its classifier knows {net.weights.proof['known_pictures']} of 3 test pictures"
+    assert not net.weights.trained
+    huge = {key: value * 1e30 if key == "conv_stem.weight" else value for key, value in lite.items() if "classifier" not in key}
+    torch.save({key: -value if key == "bn1.running_var" else value for key, value in huge.items()}, tmp_path / "huge.pth")
+    net = mt.load_backbone(LITE, weights=f"file:{tmp_path / 'huge.pth'}")
+    assert (net.weights.trained, net.weights.proof["sentence"]) == (False, "the features of test pictures are not finite")
+
+
+@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html><html>Quota exceeded", b"\x80\x02garbage", bytes(100)])
+def test_what_is_no_file_of_weights_is_said_to_be_none(tmp_path, content):
+    for name in ("a.pth", "a.safetensors"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(WeightsError, match="not a readable weights file .*Download it again"):
+            mt.load_backbone("resnet18", weights=f"file:{tmp_path / name}")
+
+
+def test_recipes_say_where_they_are_from(tmp_path, resnet):
+    torch.save(resnet, tmp_path / "w.pth")
+    net = mt.load_backbone("resnet18", weights=f"file:{tmp_path / 'w.pth'}")
+    assert net.weights.recipe_from == "assumed, as published with timm's weights of this network"
+    net = mt.load_backbone("resnet18", weights=f"file:{tmp_path / 'w.pth'}", recipe=Recipe((0.5,), (0.25,), 224))
+    assert (net.weights.recipe_from, net.recipe.std) == ("set by hand", (0.25,) * 3)
+    with pytest.raises(WeightsError, match="2 means and 2 deviations for 3 channels"):
+        mt.load_backbone("resnet18", recipe=Recipe((0.1, 0.9), (0.2, 0.2), 224))
+    assert mt.load_backbone(LITE, weights="imagenet").weights.recipe_from == "published with the weights"
+
+
+def test_whole_numbers_are_no_weights(tmp_path, resnet):
+    torch.save({key: value.to(torch.int8) if key == "conv1.weight" else value for key, value in resnet.items()}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"conv1.weight: numbers of the kind torch.int8 in the file"):
+        mt.load_backbone("resnet18", weights=f"file:{tmp_path / 'w.pth'}")
+
+
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
 def test_position_embeddings_are_resized_to_the_image(tmp_path, name):
     source = timm.create_model(name)
@@ -196,7 +267,10 @@ def test_the_same_file_under_a_hubs_name_is_found(tmp_path, monkeypatch):
     assert net.recipe.mean == (0.485, 0.456, 0.406)
     # A planar file serves the network of volumes.
     solid = mt.load_backbone("monai_resnet18", weights="timm:a2_in1k")
-    assert solid.weights.changes == ("planar kernels put in the middle of kernels for volumes",)
+    assert solid.weights.changes == ("planar kernels spread over the slices",)
+    assert solid.weights.preparations == ("first and last slice continued at the border",)
+    (listed,) = (row for row in describe_backbones("resnet18") if row["name"] == "resnet18")
+    assert listed["offline"] == ["timm:a2_in1k"]
 
 
 def test_a_digest_in_a_name_is_checked(tmp_path, resnet):
