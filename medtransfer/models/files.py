@@ -46,7 +46,7 @@ def read_tensors(path: Path) -> Tensors:
             warnings.simplefilter("ignore")  # remarks on the pickle protocol; what matters is raised
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in any way
-        if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error):
+        if isinstance(error, pickle.UnpicklingError) and re.search(r"(?i)unsupported (global|class)|GLOBAL \S+\.\S+", str(error)):
             raise WeightsError(
                 f"{path}: holds more than tensors and is refused, as it could run code. Where you trust it, save its tensors alone: "
                 "torch.save(model.state_dict(), PATH)."
@@ -75,7 +75,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         with safetensors.safe_open(path, "pt") as file:
             return dict(file.metadata() or {})
     except (safetensors.SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: not a readable weights file ({error}). Make or download it again.") from error
+        raise WeightsError(f"{path}: not a readable weights file ({error}). Download it again.") from error
 
 
 def digest_of(path: Path) -> str:
