@@ -29,7 +29,7 @@ class Named:
     Attributes:
         tensors: by name; what has no place keeps the name it has in the file.
         changes: what was done, in words, beyond renaming.
-        preparations: names in `prepare.PREPARATIONS`: changes of the network to what the file was made for.
+        preparations: names in `preparations.PREPARATIONS`: changes of the network to what the file was made for.
     """
 
     tensors: Tensors
