@@ -73,10 +73,10 @@ def load_backbone(
     used = _for_channels(recipe or loaded.recipe, channels)
     record = replace(loaded.record, recipe_from="set by hand") if recipe is not None else loaded.record
     backbone = Backbone(name, network, chain, used, record, ndim)
-    proof = _proofs.get(key := (name, loaded.record.digest, channels, size, used, loaded.record.changes))
+    proof = _proofs.get(key := (name, loaded.record.digest, channels, size, loaded.recipe, loaded.record.changes))
     if proof is None:
         make_random = partial(_build_network, name, channels, size, seed, chain.unused)
-        proof = _proofs[key] = prove(backbone, size or used.size, loaded.unused, make_random)
+        proof = _proofs[key] = prove(backbone, _for_channels(loaded.recipe, channels), size, loaded.unused, make_random)
     backbone.weights = replace(record, proof=proof)
     return backbone
 

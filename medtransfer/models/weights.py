@@ -135,8 +135,8 @@ def fill_network(network: nn.Module, name: str, source: str, located: Located, c
             values. The network is then left as it was.
     """
     tensors = read_tensors(located.path)
-    if source.startswith("study:"):
-        tensors = {key.removeprefix(_RUN): value for key, value in tensors.items() if key.startswith(_RUN)}
+    aside = [key for key in tensors if source.startswith("study:") and not key.startswith(_RUN)]
+    tensors = {key.removeprefix(_RUN): value for key, value in tensors.items() if key not in aside}
     chosen: Named | None = None
     fewest: list[str] = []
     try:
@@ -176,7 +176,7 @@ def fill_network(network: nn.Module, name: str, source: str, located: Located, c
     # Without folders: a record is handed to others.
     plain = f"{kind}:{Path(rest).name}" if rest and kind != "timm" else source
     record = WeightsRecord(
-        plain, located.origin, digest_of(located.path), tuple(sorted(unused)), chosen.changes, preparations, located.recipe_from
+        plain, located.origin, digest_of(located.path), tuple(sorted([*unused, *aside])), chosen.changes, preparations, located.recipe_from
     )
     return Loaded(record, located.recipe, unused)
 

@@ -282,3 +282,12 @@ def test_a_digest_in_a_name_is_checked(tmp_path, resnet):
     assert mt.load_backbone("resnet18", weights=f"file:{right}").weights.digest == digest
     with pytest.raises(WeightsError, match="damaged or changed: its SHA-256 should start with 0123abcd"):
         mt.load_backbone("resnet18", weights=f"file:{wrong}")
+
+
+@pytest.mark.parametrize("size", [32, 96, 300])
+def test_trained_weights_are_recognised_whatever_the_size_of_the_study(size):
+    net = mt.load_backbone(LITE, weights="imagenet", size=size)
+    assert net.weights.proof["known_pictures"] == 3
+    assert net.weights.trained
+    odd = mt.load_backbone(LITE, weights="imagenet", size=size, recipe=Recipe((0.1,), (0.9,), 224))
+    assert odd.weights.trained
