@@ -46,7 +46,8 @@ class ImageDataset(Dataset[Item]):
         self.seed = seed
         self.epoch = 0
         self.plane: Plane = plane
-        self.random = random_transforms(self.shape, Slices(plane=plane).axis) if seed is not None else None
+        self.across = Slices(plane=plane).axis
+        self.random = random_transforms(self.shape, self.across) if seed is not None else None
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -79,7 +80,7 @@ class ImageDataset(Dataset[Item]):
             with plain_tensors():
                 image = self.random(image)
             if not present.all():
-                image.movedim(1 + Slices(plane=self.plane).axis, 0)[~present] = 0.0
+                image.movedim(1 + self.across, 0)[~present] = 0.0
         return image, self.targets[row], row, present
 
 

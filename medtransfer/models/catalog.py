@@ -61,13 +61,12 @@ def load_backbone(
     chain = _chain_of(name, channels, size)
     network = _build_network(name, channels, size, seed, chain.unused)
     ndim = 3 if name in NAMES else 2
-    default = published_recipe(name)
     if recipe is not None and {len(recipe.mean), len(recipe.std)} - {1, channels}:
         raise WeightsError(
             f"recipe: {len(recipe.mean)} means and {len(recipe.std)} deviations for {channels} channels; give one of each, or as many."
         )
     if weights is None or located is None:
-        return Backbone(name, network, chain, _for_channels(recipe or default, channels), RANDOM, ndim)
+        return Backbone(name, network, chain, _for_channels(recipe or published_recipe(name), channels), RANDOM, ndim)
     neck = chain.stages[-1].owns if chain.stages[-1].name == NECK else ()
     loaded = fill_network(network, name, weights, located, channels, neck)
     used = _for_channels(recipe or loaded.recipe, channels)

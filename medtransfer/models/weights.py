@@ -112,11 +112,9 @@ def is_here(name: str, source: str) -> bool:
 def sources_of(name: str) -> list[str]:
     """Published sources of weights for an architecture, besides files and studies."""
     planar = PLANAR.get(name, name)
-    tags = (
-        [tag for tag, config in timm.models.get_arch_pretrained_cfgs(planar).items() if config.has_weights] if timm.is_model(planar) else []
-    )
+    tags = _tags(planar)
     found = ["imagenet"] if name in _EMBEDDED or any(_is_imagenet(tag) for tag in tags) else []
-    found += [f"timm:{tag.partition('.')[2]}" for tag in tags if "." in tag]
+    found += [f"timm:{tag}" for tag in tags if tag]
     return [*found, *(["radimagenet"] if name in RADIMAGENET else [])]
 
 
@@ -262,13 +260,18 @@ def _config(name: str, tag: str = "") -> Any:
 
 
 def _is_imagenet(tag: str) -> bool:
-    return re.search(r"in\d+k", tag.rpartition(".")[2]) is not None
+    return re.search(r"in\d+k", tag) is not None
+
+
+def _tags(name: str) -> list[str]:
+    """Tags of the weights that timm publishes for an architecture, its default first; none for one that is not timm's."""
+    known = timm.models.get_arch_pretrained_cfgs(name) if timm.is_model(name) else {}
+    return [key.partition(".")[2] for key, config in known.items() if config.has_weights]
 
 
 def _imagenet_tag(name: str) -> str:
     """timm's default weights where they were trained on ImageNet, else its first ones that were."""
-    known = timm.models.get_arch_pretrained_cfgs(name) if timm.is_model(name) else {}
-    tags: list[str] = [key.partition(".")[2] for key, config in known.items() if config.has_weights]
+    tags = _tags(name)
     for tag in tags:
         if _is_imagenet(tag):
             return tag
@@ -278,16 +281,10 @@ def _imagenet_tag(name: str) -> str:
 
 def _locate_timm(name: str, tag: str) -> Located:
     planar = PLANAR.get(name, name)
-    config = None
-    known = (
-        [key.partition(".")[2] for key, c in timm.models.get_arch_pretrained_cfgs(planar).items() if c.has_weights]
-        if timm.is_model(planar)
-        else []
-    )
-    if tag in known:
-        config = _config(planar, tag)
-    if config is None:
+    known = _tags(planar)
+    if tag not in known:
         raise WeightsError(f"timm publishes no weights {tag!r} for {name}. There are: {', '.join(known) or 'none'}.")
+    config = _config(planar, tag)
     what = f"the weights {planar}.{tag}"
     url = str(config.url or "")
     megabytes = _megabytes(planar)
