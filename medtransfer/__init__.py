@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from medtransfer.evaluation import EvaluationReport, evaluate, read_predictions
     from medtransfer.models.backbone import Backbone
     from medtransfer.models.catalog import list_backbones, load_backbone
-    from medtransfer.models.freeze import FreezePlan, plan_freeze
+    from medtransfer.models.freeze import plan_freeze
+    from medtransfer.models.plan import FreezePlan
     from medtransfer.record import Run
     from medtransfer.study import Arm, compare, fit, run_study
     from medtransfer.tasks.classification import Classification
@@ -42,7 +43,7 @@ _HOMES = {
     "EvaluationReport": "medtransfer.evaluation",
     "Fingerprint": "medtransfer.data.fingerprint",
     "Fold": "medtransfer.data.split",
-    "FreezePlan": "medtransfer.models.freeze",
+    "FreezePlan": "medtransfer.models.plan",
     "Image": "medtransfer.data.image",
     "ImageReader": "medtransfer.data.loading",
     "MedTransferError": "medtransfer.errors",

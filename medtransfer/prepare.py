@@ -20,7 +20,8 @@ from medtransfer.data.windows import parse_window
 from medtransfer.errors import CohortError, ConfigError, LeakageError, StudyError, list_faults
 from medtransfer.models.backbone import Backbone, Recipe
 from medtransfer.models.catalog import load_backbone
-from medtransfer.models.freeze import FreezePlan, plan_freeze, refuse_random_prefix
+from medtransfer.models.freeze import plan_freeze
+from medtransfer.models.plan import CacheBudget, FreezePlan, refuse_random_prefix
 from medtransfer.models.weights import published_recipe
 from medtransfer.progress import Reporter
 from medtransfer.record import Prepared, images_of_study, read_plans, read_salt, refuse_edited_steps

@@ -23,7 +23,7 @@ from medtransfer.data.split import Split
 from medtransfer.errors import ConfigError, StudyError, WeightsError
 from medtransfer.evaluation.predictions import read_predictions, write_aside
 from medtransfer.models.backbone import Backbone
-from medtransfer.models.freeze import FreezePlan, fix_plan
+from medtransfer.models.plan import FreezePlan, fix_plan
 from medtransfer.training.engine import Engine, describe_machine
 
 _PACKAGES = (

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from medtransfer.data.transforms import Fixed
 from medtransfer.data.windows import Window
 from medtransfer.evaluation import EvaluationReport, evaluate, read_predictions, write_aside, write_predictions
 from medtransfer.models.backbone import Backbone
-from medtransfer.models.freeze import FreezePlan, refuse_random_prefix
+from medtransfer.models.plan import FreezePlan, refuse_random_prefix
 from medtransfer.models.heads import Pooling
 from medtransfer.prepare import batch_size, count_steps, fixed_of, load_arm, prepare, refuse_unreadable
 from medtransfer.progress import Reporter
@@ -40,7 +41,7 @@ from medtransfer.record import (
 )
 from medtransfer.report.build import build_report
 from medtransfer.tasks.classification import Classification
-from medtransfer.training.checkpoint import save_weights
+from medtransfer.training.checkpoint import Checkpoints, save_weights
 from medtransfer.training.engine import Engine, make_engine, seed_everything
 from medtransfer.training.loop import Budget, predict
 from medtransfer.training.loop import fit as train_network
@@ -176,7 +177,8 @@ def fit(
     engine = engine or make_engine(train.device, train.precision)
     seed_everything(seed)
     targets = cohort.images[list(task.labels)].to_numpy(np.float32)
-    task = task.weighted(targets[fold.train])
+    backbone.truncate(plan.dropped_stages)
+    task = replace(task.weighted(targets[fold.train]), read=plan.read)
     head = task.make_head(backbone)
     recipe = backbone.recipe
 
@@ -195,14 +197,20 @@ def fit(
         write_aside(output / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
         reporter(f"{arm}, fold {fold.index}, seed {seed}, epochs", int(entry["epoch"]), epochs)
 
-    result = train_network(backbone, head, task, training, loader(fold.train), loader(fold.tune), plan, budget, engine, on_epoch)
+    groups = pd.factorize(cohort.units)[0].astype(np.int64)
+    decided = [key, plan.to_dict(), asdict(budget), engine.precision, seed, size, backbone.name, backbone.weights.digest]
+    rows = [part.tolist() for part in (fold.train, fold.tune)]
+    checkpoints = Checkpoints(output / "unfinished.pt", hashlib.sha256(json.dumps([*decided, *rows, cohort.digest]).encode()).hexdigest())
+    result = train_network(
+        backbone, head, task, training, loader(fold.train), loader(fold.tune), plan, budget, engine, groups, on_epoch, checkpoints
+    )
     frames = []
     for part, rows in (("tune", fold.tune), ("test", fold.test)):
         logits, truth = predict(backbone, head, task, loader(rows), engine)
         chosen = cohort.images.iloc[rows]
         frames.append(task.decode(logits, truth, chosen["image"].tolist(), cohort.units.iloc[rows].tolist()).assign(part=part))
     table = pd.concat(frames, ignore_index=True).assign(arm=arm, seed=seed, fold=fold.index)
-    save_weights(output / "weights.safetensors", backbone, head, {**describe_backbone(backbone), "tap": task.taps(backbone)[0]})
+    save_weights(output / "weights.safetensors", backbone, head, {**describe_backbone(backbone), "tap": ", ".join(head.taps)})
     write_predictions(table, output / "predictions.csv")
     summary = {
         "arm": arm,
@@ -217,6 +225,7 @@ def fit(
     }
     # Written last: a folder with run.json is a finished run.
     write_aside(output / "run.json", json.dumps({"key": key, **summary}, indent=1))
+    checkpoints.clear()
     return Run(output, arm, fold.index, seed, read_predictions(output / "predictions.csv"), summary)
 
 

@@ -13,6 +13,12 @@ from torch import Tensor, nn
 from medtransfer.errors import WeightsError
 from medtransfer.models.chain import Chain, Stage, run
 
+NormPolicy = Literal["train", "eval"]
+# Which of the stages that are not frozen train: those behind the frozen ones; those before them (surgical
+# fine-tuning); or of those behind, the scale and shift of norms alone.
+Tuned = Literal["last", "first", "norms"]
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -67,9 +73,11 @@ class Backbone(nn.Module):
     Attributes:
         name: of the architecture.
         stages: the ordered chain.
+        dropped: stages cut off its top by `truncate`; they keep their weights and never run.
         exact: True where the chain equals the network bit for bit; otherwise there is one single stage (and the neck).
         ndim: axes of space of its input: 2, or 3 for networks of volumes.
         frozen: the first `frozen` stages are in eval mode, carry no gradient, and never change.
+        resting: indices of all stages that never change.
         weights: where the weights came from.
         recipe: the input they expect.
     """
@@ -79,12 +87,14 @@ class Backbone(nn.Module):
         self.name = name
         self.network = network
         self.stages: tuple[Stage, ...] = chain.stages
+        self.dropped: tuple[Stage, ...] = ()
         self.exact = chain.exact
         self.ndim = ndim
         self.recipe = recipe
         self.weights = weights
         self.frozen = 0
-        self.norm_policy: Literal["train", "eval"] = "train"
+        self.resting = range(0)
+        self.norm_policy: NormPolicy = "train"
 
     @property
     def names(self) -> list[str]:
@@ -127,20 +137,36 @@ class Backbone(nn.Module):
                 wanted[names[index + 1]] = x if slices is None else x.unflatten(0, slices)
         return wanted
 
-    def freeze(self, stages: int, norm_policy: Literal["train", "eval"] = "train") -> None:
-        """Freezes the first `stages` stages and sets how batch norm of the others behaves in training.
+    def truncate(self, stages: int) -> None:
+        """Cuts the last `stages` stages off; what stays ends earlier, with the same weights.
+
+        For labels that show in texture, which the top of a network no longer tells apart
+        (Peng et al. 2021, arXiv:2106.05152). The weights of the dropped stages stay in `state_dict`.
+        """
+        if not 0 <= stages < len(self.stages):
+            raise WeightsError(f"{self.name} has {len(self.stages)} stages; {stages} cannot be dropped, one must stay.")
+        if stages:
+            self.stages, self.dropped = self.stages[:-stages], (*self.stages[-stages:], *self.dropped)
+            self.freeze(min(self.frozen, len(self.stages)), self.norm_policy)
+
+    def freeze(self, stages: int, norm_policy: NormPolicy = "train", tuned: Tuned = "last") -> None:
+        """Freezes `stages` stages and sets how batch norm of the others behaves in training.
 
         Args:
-            stages: 0 to len(self.stages).
+            stages: 0 to len(self.stages): the first ones, or with tuned="first" the last ones.
             norm_policy: train: batch norm uses and updates batch statistics; eval: it keeps its statistics.
+            tuned: which stages train; see `Tuned`.
         """
-        if not 0 <= stages <= len(self.stages):
-            raise WeightsError(f"{self.name} has {len(self.stages)} stages; {stages} cannot be frozen.")
-        self.frozen = stages
+        total = len(self.stages)
+        if not 0 <= stages <= total:
+            raise WeightsError(f"{self.name} has {total} stages; {stages} cannot be frozen.")
+        self.resting = range(total - stages, total) if tuned == "first" else range(stages)
+        self.frozen = total if stages == total else 0 if tuned == "first" else stages
         self.norm_policy = norm_policy
-        for index in range(len(self.stages)):
-            for parameter in self.stage_parameters(index):
-                parameter.requires_grad_(index >= stages)
+        affine = self.norm_parameters()
+        for name, parameter in self.network.named_parameters():
+            trains = self._trains(name) and (tuned != "norms" or id(parameter) in affine)
+            parameter.requires_grad_(trains)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Backbone:
@@ -154,17 +180,31 @@ class Backbone(nn.Module):
         """Parameters of stage `index`."""
         return [parameter for name, parameter in self.network.named_parameters() if self._stage_of(name) == index]
 
+    def norm_parameters(self) -> set[int]:
+        """Scale and shift of every norm, by `id`."""
+        return {id(p) for module in self.network.modules() if isinstance(module, _NORMS) for p in module.parameters(recurse=False)}
+
+    def stage_state(self, index: int) -> dict[str, Tensor]:
+        """Parameters and buffers of stage `index`, by their names in `network`; not copied."""
+        return {name: value for name, value in self.network.state_dict(keep_vars=True).items() if self._stage_of(name) == index}
+
+    def _trains(self, name: str) -> bool:
+        stage = self._stage_of(name)
+        return stage is not None and stage < len(self.stages) and stage not in self.resting
+
     def _modules_at_rest(self) -> Iterator[nn.Module]:
         for name, module in self.network.named_modules():
-            at_rest = bool(name) and self._stage_of(name) < self.frozen
+            at_rest = bool(name) and self._stage_of(name) is not None and not self._trains(name)
             if at_rest or (self.norm_policy == "eval" and isinstance(module, nn.modules.batchnorm._BatchNorm)):
                 yield module
 
-    def _stage_of(self, name: str) -> int:
-        """Index of the stage that a parameter or module belongs to; what belongs to none belongs to the first."""
-        for index, stage in enumerate(self.stages):
+    def _stage_of(self, name: str) -> int | None:
+        """Index of the stage that a parameter or module belongs to; what belongs to none belongs to the first.
+
+        Dropped stages count on from the last. A container of stages (`blocks`) is not itself part of one: None.
+        """
+        chain = (*self.stages, *self.dropped)
+        for index, stage in enumerate(chain):
             if any(name == owned or name.startswith(f"{owned}.") for owned in stage.owns):
                 return index
-        # A container of stages (`blocks`) is not itself part of one; its mode has no effect.
-        inside = any(owned.startswith(f"{name}.") for stage in self.stages for owned in stage.owns)
-        return len(self.stages) if inside else 0
+        return None if any(owned.startswith(f"{name}.") for stage in chain for owned in stage.owns) else 0

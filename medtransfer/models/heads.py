@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -14,7 +15,19 @@ Pooling = Literal["attention", "mean", "max"]
 _HIDDEN = 128
 
 
-class LinearHead(nn.Module):
+class Head(nn.Module):
+    """Abstract. What a training loop knows of a head.
+
+    Attributes:
+        taps: names of the activations it reads.
+        dropout: of the features, in training; off until its `p` is set.
+    """
+
+    taps: list[str]
+    dropout: nn.Dropout
+
+
+class LinearHead(Head):
     """Mean over space, then over the slices of a volume, then one linear layer, all in float32.
 
     Over slices: `mean`; `max` of every channel; or `attention`: the gated attention of Ilse et al. 2018
@@ -22,36 +35,45 @@ class LinearHead(nn.Module):
     pad a short volume do not count.
 
     Args:
-        stage: whose activation it reads.
+        stages: whose activations it reads; the means of several stand side by side.
         outputs: number of logits.
         pooling: of slices; without effect where there are none.
     """
 
-    def __init__(self, stage: Stage, outputs: int, pooling: Pooling = "mean") -> None:
+    def __init__(self, stages: Stage | Sequence[Stage], outputs: int, pooling: Pooling = "mean") -> None:
         super().__init__()
-        self.tap = stage.name
-        self.layout = stage.layout
+        stages = [stages] if isinstance(stages, Stage) else list(stages)
+        self.layouts = {stage.name: stage.layout for stage in stages}
+        self.taps = list(self.layouts)
         self.pooling = pooling
-        self.linear = nn.Linear(stage.channels, outputs)
+        self.dropout = nn.Dropout(0.0)
+        channels = sum(stage.channels for stage in stages)
+        self.linear = nn.Linear(channels, outputs)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
         if pooling == "attention":
-            self.values, self.gates = nn.Linear(stage.channels, _HIDDEN), nn.Linear(stage.channels, _HIDDEN)
+            self.values, self.gates = nn.Linear(channels, _HIDDEN), nn.Linear(channels, _HIDDEN)
             self.scores = nn.Linear(_HIDDEN, 1, bias=False)
             nn.init.zeros_(self.scores.weight)
 
-    def forward(self, features: dict[str, Tensor], present: Tensor | None = None) -> Tensor:
+    def forward(self, features: Mapping[str, Tensor], present: Tensor | None = None) -> Tensor:
         """Activations by name and the slices that count, bool (batch, slice; all of them) -> logits, float32 (batch, output)."""
-        pooled = self.pool(features[self.tap], present)
+        pooled = self.dropout(self.pool(features, present))
         with torch.autocast(pooled.device.type, enabled=False):
             result: Tensor = self.linear(pooled)
         return result
 
-    def pool(self, activation: Tensor, present: Tensor | None = None) -> Tensor:
-        """An activation (batch, ...) or (batch, slice, ...) -> float32 (batch, channel)."""
-        if activation.ndim == len(self.layout):
-            return mean_over_space(activation, self.layout)
-        slices = mean_over_space(activation.flatten(0, 1), self.layout).view(*activation.shape[:2], -1)
+    def pool(self, features: Mapping[str, Tensor], present: Tensor | None = None) -> Tensor:
+        """Activations (batch, ...) or (batch, slice, ...) by name -> float32 (batch, channel)."""
+        means, sliced = [], False
+        for name, layout in self.layouts.items():
+            activation = features[name]
+            sliced = activation.ndim > len(layout)
+            mean = mean_over_space(activation.flatten(0, 1) if sliced else activation, layout)
+            means.append(mean.unflatten(0, activation.shape[:2]) if sliced else mean)
+        slices = torch.cat(means, -1)
+        if not sliced:
+            return slices
         if present is None:
             present = torch.ones(slices.shape[:2], dtype=torch.bool)
         # A volume without a single slice is pooled over all of them: nothing is divided by 0.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -34,12 +34,14 @@ class Classification:
         positive_weights: w per label; 1 where left out.
         mean_weights: mean weight of the training images per label, which scales the loss; 1 where left out.
         pooling: of the slices of a volume, see `LinearHead`.
+        read: the stages whose features the head reads: the last, or all.
     """
 
     labels: tuple[str, ...]
     positive_weights: tuple[float, ...] = ()
     mean_weights: tuple[float, ...] = ()
     pooling: Pooling = "mean"
+    read: Literal["last", "all"] = "last"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", tuple(self.labels))
@@ -61,13 +63,10 @@ class Classification:
         means = (positives * weights + negatives) / len(targets)
         return replace(self, positive_weights=tuple(float(w) for w in weights), mean_weights=tuple(float(m) for m in means))
 
-    def taps(self, backbone: Backbone) -> list[str]:
-        """The last activation."""
-        return [backbone.stages[-1].name]
-
-    def make_head(self, backbone: Backbone) -> nn.Module:
-        """One linear layer on the pooled last activation."""
-        return LinearHead(backbone.stages[-1], len(self.labels), self.pooling)
+    def make_head(self, backbone: Backbone) -> LinearHead:
+        """One linear layer on the pooled activation of the last stage, or of all."""
+        stages = backbone.stages if self.read == "all" else backbone.stages[-1:]
+        return LinearHead(stages, len(self.labels), self.pooling)
 
     def loss(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Weighted binary cross-entropy, in float32.

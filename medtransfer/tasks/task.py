@@ -7,9 +7,10 @@ from typing import Any, Protocol, TypedDict
 
 import pandas as pd
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from medtransfer.models.backbone import Backbone
+from medtransfer.models.heads import Head
 
 
 class Batch(TypedDict):
@@ -39,11 +40,7 @@ class Task(Protocol):
         """Weight of positives in the loss, per label."""
         ...
 
-    def taps(self, backbone: Backbone) -> list[str]:
-        """Activations the head reads."""
-        ...
-
-    def make_head(self, backbone: Backbone) -> nn.Module:
+    def make_head(self, backbone: Backbone) -> Head:
         """A head for this backbone; its logits start at 0."""
         ...
 

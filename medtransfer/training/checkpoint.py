@@ -1,14 +1,22 @@
-"""Weights on disk: safetensors, written aside and renamed."""
+"""Weights on disk as safetensors, and the state of an unfinished training; written aside and renamed."""
 
 from __future__ import annotations
 
+import io
+import pickle
+import time
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
+import torch
 from torch import nn
 
 from medtransfer.errors import WeightsError
 from medtransfer.evaluation.predictions import write_aside
+
+# Seconds between two checkpoints: what an interruption costs at the most, besides the epoch it breaks off.
+_EVERY = 30.0
 
 
 def save_weights(path: Path, backbone: nn.Module, head: nn.Module, metadata: dict[str, str]) -> None:
@@ -31,3 +39,41 @@ def load_weights(path: Path, backbone: nn.Module, head: nn.Module) -> None:
             module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}, strict=True)
     except RuntimeError as error:
         raise WeightsError(f"{path}: does not fit this backbone and head ({str(error).splitlines()[0]})") from error
+
+
+class Checkpoints:
+    """The state of one training between its epochs.
+
+    Args:
+        path: of the file.
+        key: digest of all that decides the training; a state with another key is not taken up.
+        every: seconds between two states.
+    """
+
+    def __init__(self, path: Path, key: str, every: float = _EVERY) -> None:
+        self.path, self.key, self.every = path, key, every
+        self._last = time.monotonic()
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Writes tensors and plain values, if the last state is old enough."""
+        if time.monotonic() - self._last < self.every:
+            return
+        stream = io.BytesIO()
+        torch.save({"key": self.key, **state, "random": torch.get_rng_state()}, stream)
+        write_aside(self.path, stream.getvalue())
+        self._last = time.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        """The state to go on from, with torch's random numbers set as they were; None where there is none."""
+        try:
+            state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+            if state.pop("key") != self.key:
+                return None
+            torch.set_rng_state(state.pop("random"))
+        except (OSError, KeyError, AttributeError, RuntimeError, EOFError, pickle.UnpicklingError):
+            return None
+        return state
+
+    def clear(self) -> None:
+        """Removes the state of a training that is finished."""
+        self.path.unlink(missing_ok=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold
 from torch import nn
 
 from medtransfer.models.backbone import Backbone
@@ -16,73 +18,169 @@ from medtransfer.models.heads import LinearHead
 from medtransfer.tasks.task import Batch
 from medtransfer.training.engine import Engine
 
+Float = NDArray[np.float64]
+Int = NDArray[np.int64]
 # From almost the class frequencies alone to a nearly free fit, on standardised features.
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+# Where there are too few units for inner folds.
+_PENALTY = 1e-3
+_FOLDS, _FEW_UNITS, _REPEATS = 5, 60, 3
 
 
-def pooled_features(
-    backbone: Backbone, head: LinearHead, batches: Iterable[Batch], engine: Engine
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What the head pools from its activation, eval mode.
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Pooled features of images.
 
-    Returns:
-        features (image, channel) and targets (image, label), in the order of the batches.
+    Attributes:
+        values: (image, channel), float64.
+        targets: (image, label), 0 or 1.
+        rows: (image,), row numbers of the cohort.
     """
-    features, targets = [], []
-    backbone.eval()
+
+    values: Float
+    targets: Float
+    rows: Int
+
+
+def pooled_features(backbone: Backbone, head: LinearHead, batches: Iterable[Batch], engine: Engine) -> Features:
+    """What the head pools from its activations, eval mode, in the order of the batches."""
     head.eval()
+
+    def pool(taps: dict[str, torch.Tensor], batch: Batch) -> torch.Tensor:
+        return head.pool(taps, batch["present"])
+
+    return _collect(backbone, head.taps, pool, batches, engine)
+
+
+def features_by_stage(backbone: Backbone, batches: Iterable[Batch], engine: Engine) -> dict[str, Features]:
+    """Pooled features of every stage, eval mode, in one pass; slices of a volume by their mean."""
+    pools = {stage.name: LinearHead(stage, 1) for stage in backbone.stages}
+
+    def pool(taps: dict[str, torch.Tensor], batch: Batch) -> torch.Tensor:
+        return torch.cat([pools[name].pool(taps, batch["present"]) for name in backbone.names], 1)
+
+    joined = _collect(backbone, backbone.names, pool, batches, engine)
+    ends = np.cumsum([stage.channels for stage in backbone.stages])
+    pieces = np.split(joined.values, ends[:-1], axis=1)
+    return {name: Features(piece, joined.targets, joined.rows) for name, piece in zip(backbone.names, pieces, strict=True)}
+
+
+def _collect(backbone: Backbone, taps: list[str], pool: Any, batches: Iterable[Batch], engine: Engine) -> Features:
+    values, targets, rows = [], [], []
+    backbone.eval()
     for batch in batches:
         with torch.inference_mode():
             with engine.autocast():
-                activation = backbone(engine.move(batch["features"]), [head.tap])[head.tap]
-            features.append(head.pool(activation, batch["present"]).cpu().double().numpy())
+                activations = backbone(engine.move(batch["features"]), taps)
+            values.append(pool(activations, batch).cpu().double().numpy())
         targets.append(batch["targets"].double().numpy())
-    return np.concatenate(features), np.concatenate(targets)
+        rows.append(batch["rows"].numpy())
+    return Features(np.concatenate(values), np.concatenate(targets), np.concatenate(rows))
 
 
-def fit_head(
-    head: LinearHead,
-    train: tuple[NDArray[np.float64], NDArray[np.float64]],
-    tune: tuple[NDArray[np.float64], NDArray[np.float64]],
-    positive_weights: tuple[float, ...],
-) -> dict[str, Any]:
-    """Solves the head to convergence and writes it into `head`.
+def fit_path(values: Float, labels: Int, weight: float, penalties: tuple[float, ...] = PENALTIES) -> tuple[Float, Float]:
+    """L2-logistic regressions on standardised features, one per penalty, each solved to convergence.
 
-    Features are standardised by the training part, and the scaling is folded into the weights. The
-    penalty is the one with the lowest weighted log-loss on the tune part.
+    With fewer images than channels the fit is done in the span of the images, which is the same fit.
+
+    Args:
+        values: (image, channel).
+        labels: (image,), 0 and 1, both there.
+        weight: of positives in the loss.
+        penalties: inverse strengths, ascending.
+
+    Returns:
+        Coefficients (penalty, channel) and intercepts (penalty,), for the features as they are.
+    """
+    mean, scale = values.mean(0), values.std(0)
+    scale[scale < 1e-8] = 1.0  # a channel that never varies carries nothing; its coefficient stays 0
+    inputs = (values - mean) / scale
+    directions = None
+    if inputs.shape[0] < inputs.shape[1]:
+        left, sizes, directions = np.linalg.svd(inputs, full_matrices=False)
+        inputs = left * sizes
+    model = LogisticRegression(max_iter=5000, tol=1e-6, class_weight={0: 1.0, 1: weight}, warm_start=True)
+    coefficients, intercepts = [], []
+    for penalty in penalties:
+        model.set_params(C=penalty).fit(inputs, labels)
+        found = model.coef_[0] if directions is None else model.coef_[0] @ directions
+        coefficients.append(found / scale)
+        intercepts.append(float(model.intercept_[0]) - float(mean @ coefficients[-1]))
+    return np.array(coefficients), np.array(intercepts)
+
+
+def inner_folds(labels: Int, groups: Int, folds: int, repeats: int, seed: int = 0) -> Iterator[tuple[Int, Int]]:
+    """Repeated folds by group, stratified by label; those whose training part lacks a class are left out.
+
+    Args:
+        labels: (image,), 0 or 1.
+        groups: (image,), images of one group (patient, or cluster) stay together.
+        folds: at the most; no more than there are groups of the smaller class, none where there is one.
+        repeats: draws of the folds.
+        seed: of the draws.
+
+    Yields:
+        Indices of training and held-out images.
+    """
+    fewest = min(len(np.unique(groups[labels == value])) for value in (0, 1))
+    if fewest < 2:
+        return
+    for repeat in range(repeats):
+        splitter = StratifiedGroupKFold(min(folds, fewest), shuffle=True, random_state=seed + repeat)
+        for train, held in splitter.split(labels, labels, groups):
+            if len(set(labels[train])) == 2 and len(held):
+                yield train, held
+
+
+def log_losses(logits: Float, labels: Int) -> Float:
+    """Log-loss of each image, in nats; logits (..., image)."""
+    losses: Float = np.logaddexp(0.0, np.where(labels == 1, -logits, logits))
+    return losses
+
+
+def choose_penalty(values: Float, labels: Int, groups: Int, weight: float, folds: int = _FOLDS, seed: int = 0) -> tuple[float, float]:
+    """The penalty with the lowest weighted log-loss on inner folds by group; repeated where units are few.
+
+    Returns:
+        The penalty, and that log-loss; where no folds can be made, a strong penalty and NaN.
+    """
+    repeats = _REPEATS if len(np.unique(groups)) < _FEW_UNITS else 1
+    total, count = np.zeros(len(PENALTIES)), 0.0
+    for train, held in inner_folds(labels, groups, folds, repeats, seed):
+        coefficients, intercepts = fit_path(values[train], labels[train], weight)
+        losses = log_losses(coefficients @ values[held].T + intercepts[:, None], labels[held])
+        weights = np.where(labels[held] == 1, weight, 1.0)
+        total, count = total + losses @ weights, count + weights.sum()
+    if not count:
+        return _PENALTY, float("nan")
+    best = int(np.argmin(total))
+    return PENALTIES[best], float(total[best] / count)
+
+
+def fit_head(head: LinearHead, features: Features, groups: Int, positive_weights: tuple[float, ...]) -> dict[str, Any]:
+    """Solves the head to convergence and writes it into `head`; the penalty is chosen on inner folds.
 
     Args:
         head: with one output per label.
-        train, tune: features (image, channel) and targets (image, label).
+        features: of the training part.
+        groups: (image,), patient or cluster of each.
         positive_weights: weight of positives per label, as in the loss.
 
     Returns:
-        The penalties chosen and the tune log-losses, per label.
+        The penalties chosen and their log-losses on the inner folds, per label.
     """
-    mean, scale = train[0].mean(0), train[0].std(0)
-    scale[scale < 1e-8] = 1.0  # a channel that never varies carries nothing; its coefficient stays 0
-    inputs = [(part[0] - mean) / scale for part in (train, tune)]
-    chosen: dict[str, Any] = {"penalty": [], "tune_loss": []}
+    chosen: dict[str, Any] = {"penalty": [], "inner_loss": []}
     for index, weight in enumerate(positive_weights):
-        labels = [part[1][:, index].astype(int) for part in (train, tune)]
-        best: tuple[float, float, Any] | None = None
-        for penalty in PENALTIES:
-            model = LogisticRegression(C=penalty, max_iter=2000, class_weight={0: 1.0, 1: weight}).fit(inputs[0], labels[0])
-            logits = model.decision_function(inputs[1])
-            each = np.logaddexp(0.0, np.where(labels[1] == 1, -logits, logits))
-            loss = float(np.average(each, weights=np.where(labels[1] == 1, weight, 1.0)))
-            if best is None or loss < best[0]:
-                best = (loss, penalty, model)
-        assert best is not None  # PENALTIES is not empty
-        loss, penalty, model = best
-        coefficients = model.coef_[0] / scale
-        _write(head.linear, index, coefficients, float(model.intercept_[0]) - float(mean @ coefficients))
+        labels = features.targets[:, index].astype(np.int64)
+        penalty, loss = choose_penalty(features.values, labels, groups, weight)
+        coefficients, intercepts = fit_path(features.values, labels, weight, (penalty,))
+        _write(head.linear, index, coefficients[0], float(intercepts[0]))
         chosen["penalty"].append(penalty)
-        chosen["tune_loss"].append(loss)
+        chosen["inner_loss"].append(loss if np.isfinite(loss) else None)
     return chosen
 
 
-def _write(layer: nn.Linear, row: int, weight: NDArray[np.float64], bias: float) -> None:
+def _write(layer: nn.Linear, row: int, weight: Float, bias: float) -> None:
     with torch.no_grad():
         layer.weight[row] = torch.from_numpy(weight).to(layer.weight)
         layer.bias[row] = bias

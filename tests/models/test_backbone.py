@@ -277,7 +277,7 @@ def test_slices_are_pooled_and_padding_does_not_count(pooling):
         expected = torch.stack([expected[0].amax(0), expected[1, :2].amax(0)])
     else:  # attention starts as the mean
         expected = torch.stack([expected[0].mean(0), expected[1, :2].mean(0)])
-    assert torch.allclose(head.pool(x, present), expected, atol=1e-6)
+    assert torch.allclose(head.pool({"x": x}, present), expected, atol=1e-6)
     changed = x.clone()
     changed[1, 2:] = 99.0
     assert torch.equal(head({"x": x}, present)[1], head({"x": changed}, present)[1])

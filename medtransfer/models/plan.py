@@ -1,0 +1,263 @@
+"""A freeze plan: what is trained and how fast, set by hand where somebody wants to, and shown stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
+
+from medtransfer.errors import ConfigError, WeightsError
+from medtransfer.models.backbone import Backbone, NormPolicy, Tuned
+from medtransfer.models.costs import StageCost, measure_stages
+
+Strategy = Literal["linear_probe", "lp_ft", "scratch"]
+Unfreeze = Literal["at_once", "gradual"]
+Read = Literal["last", "all"]
+
+
+@dataclass(frozen=True)
+class FreezePlan:
+    """What is trained, and how fast.
+
+    Attributes:
+        strategy: linear_probe (convex head on frozen features), lp_ft (that head first, then
+            fine-tuning; Kumar et al. 2022, arXiv:2202.10054), or scratch (all from random weights).
+        stages: number of stages of the backbone.
+        frozen_stages: so many stages never change: the first ones, or the last ones where tuned is first.
+        trainable_fraction: share of the backbone's parameters that train, 0 to 1.
+        head_lr, backbone_lr: peak learning rates of AdamW; the latter for the last stage.
+        stage_decay: factor on the learning rate from each stage to the one before it.
+        steps: training steps of the whole budget; 0 for a linear probe.
+        norm_policy: batch norm of trainable stages in training: train (batch statistics) or eval (kept).
+        evidence: strong, or weak where the rule is extrapolated.
+        reason: why, in words.
+        dropped_stages: so many stages are cut off the top, and the head reads what is below them.
+        tuned: last (the stages behind the frozen ones), first (those before them; surgical fine-tuning, Lee et al.
+            2023, arXiv:2210.11466), or norms (of the last, scale and shift of norms alone).
+        unfreeze: at_once, or gradual: stage by stage from the top, over the first half of the steps (Howard & Ruder
+            2018, doi:10.18653/v1/P18-1031).
+        read: the stages whose pooled features the head reads: the last one, or all (Evci et al. 2022, arXiv:2201.03529).
+        l2_sp: weight of the squared distance from the pretrained weights in the loss, halved (L2-SP; Li et al. 2018,
+            arXiv:1802.01483).
+        dropout: of the features the head reads, in training, 0 to 1.
+        adapt_norm: batch-norm statistics are taken anew from the training images first (AdaBN; Li et al. 2016,
+            arXiv:1603.04779).
+        mix: the weights kept are the mixture of pretrained and fine-tuned ones with the lowest tune loss (WiSE-FT;
+            Wortsman et al. 2022, arXiv:2109.01903).
+        cache_cut: the stage up to which activations are computed once and kept; "" for none.
+        bytes_per_image: of one view of an image in that cache.
+        views: random views per image in that cache, replayed in turn; 0: every epoch draws its own and nothing is kept.
+    """
+
+    strategy: Strategy
+    stages: int
+    frozen_stages: int
+    trainable_fraction: float
+    head_lr: float
+    backbone_lr: float
+    stage_decay: float
+    steps: int
+    norm_policy: NormPolicy
+    evidence: Literal["strong", "weak"]
+    reason: str
+    dropped_stages: int = 0
+    tuned: Tuned = "last"
+    unfreeze: Unfreeze = "at_once"
+    read: Read = "last"
+    l2_sp: float = 0.0
+    dropout: float = 0.0
+    adapt_norm: bool = False
+    mix: bool = False
+    cache_cut: str = ""
+    bytes_per_image: int = 0
+    views: int = 0
+
+    @property
+    def kept_stages(self) -> int:
+        """Stages that run."""
+        return self.stages - self.dropped_stages
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class CacheBudget:
+    """What decides whether activations of the frozen stages are kept.
+
+    Attributes:
+        gb: of disk that they may take, in 2^30 bytes; 0 keeps none.
+        size: side of the images in pixels; None: that of the recipe.
+        slices: of each volume; 1 for images.
+    """
+
+    gb: float = 4.0
+    size: int | None = None
+    slices: int = 1
+
+
+# Fields that can be set by hand: their words, or the range of their numbers (the upper end of a share is excluded).
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "strategy": ("linear_probe", "lp_ft"),
+    "norm_policy": get_args(NormPolicy),
+    "tuned": get_args(Tuned),
+    "unfreeze": get_args(Unfreeze),
+    "read": get_args(Read),
+    "adapt_norm": (True, False),
+    "mix": (True, False),
+}
+_RATES = ("head_lr", "backbone_lr", "stage_decay")
+# Of fine-tuning by hand where a probe was planned.
+_STEPS = 500
+_BY_HAND = ("frozen_stages", "dropped_stages", *_RATES, "l2_sp", "dropout", "views", *_CHOICES)
+
+
+def fix_plan(plan: FreezePlan, backbone: Backbone, **fields: Any) -> FreezePlan:
+    """The plan with some fields set by hand; fraction and reason follow.
+
+    Raises:
+        ConfigError: a field that cannot be set, or a value that does not fit the backbone or another field.
+    """
+    for key, value in fields.items():
+        if key not in _BY_HAND:
+            hint = "; the budget is one for all arms, set train.epochs" if key == "steps" else ""
+            raise ConfigError(f"plan: {key} cannot be set by hand{hint}. These can: {', '.join(_BY_HAND)}.")
+        _check_field(plan, key, value)
+    kept = plan.stages - fields.get("dropped_stages", plan.dropped_stages)
+    frozen, strategy = fields.get("frozen_stages"), fields.get("strategy")
+    if frozen is not None and frozen > kept:
+        raise ConfigError(f"plan: frozen_stages is {frozen}; {kept} of {plan.stages} stages are left after dropped_stages.")
+    by_default = "linear_probe" if plan.strategy == "linear_probe" and frozen is None else "lp_ft"
+    probe = frozen == kept if strategy is None and frozen is not None else (strategy or by_default) == "linear_probe"
+    if probe:
+        if frozen not in {None, kept}:
+            raise ConfigError(
+                f"plan: a linear probe freezes all {kept} stages, fine-tuning fewer; set strategy or frozen_stages, not both."
+            )
+        changed = {**fields, "strategy": "linear_probe", "frozen_stages": kept, "steps": 0}
+    elif plan.strategy != "scratch":
+        if frozen == kept:
+            raise ConfigError(
+                f"plan: a linear probe freezes all {kept} stages, fine-tuning fewer; set strategy or frozen_stages, not both."
+            )
+        changed = {"frozen_stages": min(plan.frozen_stages, kept - 1), "steps": plan.steps or _STEPS, **fields, "strategy": "lp_ft"}
+    else:
+        changed = dict(fields)
+    reason = plan.reason + (f" Set by hand: {', '.join(f'{key} {fields[key]}' for key in sorted(fields))}." if fields else "")
+    plan = replace(plan, **changed, reason=reason)
+    return replace(plan, trainable_fraction=_trainable_fraction(backbone, plan))
+
+
+def _check_field(plan: FreezePlan, key: str, value: Any) -> None:
+    if plan.strategy == "scratch" and key not in {*_RATES, "dropout"}:
+        # A frozen stage of random weights would learn nothing.
+        raise ConfigError(f"plan: {key} cannot be set for an arm trained from scratch; it trains everything.")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    whole = type(value) is int
+    if key in _CHOICES:
+        fits, allowed = value in _CHOICES[key] and isinstance(value, type(_CHOICES[key][0])), " or ".join(map(str, _CHOICES[key]))
+    elif key == "frozen_stages":
+        fits, allowed = whole and 0 <= value <= plan.stages, f"a whole number from 0 to {plan.stages}"
+    elif key == "dropped_stages":
+        fits, allowed = whole and 0 <= value < plan.stages, f"a whole number from 0 to {plan.stages - 1}"
+    elif key == "views":
+        fits, allowed = whole and 0 <= value <= _MOST_VIEWS, f"a whole number from 0 to {_MOST_VIEWS}"
+    elif key in _RATES:
+        fits, allowed = number and 0 < value <= 1, "a number above 0, at most 1"
+    else:
+        fits, allowed = number and 0 <= value < 1, "a number from 0 to below 1"
+    if not fits:
+        raise ConfigError(f"plan: {key} is {value!r}; expected {allowed}.")
+
+
+# Augmentation of eight views is all but as good as a new one in each epoch, and one fewer costs little.
+_VIEWS, _MOST_VIEWS = 8, 64
+
+
+def plan_cache(plan: FreezePlan, backbone: Backbone, images: int, budget: CacheBudget) -> FreezePlan:
+    """The plan with its cut, what an image takes there, and as many views as were asked for and the budget holds.
+
+    Raises:
+        ConfigError: views set by hand that have no frozen prefix to be cached, or do not fit the budget.
+    """
+    prefix = 0 if plan.tuned == "first" or plan.read == "all" or plan.strategy != "lp_ft" else plan.frozen_stages
+    if not prefix:
+        if plan.views:
+            raise ConfigError(
+                "plan: views is set, but there is no frozen prefix to cache: it needs strategy lp_ft, frozen stages, tuned last or norms, "
+                "and a head that reads the last stage."
+            )
+        return replace(plan, cache_cut="", bytes_per_image=0)
+    cost = measure_stages(backbone, budget.size, budget.slices)[prefix - 1]
+    held = cost.bytes * (budget.slices if backbone.ndim == 2 else 1)
+    fit = int(budget.gb * 2**30 // max(1, held * images))
+    if plan.views > fit:
+        raise ConfigError(
+            f"plan: views is {plan.views}; {images} images of {held / 2**20:.1f} MiB fit {fit} times into {budget.gb:g} GiB "
+            "(train.cache_gb)."
+        )
+    return replace(plan, cache_cut=cost.name, bytes_per_image=held)
+
+
+def refuse_random_prefix(backbone: Backbone, plan: FreezePlan) -> None:
+    """Frozen stages must hold trained weights: of random ones nothing is learnt, and nobody would notice.
+
+    Raises:
+        WeightsError: stages are frozen, and the weights are random or look so.
+    """
+    if plan.frozen_stages and not backbone.weights.trained:
+        found = backbone.weights.proof.get("sentence", "they are random")
+        raise WeightsError(
+            f"{backbone.name}, weights {backbone.weights.source}: {plan.frozen_stages} stages are to be frozen, but these do not look like "
+            f"trained weights ({found}). Give another file, or train everything (plan.frozen_stages=0)."
+        )
+
+
+def _trainable_fraction(backbone: Backbone, plan: FreezePlan) -> float:
+    """Share of all parameters, those of dropped stages included."""
+    trained = sum(size for _, size in trained_sizes(backbone, plan))
+    return round(trained / max(1, sum(p.numel() for p in backbone.network.parameters())), 4)
+
+
+def trained_sizes(backbone: Backbone, plan: FreezePlan) -> list[tuple[int, int]]:
+    """Stage and number of parameters that a plan trains, of the stages in which it trains any."""
+    resting = range(plan.kept_stages - plan.frozen_stages, plan.kept_stages) if plan.tuned == "first" else range(plan.frozen_stages)
+    norms = backbone.norm_parameters() if plan.tuned == "norms" else None
+    sizes = [
+        (index, sum(p.numel() for p in backbone.stage_parameters(index) if norms is None or id(p) in norms))
+        for index in range(plan.kept_stages)
+        if index not in resting
+    ]
+    return [(index, size) for index, size in sizes if size]
+
+
+def describe_stages(backbone: Backbone, plan: FreezePlan, costs: tuple[StageCost, ...]) -> list[Mapping[str, Any]]:
+    """The plan stage by stage: `stage, trained, parameters, learning_rate, compute, cache_bytes`.
+
+    Args:
+        backbone: as the plan was made for.
+        plan: what trains.
+        costs: of its stages; see `measure_stages`.
+
+    Returns:
+        One row per stage; `trained` is trained, norms, frozen or dropped, `compute` the share of the forward pass, and
+        `cache_bytes` what the activation behind the stage takes in float32 for one view of one image or slice.
+    """
+    trained = {index for index, _ in trained_sizes(backbone, plan)}
+    last = plan.kept_stages - 1
+    rows = []
+    for index, cost in enumerate(costs):
+        word = "dropped" if index > last else "frozen" if index not in trained else "norms" if plan.tuned == "norms" else "trained"
+        rate = plan.backbone_lr * plan.stage_decay ** (last - index) if index in trained else 0.0
+        rows.append(
+            {
+                "stage": cost.name,
+                "trained": word,
+                "parameters": cost.parameters,
+                "learning_rate": rate,
+                "compute": cost.share,
+                "cache_bytes": cost.bytes,
+            }
+        )
+    return rows
