@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from medtransfer.models.freeze import plan_freeze
     from medtransfer.models.plan import FreezePlan
     from medtransfer.record import Run
-    from medtransfer.study import Arm, compare, fit, run_study
+    from medtransfer.runs import fit
+    from medtransfer.study import Arm, compare, run_study
     from medtransfer.tasks.classification import Classification
 
 __version__ = "0.1.0"
@@ -54,7 +55,7 @@ _HOMES = {
     "audit": "medtransfer.data.audit",
     "compare": "medtransfer.study",
     "evaluate": "medtransfer.evaluation",
-    "fit": "medtransfer.study",
+    "fit": "medtransfer.runs",
     "fixed_transforms": "medtransfer.data.transforms",
     "inspect_images": "medtransfer.data.inspection",
     "list_backbones": "medtransfer.models.catalog",

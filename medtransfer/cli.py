@@ -127,9 +127,11 @@ def plan(
             from medtransfer.config import load_config
             from medtransfer.study import plan_study
 
-            plans = {name: plan for name, (plan, _) in plan_study(load_config(config, overrides or ())).items()}
+            loaded = load_config(config, overrides or ())
+            planned, size = plan_study(loaded), loaded.image.size
         else:
-            plans = {backbone: _plan_from_counts(backbone, counts, domain)}
+            planned, size = {backbone: _plan_from_counts(backbone, counts, domain)}, None
+        plans = {name: plan for name, (plan, _) in planned.items()}
         if output is not None:
             from medtransfer.record import write_plans
 
@@ -142,15 +144,8 @@ def plan(
             answer = {name: p.to_dict() for name, p in plans.items()}
             typer.echo(json.dumps(answer if config is not None else answer[backbone], indent=1))
             return
-        for name, p in plans.items():
-            typer.echo(
-                f"{name}: {p.strategy}, {p.frozen_stages} of {p.stages} stages frozen, "
-                f"{100 * p.trainable_fraction:.0f} % of the parameters trained"
-            )
-            typer.echo(
-                f"  rates {p.head_lr:g} (head), {p.backbone_lr:g} (last stage; times {p.stage_decay:g} per stage down), {p.steps} steps"
-            )
-            typer.echo(f"  {p.evidence} evidence. {p.reason}")
+        for name, (p, network) in planned.items():
+            typer.echo("\n".join(_describe_plan(name, p, network, size)))
 
 
 @app.command()
@@ -272,6 +267,36 @@ def _captions(cohort: Any) -> dict[str, str]:
     return {image: ", ".join(f"{label} = {value:g}" for label, value in row.items()) for image, row in shown.iterrows()}
 
 
+_STAGE_LINE = "  {:<24} {:<8} {:>11} {:>10} {:>8} {:>12}"
+
+
+def _describe_plan(name: str, plan: Any, backbone: Any, size: int | None) -> list[str]:
+    """The plan in words and stage by stage."""
+    from medtransfer.models.costs import measure_stages
+    from medtransfer.models.plan import describe_stages
+
+    dropped = f", {plan.dropped_stages} cut off" if plan.dropped_stages else ""
+    held = f"{plan.views} views of {plan.bytes_per_image / 1024:.0f} KiB per image, behind {plan.cache_cut}" if plan.views else "nothing"
+    more = f"{', adapted norms' if plan.adapt_norm else ''}{', mixed weights' if plan.mix else ''}"
+    lines = (
+        f"{name}: {plan.strategy}, {plan.frozen_stages} of {plan.stages} stages frozen{dropped}, "
+        f"{100 * plan.trainable_fraction:.0f} % of the parameters trained\n"
+        f"  {plan.evidence} evidence. {plan.reason}\n"
+        f"  rates {plan.head_lr:g} (head), {plan.backbone_lr:g} (last stage; times {plan.stage_decay:g} per stage down), "
+        f"{plan.steps} steps, batch norm {plan.norm_policy}\n"
+        f"  trained: {plan.tuned} stages, unfrozen {plan.unfreeze}; head reads {plan.read}; L2-SP {plan.l2_sp:g}, dropout "
+        f"{plan.dropout:g}{more}\n"
+        f"  kept of the frozen stages: {held}\n"
+    ).splitlines()
+    lines += ["", _STAGE_LINE.format("stage", "", "parameters", "rate", "compute", "KiB, view")]
+    for row in describe_stages(backbone, plan, measure_stages(backbone, size)):
+        rate = f"{row['learning_rate']:.1e}" if row["learning_rate"] else "-"
+        held_kib = f"{row['cache_bytes'] / 1024:.0f}"
+        cells = (row["stage"], row["trained"], f"{row['parameters']:,}", rate, f"{100 * row['compute']:.1f} %", held_kib)
+        lines.append(_STAGE_LINE.format(*cells))
+    return [*lines, ""]
+
+
 def _plan_from_counts(backbone: str, counts: str, domain: str) -> Any:
     if not backbone or not counts:
         raise ConfigError("give a CONFIG, or --backbone NAME with --counts N,N (patients per class in training).")
@@ -287,7 +312,8 @@ def _plan_from_counts(backbone: str, counts: str, domain: str) -> Any:
     from medtransfer.models.freeze import PlainCounts, plan_freeze
 
     classes = {str(index): number for index, number in enumerate(numbers)}
-    return plan_freeze(PlainCounts(classes, domain), load_backbone(backbone), transfer=True)  # type: ignore[arg-type]  # checked above
+    network = load_backbone(backbone)
+    return plan_freeze(PlainCounts(classes, domain), network, transfer=True), network  # type: ignore[arg-type]  # checked above
 
 
 @contextmanager

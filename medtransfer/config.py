@@ -96,6 +96,37 @@ class RecipeSection(Section):
         return self
 
 
+class PlanFields(Section):
+    """Fields of the freeze plan set by hand. Whatever is left out is planned from the cohort; see `FreezePlan`."""
+
+    strategy: Literal["linear_probe", "lp_ft"] | None = None
+    frozen_stages: int | None = Field(None, ge=0, description="The first so many never change; with tuned first, the last.")
+    dropped_stages: int | None = Field(None, ge=0, description="So many are cut off the top.")
+    head_lr: float | None = Field(None, gt=0)
+    backbone_lr: float | None = Field(None, gt=0)
+    stage_decay: float | None = Field(None, gt=0, le=1)
+    norm_policy: Literal["train", "eval"] | None = None
+    tuned: Literal["last", "first", "norms"] | None = Field(None, description="Which stages train: last, first (surgical), norms alone.")
+    unfreeze: Literal["at_once", "gradual"] | None = Field(None, description="gradual: stage by stage from the top.")
+    read: Literal["last", "all"] | None = Field(None, description="Stages whose features the head reads.")
+    l2_sp: float | None = Field(None, ge=0, lt=1, description="Pull towards the pretrained weights.")
+    dropout: float | None = Field(None, ge=0, lt=1, description="Of the features the head reads.")
+    adapt_norm: bool | None = Field(None, description="Batch-norm statistics taken anew from the training images (AdaBN).")
+    mix: bool | None = Field(None, description="Keep the best mixture of pretrained and fine-tuned weights (WiSE-FT).")
+    views: int | None = Field(None, ge=0, description="Random views per image whose frozen activations are kept; 0: none.")
+
+
+class PlanSection(PlanFields):
+    """Overrides of the freeze plan, and how it is made."""
+
+    search: bool = Field(False, description="Search for the depth on the training and tune patients of every fold.")
+    domain: Literal["near", "far"] | None = Field(None, description="near: colour photographs, histology; far: grey US, MR, CT.")
+
+    def by_hand(self) -> dict[str, Any]:
+        """The fields set by hand."""
+        return self.model_dump(include=set(PlanFields.model_fields), exclude_none=True)
+
+
 class ArmSection(Section):
     """One contestant: a backbone, where its weights come from, and how it sees volumes."""
 
@@ -107,6 +138,7 @@ class ArmSection(Section):
     recipe: RecipeSection | None = Field(None, description="Mean and std of the input, in place of those of the weights.")
     pooling: Literal["attention", "mean", "max"] = Field("attention", description="How the slices of a volume become one case.")
     slab: int = Field(1, ge=1, le=15, description="Odd number of neighbouring slices that become the channels of each (2.5D).")
+    plan: PlanFields = Field(PlanFields(), description="Fields of the freeze plan for this arm alone, before those of the section plan.")
 
     @model_validator(mode="after")
     def _slab(self) -> ArmSection:
@@ -148,19 +180,6 @@ class ProtocolSection(Section):
         return value
 
 
-class PlanSection(Section):
-    """Overrides of the freeze plan. Whatever is left out is planned from the cohort."""
-
-    search: Literal[False] = Field(False, description="Search for the depth on the data; not available yet.")
-    domain: Literal["near", "far"] | None = Field(None, description="near: colour photographs, histology; far: grey US, MR, CT.")
-    strategy: Literal["linear_probe", "lp_ft"] | None = None
-    frozen_stages: int | None = Field(None, ge=0)
-    head_lr: float | None = Field(None, gt=0)
-    backbone_lr: float | None = Field(None, gt=0)
-    stage_decay: float | None = Field(None, gt=0, le=1)
-    norm_policy: Literal["train", "eval"] | None = None
-
-
 class TrainSection(Section):
     """The budget, the same for every arm."""
 
@@ -172,6 +191,7 @@ class TrainSection(Section):
     weight_decay: float = Field(0.05, ge=0)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    cache_gb: float = Field(4.0, ge=0, description="Disk that activations of frozen stages may take while a network trains, in 2^30 bytes.")
 
 
 class EvaluateSection(Section):
@@ -179,6 +199,23 @@ class EvaluateSection(Section):
 
     bootstrap: int = Field(2000, ge=100, le=100_000)
     seed: int = Field(0, ge=0, lt=2**31)
+
+
+class LearningCurveSection(Section):
+    """Small cohorts drawn from the training patients, to see how results grow with the number of patients."""
+
+    sizes: tuple[Annotated[int, Field(ge=2)], ...] = Field((), description="Patients per class, such as [5, 10, 20, 50].")
+    episodes: int = Field(3, ge=1, le=1000, description="Draws of each size, in every fold.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sizes_alone(cls, value: Any) -> Any:
+        return {"sizes": value} if isinstance(value, (list, tuple)) else value
+
+    @field_validator("sizes")
+    @classmethod
+    def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(set(value)))
 
 
 class StudyConfig(Section):
@@ -190,6 +227,7 @@ class StudyConfig(Section):
     protocol: ProtocolSection = ProtocolSection()
     plan: PlanSection = PlanSection()
     train: TrainSection = TrainSection()
+    learning_curve: LearningCurveSection = LearningCurveSection()
     evaluate: EvaluateSection = EvaluateSection()
 
     @field_validator("arms")

@@ -20,8 +20,8 @@ from medtransfer.data.windows import parse_window
 from medtransfer.errors import CohortError, ConfigError, LeakageError, StudyError, list_faults
 from medtransfer.models.backbone import Backbone, Recipe
 from medtransfer.models.catalog import load_backbone
-from medtransfer.models.freeze import plan_freeze
-from medtransfer.models.plan import CacheBudget, FreezePlan, refuse_random_prefix
+from medtransfer.models.freeze import Counts, plan_freeze
+from medtransfer.models.plan import CacheBudget, FreezePlan, fix_plan, plan_cache, refuse_random_prefix
 from medtransfer.models.weights import published_recipe
 from medtransfer.progress import Reporter
 from medtransfer.record import Prepared, images_of_study, read_plans, read_salt, refuse_edited_steps
@@ -81,21 +81,38 @@ def prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, rep
     for name, backbone in backbones.items():
         _require_dimensions(name, config.arms[name].slab, backbone, fingerprint.ndim)
     batch = batch_size(config.train, fingerprint.ndim)
-    by_hand = {k: v for k, v in config.plan.model_dump().items() if k not in {"search", "domain"}}
-    plans = {name: plan_freeze(fingerprint, backbone, config.plan.domain, batch=batch, **by_hand) for name, backbone in backbones.items()}
+    plans = {name: plan_arm(config, name, backbone, fingerprint, fingerprint.ndim) for name, backbone in backbones.items()}
     edited = output / "plan.json" if output is not None else None
     if edited is not None and edited.is_file():
-        plans = read_plans(edited, plans, backbones)
+        count, cache = sum(fingerprint.images_per_class.values()), cache_budget(config, fingerprint.ndim)
+        plans = {n: plan_cache(plan, backbones[n], count, cache) for n, plan in read_plans(edited, plans, backbones).items()}
     for name, backbone in backbones.items():
         refuse_random_prefix(backbone, plans[name])
-    # One budget for all arms: the one that is set, or the longest any of them asks for.
     smallest = min(len(split.fold(index).train) for index in range(len(split)))
     batches = max(1, smallest // batch)
-    steps = max(count_steps(plan, config.train, batches) for plan in plans.values())
-    plans = {name: plan if plan.strategy == "linear_probe" else replace(plan, steps=steps) for name, plan in plans.items()}
+    plans = share_steps(plans, config.train, batches)
     if edited is not None and edited.is_file():
         refuse_edited_steps(edited, plans)
     return Prepared(config, cohort, facts, split, fingerprint, plans, backbones, findings, seen)
+
+
+def plan_arm(config: StudyConfig, name: str, backbone: Backbone, counts: Counts, ndim: int) -> FreezePlan:
+    """The plan of an arm: from counts and architecture, with what is set by hand for all arms, then for this one."""
+    own = config.arms[name].plan.model_dump(exclude_none=True)
+    cache = cache_budget(config, ndim)
+    try:
+        plan = plan_freeze(
+            counts, backbone, config.plan.domain, batch=batch_size(config.train, ndim), cache=cache, **{**config.plan.by_hand(), **own}
+        )
+        # What is set for all arms leaves one from scratch as it is; what is set for it alone must fit it.
+        return fix_plan(plan, backbone, **own) if plan.strategy == "scratch" and own else plan
+    except ConfigError as error:
+        raise ConfigError(f"arms.{name}: {error}") from error
+
+
+def cache_budget(config: StudyConfig, ndim: int) -> CacheBudget:
+    """What the configuration leaves to cached activations."""
+    return CacheBudget(config.train.cache_gb, config.image.size, config.image.slices if ndim == 3 else 1)
 
 
 def _require_dimensions(arm: str, slab: int, backbone: Backbone, ndim: int) -> None:
@@ -177,6 +194,12 @@ def _training_fingerprint(cohort: Cohort, facts: pd.DataFrame, split: Split) -> 
 def batch_size(train: TrainSection, ndim: int) -> int:
     """Images, or volumes, at a step of training."""
     return train.batch_size or (32 if ndim == 2 else 8)
+
+
+def share_steps(plans: dict[str, FreezePlan], train: TrainSection, batches: int) -> dict[str, FreezePlan]:
+    """The plans with one budget: the one that is set, or the longest any of them asks for."""
+    steps = max(count_steps(plan, train, batches) for plan in plans.values())
+    return {name: plan if plan.strategy == "linear_probe" else replace(plan, steps=steps) for name, plan in plans.items()}
 
 
 def count_steps(plan: FreezePlan, train: TrainSection, batches: int) -> int:

@@ -52,7 +52,7 @@ _SALT = "patient-salt.txt"
 # Images that the weights of earlier studies were trained on.
 _SEEN = "seen-before.csv"
 # Fields of a plan that follow from the others, or only describe.
-_DERIVED = {"trainable_fraction", "reason", "evidence", "stages", "steps"}
+_DERIVED = {"trainable_fraction", "reason", "evidence", "stages", "steps", "cache_cut", "bytes_per_image"}
 
 
 @dataclass(frozen=True)
@@ -251,6 +251,7 @@ def run_key(prepared: Prepared, engine: Engine, seed: int, fold: int, arm: str) 
         "arm": config.arms[arm].model_dump(mode="json"),
         "weights": backbone.weights.digest,
         "plan": prepared.plans[arm].to_dict(),
+        "search": config.plan.search,
         "precision": engine.precision,
         "device": engine.device.type,
         "seed": seed,

@@ -24,10 +24,14 @@ ALLOWED = {
     "report": {"errors", "report", "evaluation"},
     "record": {"errors", "config", "data", "models", "training", "evaluation"},
     "prepare": {"errors", "config", "record", "progress", "data", "models"},
-    "study": {"errors", "config", "record", "prepare", "progress", "data", "models", "tasks", "training", "evaluation", "report"},
+    "runs": {"errors", "config", "record", "prepare", "progress", "data", "models", "tasks", "training", "evaluation"},
+    "reused": {"errors", "config", "record", "prepare", "runs", "progress", "models", "training", "evaluation"},
+    "episodes": {"errors", "config", "record", "prepare", "runs", "progress", "data", "models", "training"},
+    "study": {"errors", "config", "record", "prepare", "runs", "reused", "episodes"}
+    | {"progress", "data", "models", "tasks", "training", "evaluation", "report"},
     "cli": {"errors", "config", "progress", "record", "prepare", "data", "models", "study", "evaluation", "report"},
     "__main__": {"cli"},
-    "__init__": {"config", "data", "models", "tasks", "evaluation", "errors", "record", "study"},
+    "__init__": {"config", "data", "models", "tasks", "evaluation", "errors", "record", "runs", "study"},
 }
 # Names that come from one module of the package, whatever the depth of the import statement.
 PREFIX = "medtransfer"

@@ -17,6 +17,7 @@ from medtransfer.errors import PredictionsError
 from medtransfer.evaluation import calibration as cal
 from medtransfer.evaluation import discrimination as dis
 from medtransfer.evaluation.comparison import compare_arms, trust
+from medtransfer.evaluation.learning_curve import describe_curve, learning_curve
 from medtransfer.evaluation.predictions import CLIP, Scores, align_scores, check_predictions, read_predictions, write_aside
 from medtransfer.evaluation.resample import Metric, draw_values, estimates, percentile_interval
 
@@ -134,6 +135,8 @@ def evaluate(table: pd.DataFrame | str | Path, bootstrap: int = 2000, seed: int 
     if bootstrap < 100:
         raise PredictionsError(f"bootstrap is {bootstrap}; intervals need at least 100 draws, 2,000 are usual.")
     table = read_predictions(table) if isinstance(table, (str, Path)) else check_predictions(table)
+    curve = table[table["size"] > 0] if "size" in table.columns else table.iloc[:0]
+    table = table[table["size"] == 0] if "size" in table.columns else table
     scores, warnings = align_scores(table)
     scores = [_recalibrate(arm, table) for arm in scores]
     warnings += _warnings(table, scores)
@@ -153,6 +156,8 @@ def evaluate(table: pd.DataFrame | str | Path, bootstrap: int = 2000, seed: int 
             entry["recalibrated"] = _summarise(arm, estimates(arm, METRICS, True), values, bootstrap, seed, True)
         arms[arm.arm] = entry
     first = scores[0]
+    growth = learning_curve(curve, bootstrap, seed)
+    warnings += describe_curve(growth)
     data = {
         "label": str(table["label"].iloc[0]),
         "images": len(first.images),
@@ -164,7 +169,7 @@ def evaluate(table: pd.DataFrame | str | Path, bootstrap: int = 2000, seed: int 
         "ici_bootstrap": min(bootstrap, _ICI_DRAWS),
         "arms": arms,
         "comparisons": compare_arms(scores, raw, draws),
-        "learning_curve": [],
+        "learning_curve": growth,
         "warnings": warnings,
     }
     return EvaluationReport(data)

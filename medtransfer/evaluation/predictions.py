@@ -18,6 +18,8 @@ from medtransfer.errors import LeakageError, PredictionsError, list_faults
 COLUMNS = ("arm", "seed", "fold", "part", "image", "patient", "label", "target", "probability", "logit")
 # Probabilities of exactly 0 or 1 have no logit; beyond this no cohort of images can tell them apart.
 CLIP = 1e-6
+# Of runs on small draws from the training patients: patients per class, and the number of the draw; 0 for the whole.
+CURVE = ("size", "episode")
 _DEFAULTS: dict[str, Any] = {"arm": "model", "seed": 0, "fold": 0, "part": "test", "label": "target"}
 
 Float = NDArray[np.float64]
@@ -81,7 +83,11 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
 
 def write_predictions(table: pd.DataFrame, path: Path) -> None:
     """Writes the table with every digit of every number."""
-    write_aside(path, table[list(COLUMNS)].to_csv(index=False, lineterminator="\n"))
+    write_aside(path, table[_columns(table)].to_csv(index=False, lineterminator="\n"))
+
+
+def _columns(table: pd.DataFrame) -> list[str]:
+    return [*COLUMNS, *(column for column in CURVE if column in table.columns)]
 
 
 def write_aside(path: Path, content: str | bytes) -> None:
@@ -98,7 +104,8 @@ def check_predictions(table: pd.DataFrame, source: str = "predictions") -> pd.Da
     """Fills in what may be left out and checks the rest.
 
     `patient`, `target` and `probability` (or `logit`) are required. Left out, `arm` is "model", `seed`
-    and `fold` 0, `part` "test", `label` "target", and `image` the patient with a running number.
+    and `fold` 0, `part` "test", `label` "target", and `image` the patient with a running number. `size` and `episode`
+    tell rows of a learning curve; both are 0 for the others.
 
     Raises:
         PredictionsError: with every fault and its row (the header is row 1).
@@ -107,7 +114,10 @@ def check_predictions(table: pd.DataFrame, source: str = "predictions") -> pd.Da
     _require_columns(table, source)
     table = table.copy().reset_index(drop=True)
     faults: list[str] = []
-    for column in ("target", "probability", "logit", "seed", "fold"):
+    curve = [column for column in CURVE if column in table.columns]
+    if len(curve) == 1:
+        raise PredictionsError(f"{source}: column {curve[0]} stands alone; a learning curve has {' and '.join(CURVE)}.")
+    for column in ("target", "probability", "logit", "seed", "fold", *curve):
         if column in table.columns:
             table[column] = _numbers(table[column], column, faults)
     for column, default in _DEFAULTS.items():
@@ -126,10 +136,11 @@ def check_predictions(table: pd.DataFrame, source: str = "predictions") -> pd.Da
     faults = _check_values(table)
     if faults:
         raise PredictionsError(list_faults(f"{source}: {len(faults)} fault(s)", faults, "Mend these rows and run again."))
-    for column in ("target", "seed", "fold"):
+    for column in ("target", "seed", "fold", *curve):
         table[column] = table[column].astype(np.int64)
-    _refuse_leaks(table, source)
-    return table[list(COLUMNS)]
+    for _, rows in table.groupby(curve, sort=False) if curve else [((), table)]:
+        _refuse_leaks(rows, source)
+    return table[_columns(table)]
 
 
 def _numbers(column: pd.Series, name: str, faults: list[str]) -> pd.Series:
@@ -159,10 +170,11 @@ def _check_values(table: pd.DataFrame) -> list[str]:
     faults += [f"row {i + 2}: target is {table['target'][i]:g}; use 0 or 1" for i in np.flatnonzero(~table["target"].isin([0, 1]))]
     parts = {"train", "tune", "test"}
     faults += [f"row {i + 2}: part is {table['part'][i]!r}; use train, tune or test" for i in np.flatnonzero(~table["part"].isin(parts))]
-    for column in ("seed", "fold"):
+    curve = [column for column in CURVE if column in table.columns]
+    for column in ("seed", "fold", *curve):
         faults += [f"row {i + 2}: {column} is {table[column][i]:g}, not a whole number" for i in np.flatnonzero(table[column] % 1 != 0)]
     # An image is tested once per arm and seed, in whatever fold; it may serve several folds for tuning.
-    key = ["arm", "seed", "part", "image", "label"]
+    key = ["arm", "seed", "part", "image", "label", *curve]
     twice = table.duplicated([*key, "fold"]) | (table.duplicated(key) & (table["part"] == "test"))
     faults += [f"row {i + 2}: image {table['image'][i]} is there twice" for i in np.flatnonzero(twice)]
     return faults

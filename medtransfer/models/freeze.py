@@ -43,7 +43,7 @@ def _shares(cnn: float, dense_or_hierarchical: float, plain_vit: float) -> dict[
 # ultrasound (BUSI, inner folds of one training part of 517 images: AUC 0.919 at 1e-4, 0.933 at 3e-4).
 _TABLE = (
     _Row(25, _shares(0.0, 0.0, 0.0), 3e-5, 1e-3, 0.65, 0, 0, False, read="all"),
-    _Row(150, _shares(0.4, 0.95, 0.3), 3e-4, 1e-3, 0.78, 1000, 0, False, l2_sp=0.01),
+    _Row(150, _shares(0.4, 0.95, 0.3), 3e-4, 1e-3, 0.78, 1000, 0, False, read="all", l2_sp=0.01),
     _Row(1000, _shares(0.6, 1.0, 0.4), 3e-4, 1e-3, 0.78, None, 40, True),
     _Row(10_000, _shares(1.0, 1.0, 0.6), 1e-4, 5e-4, 0.8, None, 25, True),
     _Row(math.inf, _shares(1.0, 1.0, 1.0), 2e-4, 3e-4, 0.9, None, 15, True),
@@ -120,7 +120,7 @@ def plan_freeze(
         return _scratch_plan(len(backbone.stages), units, images, batch)
     plan = _transfer_plan(backbone, units, images, domain or fingerprint.domain, batch)
     plan = fix_plan(plan, backbone, **{key: value for key, value in fixed.items() if value is not None})
-    return plan_cache(plan, backbone, images, cache or CacheBudget())
+    return plan_cache(plan, backbone, images, cache or CacheBudget(), choose=fixed.get("views") is None)
 
 
 def _transfer_plan(backbone: Backbone, units: int, images: int, domain: str, batch: int) -> FreezePlan:

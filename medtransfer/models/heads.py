@@ -70,7 +70,7 @@ class LinearHead(Head):
             activation = features[name]
             sliced = activation.ndim > len(layout)
             mean = mean_over_space(activation.flatten(0, 1) if sliced else activation, layout)
-            means.append(mean.unflatten(0, activation.shape[:2]) if sliced else mean)
+            means.append(mean.view(*activation.shape[:2], -1) if sliced else mean)
         slices = torch.cat(means, -1)
         if not sliced:
             return slices

@@ -10,7 +10,16 @@ from typing import Any
 import jinja2
 
 from medtransfer.evaluation.predictions import write_aside
-from medtransfer.report.figures import COLOURS, draw_reliability, draw_roc, draw_training, render
+from medtransfer.report.figures import (
+    COLOURS,
+    draw_depth,
+    draw_learning_curve,
+    draw_reliability,
+    draw_reuse,
+    draw_roc,
+    draw_training,
+    render,
+)
 
 ROWS = (
     ("auc", "AUC", "higher is better; 0.5 is chance"),
@@ -26,6 +35,10 @@ ROWS = (
 )
 
 
+# Log-loss on tune images against training images: a gap beyond both is worth a warning.
+_GAP_RATIO, _GAP = 2.0, 0.1
+
+
 def build_report(folder: Path) -> Path:
     """Writes `report.html` and `figures/` beside `report.json`; returns the page.
 
@@ -39,6 +52,14 @@ def build_report(folder: Path) -> Path:
         figures[f"reliability-{number}"] = draw_reliability(arm, entry, COLOURS[number % len(COLOURS)])
     if histories:
         figures["training"] = draw_training(histories)
+    reuse = _read_json(folder / "reuse.json")
+    if reuse.get("arms"):
+        figures["reuse"] = draw_reuse(reuse)
+    searches = {arm: found for arm in report["arms"] if (found := _read_searches(folder, arm))}
+    for number, (arm, found) in enumerate(searches.items()):
+        figures[f"depth-{number}"] = draw_depth(arm, found)
+    if report["learning_curve"]:
+        figures["learning"] = draw_learning_curve(report)
     (folder / "figures").mkdir(exist_ok=True)
     pictures = {}
     for name, figure in figures.items():
@@ -47,7 +68,7 @@ def build_report(folder: Path) -> Path:
             write_aside(folder / "figures" / f"{name}.{kind}", content)
             if kind == "svg":
                 pictures[name] = "data:image/svg+xml;base64," + base64.b64encode(content).decode()
-    study = folder / "study.yaml"
+    study, plans = folder / "study.yaml", _read_json(folder / "plan.json").get("arms", {})
     environment = _read_json(folder / "environment.json")
     weights = {arm: entry["weights"] for arm, entry in environment.get("arms", {}).items()}
     context = {
@@ -56,10 +77,14 @@ def build_report(folder: Path) -> Path:
         "rows": _table(report),
         "pictures": pictures,
         "audit": _read_json(folder / "audit.json"),
-        "plans": _read_json(folder / "plan.json").get("arms", {}),
+        "plans": plans,
         "environment": environment,
         "config": study.read_text(encoding="utf-8") if study.is_file() else "",
         "notes": _training_notes(folder, list(report["arms"])),
+        "overfitted": _overfitting_notes(folder, list(report["arms"])),
+        "reuse": reuse,
+        "small": [plan["reason"] for plan in plans.values() if plan["strategy"] == "linear_probe" and plan["evidence"] == "weak"],
+        "searches": searches,
     }
     page = folder / "report.html"
     write_aside(page, load_template("report.html").render(**context))
@@ -127,6 +152,30 @@ def _read_histories(folder: Path, arms: list[str]) -> dict[str, list[list[dict[s
         if runs:
             histories[arm] = runs
     return histories
+
+
+def _read_searches(folder: Path, arm: str) -> list[dict[str, Any]]:
+    """What the search for the depth saw, fold by fold."""
+    folds = sorted({path.parent for path in _run_folders(folder, arm)})
+    found = [{"fold": path.name.removeprefix("fold-"), **_read_json(path / "depth.json")} for path in folds]
+    return [entry for entry in found if entry.get("probes")]
+
+
+def _overfitting_notes(folder: Path, arms: list[str]) -> list[str]:
+    """Per arm, a warning where its networks know their training images much better than others."""
+    notes = []
+    for arm in arms:
+        runs = [run for path in _run_folders(folder, arm) if (run := _read_json(path / "run.json"))]
+        gaps = [(run["kept"]["train"], run["kept"]["tune"]) for run in runs if "kept" in run]
+        learnt = [(train, tune) for train, tune in gaps if tune > _GAP_RATIO * train and tune - train > _GAP]
+        if len(learnt) > len(gaps) / 2:
+            train, tune = (sum(column) / len(learnt) for column in zip(*learnt, strict=True))
+            notes.append(
+                f"{arm} is over-fitted in {len(learnt)} of {len(gaps)} runs: its log-loss is {train:.2f} on images it was trained on and "
+                f"{tune:.2f} on others. Its probabilities are too extreme until a temperature is applied; more patients, more frozen "
+                "stages or L2-SP would narrow the gap."
+            )
+    return notes
 
 
 def _training_notes(folder: Path, arms: list[str]) -> list[str]:

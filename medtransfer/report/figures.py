@@ -78,6 +78,77 @@ def draw_training(histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]
     return figure
 
 
+def draw_depth(arm: str, searches: Sequence[Mapping[str, Any]]) -> Figure:
+    """Probe AUC and log-loss by stage, a line per fold; triangles: depths tried, filled: chosen."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(7.6, 3.6), layout="constrained")
+        panels = figure.subplots(1, 2)
+    for axes, key, name in zip(panels, ("auc", "log_loss"), ("AUC of a linear head", "Log-loss of a linear head"), strict=True):
+        for number, search in enumerate(searches):
+            values = [probe[key] for probe in search["probes"]]
+            colour = COLOURS[number % len(COLOURS)]
+            axes.plot(range(1, len(values) + 1), values, color=colour, linewidth=1, label=f"fold {search['fold']}")
+            for place, trial in enumerate(search["trials"]):
+                # Where the frozen part ends: behind that stage training begins; 0 before the first.
+                depth = trial["frozen_stages"]
+                height = values[max(depth, 1) - 1]
+                face = colour if place == search["chosen"] else "white"
+                axes.plot(depth, height, marker="^" if place else "o", color=colour, markerfacecolor=face, markersize=7, zorder=3)
+        if key == "log_loss":
+            axes.axhline(0.6931, color="0.7", linewidth=1, linestyle=":")
+        axes.set(xlabel="Stage, from the image upwards", title=name)
+        axes.set_xlim(-0.5, len(searches[0]["probes"]) + 0.5)
+    panels[0].legend(frameon=False, fontsize=7, title=_short(arm))
+    return figure
+
+
+def draw_reuse(reuse: Mapping[str, Any]) -> Figure:
+    """Per stage: likeness to the pretrained network (and to scratch), way moved, and AUC lost when it is set back."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9.6, 3.4), layout="constrained")
+        panels = figure.subplots(1, 3)
+    for colour, (arm, entry) in zip(_colours(reuse["arms"]), reuse["arms"].items(), strict=True):
+        places = range(1, len(entry["stages"]) + 1)
+        panels[0].plot(places, entry["cka"], color=colour, label=f"{_short(arm)}, before and after")
+        panels[1].plot(places, [100 * value for value in entry["moved"]], color=colour, label=_short(arm))
+        panels[2].plot(places, [value - entry["auc"] for value in entry["reset_auc"]], color=colour, marker="o", markersize=3)
+    for colour, pair in zip(reversed(COLOURS), reuse["pairs"], strict=False):
+        label = f"{_short(pair['a'])} and {_short(pair['b'])}"
+        panels[0].plot(range(1, len(pair["cka"]) + 1), pair["cka"], color=colour, linestyle="--", label=label)
+    panels[0].set(title="Likeness (CKA)", ylim=(-0.05, 1.05))
+    panels[1].set(title="Way moved, % of length")
+    panels[2].set(title="AUC when a stage is set back")
+    panels[2].axhline(0, color="0.7", linewidth=1, linestyle=":")
+    for axes in panels:
+        axes.set_xlabel("Stage, from the image upwards")
+    panels[0].legend(frameon=False, fontsize=7)
+    return figure
+
+
+def draw_learning_curve(report: Mapping[str, Any]) -> Figure:
+    """AUC by patients per class, with intervals; dashed: the fitted power law."""
+    figure, axes = _figure(5.2, 3.6)
+    arms = list(dict.fromkeys(row["arm"] for row in report["learning_curve"]))
+    for colour, arm in zip(_colours(dict.fromkeys(arms)), arms, strict=True):
+        rows = [row for row in report["learning_curve"] if row["arm"] == arm]
+        seen = [row for row in rows if not row["extrapolated"]]
+        sizes, values = [row["size"] for row in seen], [row["auc"]["estimate"] for row in seen]
+        errors = [[abs(row["auc"]["estimate"] - row["auc"][key]) for row in seen] for key in ("low", "high")]
+        axes.errorbar(sizes, values, yerr=errors, color=colour, marker="o", markersize=4, capsize=2, label=_short(arm))
+        beyond = [row for row in rows if row["extrapolated"]]
+        if beyond:
+            places = [row["size"] for row in (seen[-1], *beyond)]
+            axes.plot(places, [row["auc"]["estimate"] for row in (seen[-1], *beyond)], color=colour, linestyle="--", linewidth=1)
+            low, high = ([row["auc"][key] for row in (seen[-1], *beyond)] for key in ("low", "high"))
+            axes.fill_between(places, low, high, color=colour, alpha=0.12, linewidth=0)
+    axes.set(xscale="log", xlabel="Patients per class to train and tune on", ylabel="AUC", title="Learning curve (dashed: extrapolated)")
+    ticks = sorted({row["size"] for row in report["learning_curve"]})
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    return figure
+
+
 def render(figure: Figure, kind: str) -> bytes:
     """The figure as `svg` or `png`, without a date."""
     stream = io.BytesIO()

@@ -20,6 +20,7 @@ from torchmetrics.functional.classification import binary_auroc
 from medtransfer.errors import StudyError
 from medtransfer.evaluation.calibration import fit_temperature
 from medtransfer.models.backbone import Backbone
+from medtransfer.models.freeze import FEWEST_TO_TUNE
 from medtransfer.models.heads import Head, LinearHead
 from medtransfer.models.plan import FreezePlan
 from medtransfer.models.schedule import frozen_at, parameter_groups, rate_at
@@ -28,7 +29,7 @@ from medtransfer.training.averages import Anchor, Averages, State, adapt_norms, 
 from medtransfer.training.checkpoint import Checkpoints
 from medtransfer.training.engine import Engine
 from medtransfer.training.features import Loader, cache_prefix, start_epoch
-from medtransfer.training.probe import fit_head, log_losses, pooled_features
+from medtransfer.training.probe import compare_heads, fit_head, log_losses, pooled_features
 
 _CLIP_NORM = 5.0
 # A tune loss is better only by more than rounding.
@@ -60,7 +61,7 @@ class FitResult:
             the best temperature and as it is; epoch 0 is the convex head alone.
         best_epoch: the epoch whose weights were kept (lowest tune loss).
         stopped_early: True where patience ran out before the budget did.
-        probe: penalties and losses of the convex head; empty for scratch.
+        probe: penalties and losses of the convex head, and of a small cohort `checks`, see `compare_heads`; empty for scratch.
         kept: log-loss (nats) of the weights kept, as they are, on the `train` and the `tune` images: the gap between
             them is what was learnt by heart. `mixture`: share of the fine-tuned weights, 1 where they were not mixed.
         seconds, images_per_second: of the training epochs.
@@ -126,10 +127,10 @@ def fit(
     probe = {} if plan.strategy == "scratch" else _fit_probe(backbone, cast(LinearHead, head), task, train_plain, engine, groups)
     start = copy_state(backbone, head)
     folder = checkpoints.path.parent if checkpoints is not None else None
-    batches, held_out = _cached(backbone, train, tune, plan, engine, folder)
+    batches, held_out = _cached(backbone, head, train, tune, plan, engine, folder)
     steps = 0 if plan.strategy == "linear_probe" else budget.steps
     epochs = math.ceil(steps / len(batches))
-    trainer = _Trainer(backbone, head, task, plan, budget, engine, epochs * len(batches))
+    trainer = Trainer(backbone, head, task, plan, budget, engine, epochs * len(batches))
     progress = trainer.resume(checkpoints)
     if progress is None:
         first = measure(backbone, head, task, held_out, engine, epoch=0)
@@ -182,21 +183,24 @@ def _fit_probe(
     backbone: Backbone, head: LinearHead, task: Task, train_plain: Iterable[Batch], engine: Engine, groups: NDArray[np.int64]
 ) -> dict[str, Any]:
     features = pooled_features(backbone, head, train_plain, engine)
-    return fit_head(head, features, groups[features.rows], task.positive_weights)
+    units = groups[features.rows]
+    fewest = min(len(np.unique(units[features.targets[:, 0] == value])) for value in (0, 1))
+    checks = compare_heads(features, units, task.positive_weights[0]) if fewest < FEWEST_TO_TUNE else {}
+    return {**fit_head(head, features, units, task.positive_weights), "checks": checks}
 
 
 def _cached(
-    backbone: Backbone, train: DataLoader[Any], tune: DataLoader[Any], plan: FreezePlan, engine: Engine, folder: Path | None
+    backbone: Backbone, head: Head, train: DataLoader[Any], tune: DataLoader[Any], plan: FreezePlan, engine: Engine, folder: Path | None
 ) -> tuple[Loader, Loader]:
     """The loaders, with the frozen prefix computed once where the plan says so."""
     if not plan.views:
         return train, tune
     views = ((train, plan.views), (tune, 1))
-    cached = [cache_prefix(backbone, loader, plan.cache_cut, count, engine, folder) for loader, count in views]
+    cached = [cache_prefix(backbone, loader, plan.cache_cut, head.taps, count, engine, folder) for loader, count in views]
     return cached[0], cached[1]
 
 
-class _Trainer:
+class Trainer:
     """The moving parts of one training: weights, averages, optimiser."""
 
     def __init__(self, backbone: Backbone, head: Head, task: Task, plan: FreezePlan, budget: Budget, engine: Engine, steps: int) -> None:

@@ -4,8 +4,10 @@ import medtransfer as mt
 import pytest
 import torch
 from medtransfer.errors import ConfigError, WeightsError
-from medtransfer.models.freeze import PlainCounts, parameter_groups, refuse_random_prefix
+from medtransfer.models.freeze import PlainCounts
 from medtransfer.models.heads import LinearHead
+from medtransfer.models.plan import refuse_random_prefix
+from medtransfer.models.schedule import parameter_groups
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,7 @@ def plan(backbone, smallest, domain="near", **fixed):
         (8, 18, 18, "weak"),
         (20, 18, 18, "weak"),
         (100, 10, 7, "weak"),
-        (400, 7, 0, "strong"),
+        (400, 7, 7, "strong"),
         (5000, 0, 0, "strong"),
         (20_000, 0, 0, "strong"),
     ],
