@@ -63,7 +63,6 @@ def run_episodes(prepared: Prepared, engines: dict[str, Engine], output: Path, r
             if run is None:
                 section = config.arms[arm]
                 backbone = deepcopy(prepared.backbones[arm]) if section.weights else load_arm(section, config.image.size, seed + episode)
-                folder.mkdir(parents=True, exist_ok=True)
                 images, task, engine = images_of(prepared, arm), task_of(prepared, arm), engines[arm]
                 quiet = Reporter(quiet=True)
                 run = run_fold(images, fold, task, backbone, plan, folder, seed + episode, arm, engine, key, quiet, keep_weights=False)
@@ -85,7 +84,7 @@ def draw_fold(prepared: Prepared, index: int, episode: int, size: int) -> Fold:
         parts["tune"] += chosen[:held]
         parts["train"] += chosen[held:]
     rows = np.sort(np.concatenate([fold.train, fold.tune]))
-    train, tune = (rows[np.isin(units[rows], parts[name])] for name in ("train", "tune"))
+    train, tune = (rows[pd.Series(units[rows]).isin(parts[name]).to_numpy()] for name in ("train", "tune"))
     return Fold(index, train, tune, fold.test)
 
 

@@ -149,6 +149,7 @@ def run_fold(
     keep_weights: bool = True,
 ) -> Run:
     """Trains, predicts and writes the folder of a run; see `fit`."""
+    output.mkdir(parents=True, exist_ok=True)
     seed_everything(seed)
     backbone.truncate(plan.dropped_stages)
     task = replace(task.weighted(images.targets[fold.train]), read=plan.read)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from medtransfer.evaluation import calibration as cal
 from medtransfer.evaluation import discrimination as dis
 from medtransfer.evaluation.predictions import Scores, align_scores
-from medtransfer.evaluation.resample import draw_values, estimates, percentile_interval
+from medtransfer.evaluation.resample import Metric, draw_values, estimates, percentile_interval
 
 Float = NDArray[np.float64]
 # Exponents of the power law that are tried: errors of estimates fall with 1/2, learning mostly slower.
@@ -38,17 +38,18 @@ def learning_curve(table: pd.DataFrame, bootstrap: int, seed: int) -> list[dict[
         return []
     scores: list[Scores] = []
     sizes: list[int] = []
-    for size, rows in table.groupby("size", sort=True):
-        aligned, _ = align_scores(rows.assign(seed=rows["episode"]).drop(columns=["size", "episode"]))
+    for size in sorted(set(table["size"].tolist())):
+        rows = table[table["size"] == size]
+        aligned, _ = align_scores(rows.assign(seed=rows["episode"]))
         scores += aligned
-        sizes += [int(size)] * len(aligned)  # type: ignore[call-overload]  # whole numbers, checked
+        sizes += [size] * len(aligned)
     fold = scores[0].fold
 
     def fold_mean_auc(logit: Float, target: NDArray[Any], weights: Float) -> Float:
         parts = [dis.weighted_auc(logit[fold == f], target[fold == f], weights[:, fold == f]) for f in np.unique(fold)]
         return np.asarray(np.mean(parts, axis=0), np.float64)
 
-    metrics = {"auc": fold_mean_auc, "brier": cal.weighted_brier, "log_loss": cal.weighted_log_loss}
+    metrics: dict[str, Metric] = {"auc": fold_mean_auc, "brier": cal.weighted_brier, "log_loss": cal.weighted_log_loss}
     draws = draw_values(scores, metrics, bootstrap, seed)
     entries = []
     for arm in dict.fromkeys(s.arm for s in scores):

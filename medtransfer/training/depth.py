@@ -101,7 +101,7 @@ def _probe_stage(values: Float, labels: Int, units: Int, weight: float, folds: F
     logits = np.full((_REPEATS, len(labels)), np.nan)
     repeats = np.zeros(len(labels), np.int64)
     for train, held in folds:
-        penalty, _ = choose_penalty(values[train], labels[train], units[train], weight, _INNER, seed)
+        penalty, _ = choose_penalty(values[train], labels[train], units[train], weight, _INNER, seed, repeats=1)
         coefficients, intercepts = fit_path(values[train], labels[train], weight, (penalty,))
         logits[repeats[held], held] = values[held] @ coefficients[0] + intercepts[0] - math.log(weight)
         repeats[held] += 1

@@ -28,6 +28,7 @@ PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 # Where there are too few units for inner folds.
 _PENALTY = 1e-3
 _FOLDS, _FEW_UNITS, _REPEATS = 5, 60, 3
+_NEWTON, _INNER = 200, 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,9 +101,14 @@ def fit_path(values: Float, labels: Int, weight: float, penalties: tuple[float, 
     inputs = (values - mean) / scale
     directions = None
     if inputs.shape[0] < inputs.shape[1]:
-        left, sizes, directions = np.linalg.svd(inputs, full_matrices=False)
-        inputs = left * sizes
-    model = LogisticRegression(max_iter=5000, tol=1e-6, class_weight={0: 1.0, 1: weight}, warm_start=True)
+        squares, left = np.linalg.eigh(inputs @ inputs.T)
+        there = squares >= 1e-12 * squares[-1]
+        sizes = np.sqrt(np.maximum(squares[there], 0.0))
+        directions = (left[:, there] / np.where(sizes > 0, sizes, 1.0)).T @ inputs
+        inputs = left[:, there] * sizes
+    # The same solution; Newton's steps are the quicker ones while the Hessian is small.
+    solver = "newton-cholesky" if inputs.shape[1] <= _NEWTON else "lbfgs"
+    model = LogisticRegression(solver=solver, max_iter=5000, tol=1e-6, class_weight={0: 1.0, 1: weight}, warm_start=True)
     coefficients, intercepts = [], []
     for penalty in penalties:
         model.set_params(C=penalty).fit(inputs, labels)
@@ -141,13 +147,15 @@ def log_losses(logits: Float, labels: Int) -> Float:
     return losses
 
 
-def choose_penalty(values: Float, labels: Int, groups: Int, weight: float, folds: int = _FOLDS, seed: int = 0) -> tuple[float, float]:
-    """The penalty with the lowest weighted log-loss on inner folds by group; repeated where units are few.
+def choose_penalty(
+    values: Float, labels: Int, groups: Int, weight: float, folds: int = _FOLDS, seed: int = 0, repeats: int | None = None
+) -> tuple[float, float]:
+    """The penalty with the lowest weighted log-loss on inner folds by group; left out, `repeats` is 3 where units are few.
 
     Returns:
         The penalty, and that log-loss; where no folds can be made, a strong penalty and NaN.
     """
-    repeats = _REPEATS if len(np.unique(groups)) < _FEW_UNITS else 1
+    repeats = repeats or (_REPEATS if len(np.unique(groups)) < _FEW_UNITS else 1)
     total, count = np.zeros(len(PENALTIES)), 0.0
     for train, held in inner_folds(labels, groups, folds, repeats, seed):
         coefficients, intercepts = fit_path(values[train], labels[train], weight)
@@ -198,7 +206,7 @@ def compare_heads(features: Features, groups: Int, weight: float) -> dict[str, f
     for train, held in inner_folds(labels, groups, _FOLDS, _REPEATS):
         if len(set(labels[held])) < 2:
             continue
-        penalty, _ = choose_penalty(features.values[train], labels[train], groups[train], weight, 3)
+        penalty, _ = choose_penalty(features.values[train], labels[train], groups[train], weight, _INNER, repeats=1)
         coefficients, intercepts = fit_path(features.values[train], labels[train], weight, (penalty,))
         scores = {"logistic": features.values[held] @ coefficients[0] + intercepts[0]}
         scale = StandardScaler().fit(features.values[train])

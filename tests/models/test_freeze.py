@@ -22,8 +22,8 @@ def plan(backbone, smallest, domain="near", **fixed):
 @pytest.mark.parametrize(
     ("smallest", "near", "far", "evidence"),
     [
-        (8, 18, 18, "weak"),
-        (20, 18, 18, "weak"),
+        (7, 18, 18, "weak"),
+        (20, 10, 10, "weak"),
         (100, 10, 7, "weak"),
         (400, 7, 7, "strong"),
         (5000, 0, 0, "strong"),
@@ -40,9 +40,10 @@ def test_the_plan_says_why(lite):
     found = plan(lite, 100, "far")
     for part in ("100 patients in the smaller class", "far from ImageNet", "weak evidence", "last 11 of 18 stages"):
         assert part in found.reason
-    assert (found.strategy, found.steps, found.norm_policy) == ("lp_ft", 1000, "eval")
-    assert plan(lite, 8).strategy == "linear_probe"
-    assert plan(lite, 8).steps == 0
+    assert (found.strategy, found.steps, found.norm_policy, found.read, found.unfreeze) == ("lp_ft", 1000, "eval", "all", "gradual")
+    assert plan(lite, 7).strategy == "linear_probe"
+    assert plan(lite, 7).steps == 0
+    assert "too few patients to fine-tune (from 8 on it would be)" in plan(lite, 7).reason
     assert 0 < found.trainable_fraction < 1
     assert plan(lite, 5000).trainable_fraction == 1
 
@@ -56,7 +57,7 @@ def test_families_differ():
     for name, stages in (("hrnet_w18_small", 1), ("cait_xxs24_224", 2)):
         whole = mt.load_backbone(name)
         assert len(whole.stages) == stages
-        assert {plan(whole, n).frozen_stages for n in (10, 100, 400, 50_000)} == {0, stages}
+        assert {plan(whole, n).frozen_stages for n in (7, 100, 400, 50_000)} == {0, stages}
 
 
 def test_scratch_trains_everything_whatever_is_set(lite):
@@ -71,7 +72,7 @@ def test_fields_can_be_set_by_hand(lite):
     assert "Set by hand: " in found.reason
     assert plan(lite, 100, strategy="linear_probe").frozen_stages == 18
     assert plan(lite, 100, frozen_stages=18).strategy == "linear_probe"
-    tuned = plan(lite, 8, strategy="lp_ft")
+    tuned = plan(lite, 7, strategy="lp_ft")
     assert (tuned.strategy, tuned.frozen_stages) == ("lp_ft", 17)
     assert tuned.steps > 0
     for wrong in ({"frozen_stages": 19}, {"reason": "x"}, {"strategy": "linear_probe", "frozen_stages": 3}):
@@ -81,7 +82,7 @@ def test_fields_can_be_set_by_hand(lite):
 
 def test_groups_cover_what_trains_once_with_decaying_rates():
     net = mt.load_backbone("tf_efficientnet_lite0")
-    found = plan(net, 100, "far")
+    found = plan(net, 100, "far", l2_sp=0.0)
     net.freeze(found.frozen_stages)
     head = LinearHead(net.stages[-1], 1)
     groups = parameter_groups(net, head, found, 0.05)
