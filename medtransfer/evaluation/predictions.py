@@ -130,7 +130,7 @@ def check_predictions(table: pd.DataFrame, source: str = "predictions") -> pd.Da
     for column in ("arm", "patient", "part", "label"):
         table[column] = table[column].astype(str)
     if "image" not in table.columns:
-        number = table.groupby(["arm", "seed", "fold", "part", "patient"]).cumcount().astype(str)
+        number = table.groupby(["arm", "seed", "fold", "part", "patient", *curve]).cumcount().astype(str)
         table["image"] = table["patient"] + "#" + number
     table["image"] = table["image"].astype(str)
     faults = _check_values(table)

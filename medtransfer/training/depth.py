@@ -81,7 +81,7 @@ def search_depth(
     shallowest = _shallowest(probes)
     depths = _candidates(plan, shallowest, len(backbone.stages))
     first_draw = folds[: len(folds) // _REPEATS]
-    steps = _trial_steps(plan, budget, depths, costs, len(first_draw), train)
+    steps = _trial_steps(budget, depths, costs, len(first_draw), train)
     logits = []
     for number, (frozen, dropped, _) in enumerate(depths):
         kept = len(backbone.stages) - dropped
@@ -158,7 +158,6 @@ def _candidates(plan: FreezePlan, shallowest: int, stages: int) -> list[tuple[in
 
 
 def _trial_steps(
-    plan: FreezePlan,
     budget: Budget,
     depths: Sequence[tuple[int, int, str]],
     costs: Sequence[StageCost],
@@ -168,7 +167,7 @@ def _trial_steps(
     """Steps of each trial, so that all of them take a share of the operations of one full fine-tuning."""
     images, batch = len(train.dataset), train.batch_size or 1  # type: ignore[arg-type]  # our datasets have a length
     total = sum(cost.macs for cost in costs) or 1
-    full = plan.steps or budget.steps
+    full = budget.steps
     suffixes, fills = 0.0, 0.0
     for frozen, dropped, _ in depths:
         kept = len(costs) - dropped

@@ -14,7 +14,7 @@ from medtransfer.models.freeze import PlainCounts
 from medtransfer.models.heads import LinearHead
 from medtransfer.training.checkpoint import load_weights, save_weights
 from medtransfer.training.engine import make_engine
-from medtransfer.training.probe import fit_head, pooled_features
+from medtransfer.training.probe import Features, features_by_stage, fit_head, pooled_features
 from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -136,7 +136,7 @@ def test_the_convex_head_is_scikit_learns_solution():
     x = rng.normal(size=(80, 6)) * [1, 10, 0.1, 1, 1, 0] + [0, 5, 0, 0, 0, 3]
     y = (x[:, 0] + rng.normal(size=80) > 0).astype(float)[:, None]
     head = LinearHead(Stage("x", (), 6, 1, "NCHW", ()), 1)
-    chosen = fit_head(head, (x[:60], y[:60]), (x[60:], y[60:]), (2.0,))
+    chosen = fit_head(head, Features(x[:60], y[:60], np.arange(60)), np.arange(60), (2.0,))
     scale = np.where(x[:60].std(0) < 1e-8, 1, x[:60].std(0))
     standard = (x - x[:60].mean(0)) / scale
     model = LogisticRegression(C=chosen["penalty"][0], max_iter=2000, class_weight={0: 1, 1: 2}).fit(standard[:60], y[:60, 0])
@@ -154,16 +154,23 @@ def test_pooled_features_follow_the_order_of_the_batches():
             "features": {"image": images[i : i + 2]},
             "present": torch.ones(len(images[i : i + 2]), 1, dtype=torch.bool),
             "targets": torch.full((len(images[i : i + 2]), 1), float(i)),
-            "rows": None,
+            "rows": torch.arange(i, i + len(images[i : i + 2])),
         }
         for i in (0, 2, 4)
     ]
-    features, targets = pooled_features(net, LinearHead(net.stages[-1], 1), batches, engine)
+    found = pooled_features(net, LinearHead(net.stages[-1], 1), batches, engine)
     net.eval()
     with torch.inference_mode():
         expected = net({"image": images}, ["layer4.1"])["layer4.1"].mean((2, 3))
-    assert np.allclose(features, expected.numpy(), atol=1e-5)
-    assert targets[:, 0].tolist() == [0, 0, 2, 2, 4]
+    assert np.allclose(found.values, expected.numpy(), atol=1e-5)
+    assert found.targets[:, 0].tolist() == [0, 0, 2, 2, 4]
+    assert found.rows.tolist() == [0, 1, 2, 3, 4]
+    with torch.inference_mode():
+        both = net({"image": images}, ["stem", "layer4.1"])
+    stages = features_by_stage(net, batches, engine)
+    assert list(stages) == net.names
+    for name, activation in both.items():
+        assert np.allclose(stages[name].values, activation.mean((2, 3)).numpy(), atol=1e-5)
 
 
 def test_weights_make_a_round_trip(tmp_path):

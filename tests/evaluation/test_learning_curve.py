@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import medtransfer as mt
+import numpy as np
+import pandas as pd
+import pytest
+from medtransfer.errors import LeakageError, PredictionsError
+from medtransfer.evaluation.learning_curve import describe_curve, extrapolate, learning_curve
+from medtransfer.evaluation.predictions import check_predictions, read_predictions, write_predictions
+from scipy.optimize import curve_fit
+from sklearn.metrics import roc_auc_score
+
+
+def curve_table(sizes=(5, 10, 20, 40), episodes=2, folds=2, patients=80, seed=0):
+    rng = np.random.default_rng(seed)
+    target = np.arange(patients) % 2
+    frames = []
+    for size in sizes:
+        for episode in range(1, episodes + 1):
+            logit = (2 - 2 / np.sqrt(size)) * target + rng.normal(size=patients)
+            # Scores of different folds lie at different places, as those of different small models do.
+            fold = np.arange(patients) // 2 % folds
+            frame = pd.DataFrame({"patient": [f"P{i}" for i in range(patients)], "target": target, "logit": logit + 5.0 * fold})
+            frames.append(frame.assign(arm="imagenet", seed=0, fold=fold, part="test", size=size, episode=episode))
+    table = pd.concat(frames, ignore_index=True)
+    return check_predictions(table)
+
+
+def test_the_curve_is_the_mean_within_folds():
+    table = curve_table()
+    entries = learning_curve(table, 200, 0)
+    seen = [entry for entry in entries if not entry["extrapolated"]]
+    assert [entry["size"] for entry in seen] == [5, 10, 20, 40]
+    for entry in seen:
+        rows = table[table["size"] == entry["size"]]
+        parts = [roc_auc_score(part["target"], part["logit"]) for _, part in rows.groupby(["episode", "fold"])]
+        assert entry["auc"]["estimate"] == pytest.approx(np.mean(parts))
+        assert entry["auc"]["low"] < entry["auc"]["estimate"] < entry["auc"]["high"]
+        assert entry["episodes"] == 2
+    beyond = [entry for entry in entries if entry["extrapolated"]]
+    assert [entry["size"] for entry in beyond] == [80, 160]
+    assert beyond[0]["auc"]["estimate"] <= beyond[1]["auc"]["estimate"] <= 1
+    assert describe_curve(entries)[0].startswith("Learning curve of imagenet: AUC 0.")
+    assert "is to be expected with 160" in describe_curve(entries)[0]
+
+
+def test_two_sizes_are_not_extrapolated():
+    assert not any(entry["extrapolated"] for entry in learning_curve(curve_table(sizes=(5, 10)), 100, 0))
+    assert learning_curve(curve_table().iloc[:0], 100, 0) == []
+
+
+def test_the_power_law_is_found_again():
+    sizes, beyond = np.array([5.0, 10, 20, 40, 80]), np.array([160.0, 320])
+    exact = 0.9 - 0.5 * sizes**-0.5
+    assert np.allclose(extrapolate(sizes, exact[None], beyond), 0.9 - 0.5 * beyond**-0.5, atol=1e-9)
+    rng = np.random.default_rng(0)
+    noisy = exact + 0.01 * rng.normal(size=5)
+    found, _ = curve_fit(lambda n, a, b, c: a - b * n**-c, sizes, noisy, p0=(0.9, 0.5, 0.5), bounds=([0, 0, 0.1], [1, 5, 1.5]))
+    expected = found[0] - found[1] * beyond ** -found[2]
+    assert np.allclose(extrapolate(sizes, noisy[None], beyond)[0], expected, atol=0.005)
+
+
+def test_no_curve_goes_beyond_one_or_down():
+    sizes, beyond = np.array([5.0, 10, 20]), np.array([1000.0])
+    steep = np.array([[0.5, 0.75, 0.99]])
+    assert 0.99 < extrapolate(sizes, steep, beyond)[0, 0] <= 1.0
+    falling = np.array([[0.8, 0.7, 0.6]])
+    assert extrapolate(sizes, falling, beyond)[0, 0] == pytest.approx(0.7)
+    assert np.isnan(extrapolate(sizes, np.array([[0.8, np.nan, 0.6]]), beyond)).all()
+
+
+def test_rows_of_a_curve_do_not_touch_the_rest(scores, tmp_path):
+    main = scores({"imagenet": 1.0})
+    alone = mt.evaluate(main, bootstrap=100).to_dict()
+    both = pd.concat([main.assign(size=0, episode=0), curve_table()], ignore_index=True)
+    together = mt.evaluate(both, bootstrap=100).to_dict()
+    assert len(together["learning_curve"]) == 6
+    assert alone["learning_curve"] == []
+    assert together["arms"] == alone["arms"]
+    write_predictions(check_predictions(both), tmp_path / "p.csv")
+    assert read_predictions(tmp_path / "p.csv").equals(check_predictions(both))
+    assert mt.evaluate(tmp_path / "p.csv", bootstrap=100).to_dict()["learning_curve"] == together["learning_curve"]
+    write_predictions(check_predictions(main), tmp_path / "plain.csv")
+    assert (tmp_path / "plain.csv").read_text().splitlines()[0] == "arm,seed,fold,part,image,patient,label,target,probability,logit"
+
+
+def test_faults_of_a_curve_are_told():
+    table = curve_table()
+    with pytest.raises(PredictionsError, match="size stands alone"):
+        check_predictions(table.drop(columns="episode"))
+    with pytest.raises(PredictionsError, match="is there twice"):
+        check_predictions(pd.concat([table, table]))
+    leaking = table.copy()
+    leaking.loc[0, "part"] = "tune"
+    leaking = pd.concat([leaking, table.iloc[:1]])
+    with pytest.raises(LeakageError):
+        check_predictions(leaking)

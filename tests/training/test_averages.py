@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import copy
+
+import medtransfer as mt
+import pytest
+import torch
+from medtransfer.training.averages import Anchor, Averages, adapt_norms, choose_mixture, copy_state
+from medtransfer.training.engine import make_engine
+from torch import nn
+
+ENGINE = make_engine("cpu", "fp32")
+
+
+def batches(count=3, size=4):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        {"features": {"image": 3 * torch.randn(size, 3, 48, 48, generator=generator) + 1}, "targets": torch.zeros(size, 1)}
+        for _ in range(count)
+    ]
+
+
+def test_adapted_statistics_are_those_of_the_images():
+    net = mt.load_backbone("resnet18", seed=3)
+    assert adapt_norms(net, batches(), ENGINE)
+    norm = net.network.bn1
+    with torch.no_grad():
+        outputs = [net.network.conv1(batch["features"]["image"]) for batch in batches()]
+    means = torch.stack([x.mean((0, 2, 3)) for x in outputs]).mean(0)
+    variances = torch.stack([x.var((0, 2, 3), unbiased=True) for x in outputs]).mean(0)
+    assert torch.allclose(norm.running_mean, means, atol=1e-5)
+    assert torch.allclose(norm.running_var, variances, rtol=1e-4)
+    assert norm.momentum == 0.1
+    assert not net.training
+    weights = {key: value for key, value in net.state_dict().items() if "running" not in key and "tracked" not in key}
+    fresh = mt.load_backbone("resnet18", seed=3).state_dict()
+    assert all(torch.equal(value, fresh[key]) for key, value in weights.items())
+
+
+def test_a_network_without_batch_norm_is_left_alone():
+    net = mt.load_backbone("vit_tiny_patch16_224", size=48)
+    before = copy_state(net)[0]
+    assert not adapt_norms(net, batches(1), ENGINE)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_the_distance_from_the_start_and_its_gradient():
+    net = mt.load_backbone("resnet18", seed=3)
+    net.freeze(7)
+    anchor = Anchor(net)
+    assert anchor.distance() == 0
+    frozen, trained = net.network.conv1.weight, net.network.layer4[1].conv2.weight
+    with torch.no_grad():
+        frozen.add_(1.0)
+        trained.add_(0.5)
+    distance = anchor.distance()
+    assert distance.item() == pytest.approx(0.25 * trained.numel(), rel=1e-4)
+    (0.5 * distance).backward()
+    assert torch.allclose(trained.grad, torch.full_like(trained, 0.5), atol=1e-6)
+
+
+def test_averages_follow_their_definition():
+    net, head = mt.load_backbone("resnet18", seed=3), nn.Linear(2, 1)
+    averages = Averages(net, head)
+    start = head.weight.detach().clone()
+    with torch.no_grad():
+        head.weight.add_(1.0)
+    averages.update(net, head)
+    averages.update(net, head)
+    assert torch.allclose(averages.head.weight, start + 1 - 0.95**2, atol=1e-6)
+
+
+@pytest.mark.parametrize(("goal", "share"), [(0.0, 0.0), (0.6, 0.5), (1.0, 1.0), (5.0, 1.0)])
+def test_the_mixture_with_the_lowest_loss_is_kept(goal, share):
+    layer = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(layer.weight)
+    start = copy_state(layer)
+    nn.init.ones_(layer.weight)
+    end = copy_state(layer)
+    found = choose_mixture(start, end, [layer], lambda: abs(layer.weight.item() - goal))
+    assert found == share
+    assert layer.weight.item() == pytest.approx(share)
+
+
+def test_of_equal_mixtures_the_trained_one_is_kept():
+    layer = nn.Linear(1, 1)
+    end = copy_state(layer)
+    assert choose_mixture(copy.deepcopy(end), end, [layer], lambda: 0.5) == 1.0
