@@ -10,8 +10,9 @@ demo: $(RUN)  ## the main job on the embedded cohort
 	rm -rf studies/demo studies/demo-cohort
 	$(BIN)/python -m medtransfer demo --output studies/demo
 
+# Processes of one thread each: torch on small images gains nothing from a second one.
 test: $(DEV)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: $(DEV)
 	$(BIN)/ruff check .

@@ -85,7 +85,9 @@ def prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, rep
     edited = output / "plan.json" if output is not None else None
     if edited is not None and edited.is_file():
         count, cache = sum(fingerprint.images_per_class.values()), cache_budget(config, fingerprint.ndim)
-        plans = {n: plan_cache(plan, backbones[n], count, cache) for n, plan in read_plans(edited, plans, backbones).items()}
+        for name, plan in read_plans(edited, plans, backbones).items():
+            # Where the depth was edited and the views were not, they follow it.
+            plans[name] = plan_cache(plan, backbones[name], count, cache, choose=plan.views == plans[name].views)
     for name, backbone in backbones.items():
         refuse_random_prefix(backbone, plans[name])
     smallest = min(len(split.fold(index).train) for index in range(len(split)))

@@ -14,10 +14,11 @@ SIDE = 96
 
 
 def texture(rng: np.random.Generator, positive: bool) -> np.ndarray:
-    """Faint grain over smooth clouds: of single pixels, or of pairs of pixels; of the same strength, 0..255."""
+    """Faint grain over smooth clouds: of single pixels, or an eighth of it of pairs of pixels; as strong in both, 0..255."""
     clouds = gaussian_filter(rng.normal(size=(SIDE, SIDE)), rng.uniform(6, 16))
-    grain = rng.normal(size=(SIDE, SIDE)) if positive else np.kron(rng.normal(size=(SIDE // 2, SIDE // 2)), np.ones((2, 2)))
-    # Stretched at random along an axis, so that no scale of the whole image tells them apart.
+    fine, pairs = rng.normal(size=(SIDE, SIDE)), np.kron(rng.normal(size=(SIDE // 2, SIDE // 2)), np.ones((2, 2)))
+    share = 0.0 if positive else 0.12
+    grain = np.sqrt(1 - share) * fine + np.sqrt(share) * pairs
     return _grey(clouds / clouds.std() * rng.uniform(20, 50) + grain * rng.uniform(4, 10))
 
 

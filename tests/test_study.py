@@ -69,7 +69,7 @@ def fresh(study, tmp_path):
 def test_the_folder_is_the_record(study):
     out = study / "out"
     files = {"study.yaml", "environment.json", "cohort.csv", "audit.json", "plan.json", "predictions.csv", "report.json", "report.html"}
-    assert {path.name for path in out.iterdir()} == {*files, "runs", "figures"}
+    assert {path.name for path in out.iterdir()} == {*files, "reuse.json", "runs", "figures"}
     for arm in ("imagenet", "scratch"):
         for fold in (0, 1):
             run_folder = out / "runs" / arm / f"fold-{fold}" / "seed-0"
@@ -536,3 +536,49 @@ def test_random_weights_are_never_frozen(study, tmp_path):
     plan = mt.plan_freeze(cohort.fingerprint(), mt.load_backbone(LITE, weights="imagenet"))
     with pytest.raises(WeightsError, match="stages are to be frozen"):
         mt.fit(cohort, mt.split_cohort(cohort, folds=2).fold(0), mt.Classification(("malignant",)), net, plan, tmp_path / "run")
+
+
+def test_a_search_and_a_learning_curve_from_end_to_end(tmp_path):
+    mt.write_phantom(tmp_path / "cohort", 40, seed=2)
+    config = write_config(
+        tmp_path,
+        tmp_path / "cohort" / "manifest.csv",
+        plan={"search": True},
+        learning_curve=[2, 3, 5],
+        arms={"imagenet": {"backbone": LITE, "weights": "imagenet", "plan": {"read": "last", "frozen_stages": 15}}},
+    )
+    out = tmp_path / "out"
+    result = run("compare", config, "learning_curve.episodes=1", "--output", out)
+    assert result.exit_code == 0, result.output
+    table = pd.read_csv(out / "predictions.csv", dtype={"image": str})
+    # Nested: the search never saw a test patient, as its key holds the rows of train and tune alone.
+    for fold in (0, 1):
+        found = json.loads((out / "runs" / "imagenet" / f"fold-{fold}" / "depth.json").read_text())
+        assert len(found["probes"]) == 18
+        assert 1 <= len(found["trials"]) <= 3
+        assert found["trials"][0]["frozen_stages"] == 15
+        plan = json.loads((out / "runs" / "imagenet" / f"fold-{fold}" / "seed-0" / "run.json").read_text())["plan"]
+        chosen = found["trials"][found["chosen"]]
+        assert (plan["frozen_stages"], plan["dropped_stages"]) == (chosen["frozen_stages"], chosen["dropped_stages"])
+        assert found["reason"] in plan["reason"]
+    sizes = sorted(set(table["size"]))
+    assert sizes == [0, 2, 3, 5]
+    small = table[table["size"] == 2]
+    assert len(small) == small["image"].nunique() == (table["size"].eq(0) & table["part"].eq("test")).sum()
+    report = json.loads((out / "report.json").read_text())
+    assert [(row["size"], row["extrapolated"]) for row in report["learning_curve"]] == [(2, 0), (3, 0), (5, 0), (10, 1), (20, 1)]
+    assert any(warning.startswith("Learning curve of imagenet") for warning in report["warnings"])
+    page = (out / "report.html").read_text()
+    for part in ("Search for the depth", "<h2>Learning curve</h2>", "no measure of performance"):
+        assert part in page
+    again = mt.evaluate(out / "predictions.csv", report["bootstrap"], report["seed"]).to_dict()
+    assert again["learning_curve"] == report["learning_curve"]
+    # A second time nothing is trained: the search and the draws are taken as they are.
+    stamps = {path: path.stat().st_mtime_ns for path in [*out.glob("**/run.json"), *out.glob("**/depth.json")]}
+    assert len(stamps) == 2 + 2 + 6
+    assert run("compare", config, "learning_curve.episodes=1", "--output", out).exit_code == 0
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    too_many = run("compare", config, "learning_curve=[500]", "--output", tmp_path / "other")
+    assert too_many.exit_code == 2
+    assert "500 patients per class are asked for" in too_many.output
+    assert not (tmp_path / "other").exists()

@@ -134,7 +134,8 @@ def fix_plan(plan: FreezePlan, backbone: Backbone, **fields: Any) -> FreezePlan:
             raise ConfigError(
                 f"plan: a linear probe freezes all {kept} stages, fine-tuning fewer; set strategy or frozen_stages, not both."
             )
-        changed = {**fields, "strategy": "linear_probe", "frozen_stages": kept, "steps": 0}
+        nothing_trains: dict[str, Any] = {"unfreeze": "at_once", "l2_sp": 0.0, "dropout": 0.0, "mix": False}
+        changed = {**nothing_trains, **fields, "strategy": "linear_probe", "frozen_stages": kept, "steps": 0}
     elif plan.strategy != "scratch":
         if frozen == kept:
             raise ConfigError(

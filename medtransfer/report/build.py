@@ -52,8 +52,9 @@ def build_report(folder: Path) -> Path:
         figures[f"reliability-{number}"] = draw_reliability(arm, entry, COLOURS[number % len(COLOURS)])
     if histories:
         figures["training"] = draw_training(histories)
-    reuse = _read_json(folder / "reuse.json")
-    if reuse.get("arms"):
+    # Of foreign predictions nothing is known but the scores.
+    reuse = {"arms": {}, "pairs": [], "flags": [], **_read_json(folder / "reuse.json")}
+    if reuse["arms"]:
         figures["reuse"] = draw_reuse(reuse)
     searches = {arm: found for arm in report["arms"] if (found := _read_searches(folder, arm))}
     for number, (arm, found) in enumerate(searches.items()):

@@ -139,7 +139,7 @@ def test_the_convex_head_is_scikit_learns_solution():
     chosen = fit_head(head, Features(x[:60], y[:60], np.arange(60)), np.arange(60), (2.0,))
     scale = np.where(x[:60].std(0) < 1e-8, 1, x[:60].std(0))
     standard = (x - x[:60].mean(0)) / scale
-    model = LogisticRegression(C=chosen["penalty"][0], max_iter=2000, class_weight={0: 1, 1: 2}).fit(standard[:60], y[:60, 0])
+    model = LogisticRegression(C=chosen["penalty"][0], max_iter=10_000, tol=1e-8, class_weight={0: 1, 1: 2}).fit(standard[:60], y[:60, 0])
     with torch.inference_mode():
         logits = head({"x": torch.from_numpy(x).float()[:, :, None, None]})[:, 0].numpy()
     assert np.allclose(logits, model.decision_function(standard), atol=1e-4)

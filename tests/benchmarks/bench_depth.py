@@ -1,0 +1,63 @@
+"""The search for the depth: what it costs against one full fine-tuning, and what it finds where the answer is known."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import medtransfer as mt
+import numpy as np
+from medtransfer.config import TrainSection
+from medtransfer.data.slices import Slices
+from medtransfer.data.transforms import Fixed
+from medtransfer.models.costs import measure_stages
+from medtransfer.models.freeze import PlainCounts
+from medtransfer.runs import Images
+from medtransfer.training.depth import search_depth
+from medtransfer.training.engine import make_engine
+from medtransfer.training.loop import Budget, fit
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from planted import write_planted
+
+PATIENTS, PIXELS, STEPS = 160, 96, 300
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        os.environ["MEDTRANSFER_CACHE"] = f"{name}/cache"
+        engine = make_engine("cpu", "fp32")
+        for kind in ("texture", "shape"):
+            manifest = write_planted(Path(name) / kind, kind, PATIENTS)
+            cohort = mt.Cohort.from_csv(manifest, manifest.parent, ["malignant"])
+            entries = [Path(entry) for entry in mt.inspect_images(cohort, fixed=Fixed(PIXELS))["entry"]]
+            net = mt.load_backbone("tf_efficientnet_lite0", "imagenet")
+            counts = PlainCounts({"0": PATIENTS // 2, "1": PATIENTS // 2}, "far")
+            plan = mt.plan_freeze(counts, net, views=0)
+            images, rows = Images(cohort, entries, Slices(), 1, TrainSection(batch_size=16)), np.arange(PATIENTS)
+            task = replace(mt.Classification(cohort.labels).weighted(images.targets), read=plan.read)
+            budget = Budget(STEPS, None, 0.05)
+            loaders = images.loader(rows, net, 0), images.loader(rows, net)
+            choice = search_depth(net, task, *loaders, plan, budget, engine, images.groups, measure_stages(net, PIXELS))
+            full = mt.plan_freeze(counts, net, frozen_stages=0)
+            begun = time.perf_counter()
+            fit(net, task.make_head(net), task, *loaders, loaders[1], full, budget, engine, images.groups)
+            seconds = time.perf_counter() - begun
+            print(f"{kind}: {choice.seconds:.0f} s, {ratio:.2f} times one full fine-tuning of {STEPS} steps, {seconds:.0f} s")
+            for probe in choice.probes:
+                print(f"  {probe.stage:<12} AUC {probe.auc:.3f}, log-loss {probe.log_loss:.3f} (SE {probe.error:.3f})")
+            for number, trial in enumerate(choice.trials):
+                mark = "*" if number == choice.chosen else " "
+                print(
+                    f"  {mark} {trial.frozen_stages} frozen, {trial.dropped_stages} cut off ({trial.why}): log-loss {trial.log_loss:.3f}, "
+                    f"gain {trial.gain:+.3f} (SE {trial.error:.3f})"
+                )
+            print(f"  {choice.reason}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
