@@ -148,7 +148,7 @@ def test_interruption_exits_130_and_says_how_to_go_on(fresh, monkeypatch):
     def interrupt(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("medtransfer.study.train_network", interrupt)
+    monkeypatch.setattr("medtransfer.runs.train_network", interrupt)
     result = run("compare", fresh / "study.config.yaml", "--output", fresh / "new")
     assert result.exit_code == 130
     assert "Run the same command again" in result.output
@@ -538,17 +538,20 @@ def test_random_weights_are_never_frozen(study, tmp_path):
         mt.fit(cohort, mt.split_cohort(cohort, folds=2).fold(0), mt.Classification(("malignant",)), net, plan, tmp_path / "run")
 
 
-def test_a_search_and_a_learning_curve_from_end_to_end(tmp_path):
+def test_a_search_and_a_learning_curve_from_end_to_end(tmp_path, monkeypatch):
+    for name, value in {"_FOLDS": 3, "_REPEATS": 1, "_INNER": 2, "_FEWEST_STEPS": 2}.items():
+        monkeypatch.setattr(f"medtransfer.training.depth.{name}", value)  # the path is the same, and takes seconds
+    monkeypatch.setattr("medtransfer.training.probe.PENALTIES", (1e-3, 1e-1))
     mt.write_phantom(tmp_path / "cohort", 40, seed=2)
     config = write_config(
         tmp_path,
         tmp_path / "cohort" / "manifest.csv",
         plan={"search": True},
-        learning_curve=[2, 3, 5],
+        learning_curve={"sizes": [5, 2, 3], "episodes": 1},
         arms={"imagenet": {"backbone": LITE, "weights": "imagenet", "plan": {"read": "last", "frozen_stages": 15}}},
     )
     out = tmp_path / "out"
-    result = run("compare", config, "learning_curve.episodes=1", "--output", out)
+    result = run("compare", config, "--output", out)
     assert result.exit_code == 0, result.output
     table = pd.read_csv(out / "predictions.csv", dtype={"image": str})
     # Nested: the search never saw a test patient, as its key holds the rows of train and tune alone.
@@ -576,7 +579,7 @@ def test_a_search_and_a_learning_curve_from_end_to_end(tmp_path):
     # A second time nothing is trained: the search and the draws are taken as they are.
     stamps = {path: path.stat().st_mtime_ns for path in [*out.glob("**/run.json"), *out.glob("**/depth.json")]}
     assert len(stamps) == 2 + 2 + 6
-    assert run("compare", config, "learning_curve.episodes=1", "--output", out).exit_code == 0
+    assert run("compare", config, "--output", out).exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     too_many = run("compare", config, "learning_curve=[500]", "--output", tmp_path / "other")
     assert too_many.exit_code == 2

@@ -84,7 +84,7 @@ def build_report(folder: Path) -> Path:
         "notes": _training_notes(folder, list(report["arms"])),
         "overfitted": _overfitting_notes(folder, list(report["arms"])),
         "reuse": reuse,
-        "small": [plan["reason"] for plan in plans.values() if plan["strategy"] == "linear_probe" and plan["evidence"] == "weak"],
+        "small": _small_notes(folder, plans),
         "searches": searches,
     }
     page = folder / "report.html"
@@ -160,6 +160,25 @@ def _read_searches(folder: Path, arm: str) -> list[dict[str, Any]]:
     folds = sorted({path.parent for path in _run_folders(folder, arm)})
     found = [{"fold": path.name.removeprefix("fold-"), **_read_json(path / "depth.json")} for path in folds]
     return [entry for entry in found if entry.get("probes")]
+
+
+def _small_notes(folder: Path, plans: dict[str, Any]) -> list[str]:
+    """Per arm that was planned as a probe on few patients: why, and what simpler heads reach on the same features."""
+    notes = []
+    for arm, plan in plans.items():
+        if plan["strategy"] != "linear_probe" or plan["evidence"] != "weak":
+            continue
+        runs = [run for path in _run_folders(folder, arm) if (run := _read_json(path / "run.json"))]
+        checks = [found for run in runs if (found := run["probe"].get("checks"))]
+        note = f"{arm}: {plan['reason']}"
+        if checks:
+            means = {name: sum(found[name] for found in checks) / len(checks) for name in checks[0]}
+            note += (
+                f" Within the training parts, by repeated cross-validation, its linear head reaches AUC {means['logistic']:.2f}, the "
+                f"nearest class mean {means['prototype']:.2f}, nearest neighbours {means['neighbours']:.2f}: a check, not a result."
+            )
+        notes.append(note)
+    return notes
 
 
 def _overfitting_notes(folder: Path, arms: list[str]) -> list[str]:

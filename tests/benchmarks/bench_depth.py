@@ -24,7 +24,7 @@ from medtransfer.training.loop import Budget, fit
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from planted import write_planted
 
-PATIENTS, PIXELS, STEPS = 160, 96, 300
+PATIENTS, PIXELS, STEPS = 120, 96, 500
 
 
 def main() -> None:
@@ -47,6 +47,7 @@ def main() -> None:
             begun = time.perf_counter()
             fit(net, task.make_head(net), task, *loaders, loaders[1], full, budget, engine, images.groups)
             seconds = time.perf_counter() - begun
+            ratio = choice.seconds / seconds
             print(f"{kind}: {choice.seconds:.0f} s, {ratio:.2f} times one full fine-tuning of {STEPS} steps, {seconds:.0f} s")
             for probe in choice.probes:
                 print(f"  {probe.stage:<12} AUC {probe.auc:.3f}, log-loss {probe.log_loss:.3f} (SE {probe.error:.3f})")

@@ -30,7 +30,7 @@ def test_gradual_unfreezing_goes_from_the_top_and_ends_at_the_plan(resnet):
     assert depths == sorted(depths, reverse=True)
     assert set(depths) == {8, 7, 6, 5, 4}
     assert depths[50] == 4
-    assert {frozen_at(plan(resnet, frozen_stages=4), step, 100) for step in range(101)} == {4}
+    assert {frozen_at(plan(resnet, frozen_stages=4, unfreeze="at_once"), step, 100) for step in range(101)} == {4}
 
 
 def test_rates_warm_up_and_fall_to_zero():
