@@ -25,7 +25,7 @@ def refuse_large_sizes(prepared: Prepared) -> None:
     """Every size must be there to be drawn from every fold.
 
     Raises:
-        ConfigError: a fold has fewer patients of a class.
+        ConfigError: a fold has fewer patients of a class, or a plan set by hand does not fit a size.
     """
     sizes = prepared.config.learning_curve.sizes
     if not sizes:
@@ -36,6 +36,8 @@ def refuse_large_sizes(prepared: Prepared) -> None:
             f"learning_curve: {sizes[-1]} patients per class are asked for, but a training part (with its tune part) has {fewest} of a "
             f"class. Give sizes up to {fewest}."
         )
+    for size in sizes:
+        _plan_draw(prepared, draw_fold(prepared, 0, 1, size))
 
 
 def run_episodes(prepared: Prepared, engines: dict[str, Engine], output: Path, reporter: Reporter) -> pd.DataFrame | None:
@@ -57,7 +59,7 @@ def run_episodes(prepared: Prepared, engines: dict[str, Engine], output: Path, r
         fold = draw_fold(prepared, index, episode, size)
         for arm, plan in _plan_draw(prepared, fold).items():
             folder = output / "curve" / arm / f"fold-{index}" / f"size-{size}" / f"episode-{episode}"
-            decided = [run_key(prepared, engines[arm], seed, index, arm), plan.to_dict(), fold.train.tolist(), fold.tune.tolist()]
+            decided = [run_key(prepared, engines[arm], seed, index, arm), plan.decisive(), fold.train.tolist(), fold.tune.tolist()]
             key = hashlib.sha256(json.dumps(decided).encode()).hexdigest()
             run = finished_run(folder, key, arm, index, seed)
             if run is None:

@@ -87,9 +87,12 @@ def prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, rep
         count, cache = sum(fingerprint.images_per_class.values()), cache_budget(config, fingerprint.ndim)
         for name, plan in read_plans(edited, plans, backbones).items():
             # Where the depth was edited and the views were not, they follow it.
-            plans[name] = plan_cache(plan, backbones[name], count, cache, choose=plan.views == plans[name].views)
+            by_hand = config.plan.views is not None or config.arms[name].plan.views is not None or plan.views != plans[name].views
+            plans[name] = plan_cache(plan, backbones[name], count, cache, choose=not by_hand)
     for name, backbone in backbones.items():
         refuse_random_prefix(backbone, plans[name])
+        if config.plan.search and plans[name].tuned == "first":
+            raise ConfigError(f"arms.{name}: plan.search looks for how many first stages to freeze, and plan.tuned=first freezes the last.")
     smallest = min(len(split.fold(index).train) for index in range(len(split)))
     batches = max(1, smallest // batch)
     plans = share_steps(plans, config.train, batches)

@@ -250,7 +250,7 @@ def run_key(prepared: Prepared, engine: Engine, seed: int, fold: int, arm: str) 
         "ndim": prepared.fingerprint.ndim,
         "arm": config.arms[arm].model_dump(mode="json"),
         "weights": backbone.weights.digest,
-        "plan": prepared.plans[arm].to_dict(),
+        "plan": prepared.plans[arm].decisive(),
         "search": config.plan.search,
         "precision": engine.precision,
         "device": engine.device.type,
@@ -264,7 +264,7 @@ def _code_digest() -> str:
     """Digest of the modules that decide a run's numbers."""
     package = Path(__file__).parent
     files = sorted(path for room in ("data", "models", "tasks", "training") for path in (package / room).rglob("*.py"))
-    files += [package / "prepare.py", package / "study.py"]
+    files += [package / name for name in ("prepare.py", "runs.py", "episodes.py", "study.py")]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 

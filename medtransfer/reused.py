@@ -62,7 +62,8 @@ def flag_negative_transfer(prepared: Prepared, comparisons: Sequence[Mapping[str
             if arms[worse].weights is not None and arms[better].weights is None:
                 flags.append(f"Negative transfer: the AUC of {worse}, which is pretrained, is {by} than that of {better}, from scratch.")
             same = arms[worse].backbone == arms[better].backbone and arms[worse].weights == arms[better].weights is not None
-            if same and plans[worse].frozen_stages > plans[better].frozen_stages:
+            planned = not prepared.config.plan.search and {plans[worse].tuned, plans[better].tuned} == {"last"}
+            if same and planned and plans[worse].frozen_stages > plans[better].frozen_stages:
                 flags.append(
                     f"Frozen too deep: the AUC of {worse}, {plans[worse].frozen_stages} stages frozen, is {by} than that of {better} with "
                     f"{plans[better].frozen_stages}."

@@ -121,7 +121,6 @@ def fit(
         MedTransferError: see the parts it calls.
     """
     output, train = Path(output), train or TrainSection()
-    refuse_random_prefix(backbone, plan)
     reporter = reporter or Reporter(quiet)
     output.mkdir(parents=True, exist_ok=True)
     if entries is None:
@@ -149,6 +148,7 @@ def run_fold(
     keep_weights: bool = True,
 ) -> Run:
     """Trains, predicts and writes the folder of a run; see `fit`."""
+    refuse_random_prefix(backbone, plan)
     output.mkdir(parents=True, exist_ok=True)
     seed_everything(seed)
     backbone.truncate(plan.dropped_stages)
@@ -199,7 +199,7 @@ def _state_key(
     """Digest of all that decides a training, for its checkpoints."""
     rows = [part.tolist() for part in (fold.train, fold.tune)]
     entries = [entry.name for entry in images.entries]
-    decided = [key, plan.to_dict(), asdict(budget), engine.precision, seed, backbone.name, backbone.weights.digest, images.slab]
+    decided = [key, plan.decisive(), asdict(budget), engine.precision, seed, backbone.name, backbone.weights.digest, images.slab]
     return hashlib.sha256(json.dumps([*decided, images.train.batch_size, entries, images.targets.tolist(), rows]).encode()).hexdigest()
 
 
@@ -233,10 +233,14 @@ def search_fold(
         weighted = replace(task.weighted(images.targets[rows]), read=plan.read)
         budget = Budget(steps, None, images.train.weight_decay)
         costs = measure_stages(backbone, cache.size, images.slices.count)
-        choice = search_depth(backbone, weighted, train, plain, plan, budget, engine, images.groups, costs, seed, report)
         path.parent.mkdir(parents=True, exist_ok=True)
+        choice = search_depth(backbone, weighted, train, plain, plan, budget, engine, images.groups, costs, seed, path.parent, report)
         write_aside(path, json.dumps({"key": key, **choice.to_dict()}, indent=1))
-    return plan_cache(apply_choice(plan, backbone, choice, steps), backbone, len(fold.train), cache, choose=plan.views > 0)
+    found = apply_choice(plan, backbone, choice, steps)
+    if not choice.overridden:
+        return found
+    cached = plan_cache(found, backbone, len(fold.train), cache, choose=True)
+    return plan_cache(replace(cached, views=min(cached.views, plan.views)), backbone, len(fold.train), cache)
 
 
 def _read_choice(path: Path, key: str) -> DepthChoice | None:

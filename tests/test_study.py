@@ -541,7 +541,6 @@ def test_random_weights_are_never_frozen(study, tmp_path):
 def test_a_search_and_a_learning_curve_from_end_to_end(tmp_path, monkeypatch):
     for name, value in {"_FOLDS": 3, "_REPEATS": 1, "_INNER": 2, "_FEWEST_STEPS": 2}.items():
         monkeypatch.setattr(f"medtransfer.training.depth.{name}", value)  # the path is the same, and takes seconds
-    monkeypatch.setattr("medtransfer.training.probe.PENALTIES", (1e-3, 1e-1))
     mt.write_phantom(tmp_path / "cohort", 40, seed=2)
     config = write_config(
         tmp_path,

@@ -46,8 +46,11 @@ def learning_curve(table: pd.DataFrame, bootstrap: int, seed: int) -> list[dict[
     fold = scores[0].fold
 
     def fold_mean_auc(logit: Float, target: NDArray[Any], weights: Float) -> Float:
-        parts = [dis.weighted_auc(logit[fold == f], target[fold == f], weights[:, fold == f]) for f in np.unique(fold)]
-        return np.asarray(np.mean(parts, axis=0), np.float64)
+        parts = np.array([dis.weighted_auc(logit[fold == f], target[fold == f], weights[:, fold == f]) for f in np.unique(fold)])
+        # A fold of a draw that lacks a class says nothing, and does not count.
+        there = np.isfinite(parts)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(np.where(there, parts, 0.0).sum(0) / there.sum(0), np.float64)
 
     metrics: dict[str, Metric] = {"auc": fold_mean_auc, "brier": cal.weighted_brier, "log_loss": cal.weighted_log_loss}
     draws = draw_values(scores, metrics, bootstrap, seed)

@@ -76,13 +76,16 @@ class Backbone(nn.Module):
         dropped: stages cut off its top by `truncate`; they keep their weights and never run.
         exact: True where the chain equals the network bit for bit; otherwise there is one single stage (and the neck).
         ndim: axes of space of its input: 2, or 3 for networks of volumes.
+        size: side in pixels it was built for; None: any it accepts.
         frozen: the first `frozen` stages are in eval mode, carry no gradient, and never change.
         resting: indices of all stages that never change.
         weights: where the weights came from.
         recipe: the input they expect.
     """
 
-    def __init__(self, name: str, network: nn.Module, chain: Chain, recipe: Recipe, weights: WeightsRecord, ndim: int = 2) -> None:
+    def __init__(
+        self, name: str, network: nn.Module, chain: Chain, recipe: Recipe, weights: WeightsRecord, ndim: int = 2, size: int | None = None
+    ) -> None:
         super().__init__()
         self.name = name
         self.network = network
@@ -90,6 +93,7 @@ class Backbone(nn.Module):
         self.dropped: tuple[Stage, ...] = ()
         self.exact = chain.exact
         self.ndim = ndim
+        self.size = size
         self.recipe = recipe
         self.weights = weights
         self.frozen = 0

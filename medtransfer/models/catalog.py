@@ -66,12 +66,12 @@ def load_backbone(
             f"recipe: {len(recipe.mean)} means and {len(recipe.std)} deviations for {channels} channels; give one of each, or as many."
         )
     if weights is None or located is None:
-        return Backbone(name, network, chain, _for_channels(recipe or published_recipe(name), channels), RANDOM, ndim)
+        return Backbone(name, network, chain, _for_channels(recipe or published_recipe(name), channels), RANDOM, ndim, size)
     neck = chain.stages[-1].owns if chain.stages[-1].name == NECK else ()
     loaded = fill_network(network, name, weights, located, channels, neck)
     used = _for_channels(recipe or loaded.recipe, channels)
     record = replace(loaded.record, recipe_from="set by hand") if recipe is not None else loaded.record
-    backbone = Backbone(name, network, chain, used, record, ndim)
+    backbone = Backbone(name, network, chain, used, record, ndim, size)
     proof = _proofs.get(key := (name, loaded.record.digest, channels, size, loaded.recipe, loaded.record.changes))
     if proof is None:
         make_random = partial(_build_network, name, channels, size, seed, chain.unused)

@@ -42,10 +42,10 @@ def measure_stages(backbone: Backbone, size: int | None = None, depth: int = 1) 
 
     Args:
         backbone: any; left as it is.
-        size: side of the image in pixels; left out: that of the recipe.
+        size: side of the image in pixels; left out: that it was built for, or that of the recipe.
         depth: slices of the block that a network of volumes sees.
     """
-    size = size or backbone.recipe.size
+    size = size or backbone.size or backbone.recipe.size
     key = (backbone.name, tuple(backbone.names), len(backbone.recipe.mean), size, depth)
     if key not in _known:
         _known[key] = _measure(backbone, size, depth)

@@ -8,7 +8,7 @@ the rows below are drawn from smaller studies and one cohort, and are marked as 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from medtransfer.models.backbone import Backbone
@@ -126,6 +126,8 @@ def plan_freeze(
         return _scratch_plan(len(backbone.stages), units, images, batch)
     plan = _transfer_plan(backbone, units, images, domain or fingerprint.domain, batch)
     plan = fix_plan(plan, backbone, **{key: value for key, value in fixed.items() if value is not None})
+    if plan.strategy == "linear_probe" and not {"strategy", "frozen_stages"} & {key for key, value in fixed.items() if value is not None}:
+        plan = replace(plan, views=0)  # views are for arms and sizes that are fine-tuned
     return plan_cache(plan, backbone, images, cache or CacheBudget(), choose=fixed.get("views") is None)
 
 
@@ -135,12 +137,14 @@ def _transfer_plan(backbone: Backbone, units: int, images: int, domain: str, bat
     row = _TABLE[index]
     # Far domains train one row deeper where evidence is weak. Above, 3,200 runs show no gain from it (and a loss of
     # 3.6 points of AUC for a plain ViT on ultrasound); below, too few patients stay too few.
-    far = domain == "far" and index > 0 and not row.strong and family != "plain_vit"
+    far = domain == "far" and units >= _DEEPER and not row.strong and family != "plain_vit"
     share = _TABLE[index + 1 if far else index].trainable[family]
     trainable = min(stages, math.ceil(share * stages)) if backbone.exact else stages * round(share)
     probe = trainable == 0
     what = (
         f"too few patients to fine-tune (from {FEWEST_TO_TUNE} on it would be), so a linear probe on the frozen features of all stages"
+        if probe and row.read == "all" and units < FEWEST_TO_TUNE
+        else "it has no exact chain of stages, so all or nothing, and with so few patients a linear probe"
         if probe
         else f"the last {trainable} of {stages} stages are trained after a linear probe"
     )

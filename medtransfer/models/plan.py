@@ -80,6 +80,10 @@ class FreezePlan:
         """Plain values, for JSON."""
         return asdict(self)
 
+    def decisive(self) -> dict[str, Any]:
+        """What decides a training: all but the words."""
+        return {key: value for key, value in asdict(self).items() if key not in {"reason", "evidence"}}
+
 
 @dataclass(frozen=True)
 class CacheBudget:
@@ -151,7 +155,10 @@ def fix_plan(plan: FreezePlan, backbone: Backbone, **fields: Any) -> FreezePlan:
         changed = dict(fields)
     reason = plan.reason + (f" Set by hand: {', '.join(f'{key} {fields[key]}' for key in sorted(fields))}." if fields else "")
     plan = replace(plan, **changed, reason=reason)
-    return replace(plan, trainable_fraction=_trainable_fraction(backbone, plan))
+    plan = replace(plan, trainable_fraction=_trainable_fraction(backbone, plan))
+    if plan.tuned == "norms" and plan.strategy == "lp_ft" and not trained_sizes(backbone, plan):
+        raise ConfigError(f"plan: tuned is norms, but {backbone.name} has no norms with parameters behind its frozen stages.")
+    return plan
 
 
 def _check_field(plan: FreezePlan, key: str, value: Any) -> None:

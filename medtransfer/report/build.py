@@ -58,7 +58,8 @@ def build_report(folder: Path) -> Path:
         figures["reuse"] = draw_reuse(reuse)
     searches = {arm: found for arm in report["arms"] if (found := _read_searches(folder, arm))}
     for number, (arm, found) in enumerate(searches.items()):
-        figures[f"depth-{number}"] = draw_depth(arm, found)
+        if drawn := [entry for entry in found if entry["probes"]]:
+            figures[f"depth-{number}"] = draw_depth(arm, drawn)
     if report["learning_curve"]:
         figures["learning"] = draw_learning_curve(report)
     (folder / "figures").mkdir(exist_ok=True)
@@ -159,7 +160,7 @@ def _read_searches(folder: Path, arm: str) -> list[dict[str, Any]]:
     """What the search for the depth saw, fold by fold."""
     folds = sorted({path.parent for path in _run_folders(folder, arm)})
     found = [{"fold": path.name.removeprefix("fold-"), **_read_json(path / "depth.json")} for path in folds]
-    return [entry for entry in found if entry.get("probes")]
+    return [entry for entry in found if "reason" in entry]
 
 
 def _small_notes(folder: Path, plans: dict[str, Any]) -> list[str]:

@@ -130,8 +130,10 @@ def draw_learning_curve(report: Mapping[str, Any]) -> Figure:
     figure, axes = _figure(5.2, 3.6)
     arms = list(dict.fromkeys(row["arm"] for row in report["learning_curve"]))
     for colour, arm in zip(_colours(dict.fromkeys(arms)), arms, strict=True):
-        rows = [row for row in report["learning_curve"] if row["arm"] == arm]
+        rows = [row for row in report["learning_curve"] if row["arm"] == arm and row["auc"]["low"] is not None]
         seen = [row for row in rows if not row["extrapolated"]]
+        if not seen:
+            continue
         sizes, values = [row["size"] for row in seen], [row["auc"]["estimate"] for row in seen]
         errors = [[abs(row["auc"]["estimate"] - row["auc"][key]) for row in seen] for key in ("low", "high")]
         axes.errorbar(sizes, values, yerr=errors, color=colour, marker="o", markersize=4, capsize=2, label=_short(arm))

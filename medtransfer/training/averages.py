@@ -65,24 +65,30 @@ def adapt_norms(backbone: Backbone, batches: Iterable[Batch], engine: Engine) ->
     normalise by their batch.
 
     Returns:
-        False where the network has no batch norm.
+        False where the network has no batch norm, or no batch holds two images; the statistics are as before.
     """
     norms = [m for m in backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    momenta = [norm.momentum for norm in norms]
+    momenta, before, seen = [norm.momentum for norm in norms], copy_state(*norms), False
     backbone.eval()
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over all batches
         norm.train()
     for batch in batches if norms else ():
-        if len(batch["targets"]) < 2:
+        image = batch["features"]["image"]
+        if backbone.ndim == 2 and image.ndim == 5:
+            image = image[batch["present"]]  # slices one by one, without those that only pad
+        if backbone.ndim == 2 and len(image) < 2:
             continue  # one image has no variance between images
         with engine.autocast():
-            backbone(engine.move(batch["features"]), backbone.names[-1:])
+            backbone(engine.move({"image": image}), backbone.names[-1:])
+        seen = True
+    if not seen:
+        load_state(before, *norms)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     backbone.eval()
-    return bool(norms)
+    return seen
 
 
 class Anchor:
@@ -92,7 +98,9 @@ class Anchor:
         self._pairs = [(p, p.detach().clone()) for p in backbone.parameters() if p.requires_grad]
 
     def distance(self) -> Tensor:
-        """Sum of squares over all weights, float32."""
+        """Sum of squares over all weights, float32; 0 where none of the backbone trains."""
+        if not self._pairs:
+            return torch.zeros(())
         return torch.stack([(p.float() - start.float()).square().sum() for p, start in self._pairs]).sum()
 
 
@@ -119,6 +127,7 @@ def choose_mixture(start: State, end: State, modules: Sequence[nn.Module], loss:
 
 def _mix(start: State, end: State, share: float) -> State:
     def mix(a: Tensor, b: Tensor) -> Tensor:
-        return torch.lerp(a, b, share) if share < 1 and b.is_floating_point() else b
+        # A state that was taken up from a checkpoint lies on the CPU.
+        return torch.lerp(a, b.to(a.device), share) if share < 1 and b.is_floating_point() else b
 
     return [{key: mix(before[key], value) for key, value in after.items()} for before, after in zip(start, end, strict=True)]

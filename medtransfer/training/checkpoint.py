@@ -59,7 +59,8 @@ class Checkpoints:
         if time.monotonic() - self._last < self.every:
             return
         stream = io.BytesIO()
-        torch.save({"key": self.key, **state, "random": torch.get_rng_state()}, stream)
+        random = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
+        torch.save({"key": self.key, **state, "random": random}, stream)
         write_aside(self.path, stream.getvalue())
         self._last = time.monotonic()
 
@@ -69,7 +70,10 @@ class Checkpoints:
             state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
             if state.pop("key") != self.key:
                 return None
-            torch.set_rng_state(state.pop("random"))
+            first, *others = state.pop("random")
+            torch.set_rng_state(first)
+            if torch.cuda.is_available() and len(others) == torch.cuda.device_count():
+                torch.cuda.set_rng_state_all(others)
         except (OSError, KeyError, AttributeError, RuntimeError, EOFError, pickle.UnpicklingError):
             return None
         return state

@@ -12,7 +12,8 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
@@ -23,6 +24,7 @@ from medtransfer.models.costs import StageCost
 from medtransfer.models.heads import LinearHead
 from medtransfer.models.plan import FreezePlan
 from medtransfer.tasks.task import Task
+from medtransfer.training.averages import adapt_norms
 from medtransfer.training.choice import DepthChoice, Float, Folds, Int, StageProbe, choose_depth, unit_means
 from medtransfer.training.engine import Engine
 from medtransfer.training.features import PrefixLoader, cache_prefix, start_epoch
@@ -47,6 +49,7 @@ def search_depth(
     groups: Int,
     costs: Sequence[StageCost],
     seed: int = 0,
+    folder: Path | None = None,
     report: Callable[[str, int, int], None] | None = None,
 ) -> DepthChoice:
     """Compares the planned depth with at most two that probes suggest.
@@ -59,13 +62,20 @@ def search_depth(
         budget: of the training that follows.
         engine: device and precision.
         groups: patient or cluster of every row of the cohort.
-        costs: of its stages, see `measure_stages`; the trials together stay below one full fine-tuning.
+        costs: of its stages, see `measure_stages`; the trials together take fewer operations than one full fine-tuning,
+            if that is long enough to leave each its twenty steps.
         seed: of folds and order.
+        folder: of the cached activations while the search lasts.
         report: progress.
     """
     begun = time.perf_counter()
     backbone = engine.place(copy.deepcopy(backbone))  # type: ignore[assignment]  # the same class comes back
-    features = features_by_stage(backbone, plain, engine)
+    if plan.adapt_norm:
+        adapt_norms(backbone, plain, engine)
+    # Attention starts as the mean.
+    pooling: Literal["mean", "max"] = "max" if getattr(task.make_head(backbone), "pooling", "mean") == "max" else "mean"
+    features = features_by_stage(backbone, plain, engine, pooling)
+    names = backbone.names[: plan.kept_stages]
     first = features[backbone.names[0]]
     labels, units = first.targets[:, 0].astype(np.int64), groups[first.rows]
     folds = list(inner_folds(labels, units, _FOLDS, _REPEATS, seed))
@@ -73,11 +83,11 @@ def search_depth(
         return DepthChoice((), (), 0, 0.0, 0, "Too few patients to search for a depth; the plan stays.", time.perf_counter() - begun)
     weight = task.positive_weights[0]
     scores = {}
-    for number, name in enumerate(backbone.names):
+    for number, name in enumerate(names):
         scores[name] = _probe_stage(features[name].values, labels, units, weight, folds, seed)
         if report is not None:
-            report("probes of every stage", number + 1, len(backbone.names))
-    probes = tuple(_summarise(name, scores[name], labels, units) for name in backbone.names)
+            report("probes of every stage", number + 1, len(names))
+    probes = tuple(_summarise(name, scores[name], labels, units) for name in names)
     shallowest = _shallowest(probes)
     depths = _candidates(plan, shallowest, len(backbone.stages))
     first_draw = folds[: len(folds) // _REPEATS]
@@ -89,7 +99,7 @@ def search_depth(
             logits.append(_probe_kept(backbone.names[:kept], features, scores, plan, labels, units, weight, first_draw, seed))
         else:
             tried = replace(plan, frozen_stages=frozen, dropped_stages=dropped, strategy="lp_ft", steps=steps)
-            logits.append(_try(backbone, task, train, plain, tried, budget, engine, units, first_draw, features, groups, seed))
+            logits.append(_try(backbone, task, train, plain, tried, budget, engine, units, first_draw, features, groups, seed, folder))
         if report is not None:
             report("trials of depths", number + 1, len(depths))
     return choose_depth(probes, shallowest, depths, logits, labels, units, first_draw, steps, time.perf_counter() - begun)
@@ -145,12 +155,12 @@ def _candidates(plan: FreezePlan, shallowest: int, stages: int) -> list[tuple[in
     """Depths (frozen, dropped, why), at most three, the prior first."""
     found = [(plan.frozen_stages, plan.dropped_stages, "the plan")]
     cut = shallowest + 1
-    others = [(cut, 0, "frozen up to the shallowest stage within one standard error of the best")]
+    others = [(cut, plan.dropped_stages, "frozen up to the shallowest stage within one standard error of the best")]
     if cut <= stages // 2:
         # What tells the classes apart is there early; stages above may lose it again.
         others.append((max(0, cut - 2), stages - cut, "cut off behind that stage, its last two trained"))
     else:
-        others.append((min(cut + 1, stages), 0, "frozen one stage deeper"))
+        others.append((min(cut + 1, plan.kept_stages), plan.dropped_stages, "frozen one stage deeper"))
     for frozen, dropped, why in others:
         if (frozen, dropped) not in {depth[:2] for depth in found}:
             found.append((frozen, dropped, why))
@@ -193,6 +203,7 @@ def _try(
     features: dict[str, Features],
     groups: Int,
     seed: int,
+    folder: Path | None,
 ) -> Float:
     """Out-of-fold logits (image,) of short trainings at one depth, from cached activations; the averaged weights at their end."""
     backbone = copy.deepcopy(backbone)
@@ -201,8 +212,8 @@ def _try(
     backbone.freeze(prefix)
     cut = backbone.names[prefix - 1] if prefix else "image"
     taps = task.make_head(backbone).taps
-    views = cache_prefix(backbone, train, cut, taps, _VIEWS, engine)
-    as_they_are = cache_prefix(backbone, plain, cut, taps, 1, engine)
+    views = cache_prefix(backbone, train, cut, taps, _VIEWS, engine, folder)
+    as_they_are = cache_prefix(backbone, plain, cut, taps, 1, engine, folder)
     batch = train.batch_size or 1
     logits = np.full(len(units), np.nan)
     for inside, held in folds:
@@ -219,7 +230,7 @@ def _try(
         fit_head(head, read, groups[read.rows], task.positive_weights)
         loader = views.select(inside.tolist(), batch, seed)
         epochs = max(1, math.ceil(plan.steps / len(loader)))
-        trainer = Trainer(network, head, task, plan, budget, engine, epochs * len(loader))
+        trainer = Trainer(network, head, task, plan, budget, engine, plan.steps)
         for epoch in range(epochs):
             start_epoch(loader, epoch)
             trainer.run_epoch(loader, epoch * len(loader))

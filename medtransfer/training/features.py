@@ -151,6 +151,6 @@ def _allocate(shape: tuple[int, ...], folder: Path | None) -> NDArray[np.float32
         except OSError as error:
             raise StudyError(
                 f"{folder or tempfile.gettempdir()}: no room for {size / 2**30:.1f} GiB of cached activations ({error.strerror}). "
-                "Free some, or set plan.views=0 to compute them anew."
+                "Free some, or set plan.views=0 and plan.search=false, which keep none."
             ) from error
         return np.memmap(file, np.float32, "w+", shape=shape)

@@ -214,12 +214,14 @@ class Trainer:
         self.head_rate = 0.0
 
     def run_epoch(self, batches: Loader, step: int) -> float:
-        """One pass, from the given step on; the mean loss."""
+        """One pass, or what is left of the steps, from the given step on; the mean loss."""
         self.backbone.train()
         self.head.train()
         frozen = None
         losses: list[float] = []
         for batch in batches:
+            if step >= self.steps:
+                break
             if (now := frozen_at(self.plan, step, self.steps)) != frozen:
                 frozen = now
                 self.backbone.freeze(frozen, self.plan.norm_policy, self.plan.tuned)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -56,9 +56,11 @@ def pooled_features(backbone: Backbone, head: LinearHead, batches: Iterable[Batc
     return _collect(backbone, head.taps, pool, batches, engine)
 
 
-def features_by_stage(backbone: Backbone, batches: Iterable[Batch], engine: Engine) -> dict[str, Features]:
-    """Pooled features of every stage, eval mode, in one pass; slices of a volume by their mean."""
-    pools = {stage.name: LinearHead(stage, 1) for stage in backbone.stages}
+def features_by_stage(
+    backbone: Backbone, batches: Iterable[Batch], engine: Engine, pooling: Literal["mean", "max"] = "mean"
+) -> dict[str, Features]:
+    """Pooled features of every stage, eval mode, in one pass; `pooling` of the slices of a volume."""
+    pools = {stage.name: LinearHead(stage, 1, pooling) for stage in backbone.stages}
 
     def pool(taps: dict[str, torch.Tensor], batch: Batch) -> torch.Tensor:
         return torch.cat([pools[name].pool(taps, batch["present"]) for name in backbone.names], 1)

@@ -95,3 +95,8 @@ def test_faults_of_a_curve_are_told():
     leaking = pd.concat([leaking, table.iloc[:1]])
     with pytest.raises(LeakageError):
         check_predictions(leaking)
+
+
+def test_a_fold_that_lacks_a_class_in_a_draw_does_not_count():
+    entries = learning_curve(curve_table(patients=16, folds=4), 200, 0)
+    assert all(entry["auc"]["low"] is not None for entry in entries)

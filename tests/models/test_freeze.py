@@ -109,3 +109,33 @@ def test_random_weights_are_not_frozen(lite, tmp_path):
         refuse_random_prefix(untrained, frozen)
     refuse_random_prefix(untrained, plan(lite, 20_000))
     refuse_random_prefix(mt.load_backbone("tf_efficientnet_lite0", weights="imagenet"), frozen)
+
+
+def test_few_patients_of_a_far_domain_are_not_trained_deeper():
+    dense = mt.load_backbone("densenet121")
+    assert plan(dense, 20, "far").frozen_stages == plan(dense, 20, "near").frozen_stages > 0
+    assert "row of the table deeper" not in plan(dense, 20, "far").reason
+    whole = mt.load_backbone("hrnet_w18_small")
+    assert "no exact chain of stages" in plan(whole, 60, "near").reason
+
+
+def test_views_set_for_all_arms_leave_a_planned_probe_alone(lite):
+    assert plan(lite, 5, views=4).views == 0
+    assert plan(lite, 100, views=4).views == 4
+    with pytest.raises(ConfigError, match="no frozen prefix"):
+        plan(lite, 100, views=4, strategy="linear_probe")
+
+
+def test_norms_of_a_network_without_any_are_refused():
+    with pytest.raises(ConfigError, match="vgg11 has no norms"):
+        plan(mt.load_backbone("vgg11"), 100, tuned="norms")
+
+
+def test_words_decide_nothing(lite):
+    assert "reason" not in plan(lite, 100).decisive()
+    assert plan(lite, 100).decisive().items() <= plan(lite, 100).to_dict().items()
+
+
+def test_a_network_built_for_a_size_is_planned_for_it():
+    net = mt.load_backbone("vit_tiny_patch16_224", size=64)
+    assert plan(net, 400, frozen_stages=3).bytes_per_image == 17 * 192 * 4

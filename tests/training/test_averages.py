@@ -86,3 +86,27 @@ def test_of_equal_mixtures_the_trained_one_is_kept():
     layer = nn.Linear(1, 1)
     end = copy_state(layer)
     assert choose_mixture(copy.deepcopy(end), end, [layer], lambda: 0.5) == 1.0
+
+
+def test_statistics_of_volumes_come_from_the_slices_that_are_there():
+    net, alike = mt.load_backbone("resnet18", seed=3), mt.load_backbone("resnet18", seed=3)
+    slices = torch.randn(1, 6, 3, 48, 48)
+    present = torch.tensor([[True, True, True, True, False, False]])
+    volume = {"features": {"image": slices}, "present": present, "targets": torch.zeros(1, 1)}
+    assert adapt_norms(net, [volume], ENGINE)
+    planes = {"features": {"image": slices[0, :4]}, "present": torch.ones(4, 1, dtype=torch.bool), "targets": torch.zeros(4, 1)}
+    assert adapt_norms(alike, [planes], ENGINE)
+    assert torch.equal(net.network.layer4[1].bn2.running_mean, alike.network.layer4[1].bn2.running_mean)
+
+
+def test_statistics_stay_where_there_is_nothing_to_take_them_from():
+    net = mt.load_backbone("resnet18", seed=3)
+    before = copy_state(net)[0]
+    assert not adapt_norms(net, batches(2, 1), ENGINE)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_nothing_that_trains_has_no_distance():
+    net = mt.load_backbone("resnet18", seed=3)
+    net.freeze(9)
+    assert Anchor(net).distance() == 0
