@@ -117,7 +117,7 @@ def draw_reuse(reuse: Mapping[str, Any]) -> Figure:
         panels[0].plot(range(1, len(pair["cka"]) + 1), pair["cka"], color=colour, linestyle="--", label=label)
     panels[0].set(title="Likeness (CKA)", ylim=(-0.05, 1.05))
     panels[1].set(title="Way moved, % of length")
-    panels[2].set(title="AUC when a stage is set back")
+    panels[2].set(title="Change of AUC when set back")
     panels[2].axhline(0, color="0.7", linewidth=1, linestyle=":")
     for axes in panels:
         axes.set_xlabel("Stage, from the image upwards")

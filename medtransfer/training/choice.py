@@ -137,7 +137,7 @@ def choose_depth(
         steps, seconds: for the record.
     """
     tested = ~np.isnan(logits[0])
-    losses = [_tempered_losses(scores, labels, folds) for scores in logits]
+    losses = [tempered_losses(scores, labels, folds) for scores in logits]
     per_unit = [unit_means(loss, units) for loss in losses]
     trials = []
     for (frozen, dropped, why), scores, mine in zip(depths, logits, per_unit, strict=True):
@@ -149,11 +149,13 @@ def choose_depth(
     chosen = max(better, key=lambda i: trials[i].gain, default=0)
     by_fold = np.array([[float(np.mean(loss[held])) for _, held in folds] for loss in losses])
     optimism = float(np.mean(by_fold[chosen] - by_fold.min(axis=0)))
-    reason = _explain(probes, shallowest, trials, chosen, optimism, len(np.unique(units)))
+    share = float(labels.mean())
+    chance = -(share * math.log(share) + (1 - share) * math.log(1 - share))
+    reason = _explain(probes, shallowest, trials, chosen, optimism, len(np.unique(units)), chance)
     return DepthChoice(probes, tuple(trials), chosen, optimism, steps, reason, seconds)
 
 
-def _tempered_losses(logits: Float, labels: Int, folds: Folds) -> Float:
+def tempered_losses(logits: Float, labels: Int, folds: Folds) -> Float:
     """Log-loss of each image at the temperature of the other folds, so that over-confidence, which goes away later, does not count."""
     losses = np.full(len(labels), np.nan)
     for _, held in folds:
@@ -163,7 +165,15 @@ def _tempered_losses(logits: Float, labels: Int, folds: Folds) -> Float:
     return losses
 
 
-def _explain(probes: Sequence[StageProbe], shallowest: int, trials: Sequence[Trial], chosen: int, optimism: float, patients: int) -> str:
+def _explain(
+    probes: Sequence[StageProbe],
+    shallowest: int,
+    trials: Sequence[Trial],
+    chosen: int,
+    optimism: float,
+    patients: int,
+    chance: float,
+) -> str:
     best = min(probes, key=lambda probe: probe.log_loss)
     place = (shallowest + 1) / len(probes)
     kind = (
@@ -173,10 +183,14 @@ def _explain(probes: Sequence[StageProbe], shallowest: int, trials: Sequence[Tri
         if place > 2 / 3
         else "in the middle of the network"
     )
+    if best.log_loss + best.error >= chance:
+        told = f"none is clearly better than chance ({chance:.3f})"
+    else:
+        told = f"what tells the classes apart shows {kind}"
     seen = (
         f"Linear heads on each of {len(probes)} stages, on {patients} patients held out in turn: the best is {best.stage} "
         f"(log-loss {best.log_loss:.3f}), and {probes[shallowest].stage} is the first within one standard error ({best.error:.3f}) of it; "
-        f"what tells the classes apart shows {kind}."
+        f"{told}."
     )
     trial = trials[chosen]
     depth = f"{trial.frozen_stages} stages frozen" + (f", {trial.dropped_stages} cut off" if trial.dropped_stages else "")

@@ -25,9 +25,9 @@ from medtransfer.models.heads import LinearHead
 from medtransfer.models.plan import FreezePlan
 from medtransfer.tasks.task import Task
 from medtransfer.training.averages import adapt_norms
-from medtransfer.training.choice import DepthChoice, Float, Folds, Int, StageProbe, choose_depth, unit_means
+from medtransfer.training.choice import DepthChoice, Float, Folds, Int, StageProbe, choose_depth, tempered_losses, unit_means
 from medtransfer.training.engine import Engine
-from medtransfer.training.features import PrefixLoader, cache_prefix, start_epoch
+from medtransfer.training.features import cache_prefix, start_epoch
 from medtransfer.training.loop import Budget, Trainer, predict
 from medtransfer.training.probe import Features, choose_penalty, features_by_stage, fit_head, fit_path, inner_folds, log_losses
 
@@ -205,7 +205,11 @@ def _try(
     seed: int,
     folder: Path | None,
 ) -> Float:
-    """Out-of-fold logits (image,) of short trainings at one depth, from cached activations; the averaged weights at their end."""
+    """Out-of-fold logits (image,) of short trainings at one depth, from cached activations.
+
+    Those of the convex head alone or of the averaged weights at the end, whichever have the lower log-loss, as the tune
+    part may keep the former too: augmentation takes fine texture away that a head on plain images reads.
+    """
     backbone = copy.deepcopy(backbone)
     backbone.truncate(plan.dropped_stages)
     prefix = 0 if plan.tuned == "first" else plan.frozen_stages
@@ -215,7 +219,7 @@ def _try(
     views = cache_prefix(backbone, train, cut, taps, _VIEWS, engine, folder)
     as_they_are = cache_prefix(backbone, plain, cut, taps, 1, engine, folder)
     batch = train.batch_size or 1
-    logits = np.full(len(units), np.nan)
+    before, after = np.full(len(units), np.nan), np.full(len(units), np.nan)
     for inside, held in folds:
         network = copy.deepcopy(backbone)
         network.freeze(plan.frozen_stages, plan.norm_policy, plan.tuned)
@@ -228,17 +232,16 @@ def _try(
             features[head.taps[0]].rows[inside],
         )
         fit_head(head, read, groups[read.rows], task.positive_weights)
+        outside = as_they_are.select(held.tolist(), batch, None)
+        before[held] = predict(network, head, task, outside, engine)[0][:, 0]
         loader = views.select(inside.tolist(), batch, seed)
         epochs = max(1, math.ceil(plan.steps / len(loader)))
         trainer = Trainer(network, head, task, plan, budget, engine, plan.steps)
         for epoch in range(epochs):
             start_epoch(loader, epoch)
             trainer.run_epoch(loader, epoch * len(loader))
-        scores, _ = predict(trainer.averages.backbone, trainer.averages.head, task, _in_order(as_they_are, held, batch), engine)  # type: ignore[arg-type]  # copies of ours
-        logits[held] = scores[:, 0]
+        scores, _ = predict(trainer.averages.backbone, trainer.averages.head, task, outside, engine)  # type: ignore[arg-type]  # copies of ours
+        after[held] = scores[:, 0]
         trainer.accelerator.free_memory()
-    return logits
-
-
-def _in_order(loader: PrefixLoader, images: Int, batch: int) -> PrefixLoader:
-    return loader.select(images.tolist(), batch, None)
+    labels = features[backbone.names[0]].targets[:, 0].astype(np.int64)
+    return min(before, after, key=lambda logits: float(np.nanmean(tempered_losses(logits, labels, folds))))

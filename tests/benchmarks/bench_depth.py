@@ -24,7 +24,7 @@ from medtransfer.training.loop import Budget, fit
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from planted import write_planted
 
-PATIENTS, PIXELS, STEPS = 120, 96, 500
+PATIENTS, PIXELS, STEPS = 120, 96, 250
 
 
 def main() -> None:

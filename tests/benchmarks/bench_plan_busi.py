@@ -82,8 +82,10 @@ def main() -> None:
             gap = np.array(aucs["planned"]) - np.array(aucs[best])
             error = gap.std(ddof=1) / np.sqrt(repeats)
             gaps += (np.array(aucs["planned"]) - np.array(aucs["full"])).tolist()
+            spread = np.std(aucs[best], ddof=1) / np.sqrt(repeats)
             shown = ", ".join(f"{strategy} {np.mean(values):.3f}" for strategy, values in aucs.items())
-            print(f"{size} per class, {repeats} draws: AUC {shown}; planned minus {best}: {gap.mean():+.3f} (SE {error:.3f})", flush=True)
+            print(f"{size} per class, {repeats} draws: AUC {shown}; planned minus {best}: {gap.mean():+.3f}", end=" ")
+            print(f"(SE paired {error:.3f}, of {best} alone {spread:.3f})", flush=True)
         error = np.std(gaps, ddof=1) / np.sqrt(len(gaps))
         print(f"planned minus full, mean of all: {np.mean(gaps):+.3f} (SE {error:.3f})")
 

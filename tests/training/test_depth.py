@@ -46,6 +46,7 @@ def test_the_prior_stays_unless_the_gain_exceeds_its_error():
     kept = choose(2.0, 0.2)
     assert kept.chosen == 0
     assert "The plan stays (7 stages frozen): of 1 other depth(s) none gained" in kept.reason
+    assert "what tells the classes apart shows only late" in clear.reason
     for choice in (clear, kept):
         assert "no measure of performance" in choice.reason
         assert choice.optimism >= 0
@@ -178,3 +179,10 @@ def test_simple_heads_check_the_convex_one():
     none = compare_heads(Features(rng.normal(size=(60, 5)), LABELS[:, None].astype(float), np.arange(60)), UNITS, 1.0)
     assert all(abs(auc - 0.5) < 0.25 for auc in none.values())
     assert compare_heads(Features(values[:2], LABELS[:2, None].astype(float), np.arange(2)), UNITS[:2], 1.0) == {}
+
+
+def test_probes_at_chance_tell_nothing():
+    logits, depths = [noisy(1.0, 0), noisy(1.0, 1)], [(7, 0, "the plan"), (3, 0, "one")]
+    blind = choose_depth((probe("a", 0.70), probe("b", 0.69)), 0, depths, logits, LABELS, UNITS, FOLDS, 30, 1.0)
+    assert "none is clearly better than chance (0.693)" in blind.reason
+    assert "texture" not in blind.reason
