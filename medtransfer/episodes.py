@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +13,10 @@ import pandas as pd
 from medtransfer.data.split import Fold
 from medtransfer.errors import ConfigError
 from medtransfer.models.plan import FreezePlan
-from medtransfer.prepare import batch_size, load_arm, plan_arm, share_steps
+from medtransfer.prepare import batch_size, plan_arm, share_steps
 from medtransfer.progress import Reporter
 from medtransfer.record import Prepared, finished_run, run_key
-from medtransfer.runs import images_of, run_fold, task_of
+from medtransfer.runs import backbone_of, images_of, run_fold, task_of
 from medtransfer.training.engine import Engine
 
 
@@ -63,8 +62,7 @@ def run_episodes(prepared: Prepared, engines: dict[str, Engine], output: Path, r
             key = hashlib.sha256(json.dumps(decided).encode()).hexdigest()
             run = finished_run(folder, key, arm, index, seed)
             if run is None:
-                section = config.arms[arm]
-                backbone = deepcopy(prepared.backbones[arm]) if section.weights else load_arm(section, config.image.size, seed + episode)
+                backbone = backbone_of(prepared, arm, seed + episode)
                 images, task, engine = images_of(prepared, arm), task_of(prepared, arm), engines[arm]
                 quiet = Reporter(quiet=True)
                 run = run_fold(images, fold, task, backbone, plan, folder, seed + episode, arm, engine, key, quiet, keep_weights=False)

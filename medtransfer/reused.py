@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,9 @@ from medtransfer.evaluation import write_aside
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.heads import Head
 from medtransfer.models.plan import FreezePlan
-from medtransfer.prepare import load_arm
 from medtransfer.progress import Reporter
 from medtransfer.record import Prepared
-from medtransfer.runs import images_of, task_of
+from medtransfer.runs import backbone_of, images_of, task_of
 from medtransfer.training.checkpoint import load_weights
 from medtransfer.training.engine import Engine
 from medtransfer.training.reuse import compare_stages, distances, reset_robustness
@@ -88,7 +86,7 @@ def _measure_arm(prepared: Prepared, engine: Engine, output: Path, arm: str, see
         after, head, plan = _load_run(prepared, output, arm, index, seed)
         if plan.strategy != "lp_ft":
             continue
-        before = deepcopy(prepared.backbones[arm])
+        before = backbone_of(prepared, arm, seed)
         before.truncate(plan.dropped_stages)
         batches = list(images.loader(_tune_rows(prepared, index), after))
         task = replace(task_of(prepared, arm), read=plan.read)
@@ -135,8 +133,7 @@ def _tune_rows(prepared: Prepared, index: int) -> Any:
 def _load_run(prepared: Prepared, output: Path, arm: str, index: int, seed: int) -> tuple[Backbone, Head, FreezePlan]:
     folder = output / "runs" / arm / f"fold-{index}" / f"seed-{seed}"
     plan = FreezePlan(**json.loads((folder / "run.json").read_text(encoding="utf-8"))["plan"])
-    section = prepared.config.arms[arm]
-    backbone = deepcopy(prepared.backbones[arm]) if section.weights else load_arm(section, prepared.config.image.size, seed)
+    backbone = backbone_of(prepared, arm, seed)
     backbone.truncate(plan.dropped_stages)
     head = replace(task_of(prepared, arm), read=plan.read).make_head(backbone)
     load_weights(folder / "weights.safetensors", backbone, head)

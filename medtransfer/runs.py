@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from medtransfer.evaluation import read_predictions, write_aside, write_predicti
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.costs import measure_stages
 from medtransfer.models.plan import CacheBudget, FreezePlan, plan_cache, refuse_random_prefix
-from medtransfer.prepare import batch_size, count_steps, refuse_unreadable
+from medtransfer.prepare import batch_size, count_steps, load_arm, refuse_unreadable
 from medtransfer.progress import Reporter
 from medtransfer.record import Prepared, Run, describe_backbone
 from medtransfer.tasks.classification import Classification
@@ -257,6 +258,12 @@ def images_of(prepared: Prepared, arm: str) -> Images:
     entries, image = [Path(entry) for entry in prepared.facts["entry"]], config.image
     slices = Slices(image.slices, image.slice_spacing, image.plane)
     return Images(prepared.cohort, entries, slices, config.arms[arm].slab, config.train)
+
+
+def backbone_of(prepared: Prepared, arm: str, seed: int) -> Backbone:
+    """The backbone of an arm before training: a copy, as training changes it in place; scratch is drawn anew from every seed."""
+    section = prepared.config.arms[arm]
+    return deepcopy(prepared.backbones[arm]) if section.weights else load_arm(section, prepared.config.image.size, seed)
 
 
 def task_of(prepared: Prepared, arm: str) -> Classification:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,12 @@ from medtransfer.evaluation import EvaluationReport, evaluate, read_predictions,
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.heads import Pooling
 from medtransfer.models.plan import FINE_TUNING_STEPS, FreezePlan
-from medtransfer.prepare import batch_size, cache_budget, fixed_of, load_arm, prepare
+from medtransfer.prepare import batch_size, cache_budget, fixed_of, prepare
 from medtransfer.progress import Reporter
 from medtransfer.record import Prepared, Run, check_folder, finished_run, recorded_precision, run_key, write_record
 from medtransfer.report.build import build_report
 from medtransfer.reused import write_reuse
-from medtransfer.runs import images_of, run_fold, search_fold, task_of
+from medtransfer.runs import backbone_of, images_of, run_fold, search_fold, task_of
 from medtransfer.training.engine import Engine, make_engine
 
 
@@ -159,7 +158,4 @@ def _run_one(prepared: Prepared, engine: Engine, folder: Path, seed: int, index:
 
         steps = max(other.steps for other in prepared.plans.values()) or FINE_TUNING_STEPS
         plan = search_fold(images, fold, task, prepared.backbones[arm], plan, path, first, engine, again, cache, steps, report)
-    # Scratch starts anew from every seed; a copy, as training changes it in place.
-    section = config.arms[arm]
-    backbone = deepcopy(prepared.backbones[arm]) if section.weights else load_arm(section, config.image.size, seed)
-    return run_fold(images, fold, task, backbone, plan, folder, seed, arm, engine, key, reporter)
+    return run_fold(images, fold, task, backbone_of(prepared, arm, seed), plan, folder, seed, arm, engine, key, reporter)

@@ -146,6 +146,11 @@ def _run_folders(folder: Path, arm: str) -> list[Path]:
     return sorted(known[arm].glob("fold-*/seed-*")) if arm in known else []
 
 
+def _read_runs(folder: Path, arm: str) -> list[dict[str, Any]]:
+    """What is recorded of the finished runs of an arm."""
+    return [run for path in _run_folders(folder, arm) if (run := _read_json(path / "run.json"))]
+
+
 def _read_histories(folder: Path, arms: list[str]) -> dict[str, list[list[dict[str, float]]]]:
     histories = {}
     for arm in arms:
@@ -169,7 +174,7 @@ def _small_notes(folder: Path, plans: dict[str, Any]) -> list[str]:
     for arm, plan in plans.items():
         if plan["strategy"] != "linear_probe" or plan["evidence"] != "weak":
             continue
-        runs = [run for path in _run_folders(folder, arm) if (run := _read_json(path / "run.json"))]
+        runs = _read_runs(folder, arm)
         checks = [found for run in runs if (found := run["probe"].get("checks"))]
         note = f"{arm}: {plan['reason']}"
         if checks:
@@ -186,7 +191,7 @@ def _overfitting_notes(folder: Path, arms: list[str]) -> list[str]:
     """Per arm, a warning where its networks know their training images much better than others."""
     notes = []
     for arm in arms:
-        runs = [run for path in _run_folders(folder, arm) if (run := _read_json(path / "run.json"))]
+        runs = _read_runs(folder, arm)
         gaps = [(run["kept"]["train"], run["kept"]["tune"]) for run in runs if "kept" in run]
         learnt = [(train, tune) for train, tune in gaps if tune > _GAP_RATIO * train and tune - train > _GAP]
         if len(learnt) > len(gaps) / 2:
@@ -203,8 +208,7 @@ def _training_notes(folder: Path, arms: list[str]) -> list[str]:
     """Per arm, how training ended; says so where the budget ended before the model was done."""
     notes = []
     for arm in arms:
-        runs = [_read_json(path / "run.json") for path in _run_folders(folder, arm)]
-        runs = [run for run in runs if run]
+        runs = _read_runs(folder, arm)
         if not runs:
             continue
         epochs = [run["epochs"] for run in runs]
