@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,7 @@ def demo(
     output: Output = Path("studies/demo"),
     patients: Annotated[int, typer.Option(min=30, help="Patients of the phantom cohort.")] = 150,
     volumes: Annotated[bool, typer.Option("--volumes", help="Volumes (DICOM series and NIfTI) in place of images.")] = False,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes on this machine, which divide its cores.")] = 1,
     quiet: Quiet = False,
 ) -> None:
     """Run the main job on an embedded phantom cohort of DICOM images, or of volumes."""
@@ -50,7 +52,7 @@ def demo(
         config = load_config(configs_folder() / name).model_copy(update={"cohort": section})
         check_folder(output, config)
         write_phantom(cohort, patients, volumes=volumes)
-        _run(config, output, quiet)
+        _run(config, output, quiet, jobs)
 
 
 @app.command()
@@ -102,13 +104,25 @@ def check(
             raise typer.Exit(1)
 
 
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes on this machine, which divide its cores.")]
+
+
 @app.command()
-def compare(config: ConfigFile, overrides: Overrides = None, output: Output = Path("studies/compare"), quiet: Quiet = False) -> None:
+def compare(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    output: Output = Path("studies/compare"),
+    jobs: Jobs = 1,
+    task: Annotated[int, typer.Option(min=0, help="Number of this task, from 0; it does its share of the runs and writes no report.")] = 0,
+    tasks: Annotated[int, typer.Option(min=1, help="Number of tasks that share the runs, as of a Slurm array.")] = 1,
+    report_only: Annotated[bool, typer.Option("--report-only", help="Write the report from the runs that are finished.")] = False,
+    quiet: Quiet = False,
+) -> None:
     """Train every arm on the same patients and compare them: the main job."""
     with _guard():
         from medtransfer.config import load_config
 
-        _run(load_config(config, overrides or ()), output, quiet)
+        _run(load_config(config, overrides or ()), output, quiet, jobs, (task, tasks), report_only)
 
 
 @app.command()
@@ -243,15 +257,25 @@ def configs(
             raise ConfigError(f"no example {name!r}. There are: {', '.join(files)}.")
 
 
-def _run(config: Any, output: Path, quiet: bool) -> None:
-    from medtransfer.study import run_study
+def _run(config: Any, output: Path, quiet: bool, jobs: int, task: tuple[int, int] = (0, 1), report_only: bool = False) -> None:
+    from medtransfer.study import failed_runs, run_study
 
-    report = run_study(config, output, quiet=quiet)
-    typer.echo("\n".join(report.sentences))
-    typer.echo(f"\nReport: {report.page}")
+    report = run_study(config, output, None, quiet, jobs, task, report_only)
+    if report is not None:
+        typer.echo("\n".join(report.sentences))
+        typer.echo(f"\nReport: {report.page}")
+    elif task[1] > 1:
+        typer.echo(f"Task {task[0]} of {task[1]} is done. After the last one: the same command with --report-only.")
+    else:
+        return  # a process that trains along with the one that reports
     flow = json.loads((output / "audit.json").read_text(encoding="utf-8"))["flow"]
-    if flow["used"] < flow["images"]:
-        typer.echo(f"{flow['images'] - flow['used']} unreadable image(s) were left out; {output / 'audit.json'} lists them.", err=True)
+    left_out = flow["images"] - flow["used"]
+    if left_out:
+        typer.echo(f"{left_out} unreadable image(s) were left out; {output / 'audit.json'} lists them.", err=True)
+    failed = failed_runs(output)
+    for line in failed:
+        typer.echo(f"Run failed: {line}", err=True)
+    if left_out or failed:
         raise typer.Exit(3)
 
 
@@ -276,7 +300,8 @@ def _describe_plan(name: str, plan: Any, backbone: Any, size: int | None) -> lis
     from medtransfer.models.plan import describe_stages
 
     dropped = f", {plan.dropped_stages} cut off" if plan.dropped_stages else ""
-    held = f"{plan.views} views of {plan.bytes_per_image / 1024:.0f} KiB per image, behind {plan.cache_cut}" if plan.views else "nothing"
+    views = f"{plan.views} views and the image as it is" if plan.views else "the image as it is"
+    held = f"{views}, {plan.bytes_per_image / 1024:.0f} KiB each, behind {plan.cache_cut}" if plan.cache_cut else "nothing"
     more = f"{', adapted norms' if plan.adapt_norm else ''}{', mixed weights' if plan.mix else ''}"
     lines = (
         f"{name}: {plan.strategy}, {plan.frozen_stages} of {plan.stages} stages frozen{dropped}, "
@@ -320,6 +345,7 @@ def _plan_from_counts(backbone: str, counts: str, domain: str) -> Any:
 def _guard() -> Iterator[None]:
     """One message instead of a traceback, and the exit codes of the design."""
     try:
+        signal.signal(signal.SIGTERM, _interrupt)
         yield
     except MedTransferError as error:
         typer.echo(f"medtransfer: {error}", err=True)
@@ -331,6 +357,11 @@ def _guard() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("medtransfer: interrupted. Run the same command again; what is finished is kept.", err=True)
         raise typer.Exit(130) from None
+
+
+def _interrupt(number: int, frame: object) -> None:  # noqa: ARG001  the signature of a handler
+    """SIGTERM, which batch systems send, is treated as Ctrl-C."""
+    raise KeyboardInterrupt
 
 
 def main() -> None:

@@ -190,8 +190,10 @@ class TrainSection(Section):
     batch_size: int | None = Field(None, ge=2, description="Images at a step; left out: 32 images, or 8 volumes.")
     weight_decay: float = Field(0.05, ge=0)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    layout: Literal["auto", "contiguous", "channels_last"] = Field("auto", description="Order of memory of images and convolutions.")
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    cache_gb: float = Field(4.0, ge=0, description="Disk that activations of frozen stages may take while a network trains, in 2^30 bytes.")
+    cache_gb: float = Field(4.0, ge=0, description="Disk for activations of frozen stages during a study, in 2^30 bytes; 0: none.")
+    track: Literal["tensorboard", "mlflow"] | None = Field(None, description="Where the curves of trainings go, besides metrics.jsonl.")
 
 
 class EvaluateSection(Section):
@@ -229,6 +231,7 @@ class StudyConfig(Section):
     train: TrainSection = TrainSection()
     learning_curve: LearningCurveSection = LearningCurveSection()
     evaluate: EvaluateSection = EvaluateSection()
+    engine: Literal["local", "ray"] = Field("local", description="Where runs are done: here, or on the Ray cluster that RAY_ADDRESS names.")
 
     @field_validator("arms")
     @classmethod

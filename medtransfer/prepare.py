@@ -81,14 +81,14 @@ def prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, rep
     for name, backbone in backbones.items():
         _require_dimensions(name, config.arms[name].slab, backbone, fingerprint.ndim)
     batch = batch_size(config.train, fingerprint.ndim)
-    plans = {name: plan_arm(config, name, backbone, fingerprint, fingerprint.ndim) for name, backbone in backbones.items()}
+    plans = {name: plan_arm(config, name, backbone, fingerprint, fingerprint.ndim, len(cohort)) for name, backbone in backbones.items()}
     edited = output / "plan.json" if output is not None else None
     if edited is not None and edited.is_file():
-        count, cache = sum(fingerprint.images_per_class.values()), cache_budget(config, fingerprint.ndim)
+        cache = cache_budget(config, fingerprint.ndim, len(cohort))
         for name, plan in read_plans(edited, plans, backbones).items():
             # Where the depth was edited and the views were not, they follow it.
             by_hand = config.plan.views is not None or config.arms[name].plan.views is not None or plan.views != plans[name].views
-            plans[name] = plan_cache(plan, backbones[name], count, cache, choose=not by_hand)
+            plans[name] = plan_cache(plan, backbones[name], len(cohort), cache, choose=not by_hand)
     for name, backbone in backbones.items():
         refuse_random_prefix(backbone, plans[name])
         if config.plan.search and plans[name].tuned == "first":
@@ -101,10 +101,13 @@ def prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, rep
     return Prepared(config, cohort, facts, split, fingerprint, plans, backbones, findings, seen)
 
 
-def plan_arm(config: StudyConfig, name: str, backbone: Backbone, counts: Counts, ndim: int) -> FreezePlan:
-    """The plan of an arm: from counts and architecture, with what is set by hand for all arms, then for this one."""
+def plan_arm(config: StudyConfig, name: str, backbone: Backbone, counts: Counts, ndim: int, images: int) -> FreezePlan:
+    """The plan of an arm: from counts and architecture, with what is set by hand for all arms, then for this one.
+
+    `images` are those of the whole cohort, whose folds share what is kept of frozen stages.
+    """
     own = config.arms[name].plan.model_dump(exclude_none=True)
-    cache = cache_budget(config, ndim)
+    cache = cache_budget(config, ndim, images)
     try:
         plan = plan_freeze(
             counts, backbone, config.plan.domain, batch=batch_size(config.train, ndim), cache=cache, **{**config.plan.by_hand(), **own}
@@ -115,9 +118,10 @@ def plan_arm(config: StudyConfig, name: str, backbone: Backbone, counts: Counts,
         raise ConfigError(f"arms.{name}: {error}") from error
 
 
-def cache_budget(config: StudyConfig, ndim: int) -> CacheBudget:
-    """What the configuration leaves to cached activations."""
-    return CacheBudget(config.train.cache_gb, config.image.size, config.image.slices if ndim == 3 else 1)
+def cache_budget(config: StudyConfig, ndim: int, images: int) -> CacheBudget:
+    """What the configuration leaves to the cached activations of each arm."""
+    pretrained = sum(arm.weights is not None for arm in config.arms.values())
+    return CacheBudget(config.train.cache_gb / max(1, pretrained), config.image.size, config.image.slices if ndim == 3 else 1, images)
 
 
 def _require_dimensions(arm: str, slab: int, backbone: Backbone, ndim: int) -> None:

@@ -47,6 +47,8 @@ _PACKAGES = (
 )
 
 
+# Locks of runs under way; the system frees those of a dead process.
+LOCKS = ".locks"
 # Kept apart, so that a study can be handed on without it: with it, ids could be guessed at.
 _SALT = "patient-salt.txt"
 # Images that the weights of earlier studies were trained on.
@@ -107,7 +109,7 @@ def check_folder(output: Path, config: StudyConfig) -> None:
             raise StudyError(
                 f"{output}: holds a study with other settings (see its study.yaml). Choose another --output, or remove the folder."
             )
-    elif output.is_dir() and any(path.name != "plan.json" for path in output.iterdir()):
+    elif output.is_dir() and any(path.name not in {"plan.json", LOCKS} for path in output.iterdir()):
         raise StudyError(f"{output}: is not empty and holds no study. Choose another --output.")
     parent = output
     while not parent.exists():
@@ -165,9 +167,7 @@ def write_record(prepared: Prepared, engines: dict[str, Engine], output: Path) -
     """study.yaml, cohort.csv, audit.json, plan.json, environment.json."""
     cohort, facts = prepared.cohort, prepared.facts
     write_aside(output / "study.yaml", prepared.config.to_yaml())
-    if cohort.salt:
-        write_aside(output / _SALT, cohort.salt)
-        (output / _SALT).chmod(0o600)
+    write_salt(cohort, output)
     table = cohort.images.drop(columns="path").merge(facts[["image", "file_digest", "pixel_digest"]], on="image", validate="one_to_one")
     if len(prepared.seen):
         write_aside(output / _SEEN, prepared.seen.to_csv(index=False, lineterminator="\n"))
@@ -239,20 +239,21 @@ def run_key(prepared: Prepared, engine: Engine, seed: int, fold: int, arm: str) 
     """Digest of all that decides a run's numbers."""
     config, backbone = prepared.config, prepared.backbones[arm]
     content = {
-        "code": _code_digest(),
+        "code": code_digest(),
         "versions": {name: metadata.version(name) for name in ("torch", "timm", "monai", "accelerate", "scikit-learn")},
         "cohort": prepared.cohort.digest,
         # Named by the bytes of the file, the settings, and the code and libraries that decoded it.
         "images": hashlib.sha256("".join(Path(entry).name for entry in prepared.facts["entry"]).encode()).hexdigest(),
         "parts": prepared.split.parts[f"fold_{fold}"].tolist(),
         "image": config.image.model_dump(mode="json"),
-        "train": config.train.model_dump(mode="json"),
+        "train": config.train.model_dump(mode="json", exclude={"track"}),
         "ndim": prepared.fingerprint.ndim,
         "arm": config.arms[arm].model_dump(mode="json"),
         "weights": backbone.weights.digest,
         "plan": prepared.plans[arm].decisive(),
         "search": config.plan.search,
         "precision": engine.precision,
+        "layout": engine.layout,
         "device": engine.device.type,
         "seed": seed,
     }
@@ -260,12 +261,19 @@ def run_key(prepared: Prepared, engine: Engine, seed: int, fold: int, arm: str) 
 
 
 @cache
-def _code_digest() -> str:
+def code_digest() -> str:
     """Digest of the modules that decide a run's numbers."""
     package = Path(__file__).parent
     files = sorted(path for room in ("data", "models", "tasks", "training") for path in (package / room).rglob("*.py"))
-    files += [package / name for name in ("prepare.py", "runs.py", "episodes.py", "study.py")]
+    files += [package / name for name in ("prepare.py", "runs.py", "episodes.py", "jobs.py")]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def write_salt(cohort: Cohort, output: Path) -> None:
+    """Keeps what the patient ids of DICOM headers are hashed with, where there are any."""
+    if cohort.salt:
+        write_aside(output / _SALT, cohort.salt)
+        (output / _SALT).chmod(0o600)
 
 
 def read_salt(output: Path) -> str | None:
@@ -312,12 +320,13 @@ def images_of_study(folder: Path) -> pd.DataFrame:
     )
 
 
-def recorded_precision(output: Path, arm: str) -> str | None:
-    """The precision an earlier part of this study chose; a second measurement might choose another."""
+def recorded_engine(output: Path, arm: str) -> dict[str, str]:
+    """Device, precision and layout that an earlier part of this study chose, as a second measurement might choose others; else empty."""
     try:
-        return str(json.loads((output / "environment.json").read_text(encoding="utf-8"))["arms"][arm]["precision"])
+        stored = json.loads((output / "environment.json").read_text(encoding="utf-8"))["arms"][arm]
+        return {name: str(stored[name]) for name in ("device", "precision", "layout")}
     except (OSError, ValueError, KeyError):
-        return None
+        return {}
 
 
 def finished_run(folder: Path, key: str, arm: str, fold: int, seed: int) -> Run | None:

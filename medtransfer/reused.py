@@ -88,7 +88,7 @@ def _measure_arm(prepared: Prepared, engine: Engine, output: Path, arm: str, see
             continue
         before = backbone_of(prepared, arm, seed)
         before.truncate(plan.dropped_stages)
-        batches = list(images.loader(_tune_rows(prepared, index), after))
+        batches = images.plain(_tune_rows(prepared, index), after, engine)
         task = replace(task_of(prepared, arm), read=plan.read)
         trained, reset = reset_robustness(before, after, head, task, batches, engine)
         rows.append((after.names, compare_stages(before, after, batches, engine), distances(before, after), reset, trained))
@@ -118,7 +118,9 @@ def _measure_pairs(prepared: Prepared, engines: Mapping[str, Engine], output: Pa
             for index in range(len(prepared.split)):
                 first, second = (_load_run(prepared, output, arm, index, seed)[0] for arm in (a, b))
                 second.truncate(len(second.stages) - len(first.stages))
-                values.append(compare_stages(first, second, images_of(prepared, a).loader(_tune_rows(prepared, index), first), engines[a]))
+                values.append(
+                    compare_stages(first, second, images_of(prepared, a).plain(_tune_rows(prepared, index), first, engines[a]), engines[a])
+                )
             fewest = min(map(len, values))
             means = np.mean([row[:fewest] for row in values], axis=0).tolist()
             found.append({"a": a, "b": b, "stages": prepared.backbones[a].names[:fewest], "cka": means})

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 
 from medtransfer.config import TrainSection
+from medtransfer.data.cache import cache_folder
 from medtransfer.data.cohort import Cohort
-from medtransfer.data.dataset import ImageDataset, make_loader
+from medtransfer.data.dataset import ImageSource
 from medtransfer.data.inspection import inspect_images
 from medtransfer.data.slices import Slices
 from medtransfer.data.split import Fold
@@ -28,17 +32,23 @@ from medtransfer.models.costs import measure_stages
 from medtransfer.models.plan import CacheBudget, FreezePlan, plan_cache, refuse_random_prefix
 from medtransfer.prepare import batch_size, count_steps, load_arm, refuse_unreadable
 from medtransfer.progress import Reporter
-from medtransfer.record import Prepared, Run, describe_backbone
+from medtransfer.record import Prepared, Run, code_digest, describe_backbone
 from medtransfer.tasks.classification import Classification
+from medtransfer.training.batches import Loader, Source
 from medtransfer.training.checkpoint import Checkpoints, save_weights
 from medtransfer.training.choice import DepthChoice, apply_choice
 from medtransfer.training.depth import search_depth
-from medtransfer.training.engine import Engine, make_engine, seed_everything
-from medtransfer.training.loop import Budget, predict
+from medtransfer.training.engine import Engine, describe_machine, make_engine, seed_everything
+from medtransfer.training.features import FeatureSource
+from medtransfer.training.loop import Budget, Parts, settle
 from medtransfer.training.loop import fit as train_network
+from medtransfer.training.predicting import predict
+from medtransfer.training.tracking import tracking
 
 # Planes that are predicted at once.
 _EVAL_BATCH = 32
+# The random draws of views that are kept are the same for all arms, folds and seeds, so that these can share them.
+_VIEW_SEED = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +60,7 @@ class Images:
         entries: files of the image cache, one per image.
         slices: of volumes. `slab`: neighbouring slices that become the channels of each.
         train: batch size and budget.
+        store: folder of the activations that are kept of frozen stages; None keeps none.
     """
 
     cohort: Cohort
@@ -57,6 +68,7 @@ class Images:
     slices: Slices
     slab: int
     train: TrainSection
+    store: Path | None = None
 
     @property
     def targets(self) -> NDArray[np.float32]:
@@ -69,13 +81,37 @@ class Images:
         codes: NDArray[np.int64] = np.asarray(pd.factorize(self.cohort.units)[0], np.int64)
         return codes
 
-    def loader(self, rows: Any, backbone: Backbone, draw: int | None = None) -> Any:
-        """Batches in the recipe of the weights; with `draw`, shuffled and randomly transformed."""
-        dataset = ImageDataset(self.entries, self.targets, rows, draw, self.slices.plane)
-        ndim = len(dataset.shape)
-        planes = 1 if ndim == 2 else self.slices.count
-        batch = batch_size(self.train, ndim) if draw is not None else max(1, _EVAL_BATCH // planes)
-        return make_loader(dataset, batch, backbone.recipe.mean, backbone.recipe.std, backbone.ndim, self.slab)
+    def source(self, backbone: Backbone, engine: Engine, seed: int = _VIEW_SEED) -> ImageSource:
+        """The images in the recipe of the weights; `seed` of their random half."""
+        recipe = backbone.recipe
+        plane = self.slices.plane
+        return ImageSource(self.entries, self.targets, recipe.mean, recipe.std, backbone.ndim, plane, self.slab, seed, device=engine.device)
+
+    def keep(self, backbone: Backbone, engine: Engine, cut: str, taps: Sequence[str], pooled: bool = False) -> Source:
+        """Activations behind a cut, kept on disk, or the images where there is no store; see `FeatureSource`."""
+        images = self.source(backbone, engine)
+        if self.store is None:
+            return images
+        recipe = backbone.recipe
+        about = [list(map(str, self.entries)), self.targets.tolist(), recipe.mean, recipe.std, self.slices.plane, self.slab]
+        decided = [hashlib.sha256(json.dumps(about).encode()).hexdigest(), code_digest(), torch.__version__, engine.device.type]
+        return FeatureSource(backbone, images, len(self.entries), cut, taps, engine, self.store, decided, pooled)
+
+    def plain(self, rows: Any, backbone: Backbone, engine: Engine) -> Loader:
+        """Batches of some images as they are, in order."""
+        source = self.source(backbone, engine)
+        return Loader(source, rows, self.batches(source, engine)[1])
+
+    def batches(self, images: ImageSource, engine: Engine) -> tuple[int, int]:
+        """Images, or volumes, at a step of training, and at once in prediction; of all processes together."""
+        ndim, processes = len(images.shape), engine.share[1]
+        step = batch_size(self.train, ndim)
+        # Every process takes as many.
+        return max(processes, step - step % processes), max(1, _EVAL_BATCH // (1 if ndim == 2 else self.slices.count))
+
+
+def _load(source: Source, rows: Any, engine: Engine, batch: int, seed: int | None = None, views: int = 0) -> Loader:
+    return Loader(source, rows, batch, seed, views, engine.share, ahead=engine.device.type == "cuda")
 
 
 def fit(
@@ -128,10 +164,10 @@ def fit(
         facts = inspect_images(cohort, reporter, Fixed(size, window, spacing, slices or Slices()))
         refuse_unreadable(facts, cohort)
         entries = [Path(entry) for entry in facts["entry"]]
-    images = Images(cohort, entries, slices or Slices(), slab, train)
-    return run_fold(
-        images, fold, task, backbone, plan, output, seed, arm, engine or make_engine(train.device, train.precision), key, reporter
-    )
+    engine = engine or make_engine(train.device, train.precision, layout=train.layout)
+    with TemporaryDirectory(dir=cache_folder(), prefix="features-") as store:
+        images = Images(cohort, entries, slices or Slices(), slab, train, Path(store) if train.cache_gb else None)
+        return run_fold(images, fold, task, backbone, plan, output, seed, arm, engine, key, reporter)
 
 
 def run_fold(
@@ -149,34 +185,48 @@ def run_fold(
     keep_weights: bool = True,
 ) -> Run:
     """Trains, predicts and writes the folder of a run; see `fit`."""
+    begun = time.perf_counter()
     refuse_random_prefix(backbone, plan)
     output.mkdir(parents=True, exist_ok=True)
     seed_everything(seed)
     backbone.truncate(plan.dropped_stages)
     task = replace(task.weighted(images.targets[fold.train]), read=plan.read)
     head = task.make_head(backbone)
-    training = images.loader(fold.train, backbone, seed)
+    source = images.source(backbone, engine, seed)
+    step, at_once = images.batches(source, engine)
+    settle(backbone, head, plan, engine, Loader(source, fold.train, at_once))
+    kept: Source = (
+        source if not plan.cache_cut else images.keep(backbone, engine, plan.cache_cut, head.taps, plan.strategy == "linear_probe")
+    )
+    training = _load(kept if plan.views else source, fold.train, engine, step, seed, plan.views)
+    plain, tune, test = (_load(kept, rows, engine, at_once) for rows in (fold.train, fold.tune, fold.test))
     budget = Budget(count_steps(plan, images.train, len(training)), images.train.patience, images.train.weight_decay)
+    name = f"{arm}, fold {fold.index}, seed {seed}"
     history: list[dict[str, float]] = []
 
     def on_epoch(entry: dict[str, float], epochs: int) -> None:
         history.append(entry)
-        write_aside(output / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
-        reporter(f"{arm}, fold {fold.index}, seed {seed}, epochs", int(entry["epoch"]), epochs)
+        if engine.first:
+            write_aside(output / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+            log({key: value for key, value in entry.items() if key != "epoch"}, int(entry["epoch"]))
+        reporter(f"{name}, epochs", int(entry["epoch"]), epochs)
 
-    checkpoints = Checkpoints(output / "unfinished.pt", _state_key(images, fold, backbone, plan, budget, seed, engine, key))
-    plain, tune = images.loader(fold.train, backbone), images.loader(fold.tune, backbone)
-    result = train_network(backbone, head, task, training, plain, tune, plan, budget, engine, images.groups, on_epoch, checkpoints)
+    state_key = _state_key(images, fold, backbone, plan, budget, seed, engine, key)
+    checkpoints = Checkpoints(output / "unfinished.pt", state_key, writes=engine.first)
+    parts = Parts(training, plain, tune)
+
+    def say(text: str) -> None:
+        reporter.say(f"{name}: {text}")
+
+    with tracking(images.train.track if engine.first else None, name, output) as log:
+        result = train_network(backbone, head, task, parts, plan, budget, engine, images.groups, on_epoch, checkpoints, say)
     frames = []
-    for part, rows in (("tune", fold.tune), ("test", fold.test)):
-        logits, truth = predict(backbone, head, task, images.loader(rows, backbone), engine)
+    for part, rows, batches in (("tune", fold.tune, tune), ("test", fold.test, test)):
+        logits, truth = predict(backbone, head, task, batches, engine)
         chosen = images.cohort.images.iloc[rows]
         patients = images.cohort.units.iloc[rows].tolist()
         frames.append(task.decode(logits, truth, chosen["image"].tolist(), patients).assign(part=part))
     table = pd.concat(frames, ignore_index=True).assign(arm=arm, seed=seed, fold=fold.index)
-    if keep_weights:
-        save_weights(output / "weights.safetensors", backbone, head, {**describe_backbone(backbone), "tap": ", ".join(head.taps)})
-    write_predictions(table, output / "predictions.csv")
     summary = {
         "arm": arm,
         "fold": fold.index,
@@ -187,10 +237,17 @@ def run_fold(
         "images": {"train": len(fold.train), "tune": len(fold.tune), "test": len(fold.test)},
         **{key: value for key, value in asdict(result).items() if key != "history"},
         "epochs": len(result.history) - 1,
+        "engine": describe_machine(engine),
+        "wall_seconds": time.perf_counter() - begun,
     }
-    # Written last: a folder with run.json is a finished run.
-    write_aside(output / "run.json", json.dumps({"key": key, **summary}, indent=1))
-    checkpoints.clear()
+    if engine.first:
+        if keep_weights:
+            save_weights(output / "weights.safetensors", backbone, head, {**describe_backbone(backbone), "tap": ", ".join(head.taps)})
+        write_predictions(table, output / "predictions.csv")
+        # Written last: a folder with run.json is a finished run.
+        write_aside(output / "run.json", json.dumps({"key": key, **summary}, indent=1))
+        checkpoints.clear()
+    engine.wait()
     return Run(output, arm, fold.index, seed, read_predictions(output / "predictions.csv"), summary)
 
 
@@ -200,7 +257,17 @@ def _state_key(
     """Digest of all that decides a training, for its checkpoints."""
     rows = [part.tolist() for part in (fold.train, fold.tune)]
     entries = [entry.name for entry in images.entries]
-    decided = [key, plan.decisive(), asdict(budget), engine.precision, seed, backbone.name, backbone.weights.digest, images.slab]
+    decided = [
+        key,
+        plan.decisive(),
+        asdict(budget),
+        engine.precision,
+        engine.layout,
+        seed,
+        backbone.name,
+        backbone.weights.digest,
+        images.slab,
+    ]
     return hashlib.sha256(json.dumps([*decided, images.train.batch_size, entries, images.targets.tolist(), rows]).encode()).hexdigest()
 
 
@@ -226,22 +293,29 @@ def search_fold(
         MedTransferError: see the parts it calls.
     """
     rows = np.sort(np.concatenate([fold.train, fold.tune]))
-    train, plain = images.loader(rows, backbone, seed), images.loader(rows, backbone)
-    steps = count_steps(replace(plan, strategy="lp_ft", steps=plan.steps or steps), images.train, len(train))
+    batches = images.batches(images.source(backbone, engine), engine)
+    per_epoch = len(Loader(images.source(backbone, engine), rows, batches[0], seed))
+    steps = count_steps(replace(plan, strategy="lp_ft", steps=plan.steps or steps), images.train, per_epoch)
     choice = _read_choice(path, key)
     if choice is None:
         seed_everything(seed)
         weighted = replace(task.weighted(images.targets[rows]), read=plan.read)
         budget = Budget(steps, None, images.train.weight_decay)
         costs = measure_stages(backbone, cache.size, images.slices.count)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        choice = search_depth(backbone, weighted, train, plain, plan, budget, engine, images.groups, costs, seed, path.parent, report)
-        write_aside(path, json.dumps({"key": key, **choice.to_dict()}, indent=1))
+
+        def keep(network: Backbone, cut: str, taps: Sequence[str], pooled: bool = False) -> Source:
+            return images.keep(network, engine, cut, taps, pooled)
+
+        choice = search_depth(backbone, weighted, keep, rows, batches, plan, budget, engine, images.groups, costs, seed, report)
+        if engine.first:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_aside(path, json.dumps({"key": key, **choice.to_dict()}, indent=1))
+        engine.wait()
     found = apply_choice(plan, backbone, choice, steps)
     if not choice.overridden:
         return found
-    cached = plan_cache(found, backbone, len(fold.train), cache, choose=True)
-    return plan_cache(replace(cached, views=min(cached.views, plan.views)), backbone, len(fold.train), cache)
+    cached = plan_cache(found, backbone, len(images.entries), cache, choose=True)
+    return plan_cache(replace(cached, views=min(cached.views, plan.views)), backbone, len(images.entries), cache)
 
 
 def _read_choice(path: Path, key: str) -> DepthChoice | None:
@@ -252,12 +326,12 @@ def _read_choice(path: Path, key: str) -> DepthChoice | None:
         return None
 
 
-def images_of(prepared: Prepared, arm: str) -> Images:
+def images_of(prepared: Prepared, arm: str, store: Path | None = None) -> Images:
     """The images of a study as one of its arms sees them."""
     config = prepared.config
     entries, image = [Path(entry) for entry in prepared.facts["entry"]], config.image
     slices = Slices(image.slices, image.slice_spacing, image.plane)
-    return Images(prepared.cohort, entries, slices, config.arms[arm].slab, config.train)
+    return Images(prepared.cohort, entries, slices, config.arms[arm].slab, config.train, store if config.train.cache_gb else None)
 
 
 def backbone_of(prepared: Prepared, arm: str, seed: int) -> Backbone:

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-import time
+import hashlib
+import json
+import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext, suppress
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import pandas as pd
 import torch
+from accelerate import PartialState
+from filelock import FileLock
 
 from medtransfer.config import StudyConfig, make_config
+from medtransfer.data.cache import cache_folder, feature_folder
 from medtransfer.data.cohort import Cohort
-from medtransfer.episodes import refuse_large_sizes, run_episodes
-from medtransfer.evaluation import EvaluationReport, evaluate, read_predictions, write_predictions
+from medtransfer.episodes import refuse_large_sizes
+from medtransfer.errors import ConfigError, MedTransferError, StudyError, list_faults
+from medtransfer.evaluation import EvaluationReport, evaluate, read_predictions, write_aside, write_predictions
+from medtransfer.jobs import Job, Study, complete, list_jobs
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.heads import Pooling
-from medtransfer.models.plan import FINE_TUNING_STEPS, FreezePlan
-from medtransfer.prepare import batch_size, cache_budget, fixed_of, prepare
+from medtransfer.models.plan import FreezePlan
+from medtransfer.prepare import batch_size, fixed_of, prepare
 from medtransfer.progress import Reporter
-from medtransfer.record import Prepared, Run, check_folder, finished_run, recorded_precision, run_key, write_record
+from medtransfer.record import LOCKS, Prepared, Run, check_folder, recorded_engine, write_record, write_salt
 from medtransfer.report.build import build_report
 from medtransfer.reused import write_reuse
-from medtransfer.runs import backbone_of, images_of, run_fold, search_fold, task_of
-from medtransfer.training.engine import Engine, make_engine
+from medtransfer.scheduler import run_jobs
+from medtransfer.training.engine import Engine, join_processes, make_engine, use_threads
+from medtransfer.training.tracking import refuse_missing
+
+_FAILURES = "failures.json"
 
 
 @dataclass(frozen=True)
@@ -51,7 +64,7 @@ class Arm:
 
 
 def compare(
-    cohort: Cohort, arms: Mapping[str, Arm], output: str | Path, quiet: bool = False, **sections: Mapping[str, Any]
+    cohort: Cohort, arms: Mapping[str, Arm], output: str | Path, quiet: bool = False, jobs: int = 1, **sections: Mapping[str, Any]
 ) -> EvaluationReport:
     """Trains every arm on the same patients, folds and seeds, and compares them on the test patients.
 
@@ -60,6 +73,7 @@ def compare(
         arms: contestants by name; pairs are compared in this order.
         output: folder of the study; an unfinished study with the same settings is continued.
         quiet: no progress.
+        jobs: processes on this machine, which divide its cores.
         **sections: `image`, `protocol`, `plan`, `train`, `evaluate`: the sections of a configuration, such as
             `protocol={"folds": 3, "seeds": [0, 1]}`.
 
@@ -67,38 +81,230 @@ def compare(
         MedTransferError: see `run_study`.
     """
     values = {"cohort": cohort.source, "arms": {name: asdict(arm) for name, arm in arms.items()}, **sections}
-    return run_study(make_config(values, "compare"), output, cohort, quiet)
+    report = run_study(make_config(values, "compare"), output, cohort, quiet, jobs)
+    assert report is not None  # one task does all
+    return report
 
 
-def run_study(config: StudyConfig, output: str | Path, cohort: Cohort | None = None, quiet: bool = False) -> EvaluationReport:
+def run_study(
+    config: StudyConfig,
+    output: str | Path,
+    cohort: Cohort | None = None,
+    quiet: bool = False,
+    jobs: int = 1,
+    task: tuple[int, int] = (0, 1),
+    report_only: bool = False,
+) -> EvaluationReport | None:
     """Carries out a configuration; the main job.
 
     Everything is checked before the folder is touched. Finished runs of an earlier, interrupted study
-    with the same settings are taken as they are.
+    with the same settings are taken as they are. A run that fails is listed, and the others go on.
+
+    Args:
+        config: the study.
+        output: its folder.
+        cohort: its images; None: as the configuration says.
+        quiet: no progress.
+        jobs: processes on this machine, which divide its cores.
+        task: number of this task and of all of them: this one does its share of the runs and writes no report.
+        report_only: writes the report from the runs that are finished, and trains nothing.
+
+    Returns:
+        The report; None for one of several tasks, or for a process that trains along with another.
 
     Raises:
         ConfigError, CohortError, LeakageError, WeightsError: found before anything is written.
-        StudyError: the folder holds another study or cannot be written, or training diverged.
+        StudyError: the folder holds another study or cannot be written, or no run can be reported.
+        KeyboardInterrupt: an end was asked for; what was under way is kept, and the same call goes on.
     """
     output = Path(output)
+    _refuse_settings(config, jobs, task, report_only, output)
+    use_threads(jobs)
+    with Reporter(quiet or not _is_first()) as reporter:
+        if task[1] > 1:
+            study = _settle_among_tasks(config, output, cohort, reporter)
+        else:
+            study = _settle(config, output, cohort, reporter, report_only)
+        listed = list_jobs(study.prepared)
+        own = listed[task[0] :: task[1]]
+        failures: dict[Job, str] = {}
+        if report_only:
+            runs = {job: run for job in own if (run := study.finished(job)) is not None}
+        else:
+            runs, failures = run_jobs(study, own, jobs, config.engine, reporter)
+        if task[1] > 1:
+            reporter.say(f"task {task[0]} of {task[1]}: {len(runs)} of {len(own)} runs done, {len(failures)} failed")
+        if not _is_first():
+            return None
+        _write_failures(output, {**_read_failures(output), **failures}, study)
+        if task[1] > 1:
+            return None
+        report = _report(study, runs, len(listed), reporter)
+        if len(runs) == len(listed):
+            _clear(study)
+        return report
+
+
+def _is_first() -> bool:
+    """Of the processes that `torchrun` began, the one that reports."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _refuse_settings(config: StudyConfig, jobs: int, task: tuple[int, int], report_only: bool, output: Path) -> None:
     check_folder(output, config)
-    with Reporter(quiet) as reporter:
-        prepared = prepare(config, cohort, output, reporter, fixed_of(config))
-        refuse_large_sizes(prepared)
-        engines = _make_engines(config, prepared.backbones, output)
-        output.mkdir(parents=True, exist_ok=True)
+    refuse_missing(config.train.track)
+    number, tasks = task
+    if jobs < 1:
+        raise ConfigError(f"jobs is {jobs}; it is a number of processes from 1.")
+    if not 0 <= number < tasks:
+        raise ConfigError(
+            f"task {number} of {tasks}: tasks count from 0 to {tasks - 1}; with a Slurm array, use --array=0-{max(0, tasks - 1)}."
+        )
+    if report_only and not (output / "study.yaml").is_file():
+        raise StudyError(f"{output}: holds no study to report. Run it first, or name its folder with --output.")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (jobs > 1 or config.engine != "local"):
+        raise ConfigError("several processes train one network here (torchrun); run them without --jobs and without engine: ray.")
+
+
+def _settle(config: StudyConfig, output: Path, cohort: Cohort | None, reporter: Reporter, report_only: bool = False) -> Study:
+    """Checks and plans everything, then writes the record."""
+    prepared = _prepare_in_turn(config, output, cohort, reporter)
+    refuse_large_sizes(prepared)
+    engines = _recorded_engines(prepared, output) if report_only else _make_engines(prepared, output)
+    output.mkdir(parents=True, exist_ok=True)
+    if _is_first() and not report_only:
         write_record(prepared, engines, output)
-        table = _run_all(prepared, engines, output, reporter)
-        if (curve := run_episodes(prepared, engines, output, reporter)) is not None:
-            table = pd.concat([table.assign(size=0, episode=0), curve], ignore_index=True)
-        write_predictions(table, output / "predictions.csv")
-        reporter.say(f"evaluating {len(table)} predictions")
-        # Read back, so that the report is what anyone gets from the file alone.
-        report = evaluate(read_predictions(output / "predictions.csv"), config.evaluate.bootstrap, config.evaluate.seed)
-        report.save(output / "report.json")
-        write_reuse(prepared, engines, output, report.data["comparisons"], reporter)
-        page = build_report(output)
-    return EvaluationReport(report.data, page)
+    store = feature_folder() / hashlib.sha256(str(output.resolve()).encode()).hexdigest()[:16]
+    return Study(prepared, engines, output, store)
+
+
+def _prepare_in_turn(config: StudyConfig, output: Path, cohort: Cohort | None, reporter: Reporter) -> Prepared:
+    """Of several processes that train together the first one decodes and chooses the salt; the others find both."""
+    _, processes, _ = join_processes(torch.cuda.is_available() and config.train.device != "cpu")
+    with PartialState().main_process_first() if processes > 1 else nullcontext():
+        prepared = prepare(config, cohort, output, reporter, fixed_of(config))
+        if processes > 1 and _is_first():
+            output.mkdir(parents=True, exist_ok=True)
+            write_salt(prepared.cohort, output)
+    return prepared
+
+
+def _settle_among_tasks(config: StudyConfig, output: Path, cohort: Cohort | None, reporter: Reporter) -> Study:
+    """The first task chooses salt and precision; the others, which wait for it, take them up."""
+    (output / LOCKS).mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(output / LOCKS / "study.lock"):
+            return _settle(config, output, cohort, reporter)
+    except MedTransferError:
+        if not (output / "study.yaml").is_file():
+            rmtree(output / LOCKS, ignore_errors=True)
+            with suppress(OSError):
+                output.rmdir()
+        raise
+
+
+def _make_engines(prepared: Prepared, output: Path) -> dict[str, Engine]:
+    """One engine per architecture, so that arms of the same one train alike; measured on the one that trains most of it."""
+    config = prepared.config
+    engines: dict[str, Engine] = {}
+    for name in dict.fromkeys(backbone.name for backbone in prepared.backbones.values()):
+        arms = [arm for arm, backbone in prepared.backbones.items() if backbone.name == name]
+        arm = min(arms, key=lambda arm: prepared.plans[arm].frozen_stages)
+        plan, backbone = prepared.plans[arm], deepcopy(prepared.backbones[arm])
+        backbone.truncate(plan.dropped_stages)
+        backbone.freeze(plan.frozen_stages, plan.norm_policy, plan.tuned)
+        recorded = recorded_engine(output, arm)
+        precision, layout = (
+            getattr(config.train, field) if getattr(config.train, field) != "auto" else recorded.get(field, "auto")
+            for field in ("precision", "layout")
+        )
+        space = (config.image.size,) * 2 if backbone.ndim == 2 else (config.image.slices, config.image.size, config.image.size)
+        # What is measured is a ratio, and more images take long.
+        count = min(16, batch_size(config.train, 2)) if backbone.ndim == 2 else 2
+        image = torch.zeros(count, len(backbone.recipe.mean), *space)
+        engine = make_engine(config.train.device, precision, backbone, image, layout, cache_folder() / "engines.json")
+        engines |= dict.fromkeys(arms, engine)
+    return {arm: engines[arm] for arm in prepared.backbones}
+
+
+def _recorded_engines(prepared: Prepared, output: Path) -> dict[str, Engine]:
+    """As the runs were made, wherever the report is."""
+    engines = {}
+    for arm in prepared.backbones:
+        stored = recorded_engine(output, arm)
+        if not stored:
+            raise StudyError(f"{output / 'environment.json'}: does not say how arm {arm} was trained. Run the study again.")
+        engines[arm] = Engine(torch.device(stored["device"]), stored["precision"], stored["layout"])  # type: ignore[arg-type]  # written by this program
+    return engines
+
+
+def _report(study: Study, runs: dict[Job, Run], listed: int, reporter: Reporter) -> EvaluationReport:
+    """Tables and page from the runs that can be compared."""
+    config, output = study.prepared.config, study.output
+    order = {arm: i for i, arm in enumerate(config.arms)}
+    usable = complete(runs, list(config.arms))
+    main = sorted((job for job in usable if not job.size), key=lambda job: (order[job.arm], job.seed, job.fold))
+    if not main:
+        failures = [f"{job}: {error}" for job, error in _read_failures(output).items()]
+        raise StudyError(
+            list_faults(f"{output}: no fold has been trained by all {len(order)} arms, so there is nothing to compare", failures)
+        )
+    table = pd.concat([usable[job].predictions for job in main], ignore_index=True)
+    if curve := [_curve_rows(job, run) for job, run in usable.items() if job.size]:
+        table = pd.concat([table.assign(size=0, episode=0), *curve], ignore_index=True)
+    write_predictions(table, output / "predictions.csv")
+    reporter.say(f"evaluating {len(table)} predictions")
+    # Read back, so that the report is what anyone gets from the file alone.
+    report = evaluate(read_predictions(output / "predictions.csv"), config.evaluate.bootstrap, config.evaluate.seed)
+    if len(usable) < listed:
+        left_out = f"This report rests on {len(usable)} of {listed} runs: those of the folds and seeds that every arm has finished."
+        failed = [f"Run failed: {job}: {error}" for job, error in _read_failures(output).items()]
+        report = EvaluationReport({**report.data, "warnings": [left_out, *failed, *report.data["warnings"]]})
+    report.save(output / "report.json")
+    whole = {(job.fold, job.seed) for job in main} >= {(fold, config.protocol.seeds[0]) for fold in range(len(study.prepared.split))}
+    if whole:
+        # By this process alone, and on the device that is here.
+        alone = {arm: replace(engine, share=(0, 1)) for arm, engine in study.engines.items()}
+        engines = {arm: engine if _is_here(engine) else make_engine(precision="fp32") for arm, engine in alone.items()}
+        write_reuse(study.prepared, engines, output, report.data["comparisons"], reporter)
+    return EvaluationReport(report.data, build_report(output))
+
+
+def _is_here(engine: Engine) -> bool:
+    return engine.device.type != "cuda" or (torch.cuda.is_available() and (engine.device.index or 0) < torch.cuda.device_count())
+
+
+def _curve_rows(job: Job, run: Run) -> pd.DataFrame:
+    rows = run.predictions[run.predictions["part"] == "test"]
+    return rows.assign(seed=job.seed, size=job.size, episode=job.episode)
+
+
+def _write_failures(output: Path, failures: Mapping[Job, str], study: Study) -> None:
+    """Those that did not succeed since; no file where there are none."""
+    left = [{**asdict(job), "error": error} for job, error in failures.items() if study.finished(job) is None]
+    if left:
+        write_aside(output / _FAILURES, json.dumps(left, indent=1))
+    else:
+        (output / _FAILURES).unlink(missing_ok=True)
+
+
+def _read_failures(output: Path) -> dict[Job, str]:
+    try:
+        entries = json.loads((output / _FAILURES).read_text(encoding="utf-8"))
+        return {Job(**{key: value for key, value in entry.items() if key != "error"}): entry["error"] for entry in entries}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def failed_runs(output: str | Path) -> list[str]:
+    """The runs of a study that failed, and why."""
+    return [f"{job}: {error}" for job, error in _read_failures(Path(output)).items()]
+
+
+def _clear(study: Study) -> None:
+    """What is of no use to a finished study."""
+    rmtree(study.store, ignore_errors=True)
+    rmtree(study.output / LOCKS, ignore_errors=True)
 
 
 def plan_study(config: StudyConfig, quiet: bool = False) -> dict[str, tuple[FreezePlan, Backbone]]:
@@ -106,56 +312,3 @@ def plan_study(config: StudyConfig, quiet: bool = False) -> dict[str, tuple[Free
     with Reporter(quiet) as reporter:
         prepared = prepare(config, None, None, reporter, None)
     return {name: (plan, prepared.backbones[name]) for name, plan in prepared.plans.items()}
-
-
-def _make_engines(config: StudyConfig, backbones: dict[str, Backbone], output: Path) -> dict[str, Engine]:
-    """One engine per architecture, so that arms of the same one train in the same precision."""
-    engines: dict[str, Engine] = {}
-    for arm, backbone in backbones.items():
-        if backbone.name not in engines:
-            precision = config.train.precision
-            if precision == "auto":
-                precision = recorded_precision(output, arm) or precision  # type: ignore[assignment]  # written by this program
-            space = (config.image.size,) * 2 if backbone.ndim == 2 else (config.image.slices, config.image.size, config.image.size)
-            # Of volumes two: what is measured is a ratio, and a batch of them takes long.
-            image = torch.zeros(batch_size(config.train, 2) if backbone.ndim == 2 else 2, len(backbone.recipe.mean), *space)
-            engines[backbone.name] = make_engine(config.train.device, precision, backbone, image)
-    return {arm: engines[backbone.name] for arm, backbone in backbones.items()}
-
-
-def _run_all(prepared: Prepared, engines: dict[str, Engine], output: Path, reporter: Reporter) -> pd.DataFrame:
-    config = prepared.config
-    jobs = [(seed, fold, arm) for seed in config.protocol.seeds for fold in range(len(prepared.split)) for arm in config.arms]
-    runs: list[Run] = []
-    for number, (seed, index, arm) in enumerate(jobs):
-        folder = output / "runs" / arm / f"fold-{index}" / f"seed-{seed}"
-        key = run_key(prepared, engines[arm], seed, index, arm)
-        run = finished_run(folder, key, arm, index, seed)
-        if run is None:
-            begun = time.monotonic()
-            run = _run_one(prepared, engines[arm], folder, seed, index, arm, reporter)
-            trained = f"best epoch {run.summary['best_epoch']} of {run.summary['epochs']}" if run.summary["epochs"] else "a linear probe"
-            reporter.say(f"run {number + 1} of {len(jobs)}: {arm}, fold {index}, seed {seed}: {trained}, {time.monotonic() - begun:.0f} s")
-        runs.append(run)
-    order = {arm: i for i, arm in enumerate(config.arms)}
-    runs.sort(key=lambda run: (order[run.arm], run.seed, run.fold))
-    return pd.concat([run.predictions for run in runs], ignore_index=True)
-
-
-def _run_one(prepared: Prepared, engine: Engine, folder: Path, seed: int, index: int, arm: str, reporter: Reporter) -> Run:
-    """Searches for the depth, where that is asked for, and trains."""
-    config, fold = prepared.config, prepared.split.fold(index)
-    images, task = images_of(prepared, arm), task_of(prepared, arm)
-    key, plan = run_key(prepared, engine, seed, index, arm), prepared.plans[arm]
-    if config.plan.search and plan.strategy != "scratch":
-        # One search per fold, whatever the seed.
-        first = config.protocol.seeds[0]
-        path, again = folder.parent / "depth.json", run_key(prepared, engine, first, index, arm)
-        cache = cache_budget(config, prepared.fingerprint.ndim)
-
-        def report(what: str, done: int, total: int) -> None:
-            reporter(f"{arm}, fold {index}, {what}", done, total)
-
-        steps = max(other.steps for other in prepared.plans.values()) or FINE_TUNING_STEPS
-        plan = search_fold(images, fold, task, prepared.backbones[arm], plan, path, first, engine, again, cache, steps, report)
-    return run_fold(images, fold, task, backbone_of(prepared, arm, seed), plan, folder, seed, arm, engine, key, reporter)

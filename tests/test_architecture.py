@@ -25,9 +25,11 @@ ALLOWED = {
     "record": {"errors", "config", "data", "models", "training", "evaluation"},
     "prepare": {"errors", "config", "record", "progress", "data", "models"},
     "runs": {"errors", "config", "record", "prepare", "progress", "data", "models", "tasks", "training", "evaluation"},
+    "jobs": {"errors", "config", "record", "prepare", "runs", "episodes", "progress", "data", "models", "training"},
+    "scheduler": {"errors", "jobs", "progress", "record", "training"},
     "reused": {"errors", "config", "record", "prepare", "runs", "progress", "models", "training", "evaluation"},
-    "episodes": {"errors", "config", "record", "prepare", "runs", "progress", "data", "models", "training"},
-    "study": {"errors", "config", "record", "prepare", "runs", "reused", "episodes"}
+    "episodes": {"errors", "config", "record", "prepare", "data", "models"},
+    "study": {"errors", "config", "record", "prepare", "jobs", "scheduler", "reused", "episodes"}
     | {"progress", "data", "models", "tasks", "training", "evaluation", "report"},
     "cli": {"errors", "config", "progress", "record", "prepare", "data", "models", "study", "evaluation", "report"},
     "__main__": {"cli"},

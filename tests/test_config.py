@@ -90,4 +90,4 @@ def test_yaml_runs_no_code(tmp_path):
 
 def test_the_schema_describes_every_section():
     schema = StudyConfig.model_json_schema()
-    assert set(schema["properties"]) == {"cohort", "image", "arms", "protocol", "plan", "train", "learning_curve", "evaluate"}
+    assert set(schema["properties"]) == {"cohort", "image", "arms", "protocol", "plan", "train", "learning_curve", "evaluate", "engine"}

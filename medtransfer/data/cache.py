@@ -11,15 +11,20 @@ import errno
 import hashlib
 import json
 import os
+import platform
+import shutil
 import tempfile
+import time
 import uuid
 import warnings
+from contextlib import suppress
 from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 # Libraries that decide what an entry holds; the last two are used by pydicom where they are installed.
@@ -43,6 +48,10 @@ _LIBRARIES = (
 )
 
 
+# Seconds after which activations that no study cleared away are of no use to anyone.
+_LEFT_BEHIND = 7 * 24 * 3600.0
+
+
 def cache_folder() -> Path:
     """Where decoded images are kept: `$MEDTRANSFER_CACHE`, else the user's cache folder, else a temporary one.
 
@@ -61,6 +70,21 @@ def cache_folder() -> Path:
         _make_private(temporary)
         warnings.warn(f"{folder} cannot be written ({error.strerror}); images are cached in {temporary}.", stacklevel=2)
         return temporary
+
+
+def feature_folder() -> Path:
+    """Where activations of frozen stages are kept while a study lasts; what other days left behind is removed.
+
+    One folder for each start of this machine: after a power cut nobody knows what had reached the disk.
+    """
+    home = cache_folder() / "features"
+    folder = home / f"{platform.node()}-{int(psutil.boot_time())}"
+    for old in home.glob("*/*"):
+        with suppress(OSError):
+            if time.time() - max(path.stat().st_mtime for path in (old, *old.glob("*"))) > _LEFT_BEHIND:
+                shutil.rmtree(old, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _make_private(folder: Path) -> None:
@@ -158,7 +182,7 @@ def _maker() -> str:
     """Digest of the modules and versions that make an entry."""
     result = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
-        if path.stem not in {"audit", "cohort", "dataset", "listing", "phantom", "shortcuts", "similarity", "split"}:
+        if path.stem not in {"audit", "augmentation", "cohort", "dataset", "listing", "phantom", "shortcuts", "similarity", "split"}:
             result.update(path.read_bytes())
     for name in _LIBRARIES:
         try:

@@ -1,9 +1,9 @@
-"""MONAI pipelines in two halves: fixed (the same every time, cacheable) and random (training only).
+"""The fixed half of the transforms (the same every time, cacheable), and the recipe of the weights.
 
 Between file and network an image passes through three steps:
 
 1. fixed: read, intensity to 0..1, resample, pad. Cached. Boxes and masks go with the pixels.
-2. random: flip, small affine, contrast and brightness. Still 0..1.
+2. random (`augmentation`, training only): flip, small affine, contrast and brightness. Still about 0..1.
 3. `normalise`: three channels and the mean and standard deviation that belong to the weights.
 
 Step 3 is deterministic too, but stays outside the cache, so that arms whose weights want different
@@ -12,14 +12,13 @@ recipes share one cache, and the random half works on 0..1 whatever the recipe.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from monai.transforms import Compose, RandAdjustContrast, RandAffine, RandFlip, RandScaleIntensity, RandShiftIntensity, Transform
+from monai.transforms import Transform
 from torch import Tensor
 
 from medtransfer.data.image import Image
@@ -127,52 +126,17 @@ def fixed_transforms(
     return ApplyFixed(Fixed(grid, parse_window(window), mm, slices))  # type: ignore[arg-type]  # checked there
 
 
-def random_transforms(shape: Sequence[int], across: int = 2) -> Compose:
-    """The training half: tensor (channel, *shape), 0..1 -> the same, changed a little.
-
-    Left-right flip (p 0.5); rotation up to 15 degrees, zoom up to 15 %, shift up to 8 % of the side
-    (p 0.9); gamma 0.75 to 1.35 (p 0.5); contrast up to 20 % and brightness up to 0.1 (p 0.5). Volumes are
-    turned, zoomed and shifted within their slices, all slices alike.
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], axis: int = 1) -> Tensor:
+    """A batch, 0..1 -> float32 in the recipe of the weights.
 
     Args:
-        shape: rows and columns, or x, y, z of a volume (left and right along x).
-        across: axis of a volume that runs across the slices.
-    """
-    volume = len(shape) == 3
-    inside = [0.0 if volume and axis == across else 1.0 for axis in range(len(shape))]
-    turn = [math.radians(15) * (1 - part) for part in inside] if volume else math.radians(15)
-    return Compose(
-        [
-            RandFlip(prob=0.5, spatial_axis=0 if volume else 1),
-            RandAffine(
-                prob=0.9,
-                rotate_range=turn,
-                scale_range=[0.15 * part for part in inside],
-                translate_range=[0.08 * n * part for n, part in zip(shape, inside, strict=True)],
-                mode="bilinear",
-                padding_mode="border",
-            ),
-            RandAdjustContrast(prob=0.5, gamma=(0.75, 1.35)),
-            RandScaleIntensity(prob=0.5, factors=0.2),
-            RandShiftIntensity(prob=0.5, offsets=0.1),
-        ]
-    )
-
-
-def normalise(images: Sequence[Tensor], mean: Sequence[float], std: Sequence[float], axis: int = 0) -> Tensor:
-    """Stacks images, 0..1, to float32 in the recipe of the weights: (channel, *space) -> (batch, channel, *space).
-
-    Args:
-        images: of one channel, which is repeated, or of as many as the recipe has.
+        images: (image, channel, *space), of one channel, which is repeated, or of as many as the recipe has.
         mean, std: the recipe, per channel.
-        axis: of the channels in each image: 0, or 1 of stacks of slices.
+        axis: of the channels: 1, or 2 of stacks of slices.
     """
-    channels = len(mean)
-    for image in images:
-        if image.shape[axis] not in {1, channels}:
-            raise ImageError(
-                f"an image of {image.shape[axis]} channels meets a network of {channels}. Set channels of the arm, or image.window."
-            )
-    batch = torch.stack([image.expand(*image.shape[:axis], channels, *image.shape[axis + 1 :]) for image in images])
-    shape = [channels if n == axis + 1 else 1 for n in range(batch.ndim)]
-    return (batch.clamp(0.0, 1.0) - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
+    channels, given = len(mean), images.shape[axis]
+    if given not in {1, channels}:
+        raise ImageError(f"an image of {given} channels meets a network of {channels}. Set channels of the arm, or image.window.")
+    shape = [channels if n == axis else 1 for n in range(images.ndim)]
+    center, scale = (torch.tensor(values, device=images.device).view(shape) for values in (mean, std))
+    return (images.float().clamp(0.0, 1.0) - center) / scale

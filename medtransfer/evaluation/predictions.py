@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,10 +92,14 @@ def _columns(table: pd.DataFrame) -> list[str]:
 
 
 def write_aside(path: Path, content: str | bytes) -> None:
-    """Writes beside the file, then renames, so that no reader ever sees half of it."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Writes beside the file, then renames, so that no reader ever sees half of it, not even after a power cut."""
+    # A name no other process or host takes.
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        with part.open("wb") as stream:
+            stream.write(content.encode() if isinstance(content, str) else content)
+            stream.flush()
+            os.fsync(stream.fileno())
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -93,11 +93,13 @@ class CacheBudget:
         gb: of disk that they may take, in 2^30 bytes; 0 keeps none.
         size: side of the images in pixels; None: that of the recipe.
         slices: of each volume; 1 for images.
+        images: of the whole cohort, as folds share what is kept; None: those the plan is for.
     """
 
     gb: float = 4.0
     size: int | None = None
     slices: int = 1
+    images: int | None = None
 
 
 # Fields that can be set by hand: their words, or the range of their numbers (the upper end of a share is excluded).
@@ -188,37 +190,45 @@ _FEWEST_VIEWS, _VIEWS, _MOST_VIEWS = 4, 8, 64
 
 
 def plan_cache(plan: FreezePlan, backbone: Backbone, images: int, budget: CacheBudget, choose: bool = False) -> FreezePlan:
-    """The plan with its cut and what an image takes there.
+    """The plan with its cut and what an image takes there, in each view.
+
+    Of a linear probe the pooled activations of the images as they are are kept, which take next to nothing.
 
     Args:
-        plan: whose `views` must fit the budget.
+        plan: whose `views` must fit the budget, with the images as they are beside them.
         backbone: as the plan was made for.
-        images: of the training part.
+        images: whose activations are kept, where the budget does not say.
         budget: of the cache.
         choose: set `views` to as many as the budget holds, up to eight; 0 where it holds fewer than four.
 
     Raises:
         ConfigError: views set by hand that have no frozen prefix to be cached, or do not fit the budget.
     """
-    prefix = plan.frozen_stages if plan.strategy == "lp_ft" and plan.tuned != "first" else 0
+    probe = plan.strategy == "linear_probe"
+    prefix = plan.frozen_stages if plan.tuned != "first" and plan.strategy != "scratch" else 0
+    if plan.views and not choose and (probe or not prefix):
+        raise ConfigError(
+            "plan: views is set, but there is no frozen prefix to cache: set strategy lp_ft, frozen stages, and tuned last or norms."
+        )
     if not prefix:
-        if plan.views and not choose:
-            raise ConfigError(
-                "plan: views is set, but there is no frozen prefix to cache: set strategy lp_ft, frozen stages, and tuned last or norms."
-            )
         return replace(plan, cache_cut="", bytes_per_image=0, views=0)
+    slices = budget.slices if backbone.ndim == 2 else 1
+    pooled = [4 * stage.channels for stage in backbone.stages[:prefix]]
+    before = sum(pooled[:-1]) if plan.read == "all" else 0
+    if probe:
+        return replace(plan, cache_cut=backbone.names[prefix - 1], bytes_per_image=slices * (pooled[-1] + before), views=0)
     costs = measure_stages(backbone, budget.size, budget.slices)
-    pooled = sum(cost.pooled_bytes for cost in costs[: prefix - 1]) if plan.read == "all" else 0
-    held = (costs[prefix - 1].bytes + pooled) * (budget.slices if backbone.ndim == 2 else 1)
-    fit = int(budget.gb * 2**30 // max(1, held * images))
+    held = slices * (costs[prefix - 1].bytes + before)
+    images = budget.images or images
+    fit = max(0, int(budget.gb * 2**30 // max(1, held * images)) - 1)
     if choose:
         plan = replace(plan, views=min(_VIEWS, fit) if fit >= _FEWEST_VIEWS else 0)
     if plan.views > fit:
         raise ConfigError(
             f"plan: views is {plan.views}; {images} images of {held / 2**20:.1f} MiB fit {fit} times into {budget.gb:g} GiB "
-            "(train.cache_gb)."
+            "(train.cache_gb), besides once as they are."
         )
-    return replace(plan, cache_cut=costs[prefix - 1].name, bytes_per_image=held)
+    return replace(plan, cache_cut=costs[prefix - 1].name if plan.views else "", bytes_per_image=held)
 
 
 def refuse_random_prefix(backbone: Backbone, plan: FreezePlan) -> None:

@@ -29,17 +29,23 @@ class Averages:
 
     def __init__(self, backbone: Backbone, head: nn.Module) -> None:
         self.backbone, self.head = copy.deepcopy(backbone), copy.deepcopy(head)
+        pairs = [*zip(self._moving(self.backbone, self.head), self._moving(backbone, head), strict=True)]
+        # What rests is left alone: it is most of the network where much is frozen.
+        self._means, self._current = ([pair[side] for pair in pairs if pair[0].is_floating_point()] for side in (0, 1))
+        self._counts = [pair for pair in pairs if not pair[0].is_floating_point()]
+
+    @staticmethod
+    def _moving(backbone: Backbone, head: nn.Module) -> list[Tensor]:
+        stages = [backbone.stage_state(index) for index in range(len(backbone.stages)) if index not in backbone.resting]
+        return [value.detach() for state in (*stages, head.state_dict(keep_vars=True)) for value in state.values()]
 
     @torch.no_grad()
-    def update(self, backbone: Backbone, head: nn.Module) -> None:
+    def update(self) -> None:
         """One step towards the current weights; what is frozen stays exactly as it is."""
-        for average, current in ((self.backbone, backbone), (self.head, head)):
-            now = current.state_dict()
-            for key, value in average.state_dict().items():
-                if value.is_floating_point():
-                    value.lerp_(now[key], 1 - _AVERAGE)
-                else:
-                    value.copy_(now[key])
+        if self._means:
+            torch._foreach_lerp_(self._means, self._current, 1 - _AVERAGE)
+        for mean, current in self._counts:
+            mean.copy_(current)
 
     def state(self) -> State:
         """A copy of the averaged states of backbone and head."""

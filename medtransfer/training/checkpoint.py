@@ -15,8 +15,8 @@ from torch import nn
 from medtransfer.errors import WeightsError
 from medtransfer.evaluation.predictions import write_aside
 
-# Seconds between two checkpoints: what an interruption costs at the most, besides the epoch it breaks off.
-_EVERY = 30.0
+# Seconds between two checkpoints: what a killed process loses at the most. Where writing one takes long, more.
+_EVERY, _SHARE = 30.0, 20.0
 
 
 def save_weights(path: Path, backbone: nn.Module, head: nn.Module, metadata: dict[str, str]) -> None:
@@ -42,27 +42,39 @@ def load_weights(path: Path, backbone: nn.Module, head: nn.Module) -> None:
 
 
 class Checkpoints:
-    """The state of one training between its epochs.
+    """The state of one unfinished training.
 
     Args:
         path: of the file.
         key: digest of all that decides the training; a state with another key is not taken up.
         every: seconds between two states.
+        writes: False for a process that trains along with one that writes.
     """
 
-    def __init__(self, path: Path, key: str, every: float = _EVERY) -> None:
-        self.path, self.key, self.every = path, key, every
-        self._last = time.monotonic()
+    def __init__(self, path: Path, key: str, every: float = _EVERY, writes: bool = True) -> None:
+        self.path, self.key, self.every, self.writes = path, key, every, writes
+        self._last, self._cost = time.monotonic(), 0.0
 
-    def save(self, state: dict[str, Any]) -> None:
-        """Writes tensors and plain values, if the last state is old enough."""
-        if time.monotonic() - self._last < self.every:
-            return
-        stream = io.BytesIO()
-        random = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
-        torch.save({"key": self.key, **state, "random": random}, stream)
-        write_aside(self.path, stream.getvalue())
+    @property
+    def due(self) -> bool:
+        """Whether the last state is old enough."""
+        return time.monotonic() - self._last >= max(self.every, _SHARE * self._cost)
+
+    def save(self, state: dict[str, Any]) -> str:
+        """Writes tensors and plain values, with the state of torch's random numbers; "" or why it could not."""
+        begun, problem = time.monotonic(), ""
+        if self.writes:
+            stream = io.BytesIO()
+            random = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
+            torch.save({"key": self.key, **state, "random": random}, stream)
+            try:
+                write_aside(self.path, stream.getvalue())
+            except OSError as error:
+                # A training is worth more than its checkpoint; the last one stays.
+                problem = f"{self.path}: the state of this training cannot be kept ({error.strerror}); interrupted, it would begin again"
         self._last = time.monotonic()
+        self._cost = self._last - begun
+        return problem
 
     def load(self) -> dict[str, Any] | None:
         """The state to go on from, with torch's random numbers set as they were; None where there is none."""

@@ -12,12 +12,10 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
-from torch.utils.data import DataLoader
 
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.costs import StageCost
@@ -25,11 +23,14 @@ from medtransfer.models.heads import LinearHead
 from medtransfer.models.plan import FreezePlan
 from medtransfer.tasks.task import Task
 from medtransfer.training.averages import adapt_norms
+from medtransfer.training.batches import Loader
 from medtransfer.training.choice import DepthChoice, Float, Folds, Int, StageProbe, choose_depth, tempered_losses, unit_means
 from medtransfer.training.engine import Engine
-from medtransfer.training.features import cache_prefix, start_epoch
-from medtransfer.training.loop import Budget, Trainer, predict
+from medtransfer.training.features import Keep
+from medtransfer.training.loop import Budget
+from medtransfer.training.predicting import predict
 from medtransfer.training.probe import Features, choose_penalty, features_by_stage, fit_head, fit_path, inner_folds, log_losses
+from medtransfer.training.trainer import Progress, Trainer
 
 _FOLDS, _REPEATS, _INNER = 5, 3, 3
 _VIEWS = 2
@@ -41,15 +42,15 @@ _FEWEST_STEPS, _LONGEST = 20, 1 / 3
 def search_depth(
     backbone: Backbone,
     task: Task,
-    train: DataLoader[Any],
-    plain: DataLoader[Any],
+    keep: Keep,
+    rows: Int,
+    batches: tuple[int, int],
     plan: FreezePlan,
     budget: Budget,
     engine: Engine,
     groups: Int,
     costs: Sequence[StageCost],
     seed: int = 0,
-    folder: Path | None = None,
     report: Callable[[str, int, int], None] | None = None,
 ) -> DepthChoice:
     """Compares the planned depth with at most two that probes suggest.
@@ -57,7 +58,9 @@ def search_depth(
     Args:
         backbone: pretrained; left as it is.
         task: with its class weights.
-        train: the training and tune images of a fold, randomly transformed. `plain`: the same, in order, as they are.
+        keep: gives a source of activations behind a cut.
+        rows: the training and tune images of a fold.
+        batches: images at a step, and images that are predicted at once.
         plan: the prior.
         budget: of the training that follows.
         engine: device and precision.
@@ -65,16 +68,16 @@ def search_depth(
         costs: of its stages, see `measure_stages`; the trials together take fewer operations than one full fine-tuning,
             if that is long enough to leave each its twenty steps.
         seed: of folds and order.
-        folder: of the cached activations while the search lasts.
         report: progress.
     """
     begun = time.perf_counter()
     backbone = engine.place(copy.deepcopy(backbone))  # type: ignore[assignment]  # the same class comes back
     if plan.adapt_norm:
-        adapt_norms(backbone, plain, engine)
+        adapt_norms(backbone, Loader(keep(backbone, "image", ()), rows, batches[1]), engine)
     # Attention starts as the mean.
     pooling: Literal["mean", "max"] = "max" if getattr(task.make_head(backbone), "pooling", "mean") == "max" else "mean"
-    features = features_by_stage(backbone, plain, engine, pooling)
+    pooled = keep(backbone, backbone.names[-1], backbone.names, pooled=True)
+    features = features_by_stage(backbone, Loader(pooled, rows, batches[1], share=engine.share), engine, pooling)
     names = backbone.names[: plan.kept_stages]
     first = features[backbone.names[0]]
     labels, units = first.targets[:, 0].astype(np.int64), groups[first.rows]
@@ -91,7 +94,7 @@ def search_depth(
     shallowest = _shallowest(probes)
     depths = _candidates(plan, shallowest, len(backbone.stages))
     first_draw = folds[: len(folds) // _REPEATS]
-    steps = _trial_steps(budget, depths, costs, len(first_draw), train)
+    steps = _trial_steps(budget, depths, costs, len(first_draw), len(rows), batches[0])
     logits = []
     for number, (frozen, dropped, _) in enumerate(depths):
         kept = len(backbone.stages) - dropped
@@ -99,7 +102,7 @@ def search_depth(
             logits.append(_probe_kept(backbone.names[:kept], features, scores, plan, labels, units, weight, first_draw, seed))
         else:
             tried = replace(plan, frozen_stages=frozen, dropped_stages=dropped, strategy="lp_ft", steps=steps)
-            logits.append(_try(backbone, task, train, plain, tried, budget, engine, units, first_draw, features, groups, seed, folder))
+            logits.append(_try(backbone, task, keep, rows, batches, tried, budget, engine, units, first_draw, features, groups, seed))
         if report is not None:
             report("trials of depths", number + 1, len(depths))
     return choose_depth(probes, shallowest, depths, logits, labels, units, first_draw, steps, time.perf_counter() - begun)
@@ -172,10 +175,10 @@ def _trial_steps(
     depths: Sequence[tuple[int, int, str]],
     costs: Sequence[StageCost],
     folds: int,
-    train: DataLoader[Any],
+    images: int,
+    batch: int,
 ) -> int:
     """Steps of each trial, so that all of them take a share of the operations of one full fine-tuning."""
-    images, batch = len(train.dataset), train.batch_size or 1  # type: ignore[arg-type]  # our datasets have a length
     total = sum(cost.macs for cost in costs) or 1
     full = budget.steps
     suffixes, fills = 0.0, 0.0
@@ -193,8 +196,9 @@ def _trial_steps(
 def _try(
     backbone: Backbone,
     task: Task,
-    train: DataLoader[Any],
-    plain: DataLoader[Any],
+    keep: Keep,
+    rows: Int,
+    batches: tuple[int, int],
     plan: FreezePlan,
     budget: Budget,
     engine: Engine,
@@ -203,7 +207,6 @@ def _try(
     features: dict[str, Features],
     groups: Int,
     seed: int,
-    folder: Path | None,
 ) -> Float:
     """Out-of-fold logits (image,) of short trainings at one depth, from cached activations.
 
@@ -215,10 +218,7 @@ def _try(
     prefix = 0 if plan.tuned == "first" else plan.frozen_stages
     backbone.freeze(prefix)
     cut = backbone.names[prefix - 1] if prefix else "image"
-    taps = task.make_head(backbone).taps
-    views = cache_prefix(backbone, train, cut, taps, _VIEWS, engine, folder)
-    as_they_are = cache_prefix(backbone, plain, cut, taps, 1, engine, folder)
-    batch = train.batch_size or 1
+    kept = keep(backbone, cut, task.make_head(backbone).taps)
     before, after = np.full(len(units), np.nan), np.full(len(units), np.nan)
     for inside, held in folds:
         network = copy.deepcopy(backbone)
@@ -232,15 +232,16 @@ def _try(
             features[head.taps[0]].rows[inside],
         )
         fit_head(head, read, groups[read.rows], task.positive_weights)
-        outside = as_they_are.select(held.tolist(), batch, None)
+        outside = Loader(kept, rows[held], batches[1], share=engine.share)
         before[held] = predict(network, head, task, outside, engine)[0][:, 0]
-        loader = views.select(inside.tolist(), batch, seed)
+        loader = Loader(kept, rows[inside], batches[0], seed, _VIEWS, engine.share)
         epochs = max(1, math.ceil(plan.steps / len(loader)))
-        trainer = Trainer(network, head, task, plan, budget, engine, plan.steps)
-        for epoch in range(epochs):
-            start_epoch(loader, epoch)
-            trainer.run_epoch(loader, epoch * len(loader))
-        scores, _ = predict(trainer.averages.backbone, trainer.averages.head, task, outside, engine)  # type: ignore[arg-type]  # copies of ours
+        trainer = Trainer(network, head, task, plan, budget.weight_decay, engine, plan.steps)
+        progress = Progress([{}], [], 0, math.inf, {})
+        for _ in range(epochs):
+            trainer.run_epoch(loader, progress)
+            progress.history.append({})
+        scores, _ = predict(trainer.averages.backbone, trainer.averages.head, task, outside, engine)
         after[held] = scores[:, 0]
         trainer.accelerator.free_memory()
     labels = features[backbone.names[0]].targets[:, 0].astype(np.int64)

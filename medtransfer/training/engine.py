@@ -1,53 +1,74 @@
-"""Device, precision and seeds: what the machine decides, not the study."""
+"""Device, precision, order of memory, threads and seeds: what the machine decides, not the study."""
 
 from __future__ import annotations
 
 import copy
+import hashlib
+import inspect
+import json
 import os
+import platform
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
+import joblib
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import broadcast_object_list, reduce
 from torch import Tensor, nn
 
 from medtransfer.errors import ConfigError
+from medtransfer.evaluation.predictions import write_aside
+from medtransfer.models.backbone import Backbone
 
 Precision = Literal["fp32", "bf16", "fp16"]
-# Reduced precision must win by this factor. Near-ties would be decided by timing noise, and two runs
-# of one study would differ.
-_WORTH_IT = 1.3
+Layout = Literal["contiguous", "channels_last"]
+# Seconds that fp32 may take longer than reduced precision before it is given up.
+_WORTH_IT = 1.05
+# A candidate that takes so many times as long as the best one is not timed again.
+_HOPELESS = 1.3
+_ROUNDS = 3
 _ACCELERATE_NAMES = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+_REDUCED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A device with a precision.
+    """A device with a precision and an order of memory.
 
     Attributes:
         device: where the networks live.
         precision: of the forward pass; losses and logits are float32 always.
-        seconds: per step by precision where it was measured, else empty.
+        layout: of images and of the weights of convolutions of planes.
+        seconds: per step of training by candidate (`bf16 channels_last`) where they were measured, else empty.
+        share: rank and number of the processes that train one network together.
     """
 
     device: torch.device
     precision: Precision
-    seconds: dict[str, float]
+    layout: Layout = "channels_last"
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    share: tuple[int, int] = (0, 1)
 
     def autocast(self) -> torch.autocast:
         """The context of a forward pass."""
-        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
-        return torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32")
+        return torch.autocast(self.device.type, _REDUCED.get(self.precision, torch.bfloat16), enabled=self.precision != "fp32")
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """The order of memory of planes, in torch's words."""
+        return torch.channels_last if self.layout == "channels_last" else torch.contiguous_format
 
     def move(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Activations to the device, in the order of memory that convolutions of planes like best."""
+        """Activations to the device, in its order of memory."""
         return {
-            name: x.to(self.device, non_blocking=True, memory_format=torch.channels_last if x.ndim == 4 else torch.preserve_format)
+            name: x.to(self.device, non_blocking=True, memory_format=self.memory_format if x.ndim == 4 else torch.preserve_format)
             for name, x in features.items()
         }
 
@@ -55,7 +76,7 @@ class Engine:
         """A network to the device, in the same order of memory; in place."""
         for tensor in network.parameters():
             if tensor.ndim == 4:
-                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+                tensor.data = tensor.data.contiguous(memory_format=self.memory_format)
         return network.to(self.device)
 
     def make_accelerator(self) -> Accelerator:
@@ -63,19 +84,60 @@ class Engine:
 
         One per training, as it keeps every optimiser it is given, and the state of its gradient scaler.
         """
-        AcceleratorState._reset_state(True)  # accelerate keeps one precision per process
+        AcceleratorState._reset_state(self.share[1] == 1)  # accelerate keeps one precision per process
         return Accelerator(mixed_precision=_ACCELERATE_NAMES[self.precision], cpu=self.device.type == "cpu")
 
+    def distribute(self, network: nn.Module) -> nn.Module:
+        """The network as each of several processes trains it: gradients are averaged. Itself where there is one process."""
+        if self.share[1] == 1 or not any(parameter.requires_grad for parameter in network.parameters()):
+            return network
+        devices = [self.device] if self.device.type == "cuda" else None
+        # Batch statistics stay each process's own within an epoch; their mean is taken after it. torch 2.14 renamed the argument.
+        known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+        name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        settings: dict[str, Any] = {"device_ids": devices, name: False}
+        return nn.parallel.DistributedDataParallel(network, **settings)
 
-def make_engine(device: str = "auto", precision: str = "auto", probe: nn.Module | None = None, image: Tensor | None = None) -> Engine:
-    """Chooses the device, and the precision by measurement.
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over all processes."""
+        result: Tensor = values if self.share[1] == 1 else reduce(values, "mean")
+        return result
+
+    def any(self, flag: bool) -> bool:
+        """Whether any of the processes says so."""
+        return flag if self.share[1] == 1 else bool(self.mean(torch.tensor(float(flag), device=self.device)) > 0)
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.share[1] > 1:
+            PartialState().wait_for_everyone()
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.share[0] == 0
+
+
+def make_engine(
+    device: str = "auto",
+    precision: str = "auto",
+    probe: Backbone | None = None,
+    image: Tensor | None = None,
+    layout: str = "auto",
+    memory: Path | None = None,
+    number: int = 0,
+) -> Engine:
+    """Chooses the device, and precision and order of memory by measurement.
 
     Args:
         device: auto (CUDA where there is one), cpu or cuda.
-        precision: auto, fp32, bf16 or fp16. auto times a training step of `probe` on `image` in fp32
-            and bf16 and takes bf16 where it is at least 1.3 times as fast.
-        probe: a backbone as it will be trained; fp32 is taken where it is missing.
-        image: a batch for it (batch, channel, row, column).
+        precision: auto, fp32, bf16 or fp16. auto times training steps of `probe` on `image` in each that the device has,
+            and takes the fastest; fp32 where it is within 5 % of it.
+        probe: a backbone, frozen as it will be trained; where it is missing, auto is fp32 and channels_last.
+        image: a batch for it (batch, channel, *space).
+        layout: auto, contiguous or channels_last.
+        memory: file in which measurements of this machine are kept; None: of none.
+        number: of the run, by which several GPUs take turns.
 
     Raises:
         ConfigError: CUDA asked for and absent, or fp16 without CUDA.
@@ -86,35 +148,116 @@ def make_engine(device: str = "auto", precision: str = "auto", probe: nn.Module 
     on_cuda = has_cuda and device != "cpu"
     if precision == "fp16" and not on_cuda:
         raise ConfigError("train.precision is fp16, which needs a CUDA device. Use auto, fp32 or bf16.")
+    state = join_processes(on_cuda)
+    where = torch.device("cpu")
+    if on_cuda:
+        where = torch.device("cuda", (state[2] if state[1] > 1 else number) % torch.cuda.device_count())
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    chosen: tuple[str, str] = ("fp32" if precision == "auto" else precision, "channels_last" if layout == "auto" else layout)
     seconds: dict[str, float] = {}
-    chosen: Precision = "fp32"
-    if precision != "auto":
-        chosen = precision  # type: ignore[assignment]  # validated by the configuration
-    elif probe is not None and image is not None:
-        where = torch.device("cuda" if on_cuda else "cpu")
-        seconds = {name: _time_step(probe, image, where, name == "bf16") for name in ("fp32", "bf16")}
-        chosen = "bf16" if seconds["fp32"] >= _WORTH_IT * seconds["bf16"] else "fp32"
-    return Engine(torch.device("cuda" if on_cuda else "cpu"), chosen, seconds)
+    if "auto" in {precision, layout} and probe is not None and image is not None:
+        precisions = _precisions(where) if precision == "auto" else (precision,)
+        layouts = ("channels_last", "contiguous") if layout == "auto" and probe.ndim == 2 else (chosen[1],)
+        candidates = [(p, order) for p in precisions for order in layouts]
+        seconds = _measured(probe, image, where, candidates, memory)
+        chosen = _fastest(candidates, seconds)
+    return Engine(where, *chosen, seconds, state[:2])  # type: ignore[arg-type]  # validated by the configuration
 
 
-def _time_step(probe: nn.Module, image: Tensor, device: torch.device, bf16: bool) -> float:
-    """Seconds of the best of two forward and backward passes after a warm-up; gradients are cleared, batch statistics restored."""
-    engine = Engine(device, "bf16" if bf16 else "fp32", {})
-    model: Any = engine.place(copy.deepcopy(probe)).train()
-    batch = engine.move({"image": image})
+def join_processes(on_cuda: bool) -> tuple[int, int, int]:
+    """Rank, number and local rank where this is one of several processes of `torchrun` or `accelerate launch`."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return 0, 1, 0
+    state = PartialState(cpu=not on_cuda)
+    return state.process_index, state.num_processes, state.local_process_index
+
+
+def _precisions(device: torch.device) -> tuple[str, ...]:
+    if device.type == "cpu":
+        return ("fp32", "bf16")
+    return ("fp32", "bf16", "fp16") if torch.cuda.is_bf16_supported(including_emulation=False) else ("fp32", "fp16")
+
+
+def _fastest(candidates: list[tuple[str, str]], seconds: Mapping[str, float]) -> tuple[str, str]:
+    """The fastest; where fp32 is nearly as fast, the fastest in fp32."""
+    timed = [pair for pair in candidates if " ".join(pair) in seconds]
+    best = min(timed, key=lambda pair: seconds[" ".join(pair)])
+    plain = min((pair for pair in timed if pair[0] == "fp32"), key=lambda pair: seconds[" ".join(pair)], default=best)
+    return plain if seconds[" ".join(plain)] <= _WORTH_IT * seconds[" ".join(best)] else best
+
+
+def _measured(
+    probe: Backbone, image: Tensor, device: torch.device, candidates: list[tuple[str, str]], memory: Path | None
+) -> dict[str, float]:
+    """Seconds per step, from what was measured on this machine before or anew."""
+    about = [
+        _name_of(device),
+        platform.node(),
+        torch.__version__,
+        torch.get_num_threads(),
+        probe.name,
+        probe.frozen,
+        list(image.shape),
+        candidates,
+    ]
+    key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
+    try:
+        known = dict(json.loads(memory.read_text(encoding="utf-8"))) if memory is not None else {}
+    except (OSError, ValueError):
+        known = {}
+    if key not in known:
+        known[key] = _time_steps(probe, image, device, candidates)
+        if memory is not None:
+            write_aside(memory, json.dumps(known))
+    seconds = [{str(name): float(value) for name, value in known[key].items()}]
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        broadcast_object_list(seconds)  # all processes choose alike
+    return seconds[0]
+
+
+def _time_steps(probe: Backbone, image: Tensor, device: torch.device, candidates: list[tuple[str, str]]) -> dict[str, float]:
+    """Best of a few training steps after a warm-up, in turns, so that a busy moment hits all candidates alike."""
+    models: dict[str, Any] = {}
+    for precision, layout in candidates:
+        engine = Engine(device, precision, layout)  # type: ignore[arg-type]  # of the lists above
+        models[f"{precision} {layout}"] = engine, engine.place(copy.deepcopy(probe)).train(), engine.move({"image": image})
+    for parts in models.values():
+        _time_step(*parts)
+    seconds: dict[str, float] = {}
+    for _ in range(_ROUNDS):
+        limit = _HOPELESS * min(seconds.values(), default=float("inf"))
+        for name, parts in models.items():
+            if seconds.get(name, 0.0) <= limit:
+                seconds[name] = min(_time_step(*parts), seconds.get(name, float("inf")))
+    return seconds
+
+
+def _time_step(engine: Engine, model: Any, batch: dict[str, Tensor]) -> float:
     last = model.names[-1]
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        with engine.autocast():
-            out = model(batch, [last])[last]
-        if out.requires_grad:
-            out.float().mean().backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-        model.zero_grad(set_to_none=True)
-    return min(times[1:])
+    begun = time.perf_counter()
+    with engine.autocast():
+        out = model(batch, [last])[last]
+    if out.requires_grad:
+        out.float().mean().backward()
+    if engine.device.type == "cuda":
+        torch.cuda.synchronize()
+    taken = time.perf_counter() - begun
+    model.zero_grad(set_to_none=True)
+    return taken
+
+
+def use_threads(jobs: int = 1) -> None:
+    """Divides the cores that this process may use, physical ones and within the limits of a container, among jobs.
+
+    What the environment says (OMP_NUM_THREADS) stays.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads_of(jobs))
+
+
+def threads_of(jobs: int) -> int:
+    """Threads of each of so many jobs."""
+    return max(1, int(joblib.cpu_count(only_physical_cores=True)) // max(1, jobs))
 
 
 def seed_everything(seed: int) -> None:
@@ -126,17 +269,23 @@ def seed_everything(seed: int) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Debugging aid of that mode: fills every new tensor with NaN, which costs a seventh of a training step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # not in torch's stubs
+    # Its choice among algorithms is one of timing; two runs of one seed would differ.
     torch.backends.cudnn.benchmark = False
 
 
 def describe_machine(engine: Engine) -> dict[str, Any]:
     """Device, threads and determinism for `environment.json`."""
-    name = torch.cuda.get_device_name() if engine.device.type == "cuda" else "cpu"
     return {
         "device": str(engine.device),
-        "device_name": name,
+        "device_name": _name_of(engine.device),
         "threads": torch.get_num_threads(),
+        "processes": engine.share[1],
         "precision": engine.precision,
-        "step_seconds": engine.seconds,
+        "layout": engine.layout,
+        "step_seconds": dict(engine.seconds),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
+
+
+def _name_of(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -1,156 +1,216 @@
-"""The frozen prefix, computed once: activations at the cut, replayed in place of images."""
+"""The frozen prefix, computed once: activations at the cut, kept on disk and replayed in place of images.
+
+One folder holds what a prefix gives for the images of one cohort, whatever fold, seed or arm asks for it: a file per
+activation and view, and a byte per image that says whether it is there. It is filled as far as it is needed, by as
+many processes as there are; two of them that compute the same image write the same bytes.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import BatchSampler, DataLoader, Sampler
+from torch import Tensor
 
 from medtransfer.errors import StudyError
+from medtransfer.evaluation.predictions import write_aside
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.chain import Layout
-from medtransfer.tasks.task import Batch
+from medtransfer.training.batches import Source
 from medtransfer.training.engine import Engine
 
-
-class PrefixLoader:
-    """Batches with activations in place of the image; epoch e replays view e mod views.
-
-    Attributes:
-        cut: name of the deepest activation; "image" where nothing is frozen.
-        views: random views held of each image.
-        batch_size: images of a batch.
-    """
-
-    def __init__(self, cut: str, held: dict[str, NDArray[np.float32]], rest: dict[str, torch.Tensor], batches: BatchSampler) -> None:
-        self.cut, self.views, self.batch_size = cut, len(held[cut]), batches.batch_size
-        self._held, self._rest, self._batches = held, rest, batches
-        self._view = 0
-
-    def start_epoch(self, epoch: int) -> None:
-        """Chooses the order and the view of the next pass."""
-        self._view = epoch % self.views
-        if hasattr(self._batches.sampler, "set_epoch"):
-            self._batches.sampler.set_epoch(epoch)
-
-    def select(self, images: Sequence[int], batch_size: int, seed: int | None) -> PrefixLoader:
-        """The same activations of some images, by their places in the dataset; shuffled anew each epoch where there is a seed."""
-        order: Any = list(images) if seed is None else _Shuffled(list(images), seed)
-        batches = BatchSampler(order, min(batch_size, len(images)), drop_last=seed is not None)
-        return PrefixLoader(self.cut, self._held, self._rest, batches)
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for chosen in self._batches:
-            features = {name: torch.from_numpy(values[self._view, chosen]) for name, values in self._held.items()}
-            yield cast(Batch, {"features": features, **{key: value[chosen] for key, value in self._rest.items()}})
+# Planes that run through the prefix at once.
+_PLANES = 32
 
 
-class _Shuffled(Sampler[int]):
-    """An order that depends on (seed, epoch) alone."""
+class Keep(Protocol):
+    """Gives a source of activations behind a cut, see `FeatureSource`, or of the images where none are kept."""
 
-    def __init__(self, images: list[int], seed: int) -> None:
-        self.images, self.seed, self.epoch = images, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(np.random.default_rng([self.seed, self.epoch]).permutation(self.images).tolist())
+    def __call__(self, network: Backbone, cut: str, taps: Sequence[str], pooled: bool = False) -> Source:
+        """See `FeatureSource`."""
+        ...
 
 
-Loader = DataLoader[Any] | PrefixLoader
+class FeatureSource:
+    """What the stages up to a cut make of images, in place of the images.
 
-
-def start_epoch(loader: Loader, epoch: int) -> None:
-    """Chooses the order and the random draws of the next pass."""
-    if isinstance(loader, PrefixLoader):
-        loader.start_epoch(epoch)
-        return
-    for part in (loader.sampler, loader.dataset):
-        cast(Any, part).set_epoch(epoch)
-
-
-def cache_prefix(
-    backbone: Backbone, loader: DataLoader[Any], cut: str, taps: Sequence[str], views: int, engine: Engine, folder: Path | None = None
-) -> PrefixLoader:
-    """Runs the stages up to `cut`, once per view of every image, and keeps what comes out, in float32.
-
-    View v is the random draw of epoch v, so that what is replayed is what an uncached pass would have seen. It is kept
-    in files without a name, which are gone when nobody uses them, however the program ends.
+    Activations are kept in the type they are computed in, so that nothing is lost. View v of an image is random draw v.
 
     Args:
-        backbone: with `cut` within its frozen stages.
-        loader: of images.
+        backbone: with `cut` within its frozen stages; these must not change while this is used.
+        images: the source that is replaced.
+        count: rows of the cohort.
         cut: name of a stage, or "image".
         taps: activations the head reads; of those before the cut the mean over space is kept, which is all it reads.
-        views: 1 for a loader without random transforms.
         engine: device and precision.
-        folder: of the files; the system's for temporary files where left out.
-
-    Raises:
-        StudyError: not enough room on the disk.
+        folder: of all stores of a study.
+        decided: all that decides what comes out, besides the backbone and the arguments above.
+        pooled: nothing runs behind the cut, so that of it too the mean over space is enough.
     """
-    dataset: Any = loader.dataset
-    in_order: DataLoader[Any] = DataLoader(dataset, batch_size=loader.batch_size, collate_fn=loader.collate_fn)
-    layouts = {stage.name: stage.layout for stage in backbone.stages}
-    before = [tap for tap in taps if tap in backbone.names[: backbone.frozen] and tap != cut]
-    held: dict[str, NDArray[np.float32]] = {}
-    rest: dict[str, list[torch.Tensor]] = {}
-    training = backbone.training
-    backbone.eval()
-    for view in range(views):
-        dataset.set_epoch(view)
-        done = 0
-        for batch in in_order:
-            with torch.inference_mode(), engine.autocast():
-                activations = backbone(engine.move(batch["features"]), [*before, cut])
-            for name, activation in activations.items():
-                values = (activation if name == cut else _mean_in_place(activation, layouts[name])).float().cpu().numpy()
-                if name not in held:
-                    held[name] = _allocate((views, len(dataset), *values.shape[1:]), folder)
-                held[name][view, done : done + len(values)] = values
-            done += len(batch["targets"])
-            if view == 0:
-                for key, value in batch.items():
-                    if key != "features":
-                        rest.setdefault(key, []).append(value)
-    backbone.train(training)
-    return PrefixLoader(cut, held, {key: torch.cat(parts) for key, parts in rest.items()}, cast(BatchSampler, loader.batch_sampler))
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        images: Source,
+        count: int,
+        cut: str,
+        taps: Sequence[str],
+        engine: Engine,
+        folder: Path,
+        decided: Sequence[str] = (),
+        pooled: bool = False,
+    ) -> None:
+        self.backbone, self.images, self.count, self.cut, self.engine, self.pooled = backbone, images, count, cut, engine, pooled
+        frozen = backbone.names[: backbone.names.index(cut) + 1] if cut != "image" else []
+        self.before = [tap for tap in taps if tap in frozen and tap != cut]
+        self.layouts = {stage.name: stage.layout for stage in backbone.stages}
+        self.folder = folder / _digest(backbone, len(frozen), [cut, *self.before, str(pooled), engine.precision, engine.layout, *decided])
+        # Rows that are known to be there, by view; saves asking the disk.
+        self._there: dict[int | None, NDArray[np.bool_]] = {}
+        self._kept: dict[str, Any] | None = None
+
+    def prepare(self, rows: Sequence[int], view: int | None) -> None:
+        """Computes what is missing of these rows.
+
+        Raises:
+            StudyError: not enough room on the disk.
+        """
+        wanted = np.unique(np.asarray(rows, np.int64))
+        if self._missing(wanted, view).any():
+            missing = wanted[self._missing(wanted, view, ask=True)]
+            pieces = [missing[at : at + _PLANES] for at in range(0, len(missing), _PLANES)]
+            # Processes that fill the same store begin at different places.
+            start = int(np.random.default_rng(os.getpid()).integers(len(pieces))) if pieces else 0
+            for piece in [*pieces[start:], *pieces[:start]]:
+                left = piece[self._missing(piece, view, ask=True)]
+                if len(left):
+                    self._fill(left.tolist(), view)
+
+    def load(self, rows: Sequence[int], view: int | None = None) -> dict[str, Any]:
+        """One batch, from the disk."""
+        if self._missing(np.asarray(rows, np.int64), view).any():
+            self.prepare(rows, view)
+        read = {name: self._read(name, rows, view) for name in self._contents()}
+        rest = {key: read.pop(key) for key in ("present", "targets")}
+        return {"features": read, **rest, "rows": torch.tensor(list(rows), dtype=torch.int64)}
+
+    def _missing(self, rows: NDArray[np.int64], view: int | None, ask: bool = False) -> NDArray[np.bool_]:
+        if ask or view not in self._there:
+            try:
+                kept = np.fromfile(self._path("there", view), np.uint8)
+            except OSError:
+                kept = np.zeros(0, np.uint8)
+            there = np.zeros(self.count, bool)
+            there[: len(kept)] = kept[: self.count] == 1
+            self._there[view] = there
+        return ~self._there[view][rows]
+
+    @torch.inference_mode()
+    def _fill(self, rows: list[int], view: int | None) -> None:
+        training = self.backbone.training
+        self.backbone.eval()
+        try:
+            batch = self.images.load(rows, view)
+            planes = math.prod(batch["present"].shape[1:])
+            size = max(1, _PLANES // planes)
+            for at in range(0, len(rows), size):
+                part = {name: _pad(x[at : at + size], size) for name, x in batch["features"].items()}
+                with self.engine.autocast():
+                    found = self.backbone(self.engine.move(part), [*self.before, self.cut])
+                values = {name: self._reduce(name, x)[: len(rows) - at].cpu() for name, x in found.items()}
+                values |= {"present": batch["present"][at : at + size], "targets": batch["targets"][at : at + size]}
+                self._write(rows[at : at + size], view, values)
+        finally:
+            self.backbone.train(training)
+
+    def _reduce(self, name: str, activation: Tensor) -> Tensor:
+        """What is kept of an activation; the channels of planes last, as convolutions like them best."""
+        if name in self.before or self.pooled:
+            activation = _mean_in_place(activation, self.layouts[name])
+        return activation.permute(0, 2, 3, 1).contiguous() if activation.ndim == 4 and self.engine.layout == "channels_last" else activation
+
+    def _write(self, rows: list[int], view: int | None, values: dict[str, Tensor]) -> None:
+        try:
+            if not (self.folder / "contents.json").is_file():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                contents = {name: {"shape": list(x.shape[1:]), "dtype": str(x.dtype).removeprefix("torch.")} for name, x in values.items()}
+                write_aside(self.folder / "contents.json", json.dumps(contents))
+            for name, x in values.items():
+                with self._open(name, view) as stream:
+                    for row, value in zip(rows, _bytes(x), strict=True):
+                        stream.seek(row * len(value))
+                        stream.write(value)
+            # Last: a killed process leaves rows that are computed again.
+            with self._open("there", view) as stream:
+                for row in rows:
+                    stream.seek(row)
+                    stream.write(b"\1")
+        except OSError as error:
+            raise StudyError(
+                f"{self.folder.parent}: no room for cached activations ({error.strerror}). Free some, set MEDTRANSFER_CACHE to another "
+                "folder, or set train.cache_gb=0, which keeps none."
+            ) from error
+        self._there[view][rows] = True
+
+    def _contents(self) -> dict[str, Any]:
+        if self._kept is None:
+            self._kept = json.loads((self.folder / "contents.json").read_text(encoding="utf-8"))
+        return self._kept
+
+    def _read(self, name: str, rows: Sequence[int], view: int | None) -> Tensor:
+        kept = self._contents()[name]
+        values = torch.empty((len(rows), *kept["shape"]), dtype=getattr(torch, kept["dtype"]), pin_memory=self.engine.device.type == "cuda")
+        with self._path(name, view).open("rb", buffering=0) as stream:
+            for row, value in zip(rows, _bytes(values), strict=True):
+                stream.seek(row * len(value))
+                if stream.readinto(value) != len(value):
+                    raise StudyError(
+                        f"{self._path(name, view)}: these activations were cut short. Remove {self.folder} and run the same command again."
+                    )
+        planes = values.ndim == 4 and self.engine.layout == "channels_last"
+        return values.permute(0, 3, 1, 2) if planes else values
+
+    def _path(self, name: str, view: int | None) -> Path:
+        return self.folder / f"{'plain' if view is None else view}.{name}"
+
+    def _open(self, name: str, view: int | None) -> BinaryIO:
+        path = self._path(name, view)
+        # Neither emptied where it is there, nor written at its end alone.
+        return open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")
 
 
-def _mean_in_place(activation: torch.Tensor, layout: Layout) -> torch.Tensor:
+def _pad(images: Tensor, size: int) -> Tensor:
+    """As many images each time: the last bit of a matrix product depends on its size, and what an image gives must not depend on others."""
+    return torch.cat([images, images[-1:].expand(size - len(images), *images.shape[1:])]) if len(images) < size else images
+
+
+def _bytes(values: Tensor) -> NDArray[np.uint8]:
+    """The bytes of each row, not copied."""
+    return values.contiguous().view(len(values), -1).view(torch.uint8).numpy()
+
+
+def _digest(backbone: Backbone, stages: int, decided: Sequence[str]) -> str:
+    """Name of a store: the tensors of the stages that run, and all else that decides what comes out of them."""
+    result = hashlib.sha256(json.dumps([backbone.name, backbone.names[:stages], *decided]).encode())
+    for index in range(stages):
+        for name, value in sorted(backbone.stage_state(index).items()):
+            result.update(name.encode())
+            result.update(_bytes(value.detach().cpu().reshape(1, -1)).tobytes())
+    return result.hexdigest()[:32]
+
+
+def _mean_in_place(activation: Tensor, layout: Layout) -> Tensor:
     """The mean over space as an activation of one position, with the axis of slices where there is one; the head's mean of it is itself."""
     first = activation.ndim - len(layout) + 1  # the axis behind images, or images and slices
     if layout == "NC":
         return activation
     space = range(first, activation.ndim - 1) if layout in {"NLC", "NHWC"} else range(first + 1, activation.ndim)
     return activation.float().mean(tuple(space), keepdim=True)
-
-
-def _allocate(shape: tuple[int, ...], folder: Path | None) -> NDArray[np.float32]:
-    size = math.prod(shape) * 4
-    with tempfile.TemporaryFile(dir=folder) as file:
-        try:
-            # Claimed at once: a disk that fills up later would kill the process without a word.
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)
-        except OSError as error:
-            raise StudyError(
-                f"{folder or tempfile.gettempdir()}: no room for {size / 2**30:.1f} GiB of cached activations ({error.strerror}). "
-                "Free some, or set plan.views=0 and plan.search=false, which keep none."
-            ) from error
-        return np.memmap(file, np.float32, "w+", shape=shape)

@@ -19,6 +19,7 @@ from torch import nn
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.heads import LinearHead
 from medtransfer.tasks.task import Batch
+from medtransfer.training.batches import collect
 from medtransfer.training.engine import Engine
 
 Float = NDArray[np.float64]
@@ -72,16 +73,16 @@ def features_by_stage(
 
 
 def _collect(backbone: Backbone, taps: list[str], pool: Any, batches: Iterable[Batch], engine: Engine) -> Features:
-    values, targets, rows = [], [], []
     backbone.eval()
-    for batch in batches:
-        with torch.inference_mode():
-            with engine.autocast():
-                activations = backbone(engine.move(batch["features"]), taps)
-            values.append(pool(activations, batch).cpu().double().numpy())
-        targets.append(batch["targets"].double().numpy())
-        rows.append(batch["rows"].numpy())
-    return Features(np.concatenate(values), np.concatenate(targets), np.concatenate(rows))
+
+    def work(batch: Batch) -> torch.Tensor:
+        with engine.autocast():
+            activations = backbone(engine.move(batch["features"]), taps)
+        pooled: torch.Tensor = pool(activations, batch)
+        return pooled
+
+    values, targets, rows = collect(batches, engine, work)
+    return Features(values.astype(np.float64), targets.astype(np.float64), rows)
 
 
 def fit_path(values: Float, labels: Int, weight: float, penalties: tuple[float, ...] = PENALTIES) -> tuple[Float, Float]:

@@ -17,7 +17,7 @@ from medtransfer.models.backbone import Backbone
 from medtransfer.models.heads import Head
 from medtransfer.tasks.task import Batch, Task
 from medtransfer.training.engine import Engine
-from medtransfer.training.loop import predict
+from medtransfer.training.predicting import predict
 from medtransfer.training.probe import features_by_stage
 
 Float = NDArray[np.float64]

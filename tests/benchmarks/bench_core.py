@@ -7,17 +7,11 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import medtransfer as mt
 import numpy as np
-import torch
-from medtransfer.data.dataset import ImageDataset, make_loader
 from medtransfer.data.transforms import Fixed, fixed_transforms
 from medtransfer.evaluation.discrimination import delong_covariance
-from medtransfer.models.freeze import PlainCounts
-from medtransfer.training.engine import make_engine
-from medtransfer.training.loop import Budget, fit
 
 REPEATS = 5
 
@@ -34,42 +28,6 @@ def median_seconds(work: Callable[[], object]) -> float:
 
 def report(name: str, ours: float, baseline: float) -> None:
     print(f"{name}: {baseline / ours:.2f} times the baseline's speed ({ours * 1e3:.0f} ms against {baseline * 1e3:.0f} ms)", flush=True)
-
-
-def bench_training_epoch(cohort: mt.Cohort) -> None:
-    """`fit` for one epoch, with random transforms and the tune score, against the bare PyTorch step on ready batches."""
-    entries = [Path(entry) for entry in mt.inspect_images(cohort, fixed=Fixed(96))["entry"]]
-    targets = cohort.images[["malignant"]].to_numpy(np.float32)
-    fold = mt.split_cohort(cohort, 3).fold(0)
-    engine = make_engine("cpu", "fp32")
-
-    def network() -> tuple[mt.Backbone, mt.FreezePlan]:
-        net = mt.load_backbone("tf_efficientnet_lite0", "imagenet")
-        return net, mt.plan_freeze(PlainCounts({"0": 100, "1": 100}, "far"), net)
-
-    net, plan = network()
-    recipe = net.recipe
-    loaders = [
-        make_loader(ImageDataset(entries, targets, rows, seed), 16, recipe.mean, recipe.std)
-        for rows, seed in ((fold.train, 0), (fold.train[:16], None), (fold.tune[:16], None))
-    ]
-    task = mt.Classification(cohort.labels).weighted(targets)
-    ready = [batch["features"]["image"].contiguous(memory_format=torch.channels_last) for batch in loaders[0]]
-    bare, _ = network()
-    bare.to(memory_format=torch.channels_last).freeze(plan.frozen_stages, plan.norm_policy)
-    optimiser = torch.optim.AdamW([p for p in bare.parameters() if p.requires_grad], lr=1e-5)
-    last = bare.names[-1]
-
-    def bare_epoch() -> None:
-        bare.train()
-        for image in ready:
-            optimiser.zero_grad()
-            bare({"image": image}, [last])[last].float().mean().backward()
-            optimiser.step()
-
-    head = task.make_head(net)
-    ours = median_seconds(lambda: fit(net, head, task, *loaders, plan, Budget(len(ready), None, 0.05), engine))
-    report("one epoch of fit, all included, against bare PyTorch steps", ours, median_seconds(bare_epoch))
 
 
 def bench_image_cache(cohort: mt.Cohort) -> None:
@@ -105,7 +63,6 @@ def main() -> None:
         cohort = mt.Cohort.from_csv(manifest, manifest.parent, ["malignant"])
         bench_delong()
         bench_image_cache(cohort)
-        bench_training_epoch(cohort)
 
 
 if __name__ == "__main__":

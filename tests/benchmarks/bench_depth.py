@@ -17,9 +17,10 @@ from medtransfer.data.transforms import Fixed
 from medtransfer.models.costs import measure_stages
 from medtransfer.models.freeze import PlainCounts
 from medtransfer.runs import Images
+from medtransfer.training.batches import Loader
 from medtransfer.training.depth import search_depth
 from medtransfer.training.engine import make_engine
-from medtransfer.training.loop import Budget, fit
+from medtransfer.training.loop import Budget, Parts, fit, settle
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from planted import write_planted
@@ -38,14 +39,22 @@ def main() -> None:
             net = mt.load_backbone("tf_efficientnet_lite0", "imagenet")
             counts = PlainCounts({"0": PATIENTS // 2, "1": PATIENTS // 2}, "far")
             plan = mt.plan_freeze(counts, net, views=0)
-            images, rows = Images(cohort, entries, Slices(), 1, TrainSection(batch_size=16)), np.arange(PATIENTS)
+            store = Path(name) / f"store-{kind}"
+            images, rows = Images(cohort, entries, Slices(), 1, TrainSection(batch_size=16), store), np.arange(PATIENTS)
             task = replace(mt.Classification(cohort.labels).weighted(images.targets), read=plan.read)
             budget = Budget(STEPS, None, 0.05)
-            loaders = images.loader(rows, net, 0), images.loader(rows, net)
-            choice = search_depth(net, task, *loaders, plan, budget, engine, images.groups, measure_stages(net, PIXELS))
+            source = images.source(net, engine)
+            batches = images.batches(source, engine)
+
+            def keep(network, cut, taps, pooled=False, images=images):
+                return images.keep(network, engine, cut, taps, pooled)
+
+            choice = search_depth(net, task, keep, rows, batches, plan, budget, engine, images.groups, measure_stages(net, PIXELS))
             full = mt.plan_freeze(counts, net, frozen_stages=0)
+            plain, head = Loader(source, rows, batches[1]), task.make_head(net)
             begun = time.perf_counter()
-            fit(net, task.make_head(net), task, *loaders, loaders[1], full, budget, engine, images.groups)
+            settle(net, head, full, engine, plain)
+            fit(net, head, task, Parts(Loader(source, rows, batches[0], 0), plain, plain), full, budget, engine, images.groups)
             seconds = time.perf_counter() - begun
             ratio = choice.seconds / seconds
             print(f"{kind}: {choice.seconds:.0f} s, {ratio:.2f} times one full fine-tuning of {STEPS} steps, {seconds:.0f} s")

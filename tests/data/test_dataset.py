@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from medtransfer.data.cache import cache_folder
-from medtransfer.data.dataset import EpochSampler, ImageDataset, make_loader
+from medtransfer.data.dataset import ImageSource
 from medtransfer.data.inspection import inspect_image
-from medtransfer.data.transforms import Fixed, normalise, random_transforms
+from medtransfer.data.transforms import Fixed, normalise
 from medtransfer.errors import ImageError
 
 
@@ -17,70 +17,48 @@ def cached(write_png):
     return paths, [inspect_image(path, cache_folder(), Fixed(32))["entry"] for path in paths]
 
 
+def source_of(entries, seed=0, mean=(0.5,), std=(0.5,)):
+    return ImageSource(entries, np.arange(len(entries), dtype=np.float32)[:, None], mean, std, seed=seed)
+
+
 def test_an_entry_that_is_gone_is_named(tmp_path):
-    dataset = ImageDataset([tmp_path / "gone.npy"], np.zeros((1, 1), np.float32), [0])
     with pytest.raises(ImageError, match="gone or cut short"):
-        dataset[0]
+        source_of([tmp_path / "gone.npy"]).load([0])
 
 
-def test_random_half_stays_in_place_and_depends_on_the_seed():
-    image = torch.zeros(1, 64, 64)
-    image[0, 24:40, 24:40] = 1
-    pipeline = random_transforms((64, 64))
-    drawn = []
-    for seed in (1, 1, 2):
-        pipeline.set_random_state(seed=seed)
-        drawn.append(pipeline(image))
-    assert torch.equal(drawn[0], drawn[1])
-    assert not torch.equal(drawn[0], drawn[2])
-    assert drawn[0].shape == image.shape
-    mass = (drawn[2] > 0.5).float()
-    assert 100 < mass.sum() < 500  # 256 pixels, zoomed by at most 15 % per axis
-    rows, columns = (mass[0].sum(axis) @ torch.arange(64.0) / mass.sum() for axis in (1, 0))
-    assert abs(rows - 31.5) < 9
-    assert abs(columns - 31.5) < 9
+def test_draws_depend_on_view_and_image_not_on_the_batch(cached):
+    source = source_of(cached[1], seed=3)
+    image = source.load([4], 1)["features"]["image"][0]
+    assert torch.equal(image, source.load([0, 4, 2], 1)["features"]["image"][1])
+    assert not torch.equal(image, source.load([4], 2)["features"]["image"][0])
+    assert not torch.equal(image, source.load([4])["features"]["image"][0])
+    assert not torch.equal(image, source_of(cached[1], seed=4).load([4], 1)["features"]["image"][0])
 
 
-def test_draws_depend_on_epoch_and_image_not_on_order(cached):
-    _, entries = cached
-    targets = np.zeros((6, 1), np.float32)
-    first = ImageDataset(entries, targets, range(6), seed=3)
-    other = ImageDataset(entries, targets, [4, 2], seed=3)
-    assert torch.equal(first[4][0], other[0][0])
-    assert torch.equal(first[4][0], first[4][0])
-    before = first[4][0]
-    first.set_epoch(1)
-    assert not torch.equal(before, first[4][0])
-
-
-def test_loader_normalises_and_keeps_rows(cached):
-    _, entries = cached
-    targets = np.arange(6, dtype=np.float32)[:, None]
-    loader = make_loader(ImageDataset(entries, targets, [5, 1, 3]), 2, (0.5, 0.4, 0.3), (0.5, 0.2, 0.1))
-    batches = list(loader)
-    assert [batch["rows"].tolist() for batch in batches] == [[5, 1], [3]]
-    assert batches[1]["targets"].tolist() == [[3]]
-    raw = torch.from_numpy(np.load(entries[5]))[0]
-    image = batches[0]["features"]["image"][0]
-    for channel, (mean, std) in enumerate(zip((0.5, 0.4, 0.3), (0.5, 0.2, 0.1), strict=True)):
-        assert torch.allclose(image[channel], (raw - mean) / std, atol=1e-5)
-
-
-def test_training_loader_shuffles_by_epoch_and_drops_the_rest(cached):
-    _, entries = cached
-    loader = make_loader(ImageDataset(entries, np.zeros((6, 1), np.float32), range(6), seed=1), 4, (0.5,), (0.5,))
-    assert len(loader) == 1
-    small = make_loader(ImageDataset(entries, np.zeros((6, 1), np.float32), range(3), seed=1), 32, (0.5,), (0.5,))
-    assert len(list(small)) == 1
-    sampler = EpochSampler(20, seed=1)
-    first = list(sampler)
-    sampler.set_epoch(1)
-    assert sorted(first) == sorted(sampler) == list(range(20))
-    assert list(sampler) != first
+def test_batches_are_normalised_and_keep_rows(cached):
+    mean, std = (0.5, 0.4, 0.3), (0.5, 0.2, 0.1)
+    batch = source_of(cached[1], mean=mean, std=std).load([5, 1])
+    assert batch["rows"].tolist() == [5, 1]
+    assert batch["targets"].tolist() == [[5], [1]]
+    raw = torch.from_numpy(np.load(cached[1][5]))[0]
+    for channel in range(3):
+        assert torch.allclose(batch["features"]["image"][0, channel], (raw - mean[channel]) / std[channel], atol=1e-5)
 
 
 def test_normalise_repeats_grey_and_keeps_colour():
-    batch = normalise([torch.full((1, 2, 2), 0.5), torch.full((3, 2, 2), 1.0)], (0.5,) * 3, (0.5,) * 3)
-    assert batch.shape == (2, 3, 2, 2)
-    assert batch[0].abs().max() == 0
-    assert (batch[1] == 1).all()
+    grey, colour = (
+        normalise(torch.full((1, 1, 2, 2), 0.5), (0.5,) * 3, (0.5,) * 3),
+        normalise(torch.ones(1, 3, 2, 2), (0.5,) * 3, (0.5,) * 3),
+    )
+    assert grey.shape == colour.shape == (1, 3, 2, 2)
+    assert grey.abs().max() == 0
+    assert (colour == 1).all()
+
+
+def test_grey_and_colour_images_share_a_batch(tmp_path):
+    np.save(tmp_path / "grey.npy", np.full((1, 4, 4), 0.5, np.float32))
+    np.save(tmp_path / "colour.npy", np.ones((3, 4, 4), np.float32))
+    images = source_of([tmp_path / "grey.npy", tmp_path / "colour.npy"], mean=(0.5,) * 3, std=(0.5,) * 3).load([0, 1])["features"]["image"]
+    assert images.shape == (2, 3, 4, 4)
+    assert images[0].abs().max() == 0
+    assert (images[1] == 1).all()

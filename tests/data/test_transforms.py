@@ -127,7 +127,7 @@ def test_volumes_go_the_same_way(tmp_path):
     assert (z1 - z0, x1 - x0) == (16, 20)
     assert int(result["mask"].sum()) == 20 * 10 * 16
     assert torch.equal(result["placement"].return_mask(result["mask"]), torch.as_tensor(data["mask"]))
-    assert normalise([result["image"]], (0.5,) * 3, (0.5,) * 3).shape == (1, 3, 48, 48, 48)
+    assert normalise(result["image"][None], (0.5,) * 3, (0.5,) * 3).shape == (1, 3, 48, 48, 48)
 
 
 @pytest.mark.parametrize("shape", [(300, 200), (50, 40), (97, 211)])

@@ -65,9 +65,27 @@ def test_averages_follow_their_definition():
     start = head.weight.detach().clone()
     with torch.no_grad():
         head.weight.add_(1.0)
-    averages.update(net, head)
-    averages.update(net, head)
+        net.network.layer4[1].conv2.weight.add_(1.0)
+        net.network.layer4[1].bn2.num_batches_tracked.add_(7)
+    averages.update()
+    averages.update()
     assert torch.allclose(averages.head.weight, start + 1 - 0.95**2, atol=1e-6)
+    fresh = mt.load_backbone("resnet18", seed=3).network.layer4[1].conv2.weight
+    assert torch.allclose(averages.backbone.network.layer4[1].conv2.weight, fresh + 1 - 0.95**2, atol=1e-6)
+    assert averages.backbone.network.layer4[1].bn2.num_batches_tracked == 7
+
+
+def test_what_rests_is_not_averaged():
+    net, head = mt.load_backbone("resnet18", seed=3), nn.Linear(2, 1)
+    net.freeze(8)
+    averages = Averages(net, head)
+    with torch.no_grad():
+        net.network.conv1.weight.add_(1.0)
+        net.network.layer4[1].conv2.weight.add_(1.0)
+    averages.update()
+    fresh = mt.load_backbone("resnet18", seed=3).network
+    assert torch.equal(averages.backbone.network.conv1.weight, fresh.conv1.weight)
+    assert not torch.equal(averages.backbone.network.layer4[1].conv2.weight, fresh.layer4[1].conv2.weight)
 
 
 @pytest.mark.parametrize(("goal", "share"), [(0.0, 0.0), (0.6, 0.5), (1.0, 1.0), (5.0, 1.0)])

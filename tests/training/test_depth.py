@@ -109,19 +109,15 @@ def test_trials_take_their_share_of_one_fine_tuning():
     net = mt.load_backbone("resnet18")
     costs = measure_stages(net, 64)
 
-    class Loader:
-        dataset = range(400)
-        batch_size = 32
-
     depths = [(4, 0, ""), (7, 0, ""), (8, 0, "")]
-    steps = module._trial_steps(Budget(1000, None, 0.0), depths, costs, 5, Loader())
+    steps = module._trial_steps(Budget(1000, None, 0.0), depths, costs, 5, 400, 32)
     total = sum(cost.macs for cost in costs)
     spent = 400.0
     for frozen, _, _ in depths:
         prefix = sum(cost.macs for cost in costs[:frozen]) / total
         spent += 3 * 400 * prefix + 5 * steps * 32 * 3 * (1 - prefix)
     assert 0.7 < spent / (3 * 1000 * 32) <= 0.8
-    assert module._trial_steps(Budget(10, None, 0.0), depths, costs, 5, Loader()) == 20
+    assert module._trial_steps(Budget(10, None, 0.0), depths, costs, 5, 400, 32) == 20
 
 
 def test_units_are_averaged_before_they_are_compared():

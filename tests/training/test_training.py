@@ -12,6 +12,8 @@ from medtransfer.errors import ConfigError, WeightsError
 from medtransfer.models.chain import Stage
 from medtransfer.models.freeze import PlainCounts
 from medtransfer.models.heads import LinearHead
+from medtransfer.training import engine as engines
+from medtransfer.training import loop
 from medtransfer.training.checkpoint import load_weights, save_weights
 from medtransfer.training.engine import make_engine
 from medtransfer.training.probe import Features, features_by_stage, fit_head, pooled_features
@@ -58,7 +60,8 @@ def test_a_run_learns_and_leaves_its_record(cohort, tmp_path):
     assert not net.training
 
 
-def test_frozen_stages_are_unchanged_after_training_parameters_and_buffers(cohort, tmp_path):
+def test_frozen_stages_are_unchanged_after_training_parameters_and_buffers(cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "_LEAST_GAIN", -10.0)  # the last epoch is kept, however good
     _, net, before, plan = train(cohort, tmp_path, norm_policy="train")
     assert 0 < plan.frozen_stages < len(net.stages)
     after = net.state_dict()
@@ -198,7 +201,37 @@ def test_precision_is_measured_and_leaves_the_network_alone():
     net = mt.load_backbone("resnet18")
     before = copy.deepcopy(net.state_dict())
     engine = make_engine("cpu", "auto", net, torch.randn(4, 3, 64, 64))
-    assert set(engine.seconds) == {"fp32", "bf16"}
-    assert engine.precision == ("bf16" if engine.seconds["fp32"] >= 1.3 * engine.seconds["bf16"] else "fp32")
+    candidates = {f"{precision} {layout}" for precision in ("fp32", "bf16") for layout in ("contiguous", "channels_last")}
+    assert set(engine.seconds) == candidates
+    best = min(engine.seconds, key=engine.seconds.__getitem__)
+    chosen = f"{engine.precision} {engine.layout}"
+    assert chosen == best or (engine.precision == "fp32" and engine.seconds[chosen] <= 1.05 * engine.seconds[best])
     assert all(torch.equal(v, net.state_dict()[k]) for k, v in before.items())
     assert make_engine("cpu").precision == "fp32"
+
+
+def test_what_was_measured_is_known_the_next_time(tmp_path, monkeypatch):
+    net, image, memory = mt.load_backbone("resnet18"), torch.zeros(2, 3, 32, 32), tmp_path / "engines.json"
+    first = make_engine("cpu", "auto", net, image, memory=memory)
+    monkeypatch.setattr(engines, "_time_steps", lambda *_: pytest.fail("measured again"))
+    assert make_engine("cpu", "auto", net, image, memory=memory) == first
+    memory.write_text("half a fi")
+    with pytest.raises(pytest.fail.Exception):
+        make_engine("cpu", "auto", net, image, memory=memory)
+    by_hand = make_engine("cpu", "bf16", net, image, "contiguous", memory)
+    assert (by_hand.precision, by_hand.layout, by_hand.seconds) == ("bf16", "contiguous", {})
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chosen"),
+    [
+        ({"fp32 contiguous": 1.0, "fp32 channels_last": 0.9, "bf16 contiguous": 0.5, "bf16 channels_last": 0.6}, ("bf16", "contiguous")),
+        (
+            {"fp32 contiguous": 1.0, "fp32 channels_last": 0.9, "bf16 contiguous": 0.88, "bf16 channels_last": 2.0},
+            ("fp32", "channels_last"),
+        ),
+        ({"fp32 contiguous": 1.0, "bf16 contiguous": 3.0}, ("fp32", "contiguous")),
+    ],
+)
+def test_the_fastest_is_chosen_and_of_near_ties_float32(seconds, chosen):
+    assert engines._fastest([tuple(name.split()) for name in seconds], seconds) == chosen

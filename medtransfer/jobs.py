@@ -1,0 +1,188 @@
+"""The runs of a study one by one: which there are, what each does, and which are finished."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from medtransfer.data.split import Fold
+from medtransfer.episodes import draw_fold, plan_draw
+from medtransfer.errors import StudyError
+from medtransfer.models.plan import FINE_TUNING_STEPS, FreezePlan
+from medtransfer.prepare import cache_budget
+from medtransfer.progress import Reporter
+from medtransfer.record import LOCKS, Prepared, Run, finished_run, run_key
+from medtransfer.runs import backbone_of, images_of, run_fold, search_fold, task_of
+from medtransfer.training.engine import Engine
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: of an arm, on a fold, from a seed; on a draw of some patients where `size` is not 0."""
+
+    arm: str
+    fold: int
+    seed: int
+    size: int = 0
+    episode: int = 0
+
+    def __str__(self) -> str:
+        draw = f", {self.size} patients per class, draw {self.episode}" if self.size else f", seed {self.seed}"
+        return f"{self.arm}, fold {self.fold}{draw}"
+
+    def folder(self, output: Path) -> Path:
+        """Of the run, within the study."""
+        if self.size:
+            return output / "curve" / self.arm / f"fold-{self.fold}" / f"size-{self.size}" / f"episode-{self.episode}"
+        return output / "runs" / self.arm / f"fold-{self.fold}" / f"seed-{self.seed}"
+
+
+class BusyError(StudyError):
+    """Another process is doing this run; not seen outside of a study."""
+
+
+def list_jobs(prepared: Prepared) -> list[Job]:
+    """All of a study, what says most first: all arms on one fold after the other, seed by seed; then the learning curve draw by draw."""
+    config, folds = prepared.config, range(len(prepared.split))
+    arms, curve = list(config.arms), config.learning_curve
+    jobs = [Job(arm, fold, seed) for seed in config.protocol.seeds for fold in folds for arm in arms]
+    first = config.protocol.seeds[0]
+    episodes = range(1, curve.episodes + 1) if curve.sizes else ()
+    return jobs + [Job(arm, fold, first, size, e) for e in episodes for size in curve.sizes for fold in folds for arm in arms]
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """All that a job needs; goes to other processes whole.
+
+    Attributes:
+        prepared: what is settled.
+        engines: by arm.
+        output: folder of the study. store: of the activations that are kept while it lasts.
+    """
+
+    prepared: Prepared
+    engines: dict[str, Engine]
+    output: Path
+    store: Path
+
+    @property
+    def note(self) -> Path:
+        """Is there while the processes of the study are asked to end."""
+        return self.output / LOCKS / "end"
+
+    def fold_of(self, job: Job) -> Fold:
+        """Its train, tune and test images."""
+        if job.size:
+            return draw_fold(self.prepared, job.fold, job.episode, job.size)
+        return self.prepared.split.fold(job.fold)
+
+    @cached_property
+    def _keys(self) -> dict[Job, tuple[str, FreezePlan]]:
+        return {}
+
+    def key_of(self, job: Job) -> tuple[str, FreezePlan]:
+        """Digest of all that decides the run, and its plan before a search."""
+        if job not in self._keys:
+            key, plan = run_key(self.prepared, self.engines[job.arm], job.seed, job.fold, job.arm), self.prepared.plans[job.arm]
+            if job.size:
+                fold = self.fold_of(job)
+                plan = plan_draw(self.prepared, fold)[job.arm]
+                decided = [key, plan.decisive(), fold.train.tolist(), fold.tune.tolist(), job.episode]
+                key = hashlib.sha256(json.dumps(decided).encode()).hexdigest()
+            self._keys[job] = key, plan
+        return self._keys[job]
+
+    def finished(self, job: Job) -> Run | None:
+        """Its run, where it is finished and everything that decided it is unchanged."""
+        return finished_run(job.folder(self.output), self.key_of(job)[0], job.arm, job.fold, job.seed)
+
+    def do(self, job: Job, reporter: Reporter, wait: bool = True) -> Run:
+        """Trains, predicts and writes, unless that was done; no two processes do so at once.
+
+        Args:
+            job: which.
+            reporter: progress.
+            wait: for another process that is at it; else `BusyError`.
+
+        Raises:
+            MedTransferError: see `run_fold`.
+        """
+        engine = self.engines[job.arm]
+        if not engine.first:
+            return self.finished(job) or self._train(job, engine, reporter)
+        folder = self.output / LOCKS
+        folder.mkdir(parents=True, exist_ok=True)
+        name = hashlib.sha256(str(job.folder(Path())).encode()).hexdigest()[:16]
+        try:
+            # Held by the system for the process: a dead owner holds nothing.
+            with FileLock(folder / f"{name}.lock", timeout=-1 if wait else 0):
+                return self.finished(job) or self._train(job, engine, reporter)
+        except Timeout as error:
+            raise BusyError(f"{job}: another process is doing this run.") from error
+
+    def _train(self, job: Job, engine: Engine, reporter: Reporter) -> Run:
+        prepared, fold, (key, plan) = self.prepared, self.fold_of(job), self.key_of(job)
+        images, task = images_of(prepared, job.arm, self.store), task_of(prepared, job.arm)
+        if prepared.config.plan.search and plan.strategy != "scratch" and not job.size:
+            plan = self._search(job, fold, plan, reporter)
+        seed = job.seed + job.episode
+        return run_fold(
+            images,
+            fold,
+            task,
+            backbone_of(prepared, job.arm, seed),
+            plan,
+            job.folder(self.output),
+            seed,
+            job.arm,
+            engine,
+            key,
+            reporter if not job.size else Reporter(quiet=True),
+            keep_weights=not job.size,
+        )
+
+    def _search(self, job: Job, fold: Fold, plan: FreezePlan, reporter: Reporter) -> FreezePlan:
+        """One search per fold, whatever the seed."""
+        prepared, engine = self.prepared, self.engines[job.arm]
+        first = prepared.config.protocol.seeds[0]
+        path = job.folder(self.output).parent / "depth.json"
+        key = run_key(prepared, engine, first, job.fold, job.arm)
+        cache = cache_budget(prepared.config, prepared.fingerprint.ndim, len(prepared.cohort))
+
+        def report(what: str, done: int, total: int) -> None:
+            reporter(f"{job.arm}, fold {job.fold}, {what}", done, total)
+
+        steps = max(other.steps for other in prepared.plans.values()) or FINE_TUNING_STEPS
+        images, task = images_of(prepared, job.arm, self.store), task_of(prepared, job.arm)
+        lock = self.output / LOCKS / f"{hashlib.sha256(str(path.relative_to(self.output)).encode()).hexdigest()[:16]}.lock"
+        with FileLock(lock) if engine.first else nullcontext():
+            return search_fold(images, fold, task, prepared.backbones[job.arm], plan, path, first, engine, key, cache, steps, report)
+
+
+def complete(runs: dict[Job, Run], arms: list[str]) -> dict[Job, Run]:
+    """The runs that can be compared: the most folds and seeds such that every arm has every seed on every fold.
+
+    Of the learning curve, the draws that every arm has.
+    """
+    main = {(job.arm, job.fold, job.seed) for job in runs if not job.size}
+    cells = {(fold, seed) for _, fold, seed in main if all((arm, fold, seed) in main for arm in arms)}
+    by_seed = {seed: frozenset(fold for fold, other in cells if other == seed) for _, seed in cells}
+    best: set[tuple[int, int]] = set()
+    for folds in by_seed.values():
+        block = {(fold, seed) for seed, own in by_seed.items() if own >= folds for fold in folds}
+        best = max(best, block, key=len)
+    draws = {(job.arm, job.fold, job.size, job.episode) for job in runs if job.size}
+
+    def belongs(job: Job) -> bool:
+        if job.size:
+            return all((arm, job.fold, job.size, job.episode) in draws for arm in arms)
+        return (job.fold, job.seed) in best
+
+    return {job: run for job, run in runs.items() if belongs(job)}

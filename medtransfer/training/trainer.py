@@ -1,0 +1,220 @@
+"""The moving parts of one training, step by step: weights, averages, optimiser, and what an interruption must not lose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from medtransfer.errors import StudyError
+from medtransfer.models.backbone import Backbone
+from medtransfer.models.heads import Head
+from medtransfer.models.plan import FreezePlan
+from medtransfer.models.schedule import frozen_at, parameter_groups, rate_at
+from medtransfer.tasks.task import Batch, Task
+from medtransfer.training.averages import Anchor, Averages, State, load_state
+from medtransfer.training.batches import Loader
+from medtransfer.training.checkpoint import Checkpoints
+from medtransfer.training.engine import Engine
+from medtransfer.training.predicting import Network
+
+_CLIP_NORM = 5.0
+# Steps between two looks at the losses: to look is to wait for an accelerator.
+_LOOK = 16
+
+
+class DivergedError(StudyError):
+    """The loss is not finite any more; not seen outside of a training."""
+
+
+@dataclass
+class Progress:
+    """What changes while a network trains, besides the weights.
+
+    Attributes:
+        history: entries of finished epochs, the first before training.
+        best, best_epoch, lowest: averaged weights of the epoch with the lowest tune loss.
+        probe: of the convex head.
+        step: optimiser steps done.
+        losses: of the steps of this epoch.
+        spent, waited: seconds of this epoch, and of them waiting for data.
+        seconds, waited_in_all: of all finished epochs.
+    """
+
+    history: list[dict[str, float]]
+    best: State
+    best_epoch: int
+    lowest: float
+    probe: dict[str, Any]
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    spent: float = 0.0
+    waited: float = 0.0
+    seconds: float = 0.0
+    waited_in_all: float = 0.0
+
+
+class Trainer:
+    """Trains backbone and head in place.
+
+    Args:
+        backbone: frozen as at the end of the schedule.
+        head: trains whole.
+        task, plan, weight_decay, engine: what is learnt, and how.
+        steps: of the whole training, for the schedule.
+        say: tells the user something.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: Head,
+        task: Task,
+        plan: FreezePlan,
+        weight_decay: float,
+        engine: Engine,
+        steps: int,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.backbone, self.head, self.task, self.plan, self.engine, self.steps, self.say = backbone, head, task, plan, engine, steps, say
+        self.optimizer = torch.optim.AdamW(parameter_groups(backbone, head, plan, weight_decay), fused=True)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.anchor = Anchor(backbone) if plan.l2_sp else None
+        self.accelerator: Accelerator = engine.make_accelerator()
+        self.accelerated = self.accelerator.prepare(self.optimizer)
+        self.averages = Averages(backbone, head)
+        self.head_rate = 0.0
+        self.pieces = 1
+        self._network: torch.nn.Module = Network(backbone, head, engine)
+        self._unseen: list[Tensor] = []
+
+    def run_epoch(self, batches: Loader, progress: Progress, after_step: Callable[[], None] = lambda: None) -> float:
+        """One pass, or what is left of it or of the steps, from where the progress stands; the mean loss.
+
+        Raises:
+            DivergedError: a loss was not finite.
+        """
+        epoch = len(progress.history)
+        batches.start_epoch(epoch, progress.step - (epoch - 1) * len(batches))
+        self.backbone.train()
+        self.head.train()
+        frozen = None
+        for batch in batches:
+            if progress.step >= self.steps:
+                break
+            if (now := frozen_at(self.plan, progress.step, self.steps)) != frozen:
+                frozen = now
+                self.backbone.freeze(frozen, self.plan.norm_policy, self.plan.tuned)
+                self._network = self.engine.distribute(Network(self.backbone, self.head, self.engine))
+            rate = rate_at(progress.step, self.steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["peak"] * rate
+            self._unseen.append(self._step(batch))
+            progress.step += 1
+            if len(self._unseen) >= _LOOK:
+                self.look(progress)
+            after_step()
+        self.head_rate = float(self.optimizer.param_groups[-1]["lr"])
+        self.look(progress)
+        self._share_statistics()
+        return float(sum(progress.losses) / max(1, len(progress.losses)))
+
+    def look(self, progress: Progress) -> None:
+        """Notes the losses of the last steps.
+
+        Raises:
+            DivergedError: one is not finite; with a gradient scaler, which leaves such steps out, all of them.
+        """
+        # The same on all processes, so that none goes on alone.
+        losses = self.engine.mean(torch.stack(self._unseen)).tolist() if self._unseen else []
+        self._unseen = []
+        finite = [loss for loss in losses if math.isfinite(loss)]
+        if losses and (not finite or (len(finite) < len(losses) and self.accelerator.scaler is None)):
+            raise DivergedError("the training loss is not finite. Lower plan.backbone_lr and plan.head_lr, or set train.precision=fp32.")
+        progress.losses += finite
+
+    def _step(self, batch: Batch) -> Tensor:
+        """One optimiser step; the loss of the batch, on the device."""
+        while True:
+            self.accelerated.zero_grad()
+            try:
+                loss = self._backward(batch)
+                break
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                self._halve(len(batch["targets"]), error)
+        self.accelerator.clip_grad_norm_(self.parameters, _CLIP_NORM)
+        self.accelerated.step()
+        self.averages.update()
+        return loss
+
+    def _backward(self, batch: Batch) -> Tensor:
+        """Gradients of one batch, in as many pieces as the memory asks for; the loss without its penalty."""
+        size = len(batch["targets"])
+        length = math.ceil(size / self.pieces)
+        shown = torch.zeros((), device=self.engine.device)
+        for at in range(0, size, length):
+            part = slice(at, at + length)
+            targets = batch["targets"][part].to(self.engine.device, non_blocking=True)
+            logits = self._network({name: x[part] for name, x in batch["features"].items()}, batch["present"][part])
+            loss = self.task.loss(logits, targets)["loss"] * (len(targets) / size)
+            shown += loss.detach()
+            if self.anchor is not None and at == 0:
+                loss = loss + 0.5 * self.plan.l2_sp * self.anchor.distance()
+            self.accelerator.backward(loss)
+        return shown
+
+    def _halve(self, size: int, error: RuntimeError) -> None:
+        if self.pieces >= size:
+            raise StudyError(
+                f"out of memory with a single image at a time ({str(error).splitlines()[0]}). Lower image.size, freeze more stages, or "
+                "take a smaller backbone."
+            ) from error
+        self.pieces *= 2
+        if self.engine.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.say(
+            f"out of memory with {size} images at once: from here on {math.ceil(size / self.pieces)} at a time, {self.pieces} times for "
+            "each step, so that the batch stays as it is"
+        )
+
+    def _share_statistics(self) -> None:
+        """The mean of the batch statistics of all processes."""
+        if self.engine.share[1] > 1:
+            for module in (self.backbone, self.averages.backbone):
+                for buffer in module.buffers():
+                    if buffer.is_floating_point():
+                        buffer.copy_(self.engine.mean(buffer))
+
+    def state(self, progress: Progress) -> dict[str, Any]:
+        """All that a training needs to go on as if it had not stopped."""
+        modules = (self.backbone, self.head, self.averages.backbone, self.averages.head)
+        scaler = self.accelerator.scaler
+        return {
+            "modules": [module.state_dict() for module in modules],
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else {},
+            "progress": vars(progress),
+        }
+
+    def resume(self, checkpoints: Checkpoints | None) -> Progress | None:
+        """Takes up what was kept, if there is any."""
+        state = checkpoints.load() if checkpoints is not None else None
+        if state is None:
+            return None
+        load_state(state["modules"], self.backbone, self.head, self.averages.backbone, self.averages.head)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"] and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        return Progress(**state["progress"])
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # On a CPU torch tells it in words alone.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error) or "not enough memory" in str(error)

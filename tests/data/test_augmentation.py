@@ -1,0 +1,96 @@
+"""The batched random half against MONAI's transforms, image by image."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from medtransfer.data.augmentation import Changes, change, draw_changes
+from monai.transforms import AdjustContrast, Affine
+
+
+def smooth(shape, seed=0):
+    image = torch.rand(1, *shape, generator=torch.Generator().manual_seed(seed))
+    pool = torch.nn.functional.avg_pool2d if len(shape) == 3 else torch.nn.functional.avg_pool3d
+    return pool(image, 5, 1, 2)[0]
+
+
+@pytest.mark.parametrize("shape", [(40, 56), (48, 48)])
+def test_a_plane_is_changed_as_monai_changes_it(shape):
+    images = torch.stack([smooth((3, *shape), seed) for seed in range(12)])
+    changes = draw_changes(3, 1, range(12))
+    ours = change(images, changes)
+    for index, image in enumerate(images):
+        expected = image.flip(2) if changes.flip[index] else image
+        affine = Affine(
+            rotate_params=float(changes.turn[index]),
+            translate_params=(changes.shift[index] * shape).tolist(),
+            scale_params=changes.zoom[index].tolist(),
+            padding_mode="border",
+            image_only=True,
+        )
+        expected = torch.as_tensor(affine(expected))
+        if changes.gamma[index] != 1.0:
+            expected = torch.as_tensor(AdjustContrast(float(changes.gamma[index]))(expected))
+        expected = expected * changes.contrast[index] + changes.brightness[index]
+        assert torch.allclose(ours[index], expected.float(), atol=2e-5)
+
+
+def test_a_volume_is_changed_slice_by_slice_all_alike():
+    volumes = torch.stack([smooth((1, 24, 20, 6), seed) for seed in range(4)])
+    changes = draw_changes(0, 0, range(4))
+    plain = Changes(**{**vars(changes), "gamma": np.ones(4)})  # gamma looks at the whole image
+    for across in (0, 1, 2):
+        ours = change(volumes, plain, across)
+        assert ours.shape == volumes.shape
+        kept = [axis for axis in range(3) if axis != across]
+        for index in range(volumes.shape[2 + across]):
+            plane = volumes.select(2 + across, index)
+            # Left and right lie along x, the first axis of a volume, which is that of rows in a plane.
+            flipped = torch.where(torch.from_numpy(plain.flip).view(-1, 1, 1, 1), plane.flip(2), plane) if 0 in kept else plane
+            expected = change(flipped, Changes(**{**vars(plain), "flip": np.zeros(4, bool)}))
+            if across == 0:
+                places = np.where(plain.flip, volumes.shape[2] - 1 - index, index)
+                found = torch.stack([volume[:, i] for volume, i in zip(ours, places.tolist(), strict=True)])
+            else:
+                found = ours.select(2 + across, index)
+            assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_draws_have_their_ranges_and_chances():
+    changes = draw_changes(1, 0, range(4000))
+    assert 0.46 < changes.flip.mean() < 0.54
+    for values, rest, chance in (
+        (changes.turn, 0.0, 0.9),
+        (changes.zoom, 1.0, 0.9),
+        (changes.shift, 0.0, 0.9),
+        (changes.gamma, 1.0, 0.5),
+        (changes.contrast, 1.0, 0.5),
+        (changes.brightness, 0.0, 0.5),
+    ):
+        assert abs((values != rest).mean() - chance) < 0.03
+    bounds = {"turn": np.radians(15), "zoom": 0.15, "shift": 0.08, "contrast": 0.2, "brightness": 0.1}
+    for name, bound in bounds.items():
+        values = getattr(changes, name) - (1.0 if name in {"zoom", "contrast"} else 0.0)
+        assert 0.95 * bound < values.max() <= bound
+        assert -bound <= values.min() < -0.95 * bound
+    assert 0.75 <= changes.gamma.min() < 0.77
+    assert 1.33 < changes.gamma.max() <= 1.35
+
+
+def test_a_draw_depends_on_seed_view_and_image_alone():
+    together, alone = draw_changes(5, 2, [7, 3]), draw_changes(5, 2, [3])
+    assert together.turn[1] == alone.turn[0]
+    for other in (draw_changes(6, 2, [3]), draw_changes(5, 1, [3]), draw_changes(5, 2, [4])):
+        assert other.turn[0] != alone.turn[0]
+
+
+def test_a_square_stays_in_place():
+    image = torch.zeros(1, 1, 64, 64)
+    image[..., 24:40, 24:40] = 1
+    for view in range(20):
+        moved = (change(image, draw_changes(0, view, [0]))[0, 0] > 0.5).float()
+        assert 100 < moved.sum() < 500  # 256 pixels, zoomed by at most 15 % per axis
+        rows, columns = (moved.sum(axis) @ torch.arange(64.0) / moved.sum() for axis in (1, 0))
+        assert abs(rows - 31.5) < 9
+        assert abs(columns - 31.5) < 9

@@ -1,0 +1,77 @@
+"""One training by two processes, and a study on a cluster that loses a node."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import medtransfer as mt
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+LITE = "tf_efficientnet_lite0"
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "medtransfer")
+
+
+def write_config(folder: Path, **changes) -> Path:
+    mt.write_phantom(folder / "cohort", 30, seed=2)
+    values = {
+        "cohort": {"manifest": str(folder / "cohort" / "manifest.csv"), "root": str(folder / "cohort"), "labels": ["malignant"]},
+        "image": {"size": 32},
+        "protocol": {"folds": 2, "seeds": [0]},
+        "train": {"epochs": 3, "batch_size": 8, "precision": "fp32"},
+        "evaluate": {"bootstrap": 100},
+        **changes,
+    }
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def compare(config: Path, output: Path, prefix=("-m", "medtransfer")) -> pd.DataFrame:
+    done = subprocess.run(
+        [sys.executable, *prefix, "compare", str(config), "--output", str(output)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return pd.read_csv(output / "predictions.csv")
+
+
+def test_two_processes_train_what_one_trains(tmp_path):
+    """Batch statistics are each process's own, so the networks here have none that move."""
+    arms = {
+        "tuned": {"backbone": LITE, "weights": "imagenet", "plan": {"frozen_stages": 14, "norm_policy": "eval"}},
+        "kept": {
+            "backbone": LITE,
+            "weights": "imagenet",
+            "plan": {"frozen_stages": 12, "norm_policy": "eval", "views": 2, "unfreeze": "gradual"},
+        },
+        "probe": {"backbone": LITE, "weights": "imagenet", "plan": {"strategy": "linear_probe"}},
+        "transformer": {"backbone": "vit_tiny_patch16_224", "weights": "none"},
+    }
+    config = write_config(tmp_path, arms=arms)
+    one, two = compare(config, tmp_path / "one"), compare(config, tmp_path / "two", TORCHRUN)
+    keys = ["arm", "seed", "fold", "part", "image", "patient", "label", "target"]
+    assert two[keys].equals(one[keys])  # every image once, in the same order
+    assert np.abs(two["probability"] - one["probability"]).max() < 1e-5
+    runs = [json.loads((tmp_path / name / "runs" / "tuned" / "fold-0" / "seed-0" / "run.json").read_text()) for name in ("one", "two")]
+    assert [run["engine"]["processes"] for run in runs] == [1, 2]
+    assert runs[0]["epochs"] == runs[1]["epochs"] > 0
+
+
+def test_jobs_within_a_training_of_several_processes_are_refused(tmp_path, monkeypatch):
+    from medtransfer.errors import ConfigError
+    from medtransfer.study import _refuse_settings
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    config = mt.config.load_config(write_config(tmp_path, arms={"a": {"backbone": LITE}}))
+    with pytest.raises(ConfigError, match="run them without --jobs"):
+        _refuse_settings(config, 2, (0, 1), False, tmp_path / "out")
