@@ -258,7 +258,8 @@ def configs(
 
 
 def _run(config: Any, output: Path, quiet: bool, jobs: int, task: tuple[int, int] = (0, 1), report_only: bool = False) -> None:
-    from medtransfer.study import failed_runs, run_study
+    from medtransfer.outcome import failed_runs
+    from medtransfer.study import run_study
 
     report = run_study(config, output, None, quiet, jobs, task, report_only)
     if report is not None:

@@ -45,6 +45,7 @@ from medtransfer.training.loop import fit as train_network
 from medtransfer.training.predicting import predict
 from medtransfer.training.tracking import tracking
 
+Report = Callable[[str, int, int], None]
 # Planes that are predicted at once.
 _EVAL_BATCH = 32
 # The random draws of views that are kept are the same for all arms, folds and seeds, so that these can share them.
@@ -87,7 +88,9 @@ class Images:
         plane = self.slices.plane
         return ImageSource(self.entries, self.targets, recipe.mean, recipe.std, backbone.ndim, plane, self.slab, seed, device=engine.device)
 
-    def keep(self, backbone: Backbone, engine: Engine, cut: str, taps: Sequence[str], pooled: bool = False) -> Source:
+    def keep(
+        self, backbone: Backbone, engine: Engine, cut: str, taps: Sequence[str], pooled: bool = False, report: Report = lambda *_: None
+    ) -> Source:
         """Activations behind a cut, kept on disk, or the images where there is no store; see `FeatureSource`."""
         images = self.source(backbone, engine)
         if self.store is None:
@@ -95,7 +98,8 @@ class Images:
         recipe = backbone.recipe
         about = [list(map(str, self.entries)), self.targets.tolist(), recipe.mean, recipe.std, self.slices.plane, self.slab]
         decided = [hashlib.sha256(json.dumps(about).encode()).hexdigest(), code_digest(), torch.__version__, engine.device.type]
-        return FeatureSource(backbone, images, len(self.entries), cut, taps, engine, self.store, decided, pooled)
+        at_once = self.batches(images, engine)[1]
+        return FeatureSource(backbone, images, len(self.entries), cut, taps, engine, self.store, decided, pooled, at_once, report)
 
     def plain(self, rows: Any, backbone: Backbone, engine: Engine) -> Loader:
         """Batches of some images as they are, in order."""
@@ -195,13 +199,17 @@ def run_fold(
     source = images.source(backbone, engine, seed)
     step, at_once = images.batches(source, engine)
     settle(backbone, head, plan, engine, Loader(source, fold.train, at_once))
-    kept: Source = (
-        source if not plan.cache_cut else images.keep(backbone, engine, plan.cache_cut, head.taps, plan.strategy == "linear_probe")
-    )
+    name = f"{arm}, fold {fold.index}, seed {seed}"
+
+    def report(what: str, done: int, total: int) -> None:
+        reporter(f"{name}, {what}", done, total)
+
+    kept: Source = source
+    if plan.cache_cut:
+        kept = images.keep(backbone, engine, plan.cache_cut, head.taps, plan.strategy == "linear_probe", report)
     training = _load(kept if plan.views else source, fold.train, engine, step, seed, plan.views)
     plain, tune, test = (_load(kept, rows, engine, at_once) for rows in (fold.train, fold.tune, fold.test))
     budget = Budget(count_steps(plan, images.train, len(training)), images.train.patience, images.train.weight_decay)
-    name = f"{arm}, fold {fold.index}, seed {seed}"
     history: list[dict[str, float]] = []
 
     def on_epoch(entry: dict[str, float], epochs: int) -> None:
@@ -209,7 +217,7 @@ def run_fold(
         if engine.first:
             write_aside(output / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
             log({key: value for key, value in entry.items() if key != "epoch"}, int(entry["epoch"]))
-        reporter(f"{name}, epochs", int(entry["epoch"]), epochs)
+        report("epochs", int(entry["epoch"]), epochs)
 
     state_key = _state_key(images, fold, backbone, plan, budget, seed, engine, key)
     checkpoints = Checkpoints(output / "unfinished.pt", state_key, writes=engine.first)
@@ -283,7 +291,7 @@ def search_fold(
     key: str,
     cache: CacheBudget,
     steps: int,
-    report: Callable[[str, int, int], None],
+    report: Report,
 ) -> FreezePlan:
     """The plan of a fold after a search on its train and tune patients; what was found is kept in `path`.
 
@@ -304,7 +312,7 @@ def search_fold(
         costs = measure_stages(backbone, cache.size, images.slices.count)
 
         def keep(network: Backbone, cut: str, taps: Sequence[str], pooled: bool = False) -> Source:
-            return images.keep(network, engine, cut, taps, pooled)
+            return images.keep(network, engine, cut, taps, pooled, report)
 
         choice = search_depth(backbone, weighted, keep, rows, batches, plan, budget, engine, images.groups, costs, seed, report)
         if engine.first:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
@@ -24,7 +25,7 @@ from medtransfer.jobs import BusyError, Job, Study
 from medtransfer.progress import Reporter
 from medtransfer.record import Run
 from medtransfer.training.engine import threads_of, use_threads
-from medtransfer.training.interruption import finishing_steps, obey_note
+from medtransfer.training.interruption import asked, finishing_steps, obey_note
 
 # Broken pools of processes until jobs are tried one by one, to see which one it is.
 _BREAKS = 2
@@ -92,7 +93,7 @@ def _passing_on(note: Path, reporter: Reporter) -> Iterator[None]:
 
     note.unlink(missing_ok=True)
     try:
-        with finishing_steps(pass_on) as asked:
+        with finishing_steps(pass_on):
             yield
             if asked():
                 raise KeyboardInterrupt
@@ -129,9 +130,11 @@ def _attempt(study: Study, job: Job, reporter: Reporter, wait: bool) -> Outcome:
         return study.do(job, reporter, wait)
     except BusyError:
         return None
-    except (MedTransferError, OSError, RuntimeError) as error:
-        # Of our own errors the words are enough; of others the kind says more.
-        return str(error) if isinstance(error, MedTransferError) else f"{type(error).__name__}: {error}"
+    except MedTransferError as error:
+        return str(error)
+    except Exception as error:  # whatever it is, the other runs go on
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{type(error).__name__}: {error} ({Path(frame.filename).name}, line {frame.lineno})"
 
 
 def _here(study: Study, jobs: Sequence[Job], workers: int, reporter: Reporter, wait: bool = False) -> Iterator[tuple[Job, Outcome]]:

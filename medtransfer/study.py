@@ -3,41 +3,36 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
-from copy import deepcopy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
-import pandas as pd
 import torch
 from accelerate import PartialState
 from filelock import FileLock
 
 from medtransfer.config import StudyConfig, make_config
-from medtransfer.data.cache import cache_folder, feature_folder
+from medtransfer.data.cache import feature_folder
 from medtransfer.data.cohort import Cohort
 from medtransfer.episodes import refuse_large_sizes
-from medtransfer.errors import ConfigError, MedTransferError, StudyError, list_faults
-from medtransfer.evaluation import EvaluationReport, evaluate, read_predictions, write_aside, write_predictions
-from medtransfer.jobs import Job, Study, complete, list_jobs
+from medtransfer.errors import ConfigError, MedTransferError, StudyError
+from medtransfer.evaluation import EvaluationReport
+from medtransfer.jobs import Job, Study, list_jobs
+from medtransfer.machine import choose_engines, recorded_engines
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.heads import Pooling
 from medtransfer.models.plan import FreezePlan
-from medtransfer.prepare import batch_size, fixed_of, prepare
+from medtransfer.outcome import read_failures, report_runs, write_failures
+from medtransfer.prepare import fixed_of, prepare
 from medtransfer.progress import Reporter
-from medtransfer.record import LOCKS, Prepared, Run, check_folder, recorded_engine, write_record, write_salt
-from medtransfer.report.build import build_report
-from medtransfer.reused import write_reuse
+from medtransfer.record import LOCKS, Prepared, check_folder, write_record, write_salt
 from medtransfer.scheduler import run_jobs
-from medtransfer.training.engine import Engine, join_processes, make_engine, use_threads
+from medtransfer.training.engine import join_processes, use_threads
 from medtransfer.training.tracking import refuse_missing
-
-_FAILURES = "failures.json"
 
 
 @dataclass(frozen=True)
@@ -136,10 +131,10 @@ def run_study(
             reporter.say(f"task {task[0]} of {task[1]}: {len(runs)} of {len(own)} runs done, {len(failures)} failed")
         if not _is_first():
             return None
-        _write_failures(output, {**_read_failures(output), **failures}, study)
+        write_failures(output, {**read_failures(output), **failures}, study)
         if task[1] > 1:
             return None
-        report = _report(study, runs, len(listed), reporter)
+        report = report_runs(study, runs, len(listed), reporter)
         if len(runs) == len(listed):
             _clear(study)
         return report
@@ -170,7 +165,7 @@ def _settle(config: StudyConfig, output: Path, cohort: Cohort | None, reporter: 
     """Checks and plans everything, then writes the record."""
     prepared = _prepare_in_turn(config, output, cohort, reporter)
     refuse_large_sizes(prepared)
-    engines = _recorded_engines(prepared, output) if report_only else _make_engines(prepared, output)
+    engines = recorded_engines(prepared, output) if report_only else choose_engines(prepared, output)
     output.mkdir(parents=True, exist_ok=True)
     if _is_first() and not report_only:
         write_record(prepared, engines, output)
@@ -201,104 +196,6 @@ def _settle_among_tasks(config: StudyConfig, output: Path, cohort: Cohort | None
             with suppress(OSError):
                 output.rmdir()
         raise
-
-
-def _make_engines(prepared: Prepared, output: Path) -> dict[str, Engine]:
-    """One engine per architecture, so that arms of the same one train alike; measured on the one that trains most of it."""
-    config = prepared.config
-    engines: dict[str, Engine] = {}
-    for name in dict.fromkeys(backbone.name for backbone in prepared.backbones.values()):
-        arms = [arm for arm, backbone in prepared.backbones.items() if backbone.name == name]
-        arm = min(arms, key=lambda arm: prepared.plans[arm].frozen_stages)
-        plan, backbone = prepared.plans[arm], deepcopy(prepared.backbones[arm])
-        backbone.truncate(plan.dropped_stages)
-        backbone.freeze(plan.frozen_stages, plan.norm_policy, plan.tuned)
-        recorded = recorded_engine(output, arm)
-        precision, layout = (
-            getattr(config.train, field) if getattr(config.train, field) != "auto" else recorded.get(field, "auto")
-            for field in ("precision", "layout")
-        )
-        space = (config.image.size,) * 2 if backbone.ndim == 2 else (config.image.slices, config.image.size, config.image.size)
-        # What is measured is a ratio, and more images take long.
-        count = min(16, batch_size(config.train, 2)) if backbone.ndim == 2 else 2
-        image = torch.zeros(count, len(backbone.recipe.mean), *space)
-        engine = make_engine(config.train.device, precision, backbone, image, layout, cache_folder() / "engines.json")
-        engines |= dict.fromkeys(arms, engine)
-    return {arm: engines[arm] for arm in prepared.backbones}
-
-
-def _recorded_engines(prepared: Prepared, output: Path) -> dict[str, Engine]:
-    """As the runs were made, wherever the report is."""
-    engines = {}
-    for arm in prepared.backbones:
-        stored = recorded_engine(output, arm)
-        if not stored:
-            raise StudyError(f"{output / 'environment.json'}: does not say how arm {arm} was trained. Run the study again.")
-        engines[arm] = Engine(torch.device(stored["device"]), stored["precision"], stored["layout"])  # type: ignore[arg-type]  # written by this program
-    return engines
-
-
-def _report(study: Study, runs: dict[Job, Run], listed: int, reporter: Reporter) -> EvaluationReport:
-    """Tables and page from the runs that can be compared."""
-    config, output = study.prepared.config, study.output
-    order = {arm: i for i, arm in enumerate(config.arms)}
-    usable = complete(runs, list(config.arms))
-    main = sorted((job for job in usable if not job.size), key=lambda job: (order[job.arm], job.seed, job.fold))
-    if not main:
-        failures = [f"{job}: {error}" for job, error in _read_failures(output).items()]
-        raise StudyError(
-            list_faults(f"{output}: no fold has been trained by all {len(order)} arms, so there is nothing to compare", failures)
-        )
-    table = pd.concat([usable[job].predictions for job in main], ignore_index=True)
-    if curve := [_curve_rows(job, run) for job, run in usable.items() if job.size]:
-        table = pd.concat([table.assign(size=0, episode=0), *curve], ignore_index=True)
-    write_predictions(table, output / "predictions.csv")
-    reporter.say(f"evaluating {len(table)} predictions")
-    # Read back, so that the report is what anyone gets from the file alone.
-    report = evaluate(read_predictions(output / "predictions.csv"), config.evaluate.bootstrap, config.evaluate.seed)
-    if len(usable) < listed:
-        left_out = f"This report rests on {len(usable)} of {listed} runs: those of the folds and seeds that every arm has finished."
-        failed = [f"Run failed: {job}: {error}" for job, error in _read_failures(output).items()]
-        report = EvaluationReport({**report.data, "warnings": [left_out, *failed, *report.data["warnings"]]})
-    report.save(output / "report.json")
-    whole = {(job.fold, job.seed) for job in main} >= {(fold, config.protocol.seeds[0]) for fold in range(len(study.prepared.split))}
-    if whole:
-        # By this process alone, and on the device that is here.
-        alone = {arm: replace(engine, share=(0, 1)) for arm, engine in study.engines.items()}
-        engines = {arm: engine if _is_here(engine) else make_engine(precision="fp32") for arm, engine in alone.items()}
-        write_reuse(study.prepared, engines, output, report.data["comparisons"], reporter)
-    return EvaluationReport(report.data, build_report(output))
-
-
-def _is_here(engine: Engine) -> bool:
-    return engine.device.type != "cuda" or (torch.cuda.is_available() and (engine.device.index or 0) < torch.cuda.device_count())
-
-
-def _curve_rows(job: Job, run: Run) -> pd.DataFrame:
-    rows = run.predictions[run.predictions["part"] == "test"]
-    return rows.assign(seed=job.seed, size=job.size, episode=job.episode)
-
-
-def _write_failures(output: Path, failures: Mapping[Job, str], study: Study) -> None:
-    """Those that did not succeed since; no file where there are none."""
-    left = [{**asdict(job), "error": error} for job, error in failures.items() if study.finished(job) is None]
-    if left:
-        write_aside(output / _FAILURES, json.dumps(left, indent=1))
-    else:
-        (output / _FAILURES).unlink(missing_ok=True)
-
-
-def _read_failures(output: Path) -> dict[Job, str]:
-    try:
-        entries = json.loads((output / _FAILURES).read_text(encoding="utf-8"))
-        return {Job(**{key: value for key, value in entry.items() if key != "error"}): entry["error"] for entry in entries}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
-def failed_runs(output: str | Path) -> list[str]:
-    """The runs of a study that failed, and why."""
-    return [f"{job}: {error}" for job, error in _read_failures(Path(output)).items()]
 
 
 def _clear(study: Study) -> None:

@@ -29,9 +29,11 @@ ALLOWED = {
     "scheduler": {"errors", "jobs", "progress", "record", "training"},
     "reused": {"errors", "config", "record", "prepare", "runs", "progress", "models", "training", "evaluation"},
     "episodes": {"errors", "config", "record", "prepare", "data", "models"},
-    "study": {"errors", "config", "record", "prepare", "jobs", "scheduler", "reused", "episodes"}
-    | {"progress", "data", "models", "tasks", "training", "evaluation", "report"},
-    "cli": {"errors", "config", "progress", "record", "prepare", "data", "models", "study", "evaluation", "report"},
+    "machine": {"errors", "record", "prepare", "data", "training"},
+    "outcome": {"errors", "jobs", "machine", "record", "reused", "progress", "evaluation", "report"},
+    "study": {"errors", "config", "record", "prepare", "jobs", "machine", "scheduler", "outcome", "episodes"}
+    | {"progress", "data", "models", "training", "evaluation"},
+    "cli": {"errors", "config", "progress", "record", "prepare", "data", "models", "study", "outcome", "evaluation", "report"},
     "__main__": {"cli"},
     "__init__": {"config", "data", "models", "tasks", "evaluation", "errors", "record", "runs", "study"},
 }

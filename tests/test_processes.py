@@ -75,3 +75,50 @@ def test_jobs_within_a_training_of_several_processes_are_refused(tmp_path, monke
     config = mt.config.load_config(write_config(tmp_path, arms={"a": {"backbone": LITE}}))
     with pytest.raises(ConfigError, match="run them without --jobs"):
         _refuse_settings(config, 2, (0, 1), False, tmp_path / "out")
+
+
+CLUSTER = """
+import sys, threading, time
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from medtransfer.config import load_config
+from medtransfer.study import run_study
+
+config, output = sys.argv[1], Path(sys.argv[2])
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+nodes = [cluster.add_node(num_cpus=1, include_dashboard=False) for _ in range(2)]
+
+
+def lose_a_node():
+    while not list(output.glob("runs/*/*/*/run.json")):
+        time.sleep(0.2)
+    cluster.remove_node(nodes[0], allow_graceful=False)
+    print("one node is lost", flush=True)
+
+
+threading.Thread(target=lose_a_node, daemon=True).start()
+import os
+os.environ["RAY_ADDRESS"] = cluster.address
+run_study(load_config(config, ["engine=ray"]), output, jobs=2)
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def test_a_cluster_that_loses_a_node_finishes_the_study(tmp_path):
+    pytest.importorskip("ray")
+    arms = {"imagenet": {"backbone": LITE, "weights": "imagenet", "plan": {"strategy": "lp_ft"}}, "scratch": {"backbone": LITE}}
+    config = write_config(tmp_path, arms=arms)
+    expected = compare(config, tmp_path / "here")
+    done = subprocess.run(
+        [sys.executable, "-c", CLUSTER, str(config), str(tmp_path / "there")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "one node is lost" in done.stdout
+    assert pd.read_csv(tmp_path / "there" / "predictions.csv").equals(expected)

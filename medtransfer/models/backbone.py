@@ -99,6 +99,7 @@ class Backbone(nn.Module):
         self.frozen = 0
         self.resting = range(0)
         self.norm_policy: NormPolicy = "train"
+        self._still: list[nn.Module] = []
 
     @property
     def names(self) -> list[str]:
@@ -171,12 +172,13 @@ class Backbone(nn.Module):
         for name, parameter in self.network.named_parameters():
             trains = self._trains(name) and (tuned != "norms" or id(parameter) in affine)
             parameter.requires_grad_(trains)
+        self._still = list(self._modules_at_rest())
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Backbone:
         """As in torch, but frozen stages stay in eval mode, and so does batch norm under norm_policy eval."""
         super().train(mode)
-        for module in self._modules_at_rest():
+        for module in self._still:
             module.eval()
         return self
 

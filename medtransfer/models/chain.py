@@ -70,7 +70,7 @@ def build_chain(network: nn.Module, image: Tensor) -> Chain:
     network.eval()
     try:
         with torch.inference_mode():
-            calls, expected = _watch(network, lambda: run(network, (WHOLE,), image))
+            calls, expected = watch(network, lambda: run(network, (WHOLE,), image))
             stages, result = _trace(network, _links(network, calls, image, expected), image)
             if exact := _equal(result, expected):
                 stages.extend(_find_neck(network, stages, expected))
@@ -121,27 +121,27 @@ def mean_over_space(activation: Tensor, layout: Layout) -> Tensor:
 
 
 @dataclass
-class _Call:
+class Call:
     """One call of a module, or of a method of the network, while it runs."""
 
     path: str
     given: Any  # None where it was given anything but one tensor: then it is no link of a chain
     gave: Any = None
-    inner: list[_Call] = field(default_factory=list)
+    inner: list[Call] = field(default_factory=list)
 
 
 # Methods in which timm's transformers add the position embedding, between two modules.
 _METHODS = ("_pos_embed",)
 
 
-def _watch(network: nn.Module, work: Callable[[], Tensor]) -> tuple[list[_Call], Tensor]:
+def watch(network: nn.Module, work: Callable[[], Tensor]) -> tuple[list[Call], Tensor]:
     """Runs `work` and records the calls it makes, nested as they were made."""
-    root = _Call("", None)
+    root = Call("", None)
     stack = [root]
 
     def begin(path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         plain = len(args) == 1 and isinstance(args[0], Tensor) and not kwargs
-        call = _Call(path, args[0] if plain else None)
+        call = Call(path, args[0] if plain else None)
         stack[-1].inner.append(call)
         stack.append(call)
 
@@ -189,7 +189,7 @@ def _watched_methods(network: nn.Module, begin: Callable[..., None], end: Callab
 Links = list[tuple[str, tuple[str, ...]]]
 
 
-def _links(network: nn.Module, calls: list[_Call], given: Any, gave: Any) -> Links:
+def _links(network: nn.Module, calls: list[Call], given: Any, gave: Any) -> Links:
     """Blocks in order, each with the small layers that belong to it: (name, operations)."""
     links: Links = []
     pending: list[str] = []
@@ -214,7 +214,7 @@ def _links(network: nn.Module, calls: list[_Call], given: Any, gave: Any) -> Lin
     return [(STEM if index == 0 else name, operations) for index, (name, operations) in enumerate(links)]
 
 
-def _flatten(network: nn.Module, calls: list[_Call], given: Any, gave: Any) -> list[_Call]:
+def _flatten(network: nn.Module, calls: list[Call], given: Any, gave: Any) -> list[Call]:
     """Calls of the blocks in order; empty where the calls are no chain from `given` to `gave`."""
     current = given
     for call in calls:
@@ -223,14 +223,14 @@ def _flatten(network: nn.Module, calls: list[_Call], given: Any, gave: Any) -> l
         current = call.gave
     if current is not gave:
         return []
-    blocks: list[_Call] = []
+    blocks: list[Call] = []
     for call in calls:
         inner = _flatten(network, call.inner, call.given, call.gave) if _holds_blocks(network, call) else []
         blocks.extend(inner or [call])
     return blocks
 
 
-def _holds_blocks(network: nn.Module, call: _Call) -> bool:
+def _holds_blocks(network: nn.Module, call: Call) -> bool:
     """A container, or a module that runs one."""
     if call.path in _METHODS:
         return False
@@ -247,7 +247,7 @@ def _holds_blocks(network: nn.Module, call: _Call) -> bool:
     return len(kinds) == 1 and all(any(not _is_layer(network, part) for part in inner.inner) for inner in call.inner)
 
 
-def _is_layer(network: nn.Module, call: _Call) -> bool:
+def _is_layer(network: nn.Module, call: Call) -> bool:
     """A method, a module without parts, or a norm (whose activation may be a part of it)."""
     if call.path in _METHODS:
         return True
@@ -296,7 +296,7 @@ def _reduction(image: Tensor, x: Tensor, layout: Layout) -> int:
 def _find_neck(network: nn.Module, stages: list[Stage], activation: Tensor) -> list[Stage]:
     """The pooling that the network was trained with, where it is more than a mean and lighter than the trunk."""
     try:
-        calls, vector = _watch(network, lambda: run(network, (NECK,), activation))
+        calls, vector = watch(network, lambda: run(network, (NECK,), activation))
     except Exception:  # a head without this step: the mean is used
         return []
     if not isinstance(vector, Tensor) or vector.ndim != 2 or len(vector) != len(activation):

@@ -98,16 +98,18 @@ def adapt_norms(backbone: Backbone, batches: Iterable[Batch], engine: Engine) ->
 
 
 class Anchor:
-    """The pretrained weights of what trains, and the squared distance from them (L2-SP; Li et al. 2018, arXiv:1802.01483)."""
+    """The pretrained weights of what trains, and the pull towards them (L2-SP; Li et al. 2018, arXiv:1802.01483)."""
 
     def __init__(self, backbone: Backbone) -> None:
         self._pairs = [(p, p.detach().clone()) for p in backbone.parameters() if p.requires_grad]
 
-    def distance(self) -> Tensor:
-        """Sum of squares over all weights, float32; 0 where none of the backbone trains."""
-        if not self._pairs:
-            return torch.zeros(())
-        return torch.stack([(p.float() - start.float()).square().sum() for p, start in self._pairs]).sum()
+    @torch.no_grad()
+    def pull(self, strength: float) -> None:
+        """Adds to the gradients that of strength / 2 times the sum of squared distances; to those of weights that train now."""
+        pairs = [(p, start) for p, start in self._pairs if p.grad is not None]
+        if pairs:
+            away = torch._foreach_sub([p.detach() for p, _ in pairs], [start for _, start in pairs])
+            torch._foreach_add_([p.grad for p, _ in pairs if p.grad is not None], away, alpha=strength)
 
 
 def choose_mixture(start: State, end: State, modules: Sequence[nn.Module], loss: Callable[[], float]) -> float:

@@ -43,7 +43,7 @@ class Loader:
         ahead: prepare the next batch in a thread, while an accelerator works.
 
     Attributes:
-        waited: seconds spent waiting for batches so far.
+        waited, filled: seconds spent waiting for batches so far, and computing what is kept of images.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Loader:
             ahead,
         )
         self.batch_size = max(1, min(batch_size, len(self.rows)))
-        self.waited = 0.0
+        self.waited, self.filled = 0.0, 0.0
         self._epoch, self._first = 0, 0
 
     def start_epoch(self, epoch: int, first: int = 0) -> None:
@@ -86,8 +86,9 @@ class Loader:
         chosen = [rows[at : at + self.batch_size][rank::world] for at in range(0, len(rows), self.batch_size)][self._first :]
         self._first = 0
         begun = time.perf_counter()
-        self.source.prepare([row for batch in chosen for row in batch], view)
-        self.waited += time.perf_counter() - begun
+        # All of them, though a shuffled pass leaves out a few: other passes will want these.
+        self.source.prepare(self.rows, view)
+        self.filled += time.perf_counter() - begun
         batches: Any = (self.source.load(batch, view) for batch in chosen if batch)
         batches = iter(ThreadBuffer(batches, buffer_size=2) if self.ahead else batches)
         while True:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -24,11 +23,13 @@ from medtransfer.errors import StudyError
 from medtransfer.evaluation.predictions import write_aside
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.chain import Layout
+from medtransfer.models.fold import fold_norms
 from medtransfer.training.batches import Source
 from medtransfer.training.engine import Engine
+from medtransfer.training.interruption import EndAskedError, asked
 
-# Planes that run through the prefix at once.
-_PLANES = 32
+# Batches from which on their progress is shown.
+_MANY = 10
 
 
 class Keep(Protocol):
@@ -54,6 +55,8 @@ class FeatureSource:
         folder: of all stores of a study.
         decided: all that decides what comes out, besides the backbone and the arguments above.
         pooled: nothing runs behind the cut, so that of it too the mean over space is enough.
+        at_once: images, or volumes, that run through the prefix together.
+        report: progress.
     """
 
     def __init__(
@@ -67,8 +70,11 @@ class FeatureSource:
         folder: Path,
         decided: Sequence[str] = (),
         pooled: bool = False,
+        at_once: int = 32,
+        report: Callable[[str, int, int], None] = lambda *_: None,
     ) -> None:
-        self.backbone, self.images, self.count, self.cut, self.engine, self.pooled = backbone, images, count, cut, engine, pooled
+        self.backbone, self.images, self.count, self.cut = backbone, images, count, cut
+        self.engine, self.pooled, self.at_once, self.report = engine, pooled, at_once, report
         frozen = backbone.names[: backbone.names.index(cut) + 1] if cut != "image" else []
         self.before = [tap for tap in taps if tap in frozen and tap != cut]
         self.layouts = {stage.name: stage.layout for stage in backbone.stages}
@@ -76,23 +82,29 @@ class FeatureSource:
         # Rows that are known to be there, by view; saves asking the disk.
         self._there: dict[int | None, NDArray[np.bool_]] = {}
         self._kept: dict[str, Any] | None = None
+        self._folded: Backbone | None = None
 
     def prepare(self, rows: Sequence[int], view: int | None) -> None:
         """Computes what is missing of these rows.
 
         Raises:
             StudyError: not enough room on the disk.
+            KeyboardInterrupt: an end was asked for; what is computed stays.
         """
         wanted = np.unique(np.asarray(rows, np.int64))
         if self._missing(wanted, view).any():
             missing = wanted[self._missing(wanted, view, ask=True)]
-            pieces = [missing[at : at + _PLANES] for at in range(0, len(missing), _PLANES)]
+            pieces = [missing[at : at + self.at_once] for at in range(0, len(missing), self.at_once)]
             # Processes that fill the same store begin at different places.
             start = int(np.random.default_rng(os.getpid()).integers(len(pieces))) if pieces else 0
             for piece in [*pieces[start:], *pieces[:start]]:
                 left = piece[self._missing(piece, view, ask=True)]
                 if len(left):
                     self._fill(left.tolist(), view)
+                    if len(pieces) > _MANY:
+                        self.report("frozen stages, images", int((~self._missing(wanted, view)).sum()), len(wanted))
+                if asked() and self.engine.share[1] == 1:
+                    raise EndAskedError
 
     def load(self, rows: Sequence[int], view: int | None = None) -> dict[str, Any]:
         """One batch, from the disk."""
@@ -119,17 +131,24 @@ class FeatureSource:
         self.backbone.eval()
         try:
             batch = self.images.load(rows, view)
-            planes = math.prod(batch["present"].shape[1:])
-            size = max(1, _PLANES // planes)
-            for at in range(0, len(rows), size):
-                part = {name: _pad(x[at : at + size], size) for name, x in batch["features"].items()}
-                with self.engine.autocast():
-                    found = self.backbone(self.engine.move(part), [*self.before, self.cut])
-                values = {name: self._reduce(name, x)[: len(rows) - at].cpu() for name, x in found.items()}
-                values |= {"present": batch["present"][at : at + size], "targets": batch["targets"][at : at + size]}
-                self._write(rows[at : at + size], view, values)
+            images = {name: _pad(x, self.at_once) for name, x in batch["features"].items()}
+            moved = self.engine.move(images)
+            with self.engine.autocast():
+                found = self._prefix(moved["image"])(moved, [*self.before, self.cut])
+            values = {name: self._reduce(name, x)[: len(rows)].cpu() for name, x in found.items()}
+            self._write(rows, view, {**values, "present": batch["present"], "targets": batch["targets"]})
         finally:
             self.backbone.train(training)
+
+    def _prefix(self, images: Tensor) -> Backbone:
+        """The network that runs: in reduced precision, which rounds at every layer, with its batch norms folded."""
+        if self.engine.precision == "fp32" or self.cut == "image":
+            return self.backbone
+        if self._folded is None:
+            image = images[:1] if images.ndim == self.backbone.ndim + 2 else images[0, :1]
+            self._folded = fold_norms(self.backbone, self.backbone.names.index(self.cut) + 1, image)
+            self.engine.place(self._folded)
+        return self._folded
 
     def _reduce(self, name: str, activation: Tensor) -> Tensor:
         """What is kept of an activation; the channels of planes last, as convolutions like them best."""

@@ -13,32 +13,39 @@ from types import FrameType
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Seconds within which a second signal is the first one again, sent to a group of processes and then to each of them.
 _SAME = 2.0
+# Signals are a matter of the whole process, and so is what they ask for: when the first one came, and a note in their place.
+_first: float | None = None
 _note: Path | None = None
+
+
+class EndAskedError(KeyboardInterrupt):
+    """Raised between two steps, where all that a training needs to go on can be kept."""
+
+
+def asked() -> bool:
+    """Whether an end was asked for, within `finishing_steps` or by a note."""
+    return _first is not None or (_note is not None and _note.exists())
 
 
 def obey_note(path: Path) -> None:
     """From here on an end is asked for by this file, and no more by Ctrl-C, which is for the process that began this one."""
-    global _note  # noqa: PLW0603  signals are a matter of the whole process too
+    global _note  # noqa: PLW0603  see above
     _note = path
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager
-def finishing_steps(at_once: Callable[[], object] = lambda: None) -> Iterator[Callable[[], bool]]:
-    """Gives a function that says whether an end was asked for; a second signal acts at once.
+def finishing_steps(at_once: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Signals within only ask for an end; a second one acts at once.
 
-    Signals reach the main thread alone; in another one nothing is changed.
+    They reach the main thread alone; in another one nothing is changed.
 
     Args:
         at_once: called when the first signal arrives.
     """
-    first: float | None = None
-
-    def asked() -> bool:
-        return first is not None or (_note is not None and _note.exists())
-
+    global _first  # noqa: PLW0603  see above
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield
         return
     before = {number: signal.getsignal(number) for number in _SIGNALS}
 
@@ -49,19 +56,21 @@ def finishing_steps(at_once: Callable[[], object] = lambda: None) -> Iterator[Ca
                 signal.signal(number, handler)
 
     def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  the signature of a handler
-        nonlocal first
+        global _first  # noqa: PLW0603  see above
         now = time.monotonic()
-        if first is not None and now - first > _SAME:
+        if _first is not None and now - _first > _SAME:
             restore()
             signal.raise_signal(number)
-        elif first is None:
-            first = now
+        elif _first is None:
+            _first = now
             at_once()
 
+    _first = None
     for number in _SIGNALS:
         if before[number] is not signal.SIG_IGN:
             signal.signal(number, note)
     try:
-        yield asked
+        yield
     finally:
         restore()
+        _first = None

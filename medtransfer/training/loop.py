@@ -21,12 +21,13 @@ from medtransfer.training.averages import adapt_norms, choose_mixture, copy_stat
 from medtransfer.training.batches import Loader
 from medtransfer.training.checkpoint import Checkpoints
 from medtransfer.training.engine import Engine
-from medtransfer.training.interruption import finishing_steps
+from medtransfer.training.interruption import EndAskedError, asked, finishing_steps
 from medtransfer.training.predicting import mean_log_loss, measure
 from medtransfer.training.probe import compare_heads, fit_head, pooled_features
 from medtransfer.training.telemetry import EnergyMeter, peak_memory_gb
 from medtransfer.training.trainer import DivergedError, Progress, Trainer
 
+_TIMES = ("seconds", "waited", "filled")
 # A tune loss is better only by more than rounding.
 _LEAST_GAIN = 1e-6
 
@@ -62,15 +63,15 @@ class FitResult:
 
     Attributes:
         history: per epoch `epoch, train_loss, tune_loss, tune_loss_raw, tune_auc, lr, seconds, images_per_second, waiting,
-            memory_gb`: the tune loss at the best temperature and as it is; the share of the time spent waiting for data; the
-            most memory held so far. Epoch 0 is the convex head alone.
+            filling, memory_gb`: the tune loss at the best temperature and as it is; the shares of the time spent waiting for
+            data and filling the store of kept activations; the most memory held so far. Epoch 0 is the convex head alone.
         best_epoch: the epoch whose weights were kept (lowest tune loss).
         stopped_early: True where patience ran out before the budget did.
         diverged: True where the loss was not finite any more and the best weights until then were kept.
         probe: penalties and losses of the convex head, and of a small cohort `checks`, see `compare_heads`; empty for scratch.
         kept: log-loss (nats) of the weights kept, as they are, on the `train` and the `tune` images: the gap between
             them is what was learnt by heart. `mixture`: share of the fine-tuned weights, 1 where they were not mixed.
-        seconds, images_per_second, waiting: of the training epochs.
+        seconds, images_per_second, waiting, filling: of the training epochs.
         memory_gb: the most this process held. joules: of the machine meanwhile; None where it does not tell.
     """
 
@@ -83,6 +84,7 @@ class FitResult:
     seconds: float
     images_per_second: float
     waiting: float
+    filling: float
     memory_gb: float
     joules: float | None
 
@@ -150,6 +152,7 @@ def fit(
     kept = {name: mean_log_loss(backbone, head, task, part, engine) for name, part in (("train", parts.plain), ("tune", parts.tune))}
     trainer.accelerator.free_memory()
     trained = len(progress.history) - 1
+    seconds, waited, filled = (progress.total.get(name, 0.0) for name in _TIMES)
     return FitResult(
         progress.history,
         progress.best_epoch,
@@ -157,9 +160,10 @@ def fit(
         diverged,
         progress.probe,
         {**kept, "mixture": mixture},
-        progress.seconds,
-        trained * len(parts.train) * parts.train.batch_size / progress.seconds if trained else 0.0,
-        progress.waited_in_all / progress.seconds if trained else 0.0,
+        seconds,
+        trained * len(parts.train) * parts.train.batch_size / seconds if trained else 0.0,
+        waited / seconds if trained else 0.0,
+        filled / seconds if trained else 0.0,
         peak_memory_gb(engine.device),
         meter.joules(),
     )
@@ -190,46 +194,56 @@ def _train(
 ) -> None:
     """Epochs until the budget or the patience is spent."""
     images = len(parts.train) * parts.train.batch_size
-    begun, before = time.perf_counter(), parts.train.waited
+    batches = parts.train
+    before = time.perf_counter(), batches.waited, batches.filled
 
     def note_time() -> None:
-        nonlocal begun, before
-        now = time.perf_counter()
-        progress.spent += now - begun
-        progress.waited += parts.train.waited - before
-        begun, before = now, parts.train.waited
+        nonlocal before
+        now = time.perf_counter(), batches.waited, batches.filled
+        for name, old, new in zip(_TIMES, before, now, strict=True):
+            progress.now[name] = progress.now.get(name, 0.0) + new - old
+        before = now
 
     def state() -> dict[str, Any]:
         trainer.look(progress)
         note_time()
         return trainer.state(progress)
 
-    with finishing_steps() as asked:
+    def keep() -> None:
+        if checkpoints is not None and (problem := checkpoints.save(state())):
+            trainer.say(problem)
 
-        def after_step() -> None:
-            # All processes do so at the same step, or none.
-            end = trainer.engine.any(asked())
-            keep = checkpoints is not None and (end or trainer.engine.any(checkpoints.due))
-            if keep and checkpoints is not None and (problem := checkpoints.save(state())):
-                trainer.say(problem)
-            if end:
-                raise KeyboardInterrupt
+    def after_step() -> None:
+        # All processes do so at the same step, or none.
+        if trainer.engine.any(asked()):
+            raise EndAskedError
+        if checkpoints is not None and trainer.engine.any(checkpoints.due):
+            keep()
 
-        while len(progress.history) <= epochs and len(progress.history) - 1 - progress.best_epoch < patience:
-            epoch = len(progress.history)
-            loss = trainer.run_epoch(parts.train, progress, after_step)
-            entry = measure(trainer.averages.backbone, trainer.averages.head, trainer.task, parts.tune, trainer.engine, epoch)
-            note_time()
-            entry |= {"train_loss": loss, "lr": trainer.head_rate, "seconds": progress.spent, "images_per_second": images / progress.spent}
-            entry |= {"waiting": progress.waited / progress.spent, "memory_gb": peak_memory_gb(trainer.engine.device)}
-            progress.history.append(entry)
-            progress.seconds, progress.waited_in_all = progress.seconds + progress.spent, progress.waited_in_all + progress.waited
-            progress.spent, progress.waited, progress.losses = 0.0, 0.0, []
-            if entry["tune_loss"] < progress.lowest - _LEAST_GAIN:
-                progress.best, progress.best_epoch, progress.lowest = trainer.averages.state(), epoch, entry["tune_loss"]
-            on_epoch(entry, epochs)
-        if epochs:
-            after_step()  # an end that was asked for while the last epoch was measured
+    def run_epoch() -> None:
+        epoch = len(progress.history)
+        loss = trainer.run_epoch(parts.train, progress, after_step)
+        entry = measure(trainer.averages.backbone, trainer.averages.head, trainer.task, parts.tune, trainer.engine, epoch)
+        note_time()
+        seconds, waited, filled = (progress.now[name] for name in _TIMES)
+        entry |= {"train_loss": loss, "lr": trainer.head_rate, "seconds": seconds, "images_per_second": images / seconds}
+        entry |= {"waiting": waited / seconds, "filling": filled / seconds, "memory_gb": peak_memory_gb(trainer.engine.device)}
+        progress.history.append(entry)
+        progress.total = {name: progress.total.get(name, 0.0) + value for name, value in progress.now.items()}
+        progress.now, progress.losses = {}, []
+        if entry["tune_loss"] < progress.lowest - _LEAST_GAIN:
+            progress.best, progress.best_epoch, progress.lowest = trainer.averages.state(), epoch, entry["tune_loss"]
+        on_epoch(entry, epochs)
+
+    with finishing_steps():
+        try:
+            while len(progress.history) <= epochs and len(progress.history) - 1 - progress.best_epoch < patience:
+                run_epoch()
+            if epochs:
+                after_step()  # an end that was asked for while the last epoch was measured
+        except EndAskedError:
+            keep()
+            raise
 
 
 def _fit_probe(

@@ -42,8 +42,8 @@ class Progress:
         probe: of the convex head.
         step: optimiser steps done.
         losses: of the steps of this epoch.
-        spent, waited: seconds of this epoch, and of them waiting for data.
-        seconds, waited_in_all: of all finished epochs.
+        now, total: of this epoch so far, and of all finished ones: `seconds`, and of them `waited` for data and `filled` the
+            store of kept activations.
     """
 
     history: list[dict[str, float]]
@@ -53,10 +53,8 @@ class Progress:
     probe: dict[str, Any]
     step: int = 0
     losses: list[float] = field(default_factory=list)
-    spent: float = 0.0
-    waited: float = 0.0
-    seconds: float = 0.0
-    waited_in_all: float = 0.0
+    now: dict[str, float] = field(default_factory=dict)
+    total: dict[str, float] = field(default_factory=dict)
 
 
 class Trainer:
@@ -155,7 +153,7 @@ class Trainer:
         return loss
 
     def _backward(self, batch: Batch) -> Tensor:
-        """Gradients of one batch, in as many pieces as the memory asks for; the loss without its penalty."""
+        """Gradients of one batch, in as many pieces as the memory asks for; the loss, without the penalty of L2-SP."""
         size = len(batch["targets"])
         length = math.ceil(size / self.pieces)
         shown = torch.zeros((), device=self.engine.device)
@@ -165,9 +163,10 @@ class Trainer:
             logits = self._network({name: x[part] for name, x in batch["features"].items()}, batch["present"][part])
             loss = self.task.loss(logits, targets)["loss"] * (len(targets) / size)
             shown += loss.detach()
-            if self.anchor is not None and at == 0:
-                loss = loss + 0.5 * self.plan.l2_sp * self.anchor.distance()
             self.accelerator.backward(loss)
+        if self.anchor is not None:
+            scaler = self.accelerator.scaler
+            self.anchor.pull(self.plan.l2_sp * (1.0 if scaler is None else scaler.get_scale()))
         return shown
 
     def _halve(self, size: int, error: RuntimeError) -> None:

@@ -44,19 +44,24 @@ def test_a_network_without_batch_norm_is_left_alone():
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
 
-def test_the_distance_from_the_start_and_its_gradient():
+def test_the_pull_is_the_gradient_of_the_squared_distance():
     net = mt.load_backbone("resnet18", seed=3)
     net.freeze(7)
     anchor = Anchor(net)
-    assert anchor.distance() == 0
-    frozen, trained = net.network.conv1.weight, net.network.layer4[1].conv2.weight
+    frozen, trained, resting = net.network.conv1.weight, net.network.layer4[1].conv2.weight, net.network.layer4[0].conv1.weight
+    start = trained.detach().clone()
     with torch.no_grad():
         frozen.add_(1.0)
-        trained.add_(0.5)
-    distance = anchor.distance()
-    assert distance.item() == pytest.approx(0.25 * trained.numel(), rel=1e-4)
-    (0.5 * distance).backward()
-    assert torch.allclose(trained.grad, torch.full_like(trained, 0.5), atol=1e-6)
+        trained.add_(torch.randn(trained.shape, generator=torch.Generator().manual_seed(0)))
+        resting.add_(1.0)
+    given = torch.randn(trained.shape, generator=torch.Generator().manual_seed(1))
+    trained.grad = given.clone()
+    anchor.pull(0.1)
+    found = trained.grad.clone()
+    trained.grad = given.clone()
+    (0.5 * 0.1 * (trained - start).square().sum()).backward()
+    assert torch.allclose(found, trained.grad, atol=1e-6)
+    assert frozen.grad is resting.grad is None  # what does not train now is not pulled
 
 
 def test_averages_follow_their_definition():
@@ -124,7 +129,8 @@ def test_statistics_stay_where_there_is_nothing_to_take_them_from():
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
 
-def test_nothing_that_trains_has_no_distance():
+def test_where_nothing_trains_nothing_is_pulled():
     net = mt.load_backbone("resnet18", seed=3)
     net.freeze(9)
-    assert Anchor(net).distance() == 0
+    Anchor(net).pull(0.1)
+    assert all(parameter.grad is None for parameter in net.parameters())

@@ -1,0 +1,78 @@
+"""What comes out of a study: tables, report and page from the runs that are finished, and the list of those that failed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+
+from medtransfer.errors import StudyError, list_faults
+from medtransfer.evaluation import EvaluationReport, evaluate, read_predictions, write_aside, write_predictions
+from medtransfer.jobs import Job, Study, complete
+from medtransfer.machine import engines_here
+from medtransfer.progress import Reporter
+from medtransfer.record import Run
+from medtransfer.report.build import build_report
+from medtransfer.reused import write_reuse
+
+_FAILURES = "failures.json"
+
+
+def report_runs(study: Study, runs: dict[Job, Run], listed: int, reporter: Reporter) -> EvaluationReport:
+    """Tables and page from the runs that can be compared."""
+    config, output = study.prepared.config, study.output
+    order = {arm: i for i, arm in enumerate(config.arms)}
+    usable = complete(runs, list(config.arms))
+    main = sorted((job for job in usable if not job.size), key=lambda job: (order[job.arm], job.seed, job.fold))
+    if not main:
+        failures = [f"{job}: {error}" for job, error in read_failures(output).items()]
+        raise StudyError(
+            list_faults(f"{output}: no fold has been trained by all {len(order)} arms, so there is nothing to compare", failures)
+        )
+    table = pd.concat([usable[job].predictions for job in main], ignore_index=True)
+    if curve := [_curve_rows(job, run) for job, run in usable.items() if job.size]:
+        table = pd.concat([table.assign(size=0, episode=0), *curve], ignore_index=True)
+    write_predictions(table, output / "predictions.csv")
+    reporter.say(f"evaluating {len(table)} predictions")
+    # Read back, so that the report is what anyone gets from the file alone.
+    report = evaluate(read_predictions(output / "predictions.csv"), config.evaluate.bootstrap, config.evaluate.seed)
+    if len(usable) < listed:
+        left_out = f"This report rests on {len(usable)} of {listed} runs: those of the folds and seeds that every arm has finished."
+        failed = [f"Run failed: {job}: {error}" for job, error in read_failures(output).items()]
+        report = EvaluationReport({**report.data, "warnings": [left_out, *failed, *report.data["warnings"]]})
+    report.save(output / "report.json")
+    whole = {(job.fold, job.seed) for job in main} >= {(fold, config.protocol.seeds[0]) for fold in range(len(study.prepared.split))}
+    if whole:
+        write_reuse(study.prepared, engines_here(study.engines), output, report.data["comparisons"], reporter)
+    return EvaluationReport(report.data, build_report(output))
+
+
+def _curve_rows(job: Job, run: Run) -> pd.DataFrame:
+    rows = run.predictions[run.predictions["part"] == "test"]
+    return rows.assign(seed=job.seed, size=job.size, episode=job.episode)
+
+
+def write_failures(output: Path, failures: Mapping[Job, str], study: Study) -> None:
+    """Those that did not succeed since; no file where there are none."""
+    left = [{**asdict(job), "error": error} for job, error in failures.items() if study.finished(job) is None]
+    if left:
+        write_aside(output / _FAILURES, json.dumps(left, indent=1))
+    else:
+        (output / _FAILURES).unlink(missing_ok=True)
+
+
+def read_failures(output: Path) -> dict[Job, str]:
+    """Why runs failed, as `write_failures` left it."""
+    try:
+        entries = json.loads((output / _FAILURES).read_text(encoding="utf-8"))
+        return {Job(**{key: value for key, value in entry.items() if key != "error"}): entry["error"] for entry in entries}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def failed_runs(output: str | Path) -> list[str]:
+    """The runs of a study that failed, and why."""
+    return [f"{job}: {error}" for job, error in read_failures(Path(output)).items()]
