@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from filelock import FileLock, Timeout
 
 from medtransfer.data.split import Fold
@@ -83,6 +84,17 @@ class Study:
             return draw_fold(self.prepared, job.fold, job.episode, job.size)
         return self.prepared.split.fold(job.fold)
 
+    def engine_of(self, job: Job) -> Engine:
+        """That of its arm; of several GPUs, runs that are done at the same time take different ones."""
+        engine, count = self.engines[job.arm], torch.cuda.device_count()
+        if engine.device.type != "cuda" or engine.share[1] > 1:
+            return engine
+        return replace(engine, device=torch.device("cuda", self._numbers[job] % max(1, count)))
+
+    @cached_property
+    def _numbers(self) -> dict[Job, int]:
+        return {job: number for number, job in enumerate(list_jobs(self.prepared))}
+
     @cached_property
     def _keys(self) -> dict[Job, tuple[str, FreezePlan]]:
         return {}
@@ -114,7 +126,7 @@ class Study:
         Raises:
             MedTransferError: see `run_fold`.
         """
-        engine = self.engines[job.arm]
+        engine = self.engine_of(job)
         if not engine.first:
             return self.finished(job) or self._train(job, engine, reporter)
         folder = self.output / LOCKS
@@ -150,7 +162,7 @@ class Study:
 
     def _search(self, job: Job, fold: Fold, plan: FreezePlan, reporter: Reporter) -> FreezePlan:
         """One search per fold, whatever the seed."""
-        prepared, engine = self.prepared, self.engines[job.arm]
+        prepared, engine = self.prepared, self.engine_of(job)
         first = prepared.config.protocol.seeds[0]
         path = job.folder(self.output).parent / "depth.json"
         key = run_key(prepared, engine, first, job.fold, job.arm)

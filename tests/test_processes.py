@@ -48,7 +48,6 @@ def compare(config: Path, output: Path, prefix=("-m", "medtransfer")) -> pd.Data
 def test_two_processes_train_what_one_trains(tmp_path):
     """Batch statistics are each process's own, so the networks here have none that move."""
     arms = {
-        "tuned": {"backbone": LITE, "weights": "imagenet", "plan": {"frozen_stages": 14, "norm_policy": "eval"}},
         "kept": {
             "backbone": LITE,
             "weights": "imagenet",
@@ -62,7 +61,7 @@ def test_two_processes_train_what_one_trains(tmp_path):
     keys = ["arm", "seed", "fold", "part", "image", "patient", "label", "target"]
     assert two[keys].equals(one[keys])  # every image once, in the same order
     assert np.abs(two["probability"] - one["probability"]).max() < 1e-5
-    runs = [json.loads((tmp_path / name / "runs" / "tuned" / "fold-0" / "seed-0" / "run.json").read_text()) for name in ("one", "two")]
+    runs = [json.loads((tmp_path / name / "runs" / "kept" / "fold-0" / "seed-0" / "run.json").read_text()) for name in ("one", "two")]
     assert [run["engine"]["processes"] for run in runs] == [1, 2]
     assert runs[0]["epochs"] == runs[1]["epochs"] > 0
 

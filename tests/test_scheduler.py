@@ -173,7 +173,7 @@ def test_where_all_fail_there_is_nothing_to_report(plain, tmp_path, monkeypatch)
 def test_killed_at_random_moments_it_ends_as_if_nothing_had_happened(plain, tmp_path):
     _, config, expected = plain
     out, rng, killed = tmp_path / "out", random.Random(0), 0
-    while killed < 3:
+    while killed < 2:
         process = subprocess.Popen(arguments(config, out, "--quiet"), env=environment(), stdout=subprocess.DEVNULL)
         try:
             process.wait(rng.uniform(6, 14))
@@ -268,6 +268,26 @@ def test_a_killed_process_takes_only_its_run_with_it(tmp_path, always):
     assert isinstance(outcomes[listed[0]], str if always else Run)
     if always:
         assert "was killed, most likely for want of memory" in outcomes[listed[0]]
+
+
+def test_runs_at_the_same_time_take_different_gpus(plain, monkeypatch):
+    from dataclasses import replace
+
+    from medtransfer.config import load_config
+    from medtransfer.jobs import Study, list_jobs
+    from medtransfer.prepare import fixed_of, prepare
+    from medtransfer.training.engine import Engine
+
+    config = load_config(plain[1])
+    prepared = prepare(config, None, None, QUIET, fixed_of(config))
+    engine = Engine(torch.device("cuda", 0), "bf16")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    study = Study(prepared, dict.fromkeys(prepared.backbones, engine), plain[0], plain[0])
+    listed = list_jobs(prepared)
+    assert [study.engine_of(job).device.index for job in listed[:4]] == [0, 1, 2, 0]
+    assert {study.engine_of(job).precision for job in listed} == {"bf16"}
+    together = Study(prepared, dict.fromkeys(prepared.backbones, replace(engine, share=(1, 2))), plain[0], plain[0])
+    assert {together.engine_of(job).device.index for job in listed} == {0}
 
 
 def test_the_largest_block_that_every_arm_has_is_reported():

@@ -125,7 +125,6 @@ def make_engine(
     image: Tensor | None = None,
     layout: str = "auto",
     memory: Path | None = None,
-    number: int = 0,
 ) -> Engine:
     """Chooses the device, and precision and order of memory by measurement.
 
@@ -137,7 +136,6 @@ def make_engine(
         image: a batch for it (batch, channel, *space).
         layout: auto, contiguous or channels_last.
         memory: file in which measurements of this machine are kept; None: of none.
-        number: of the run, by which several GPUs take turns.
 
     Raises:
         ConfigError: CUDA asked for and absent, or fp16 without CUDA.
@@ -151,7 +149,7 @@ def make_engine(
     state = join_processes(on_cuda)
     where = torch.device("cpu")
     if on_cuda:
-        where = torch.device("cuda", (state[2] if state[1] > 1 else number) % torch.cuda.device_count())
+        where = torch.device("cuda", state[2] % torch.cuda.device_count())
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     chosen: tuple[str, str] = ("fp32" if precision == "auto" else precision, "channels_last" if layout == "auto" else layout)
     seconds: dict[str, float] = {}

@@ -68,7 +68,7 @@ def test_training_from_kept_activations_is_that_from_images_for_every_cut(name, 
         net.freeze(frozen)
         cut = net.names[frozen - 1]
         kept, plain = shuffled(keep(net, Noise(40), cut, head.taps, tmp_path)), shuffled(Noise(40))
-        for epoch in (1, 2):
+        for epoch in (3,):
             kept.start_epoch(epoch)
             plain.start_epoch(epoch)
             for ours, theirs in zip(kept, plain, strict=True):
@@ -87,7 +87,7 @@ def test_training_from_kept_activations_is_that_from_images_for_every_cut(name, 
                     torch.testing.assert_close(gradient, exact[key], rtol=1e-4, atol=1e-5 * scale)
                 cuts += 1
                 break
-    assert cuts == 2 * (len(net.stages) - 1)
+    assert cuts == len(net.stages) - 1
 
 
 @pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0"])
