@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -134,13 +135,15 @@ class Study:
         name = hashlib.sha256(str(job.folder(Path())).encode()).hexdigest()[:16]
         try:
             # Held by the system for the process: a dead owner holds nothing.
-            with FileLock(folder / f"{name}.lock", timeout=-1 if wait else 0):
+            with FileLock(folder / f"{name}.lock", timeout=-1 if wait or engine.share[1] > 1 else 0):
                 return self.finished(job) or self._train(job, engine, reporter)
         except Timeout as error:
             raise BusyError(f"{job}: another process is doing this run.") from error
 
     def _train(self, job: Job, engine: Engine, reporter: Reporter) -> Run:
         prepared, fold, (key, plan) = self.prepared, self.fold_of(job), self.key_of(job)
+        self.store.mkdir(parents=True, exist_ok=True)
+        os.utime(self.store)  # it is in use
         images, task = images_of(prepared, job.arm, self.store), task_of(prepared, job.arm)
         if prepared.config.plan.search and plan.strategy != "scratch" and not job.size:
             plan = self._search(job, fold, plan, reporter)

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from medtransfer.config import TrainSection
-from medtransfer.data.cache import cache_folder
+from medtransfer.data.cache import feature_folder
 from medtransfer.data.cohort import Cohort
 from medtransfer.data.dataset import ImageSource
 from medtransfer.data.inspection import inspect_images
@@ -169,7 +169,7 @@ def fit(
         refuse_unreadable(facts, cohort)
         entries = [Path(entry) for entry in facts["entry"]]
     engine = engine or make_engine(train.device, train.precision, layout=train.layout)
-    with TemporaryDirectory(dir=cache_folder(), prefix="features-") as store:
+    with TemporaryDirectory(dir=feature_folder()) as store:
         images = Images(cohort, entries, slices or Slices(), slab, train, Path(store) if train.cache_gb else None)
         return run_fold(images, fold, task, backbone, plan, output, seed, arm, engine, key, reporter)
 

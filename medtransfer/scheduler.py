@@ -133,6 +133,8 @@ def _attempt(study: Study, job: Job, reporter: Reporter, wait: bool) -> Outcome:
     except MedTransferError as error:
         return str(error)
     except Exception as error:  # whatever it is, the other runs go on
+        if study.engines[job.arm].share[1] > 1:
+            raise  # the other processes of this training would wait for ever
         frame = traceback.extract_tb(error.__traceback__)[-1]
         return f"{type(error).__name__}: {error} ({Path(frame.filename).name}, line {frame.lineno})"
 
@@ -167,7 +169,7 @@ def _in_processes(study: Study, jobs: Sequence[Job], workers: int, reporter: Rep
 
 def _pool(path: Path, jobs: Sequence[Job], workers: int, threads: int) -> Iterator[tuple[Job, Outcome]]:
     # Two workers at least: joblib runs a single one in this process.
-    parallel = joblib.Parallel(max(2, workers), backend="loky", return_as="generator_unordered", batch_size=1, pre_dispatch=workers)
+    parallel = joblib.Parallel(max(2, workers), backend="loky", return_as="generator_unordered", batch_size=1, pre_dispatch="all")
     with joblib.parallel_config("loky", inner_max_num_threads=threads):
         yield from parallel(joblib.delayed(_in_worker)(path, job) for job in jobs)
 

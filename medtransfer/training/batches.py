@@ -89,15 +89,25 @@ class Loader:
         # All of them, though a shuffled pass leaves out a few: other passes will want these.
         self.source.prepare(self.rows, view)
         self.filled += time.perf_counter() - begun
-        batches: Any = (self.source.load(batch, view) for batch in chosen if batch)
-        batches = iter(ThreadBuffer(batches, buffer_size=2) if self.ahead else batches)
+        loaded = self._load([batch for batch in chosen if batch], view)
+        batches = iter(ThreadBuffer(loaded, buffer_size=2) if self.ahead else loaded)
         while True:
             begun = time.perf_counter()
             batch = next(batches, None)
             self.waited += time.perf_counter() - begun
             if batch is None:
                 return
+            if isinstance(batch, Exception):
+                raise batch
             yield cast(Batch, batch)
+
+    def _load(self, chosen: list[list[int]], view: int | None) -> Iterator[dict[str, Any] | Exception]:
+        """An error comes as a value: raised in a thread it would end the pass without a word."""
+        try:
+            for batch in chosen:
+                yield self.source.load(batch, view)
+        except Exception as error:
+            yield error
 
 
 def collect(

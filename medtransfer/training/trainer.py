@@ -144,7 +144,8 @@ class Trainer:
                 loss = self._backward(batch)
                 break
             except RuntimeError as error:
-                if not _is_out_of_memory(error):
+                # Of several processes one alone cannot take more steps than the others.
+                if not _is_out_of_memory(error) or self.engine.share[1] > 1:
                     raise
                 self._halve(len(batch["targets"]), error)
         self.accelerator.clip_grad_norm_(self.parameters, _CLIP_NORM)

@@ -208,6 +208,20 @@ def test_a_file_cut_short_is_told(tmp_path):
         kept.load([1])
 
 
+@pytest.mark.parametrize("ahead", [False, True])
+def test_an_error_in_the_middle_of_a_pass_is_raised(ahead):
+    class Broken(Noise):
+        def load(self, rows, view=None):
+            if 4 in rows:
+                raise StudyError("gone")
+            return super().load(rows, view)
+
+    seen = []
+    with pytest.raises(StudyError, match="gone"):
+        seen.extend(batch["rows"].tolist() for batch in Loader(Broken(), range(6), 2, ahead=ahead))
+    assert len(seen) <= 2
+
+
 def test_orders_views_and_shares():
     noise = Noise()
     in_order = Loader(noise, [4, 1, 2], 2)
