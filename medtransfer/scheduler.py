@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import joblib
+from joblib.externals.loky import process_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from medtransfer.errors import ConfigError, MedTransferError
@@ -175,6 +176,9 @@ def _pool(path: Path, jobs: Sequence[Job], workers: int, threads: int) -> Iterat
 
 
 def _in_worker(path: Path, job: Job) -> tuple[Job, Outcome]:
+    # A worker that holds much more than at its first task is taken for one that leaks, and renewed; a training does hold
+    # much, and a renewal between two tasks may leave both sides waiting.
+    process_executor._MAX_MEMORY_LEAK_SIZE = 2**60
     return job, _begun_elsewhere(_read_study(path), job, wait=False)
 
 
