@@ -165,18 +165,26 @@ def plan(
 @app.command()
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="CSV with patient, target, probability; others of the table as there.")],
-    output: Annotated[Optional[Path], typer.Option("--output", "-o", help="Folder for report.json, report.html and figures.")] = None,  # noqa: UP045
+    choices: Annotated[
+        Optional[list[str]],  # noqa: UP045  typer reads it
+        typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the section evaluate, such as margin=0.05 or subgroups=[sex,site]."),
+    ] = None,
+    output: Annotated[
+        Optional[Path], typer.Option("--output", "-o", help="Folder for report.json, report.html, tables and figures.")
+    ] = None,  # noqa: UP045
     bootstrap: Annotated[int, typer.Option(min=100, help="Draws of the bootstrap.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Evaluate the predictions of any model: AUC, calibration, and arm against arm."""
+    """Evaluate the predictions of any model: AUC, calibration, decisions, and arm against arm."""
     with _guard():
+        from medtransfer.config import make_choices
         from medtransfer.evaluation import evaluate as evaluate_table
 
         if output is not None and output.is_file():
             raise StudyError(f"{output}: is a file. Choose another --output.")
-        report = evaluate_table(predictions, bootstrap, seed)
+        settings = make_choices({"bootstrap": bootstrap, "seed": seed}, choices or ())
+        report = evaluate_table(predictions, **settings.model_dump())
         if output is not None:
             from medtransfer.report.build import build_report
 

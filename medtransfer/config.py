@@ -130,6 +130,9 @@ class PlanSection(PlanFields):
 class ArmSection(Section):
     """One contestant: a backbone, where its weights come from, and how it sees volumes."""
 
+    kind: Literal["network", "features"] = Field(
+        "network", description="features: intensity, texture and shape by formula, with a logistic regression; a baseline to beat."
+    )
     backbone: str
     weights: str | None = Field(
         None, description="imagenet, timm:TAG, radimagenet, radimagenet:PATH, file:PATH, study:FOLDER, or none for random weights."
@@ -139,6 +142,19 @@ class ArmSection(Section):
     pooling: Literal["attention", "mean", "max"] = Field("attention", description="How the slices of a volume become one case.")
     slab: int = Field(1, ge=1, le=15, description="Odd number of neighbouring slices that become the channels of each (2.5D).")
     plan: PlanFields = Field(PlanFields(), description="Fields of the freeze plan for this arm alone, before those of the section plan.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _formulas(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "features" not in {value.get("kind"), value.get("backbone")}:
+            return value
+        plan = value.get("plan")
+        empty = plan is None or (isinstance(plan, dict) and all(field is None for field in plan.values()))
+        given = {key for key, setting in value.items() if setting is not None and setting != "none" and not (key == "plan" and empty)}
+        extra = sorted(given - {"kind", "backbone", "pooling", "channels", "slab"})
+        if extra or value.get("backbone", "features") != "features":
+            raise ValueError(f"kind: features takes no {', '.join(extra) or 'backbone'}; it is measured by formula")
+        return {**value, "kind": "features", "backbone": "features"}
 
     @model_validator(mode="after")
     def _slab(self) -> ArmSection:
@@ -166,6 +182,9 @@ class ProtocolSection(Section):
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     split_seed: int = Field(0, ge=0, lt=2**31)
     tune: float = Field(0.2, gt=0.0, lt=0.6, description="Share of the training patients kept for early stopping and temperature.")
+    leave_out: str | None = Field(
+        None, description="Column of the manifest, such as site: each value is tested by models trained on the others, in place of folds."
+    )
     group: Literal["patient", "cluster"] = Field(
         "patient", description="What is never divided: patient, or cluster: patients that share near-duplicate images are one."
     )
@@ -196,11 +215,27 @@ class TrainSection(Section):
     track: Literal["tensorboard", "mlflow"] | None = Field(None, description="Where the curves of trainings go, besides metrics.jsonl.")
 
 
+_Share = Annotated[float, Field(gt=0, lt=1)]
+
+
 class EvaluateSection(Section):
-    """How intervals are computed."""
+    """What is measured and how; to be chosen before the results are seen."""
 
     bootstrap: int = Field(2000, ge=100, le=100_000)
     seed: int = Field(0, ge=0, lt=2**31)
+    unit: Literal["image", "patient"] = Field("image", description="What is counted; the other is shown beside it.")
+    aggregate: Literal["max", "mean", "noisy_or"] = Field("max", description="How the images of a patient become one score.")
+    recalibration: Literal["auto", "temperature", "platt", "beta", "isotonic"] = Field(
+        "auto", description="Fitted on tune patients; auto: temperature, unless another is better in cross-validation among them."
+    )
+    sensitivity: _Share | None = Field(0.9, description="Of an operating point, reached on tune patients.")
+    specificity: _Share | None = Field(0.9, description="Of an operating point, reached on tune patients.")
+    threshold: _Share | None = Field(None, description="Probability of an operating point, from the harm / benefit of acting.")
+    prevalences: tuple[_Share, ...] = Field((), description="At which predictive values are told, besides that of the cohort.")
+    target_prevalence: _Share | None = Field(None, description="Of the patients the model is meant for.")
+    margin: _Share | None = Field(None, description="Of non-inferiority in AUC, such as 0.05.")
+    coverage: _Share = Field(0.9, description="Of prediction sets.")
+    subgroups: tuple[str, ...] = Field((), description="Columns of the manifest: results within their groups.")
 
 
 class LearningCurveSection(Section):
@@ -283,6 +318,21 @@ def make_config(values: dict[str, Any], source: str = "configuration") -> StudyC
         raise ConfigError(list_faults(f"{source}: {len(faults)} fault(s)", faults)) from error
 
 
+def make_choices(values: dict[str, Any], overrides: Sequence[str]) -> EvaluateSection:
+    """The section `evaluate` alone, from plain values and `key=value` overrides.
+
+    Raises:
+        ConfigError: with every fault found, each with its key.
+    """
+    for override in overrides:
+        _apply_override(values, override)
+    try:
+        return EvaluateSection.model_validate(values)
+    except ValidationError as error:
+        faults = [_describe_fault(item, EvaluateSection) for item in error.errors()]
+        raise ConfigError(list_faults(f"evaluate: {len(faults)} fault(s)", faults)) from error
+
+
 def configs_folder() -> Path:
     """Folder of the example configurations: inside the installed package, else beside it in a checkout."""
     inside = Path(__file__).parent / "configs"
@@ -308,10 +358,10 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     section[parts[-1]] = value
 
 
-def _describe_fault(item: Any) -> str:
+def _describe_fault(item: Any, model: type[Section] = StudyConfig) -> str:
     where = ".".join(str(part) for part in item["loc"]) or "top level"
     if item["type"] == "extra_forbidden":
-        known = _known_keys(item["loc"][:-1])
+        known = _known_keys(item["loc"][:-1], model)
         near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
         return f"{where}: unknown key; {hint}"
@@ -322,8 +372,7 @@ def _describe_fault(item: Any) -> str:
     return f"{where}: {message}" + (f" (found {shown})" if len(shown) < 80 and item["type"] != "value_error" else "")
 
 
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    model: Any = StudyConfig
+def _known_keys(location: tuple[int | str, ...], model: Any) -> list[str]:
     for part in location:
         if model is StudyConfig and part == "arms":
             model = ArmSection

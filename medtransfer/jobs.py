@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from medtransfer.data.split import Fold
 from medtransfer.episodes import draw_fold, plan_draw
 from medtransfer.errors import StudyError
+from medtransfer.models.costs import measure_stages
 from medtransfer.models.plan import FINE_TUNING_STEPS, FreezePlan
 from medtransfer.prepare import cache_budget
 from medtransfer.progress import Reporter
@@ -50,13 +51,23 @@ class BusyError(StudyError):
 
 
 def list_jobs(prepared: Prepared) -> list[Job]:
-    """All of a study, what says most first: all arms on one fold after the other, seed by seed; then the learning curve draw by draw."""
+    """All of a study, what says most first: all arms on one fold after the other, seed by seed; then the learning curve draw by draw.
+
+    Of the arms, those that take longest go first, so that several processes end at about the same time.
+    """
     config, folds = prepared.config, range(len(prepared.split))
-    arms, curve = list(config.arms), config.learning_curve
+    arms, curve = sorted(config.arms, key=lambda arm: -_operations(prepared, arm)), config.learning_curve
     jobs = [Job(arm, fold, seed) for seed in config.protocol.seeds for fold in folds for arm in arms]
     first = config.protocol.seeds[0]
     episodes = range(1, curve.episodes + 1) if curve.sizes else ()
     return jobs + [Job(arm, fold, first, size, e) for e in episodes for size in curve.sizes for fold in folds for arm in arms]
+
+
+def _operations(prepared: Prepared, arm: str) -> int:
+    """Multiply-accumulate operations of the stages that train, about what a run takes."""
+    backbone, plan = prepared.backbones[arm], prepared.plans[arm]
+    costs = measure_stages(backbone, prepared.config.image.size, prepared.config.image.slices if backbone.ndim == 3 else 1)
+    return 0 if plan.strategy == "linear_probe" else sum(cost.macs for cost in costs[plan.frozen_stages :])
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +156,8 @@ class Study:
         self.store.mkdir(parents=True, exist_ok=True)
         os.utime(self.store)  # it is in use
         images, task = images_of(prepared, job.arm, self.store), task_of(prepared, job.arm)
-        if prepared.config.plan.search and plan.strategy != "scratch" and not job.size:
+        kind = prepared.config.arms[job.arm].kind
+        if prepared.config.plan.search and plan.strategy != "scratch" and kind == "network" and not job.size:
             plan = self._search(job, fold, plan, reporter)
         seed = job.seed + job.episode
         return run_fold(
@@ -160,7 +172,7 @@ class Study:
             engine,
             key,
             reporter if not job.size else Reporter(quiet=True),
-            keep_weights=not job.size,
+            whole=not job.size,
         )
 
     def _search(self, job: Job, fold: Fold, plan: FreezePlan, reporter: Reporter) -> FreezePlan:

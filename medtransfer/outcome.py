@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from medtransfer.errors import StudyError, list_faults
-from medtransfer.evaluation import EvaluationReport, evaluate, read_predictions, write_aside, write_predictions
+from medtransfer.evaluation import EvaluationReport, evaluate, write_aside, write_predictions
 from medtransfer.jobs import Job, Study, complete
 from medtransfer.machine import engines_here
 from medtransfer.progress import Reporter
@@ -35,10 +35,13 @@ def report_runs(study: Study, runs: dict[Job, Run], listed: int, reporter: Repor
     table = pd.concat([usable[job].predictions for job in main], ignore_index=True)
     if curve := [_curve_rows(job, run) for job, run in usable.items() if job.size]:
         table = pd.concat([table.assign(size=0, episode=0), *curve], ignore_index=True)
+    if columns := list(config.evaluate.subgroups):
+        about = study.prepared.cohort.images.set_index("image")[columns]
+        table = table.join(about, on="image")
     write_predictions(table, output / "predictions.csv")
     reporter.say(f"evaluating {len(table)} predictions")
     # Read back, so that the report is what anyone gets from the file alone.
-    report = evaluate(read_predictions(output / "predictions.csv"), config.evaluate.bootstrap, config.evaluate.seed)
+    report = evaluate(output / "predictions.csv", **config.evaluate.model_dump())
     if len(usable) < listed:
         left_out = f"This report rests on {len(usable)} of {listed} runs: those of the folds and seeds that every arm has finished."
         failed = [f"Run failed: {job}: {error}" for job, error in read_failures(output).items()]

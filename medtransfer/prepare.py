@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,13 +56,17 @@ def prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, rep
     Raises:
         ConfigError, CohortError, LeakageError, WeightsError: something does not fit.
     """
+    protocol = config.protocol
     # The network first: a misspelt backbone is found in a second, before thousands of images are read.
     backbones = {name: load_arm(arm, config.image.size, config.protocol.seeds[0]) for name, arm in config.arms.items()}
-    cohort = _with_kept_salt(config.cohort, cohort, output)
+    cohort = _with_kept_salt(config, cohort, output)
+    absent = [c for c in config.evaluate.subgroups if c not in cohort.images.columns]
+    if absent:
+        raise ConfigError(f"evaluate.subgroups: the cohort has no column {', '.join(absent)}. Use columns of its manifest.")
     if len(cohort.labels) != 1:
         raise ConfigError(f"cohort.labels: one label is studied at a time, {len(cohort.labels)} given. Run one study per label.")
     # A split that cannot be made is found now too, before thousands of images are read.
-    split_cohort(cohort, config.protocol.folds, config.protocol.split_seed, config.protocol.tune)
+    split_cohort(cohort, protocol.folds, protocol.split_seed, protocol.tune, protocol.leave_out)
     facts = inspect_images(cohort, reporter, fixed)
     bad = facts[facts["error"] != ""]
     if not config.cohort.skip_unreadable:
@@ -76,7 +81,7 @@ def prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, rep
     if config.protocol.group == "cluster":
         used = set(cohort.images["image"])
         cohort = cohort.grouped([(a, b) for a, b in findings.near_duplicates if a in used and b in used])
-    split = split_cohort(cohort, config.protocol.folds, config.protocol.split_seed, config.protocol.tune)
+    split = split_cohort(cohort, protocol.folds, protocol.split_seed, protocol.tune, protocol.leave_out)
     fingerprint = _training_fingerprint(cohort, facts, split)
     for name, backbone in backbones.items():
         _require_dimensions(name, config.arms[name].slab, backbone, fingerprint.ndim)
@@ -108,6 +113,11 @@ def plan_arm(config: StudyConfig, name: str, backbone: Backbone, counts: Counts,
     """
     own = config.arms[name].plan.model_dump(exclude_none=True)
     cache = cache_budget(config, ndim, images)
+    if config.arms[name].kind == "features":  # nothing of it can be trained, whatever is set for all arms
+        plan = plan_freeze(counts, backbone, cache=cache, strategy="linear_probe")
+        return replace(
+            plan, reason="Features by formula: a logistic regression, its penalty chosen on inner folds of the training patients."
+        )
     try:
         plan = plan_freeze(
             counts, backbone, config.plan.domain, batch=batch_size(config.train, ndim), cache=cache, **{**config.plan.by_hand(), **own}
@@ -120,7 +130,7 @@ def plan_arm(config: StudyConfig, name: str, backbone: Backbone, counts: Counts,
 
 def cache_budget(config: StudyConfig, ndim: int, images: int) -> CacheBudget:
     """What the configuration leaves to the cached activations of each arm."""
-    pretrained = sum(arm.weights is not None for arm in config.arms.values())
+    pretrained = sum(arm.weights is not None or arm.kind == "features" for arm in config.arms.values())
     return CacheBudget(config.train.cache_gb / max(1, pretrained), config.image.size, config.image.slices if ndim == 3 else 1, images)
 
 
@@ -156,23 +166,25 @@ def _refuse_images_seen_before(config: StudyConfig, cohort: Cohort, facts: pd.Da
     return pd.concat(seen, ignore_index=True).drop_duplicates()
 
 
-def load_cohort(section: CohortSection, salt: str | None = None) -> Cohort:
-    """The cohort that a configuration describes; ids from DICOM headers are hashed with the salt."""
+def load_cohort(section: CohortSection, salt: str | None = None, columns: Sequence[str] = ()) -> Cohort:
+    """The cohort that a configuration describes; ids from DICOM headers are hashed with the salt, `columns` of a manifest are kept."""
     if section.manifest is not None and is_archive(section.manifest):
         return Cohort.from_medmnist(section.manifest, section.positive)
     if section.manifest is not None:
-        return Cohort.from_csv(section.manifest, section.root, section.labels, section.positive, salt)
+        return Cohort.from_csv(section.manifest, section.root, section.labels, section.positive, salt, columns)
     return Cohort.from_folders(section.root, section.classes, section.positive, salt)
 
 
-def _with_kept_salt(section: CohortSection, cohort: Cohort | None, output: Path | None) -> Cohort:
+def _with_kept_salt(config: StudyConfig, cohort: Cohort | None, output: Path | None) -> Cohort:
     """A study that goes on calls its patients as it did before."""
+    section, left_out = config.cohort, config.protocol.leave_out
+    columns = tuple(dict.fromkeys((*config.evaluate.subgroups, *([left_out] if left_out else []))))
     kept = read_salt(output) if output is not None else None
     if cohort is None:
-        return load_cohort(section, kept)
+        return load_cohort(section, kept, columns)
     if kept is None or cohort.salt in {"", kept}:
         return cohort
-    again = load_cohort(section, kept)
+    again = load_cohort(section, kept, columns)
     missing = sorted(set(again.images["image"]) - set(cohort.images["image"]))
     again = again.without(missing) if missing else again
     columns = ["image", *cohort.labels]

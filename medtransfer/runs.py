@@ -42,7 +42,9 @@ from medtransfer.training.engine import Engine, describe_machine, make_engine, s
 from medtransfer.training.features import FeatureSource
 from medtransfer.training.loop import Budget, Parts, settle
 from medtransfer.training.loop import fit as train_network
+from medtransfer.training.outliers import typicality
 from medtransfer.training.predicting import predict
+from medtransfer.training.probe import pooled_features
 from medtransfer.training.tracking import tracking
 
 Report = Callable[[str, int, int], None]
@@ -186,9 +188,12 @@ def run_fold(
     engine: Engine,
     key: str,
     reporter: Reporter,
-    keep_weights: bool = True,
+    whole: bool = True,
 ) -> Run:
-    """Trains, predicts and writes the folder of a run; see `fit`."""
+    """Trains, predicts and writes the folder of a run; see `fit`.
+
+    `whole`: False for draws of a learning curve, of which neither weights are kept nor how typical the images are.
+    """
     begun = time.perf_counter()
     refuse_random_prefix(backbone, plan)
     output.mkdir(parents=True, exist_ok=True)
@@ -229,11 +234,19 @@ def run_fold(
     with tracking(images.train.track if engine.first else None, name, output) as log:
         result = train_network(backbone, head, task, parts, plan, budget, engine, images.groups, on_epoch, checkpoints, say)
     frames = []
-    for part, rows, batches in (("tune", fold.tune, tune), ("test", fold.test, test)):
+    parts_predicted = {"tune": (fold.tune, tune), "test": (fold.test, test)}
+    typical: dict[str, Any] = {}
+    if whole:
+        pooled = {part: pooled_features(backbone, head, batches, engine).values for part, (_, batches) in parts_predicted.items()}
+        seen = pooled_features(backbone, head, plain, engine).values
+        typical = {part: typicality(seen, pooled["tune"], values) for part, values in pooled.items()}
+    for part, (rows, batches) in parts_predicted.items():
         logits, truth = predict(backbone, head, task, batches, engine)
         chosen = images.cohort.images.iloc[rows]
         patients = images.cohort.units.iloc[rows].tolist()
         frames.append(task.decode(logits, truth, chosen["image"].tolist(), patients).assign(part=part))
+        if typical:
+            frames[-1]["typical"] = typical[part]
     table = pd.concat(frames, ignore_index=True).assign(arm=arm, seed=seed, fold=fold.index)
     summary = {
         "arm": arm,
@@ -249,7 +262,7 @@ def run_fold(
         "wall_seconds": time.perf_counter() - begun,
     }
     if engine.first:
-        if keep_weights:
+        if whole:
             save_weights(output / "weights.safetensors", backbone, head, {**describe_backbone(backbone), "tap": ", ".join(head.taps)})
         write_predictions(table, output / "predictions.csv")
         # Written last: a folder with run.json is a finished run.

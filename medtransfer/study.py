@@ -40,7 +40,7 @@ class Arm:
     """One contestant of a comparison.
 
     Attributes:
-        backbone: architecture.
+        backbone: architecture, or `features`: intensity, texture and shape by formula with a logistic regression.
         weights: source, as in `load_backbone`; None for random weights, trained from scratch.
         channels: of the input: 3, or 1 for grey images whose first convolution is summed over the colours.
         pooling: how the slices of a volume become one case: attention, mean or max.

@@ -55,7 +55,13 @@ class Cohort:
 
     @classmethod
     def from_csv(
-        cls, manifest: str | Path, root: str | Path = ".", labels: Sequence[str] = (), positive: str | None = None, salt: str | None = None
+        cls,
+        manifest: str | Path,
+        root: str | Path = ".",
+        labels: Sequence[str] = (),
+        positive: str | None = None,
+        salt: str | None = None,
+        columns: Sequence[str] = (),
     ) -> Cohort:
         """Reads a manifest: columns `image`, `patient`, the labels, and optionally `study`, `site`, `split`.
 
@@ -66,6 +72,7 @@ class Cohort:
             labels: label columns, each 0/1 (or false/true), or the names of two classes with `positive`.
             positive: the class that counts as 1.
             salt: for hashing ids from headers; drawn where left out.
+            columns: others to keep, for subgroups or to leave out by; no other column is copied into a study.
 
         Raises:
             CohortError: with every fault, each with its row (the header is row 1).
@@ -74,11 +81,14 @@ class Cohort:
         if not labels:
             raise CohortError(f"{manifest}: name at least one label column. Columns here: {', '.join(read_table(manifest).columns)}.")
         refuse_reserved(labels)
-        return cls._from_manifest(manifest, root, labels, positive, salt)._checked(str(manifest))
+        others = [column for column in columns if column not in labels]
+        return cls._from_manifest(manifest, root, labels, positive, salt, others)._checked(str(manifest))
 
     @classmethod
-    def _from_manifest(cls, manifest: Path, root: Path, labels: tuple[str, ...], positive: str | None, salt: str | None) -> Cohort:
-        images = read_manifest(manifest, root, labels, positive)
+    def _from_manifest(
+        cls, manifest: Path, root: Path, labels: tuple[str, ...], positive: str | None, salt: str | None, columns: Sequence[str] = ()
+    ) -> Cohort:
+        images = read_manifest(manifest, root, labels, positive, columns)
         source = {"manifest": str(manifest), "root": str(root), "labels": list(labels), "positive": positive}
         used = ""
         if "patient" not in images.columns:

@@ -20,7 +20,7 @@ _EMPTY = {"", "nan", "na", "n/a", "none", "null"}
 _WORDS = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
 
 
-def read_manifest(manifest: Path, root: Path, labels: Sequence[str], positive: str | None) -> pd.DataFrame:
+def read_manifest(manifest: Path, root: Path, labels: Sequence[str], positive: str | None, columns: Sequence[str] = ()) -> pd.DataFrame:
     """Reads and checks a manifest.
 
     Args:
@@ -28,15 +28,16 @@ def read_manifest(manifest: Path, root: Path, labels: Sequence[str], positive: s
         root: folder the images are relative to.
         labels: label columns, each 0/1 (or false/true), or two classes with `positive`. Empty: none is read.
         positive: the class that counts as 1.
+        columns: others that are kept, as text, such as `sex`; whatever is not named stays behind, as it may be a name.
 
     Returns:
-        `image`, `path` (absolute), the optional columns that are there, and a float 0/1 column per label.
+        `image`, `path` (absolute), the optional columns that are there, those of `columns`, and a float 0/1 column per label.
 
     Raises:
         CohortError: with every fault, each with its row (the header is row 1).
     """
     table = read_table(manifest)
-    missing = [name for name in ("image", *labels) if name not in table.columns]
+    missing = [name for name in ("image", *labels, *columns) if name not in table.columns]
     if missing:
         raise CohortError(f"{manifest}: no column {', '.join(missing)}. Columns here: {', '.join(table.columns)}.")
     if table.empty:
@@ -53,7 +54,7 @@ def read_manifest(manifest: Path, root: Path, labels: Sequence[str], positive: s
         raise CohortError(list_faults(f"{manifest}: {len(faults)} fault(s)", faults, "Mend these rows and run again."))
     images = table[[column for column in ("image", "patient") if column in table.columns]].copy()
     images["path"] = [str(_resolve(root, name)) for name in table["image"]]
-    for column in OPTIONAL:
+    for column in dict.fromkeys((*OPTIONAL, *columns)):
         if column in table.columns:
             images[column] = table[column]
     if "split" in images.columns:

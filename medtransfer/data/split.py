@@ -13,6 +13,9 @@ from medtransfer.data.cohort import Cohort
 from medtransfer.data.manifest import PARTS
 from medtransfer.errors import CohortError, LeakageError, list_faults
 
+# Folds that leave out one value each.
+_MOST = 20
+
 
 @dataclass(frozen=True, eq=False)
 class Fold:
@@ -80,7 +83,7 @@ class Split:
         return Fold(index, train, tune, test)
 
 
-def split_cohort(cohort: Cohort, folds: int = 5, seed: int = 0, tune: float = 0.2) -> Split:
+def split_cohort(cohort: Cohort, folds: int = 5, seed: int = 0, tune: float = 0.2, leave_out: str | None = None) -> Split:
     """Divides a cohort by patient (by group after `Cohort.grouped`), stratified by the first label.
 
     An official split in the manifest is taken as it is: one fold; where it has no tune part, one is
@@ -91,17 +94,23 @@ def split_cohort(cohort: Cohort, folds: int = 5, seed: int = 0, tune: float = 0.
         folds: number of folds; every patient is tested once.
         seed: seed of the draw.
         tune: share of the training patients held back for early stopping and temperature, 0 to 1.
+        leave_out: a column such as `site`: each of its values is a fold that is tested by models trained on the others,
+            in place of random folds or an official split.
 
     Raises:
-        CohortError: too few patients of a class for so many folds.
+        CohortError: too few patients of a class for so many folds, or a column that cannot be left out by.
         LeakageError: the official split shares a patient between parts.
     """
     table = cohort.images[[c for c in ("image", "patient", "group") if c in cohort.images.columns]].copy()
     label = cohort.images[cohort.labels[0]].to_numpy(int)
     # Numbered as they appear: the folds do not depend on how patients are called.
     groups = pd.factorize(cohort.units)[0]
-    official = "split" in cohort.images.columns
-    if official:
+    official = "split" in cohort.images.columns and leave_out is None
+    if leave_out is not None:
+        for index, inside in enumerate(_values_of(cohort, leave_out)):
+            parts = np.where(inside, "test", "train").astype(object)
+            table[f"fold_{index}"] = _hold_back(parts, label, groups, tune, seed + 1 + index)
+    elif official:
         parts = cohort.images["split"].to_numpy(object).copy()
         absent = [part for part in ("train", "test") if part not in parts]
         if absent:
@@ -117,8 +126,23 @@ def split_cohort(cohort: Cohort, folds: int = 5, seed: int = 0, tune: float = 0.
             parts[test] = "test"
             table[f"fold_{index}"] = _hold_back(parts, label, groups, tune, seed + 1 + index)
     split = Split(table, seed, cohort.digest, official)
-    _require_both_classes(split, label)
+    # A site may have patients of one class only; models are trained and tuned on both.
+    _require_both_classes(split, label, PARTS if leave_out is None else PARTS[:2])
     return split
+
+
+def _values_of(cohort: Cohort, column: str) -> list[Any]:
+    """Rows of each value of a column, bool (image,)."""
+    if column not in cohort.images.columns:
+        raise CohortError(f"protocol.leave_out: no column {column!r} in the cohort. Use one of the manifest, such as site.")
+    values = cohort.images[column].astype(str)
+    names = sorted(set(values))
+    if not 2 <= len(names) <= _MOST or "" in names:
+        empty = f", {int((values == '').sum())} images without one" if "" in names else ""
+        raise CohortError(
+            f"protocol.leave_out: column {column!r} has {len(names)} different values{empty}; 2 to {_MOST}, none empty, can be left out by."
+        )
+    return [(values == name).to_numpy() for name in names]
 
 
 def _hold_back(parts: Any, label: Any, groups: Any, tune: float, seed: int) -> Any:
@@ -150,10 +174,10 @@ def _require_patients(cohort: Cohort, folds: int) -> None:
             )
 
 
-def _require_both_classes(split: Split, label: Any) -> None:
+def _require_both_classes(split: Split, label: Any, parts: tuple[str, ...]) -> None:
     for index in range(len(split)):
         fold = split.fold(index)
-        for part in PARTS:
+        for part in parts:
             rows = getattr(fold, part)
             if len(set(label[rows])) < 2:
                 raise CohortError(

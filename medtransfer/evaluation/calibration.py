@@ -1,22 +1,27 @@
-"""Can the probabilities be trusted? Brier, ECE with its null, intercept, slope, O:E, ICI, temperature.
+"""Calibration from bins and curves: ECE with its null, debiased and smooth ECE, the flexible curve with ICI, Brier in parts.
 
-Metrics for resampling take `weights` (draw, image) and return one value per draw; the estimate is the
-same function with weights of 1.
+Intercept, slope and observed / expected are in `influence`. Metrics for resampling take `weights` (draw, image) and return one
+value per draw; the estimate is the same function with weights of 1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
+from scipy.fft import dct, idct
+from scipy.optimize import isotonic_regression
+from scipy.sparse import csr_array
 from scipy.special import expit
 from statsmodels.nonparametric.smoothers_lowess import lowess
 
 Float = NDArray[np.float64]
-# Slopes beyond this mean that the classes are separated and no slope can be estimated.
-_STEEPEST = 1e3
+# Points at which a smooth curve is fitted in the draws.
+_GRID = 101
+# Cells of the probability axis for kernel smoothing; the bandwidths are found to half a cell.
+_CELLS = 2048
 
 
 def weighted_brier(logit: Float, target: NDArray[Any], weights: Float) -> Float:
@@ -24,121 +29,115 @@ def weighted_brier(logit: Float, target: NDArray[Any], weights: Float) -> Float:
     return np.asarray(weights @ (expit(logit) - target) ** 2 / weights.sum(1), dtype=np.float64)
 
 
-def weighted_brier_skill(logit: Float, target: NDArray[Any], weights: Float) -> Float:
-    """1 - Brier / Brier of the prevalence: 1 is perfect, 0 no better than the prevalence, below 0 worse."""
-    prevalence = weights @ target / weights.sum(1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        skill = 1 - weighted_brier(logit, target, weights) / (prevalence * (1 - prevalence))
-    return np.asarray(np.where(prevalence * (1 - prevalence) > 0, skill, np.nan), dtype=np.float64)
-
-
 def weighted_log_loss(logit: Float, target: NDArray[Any], weights: Float) -> Float:
     """Mean negative log-likelihood in nats, from the logits so that no probability is rounded to 0 or 1."""
     return np.asarray(weights @ np.logaddexp(0.0, np.where(target == 1, -logit, logit)) / weights.sum(1), dtype=np.float64)
 
 
-def weighted_observed_expected(logit: Float, target: NDArray[Any], weights: Float) -> Float:
-    """Observed positives / sum of probabilities; 1 is best."""
-    return np.asarray((weights @ target) / (weights @ expit(logit)), dtype=np.float64)
+def bin_edges(logits: Float) -> Float:
+    """Inner edges, as probabilities, of equal-mass bins: 10, or fewer so that a bin holds about 10 images; at least 2.
+
+    Args:
+        logits: (seed, image); the bins are shared by the seeds.
+    """
+    bins = int(np.clip(logits.shape[-1] // 10, 2, 10))
+    return np.unique(np.quantile(expit(logits), np.linspace(0, 1, bins + 1)[1:-1]))
 
 
-def bin_edges(probability: Float, images: int) -> Float:
-    """Inner edges of equal-mass bins: 10, or fewer so that a bin holds about 10 images; at least 2."""
-    bins = int(np.clip(images // 10, 2, 10))
-    return np.unique(np.quantile(probability, np.linspace(0, 1, bins + 1)[1:-1]))
+def binned_metric(
+    error: Callable[[Float, NDArray[Any], Float, Float], Float], edges: Float
+) -> Callable[[Float, NDArray[Any], Float], Float]:
+    """`weighted_ece` or `weighted_l2_ece` over given bins, as a metric for draws."""
+
+    def metric(logit: Float, target: NDArray[Any], weights: Float) -> Float:
+        return error(logit, target, weights, edges)
+
+    return metric
 
 
-def weighted_ece(logit: Float, target: NDArray[Any], weights: Float) -> Float:
+def weighted_ece(logit: Float, target: NDArray[Any], weights: Float, edges: Float) -> Float:
     """Expected calibration error over equal-mass bins (Nixon et al. 2019, arXiv:1904.01685).
 
-    The plain estimate is biased upwards: compare it with `ece_null`. `target` may be (image,) or (draw, image).
+    The plain estimate is biased upwards: compare it with `ece_null`, or take `weighted_l2_ece`. `target` may be (image,) or
+    (draw, image). `edges`: inner edges of the bins, see `bin_edges`.
     """
+    gaps, _, _ = _bins(logit, target, weights, edges)
+    return np.asarray(np.abs(gaps).sum(1) / weights.sum(1), dtype=np.float64)
+
+
+def weighted_l2_ece(logit: Float, target: NDArray[Any], weights: Float, edges: Float) -> Float:
+    """Debiased root mean squared calibration error over equal-mass bins (Kumar, Liang & Ma 2019, arXiv:1909.10155, section 5).
+
+    From the square of each bin's gap the variance of its mean outcome is taken off; 0 where that leaves less than nothing.
+    Arguments as `weighted_ece`.
+    """
+    gaps, sizes, positives = _bins(logit, target, weights, edges)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = positives / sizes
+        square = (gaps / sizes) ** 2 - mean * (1 - mean) / (sizes - 1)
+    total = np.where(sizes > 1, sizes * square, 0.0).sum(1) / weights.sum(1)
+    return np.sqrt(np.maximum(total, 0.0))
+
+
+def _bins(logit: Float, target: NDArray[Any], weights: Float, edges: Float) -> tuple[Float, Float, Float]:
+    """Per draw and bin: sum of probability - outcome, images, positives."""
     probability = expit(logit)
-    which = np.searchsorted(bin_edges(probability, len(logit)), probability, side="right")
-    members = np.eye(which.max() + 1)[which]
-    gaps = np.abs((weights * (probability - target)) @ members)
-    return np.asarray(gaps.sum(1) / weights.sum(1), dtype=np.float64)
+    members = np.eye(len(edges) + 1)[np.searchsorted(edges, probability, side="right")]
+    return (weights * (probability - target)) @ members, weights @ members, (weights * target) @ members
 
 
-def ece_null(logits: Float, patients: NDArray[Any], draws: int, rng: np.random.Generator) -> Float:
+def ece_null(logits: Float, codes: NDArray[np.int64], draws: int, rng: np.random.Generator) -> Float:
     """ECE that a perfectly calibrated model with these probabilities would show: y ~ Bernoulli(p).
 
     Args:
         logits: (seed, image).
-        patients: (image,). Images of one patient share their uniform number, as they share their diagnosis;
-            drawn one by one they would make the null too narrow. Seeds share it too.
+        codes: (image,), numbers of the patients. Images of one patient share their uniform number, as they share their
+            diagnosis; drawn one by one they would make the null too narrow. Seeds share it too.
         draws: number of draws.
+        rng: of the draws.
 
     Returns:
         (draw,), the mean over seeds.
     """
     seeds, images = logits.shape
-    _, code = np.unique(patients.astype(str), return_inverse=True)
     null = np.zeros(draws)
-    for chunk in np.array_split(np.arange(draws), max(1, draws * images // 2_000_000)):
-        uniform = rng.random((len(chunk), code.max() + 1))[:, code]
-        ones = np.ones((len(chunk), images))
-        for logit in logits:
-            null[chunk] += weighted_ece(logit, (uniform < expit(logit)).astype(np.float64), ones) / seeds
+    edges = bin_edges(logits)
+    members = [np.eye(len(edges) + 1)[np.searchsorted(edges, expit(logit), side="right")] for logit in logits]
+    for chunk in np.array_split(np.arange(draws), max(1, draws * images // 4_000_000)):
+        uniform = rng.random((len(chunk), codes.max() + 1))[:, codes]
+        for logit, inside in zip(logits, members, strict=True):
+            probability = expit(logit)
+            gaps = (uniform < probability).astype(np.float64) @ inside - probability @ inside
+            null[chunk] += np.abs(gaps).sum(1) / images / seeds
     return null
 
 
-def weighted_intercept(logit: Float, target: NDArray[Any], weights: Float) -> Float:
-    """Calibration-in-the-large: a in logit P(y) = a + logit p, slope 1. 0 is best.
+def weighted_smooth_ece(logit: Float, target: NDArray[Any], weights: Float) -> Float:
+    """Smooth calibration error: the integral of |residual| smoothed over the bandwidth that equals it.
 
-    Above 0 the probabilities are too low on the whole (Van Calster et al. 2016, doi:10.1016/j.jclinepi.2015.12.005).
+    Błasiok & Nakkiran 2024, arXiv:2309.12236: a Gaussian kernel reflected at 0 and 1, which is diffusion on the interval and a
+    product in cosines; no bins to choose. Arguments as `weighted_ece`.
     """
-    a = np.zeros(len(weights))
-    lacks_class = (weights @ target == 0) | (weights @ (1 - target) == 0)
-    for _ in range(60):
-        p = expit(a[:, None] + logit)
-        gradient = (weights * (target - p)).sum(1)
-        curvature = np.maximum((weights * p * (1 - p)).sum(1), 1e-12)
-        step = np.clip(gradient / curvature, -2.0, 2.0)
-        step[lacks_class] = 0.0
-        a += step
-        if np.abs(step).max() < 1e-10:
-            break
-    return np.where(lacks_class, np.nan, a)
-
-
-def weighted_slope(logit: Float, target: NDArray[Any], weights: Float) -> Float:
-    """Calibration slope: b in logit P(y) = a + b logit p. 1 is best, below 1 over-confident.
-
-    NaN where it cannot be estimated: one class only, one single probability, or classes separated by the score.
-    """
-    result = np.full(len(weights), np.nan)
-    spread = np.ptp(logit)
-    if not spread > 1e-12:
-        return result
-    # Centred and scaled for a well-conditioned Newton step; the slope is scaled back at the end.
-    x = (logit - logit.mean()) / spread
-    for d in range(0, len(weights), 256):
-        result[d : d + 256] = _newton_slope(x, target.astype(float), weights[d : d + 256]) / spread
-    result[np.abs(result) > _STEEPEST] = np.nan
-    return result
-
-
-def _newton_slope(x: Float, target: Float, weights: Float) -> Float:
-    """Two-parameter logistic regression by damped Newton steps, one per draw; NaN where it does not converge."""
-    a, b = np.zeros(len(weights)), np.zeros(len(weights))
-    step_size = np.full(len(weights), np.inf)
-    for _ in range(100):
-        p = expit(a[:, None] + b[:, None] * x)
-        residual, spread = weights * (target - p), weights * p * (1 - p)
-        g0, g1 = residual.sum(1), residual @ x
-        h00, h01, h11 = spread.sum(1), spread @ x, spread @ (x * x)
-        determinant = np.maximum(h00 * h11 - h01**2, 1e-300)
-        da, db = (h11 * g0 - h01 * g1) / determinant, (h00 * g1 - h01 * g0) / determinant
-        # Full Newton steps can overshoot from a flat start; this bound keeps every draw inside its basin.
-        shrink = np.minimum(1.0, 8.0 / np.maximum(np.hypot(da, db), 1e-300))
-        a, b = a + shrink * da, b + shrink * db
-        step_size = np.hypot(da, db)
-        if np.nanmax(step_size) < 1e-9:
-            break
-    one_class = (weights @ target == 0) | (weights @ (1 - target) == 0)
-    separated = (weights * p * (1 - p)).sum(1) < 1e-6 * weights.sum(1)
-    return np.where((step_size < 1e-6) & ~one_class & ~separated, b, np.nan)
+    probability = expit(logit)
+    # Shared between the two nearest cells, so that the grid shifts nothing.
+    place = np.clip(probability * _CELLS - 0.5, 0, _CELLS - 1)
+    left = np.minimum(place.astype(int), _CELLS - 2)
+    share = place - left
+    residual = weights * (target - probability)
+    mass = np.zeros((len(weights), _CELLS))
+    for at, part in ((left, 1 - share), (left + 1, share)):
+        order = np.argsort(at, kind="stable")
+        starts = np.flatnonzero(np.r_[True, np.diff(at[order]) > 0])
+        mass[:, at[order][starts]] += np.add.reduceat((residual * part)[:, order], starts, axis=1)
+    spectrum = dct(mass / weights.sum(1, keepdims=True), type=2, axis=1)
+    frequency = (np.pi * np.arange(_CELLS)) ** 2 / 2
+    low, high = np.full(len(weights), 1e-6), np.ones(len(weights))
+    for _ in range(24):
+        middle = (low + high) / 2
+        smooth = idct(spectrum * np.exp(-frequency * middle[:, None] ** 2), type=2, axis=1)
+        above = np.abs(smooth).sum(1) > middle
+        low, high = np.where(above, middle, low), np.where(above, high, middle)
+    return np.asarray((low + high) / 2, np.float64)
 
 
 def calibration_curve(logit: Float, target: NDArray[Any]) -> Float:
@@ -159,56 +158,111 @@ def calibration_curve(logit: Float, target: NDArray[Any]) -> Float:
     return np.clip(curve, 0.0, 1.0)
 
 
-def ici(logit: Float, target: NDArray[Any]) -> float:
-    """Integrated calibration index: mean |p - smooth curve| (Austin & Steyerberg 2019, doi:10.1002/sim.8281)."""
-    return float(np.mean(np.abs(expit(logit) - calibration_curve(logit, target))))
+def curve_errors(logit: Float, target: NDArray[Any]) -> dict[str, float]:
+    """Distances |p - smooth curve|: `ici` their mean, `e50`, `e90` their quantiles, `emax` the largest.
 
-
-def weighted_ici(logit: Float, target: NDArray[Any], weights: Float) -> Float:
-    """`ici` of each draw; the weights are whole numbers, how often an image was drawn."""
-    result = np.empty(len(weights))
-    for draw, counts in enumerate(weights):
-        rows = np.repeat(np.arange(len(logit)), counts.astype(int))
-        result[draw] = ici(logit[rows], target[rows])
-    return result
-
-
-def fit_temperature(logit: Float, target: NDArray[Any]) -> float:
-    """Temperature T > 0 that minimises the log-loss of logit / T (Guo et al. 2017, arXiv:1706.04599).
-
-    With a weak prior, log T ~ Normal(0, 1): a few dozen tuning images outweigh it, and without it a
-    tune part that the model separates would send T to 0.
+    Austin & Steyerberg 2019, doi:10.1002/sim.8281.
     """
-    truth = np.asarray(target) == 1
+    distance = np.abs(expit(logit) - calibration_curve(logit, target))
+    e50, e90 = np.quantile(distance, [0.5, 0.9])
+    return {"ici": float(distance.mean()), "e50": float(e50), "e90": float(e90), "emax": float(distance.max())}
 
-    def objective(log_t: float) -> float:
-        scaled = logit * np.exp(-log_t)
-        return float(np.logaddexp(0.0, np.where(truth, -scaled, scaled)).sum() + 0.5 * log_t**2)
 
-    return float(np.exp(minimize_scalar(objective, bounds=(-5.0, 5.0), method="bounded", options={"xatol": 1e-9}).x))
+def curve_metric(logit: Float) -> Callable[[Float, NDArray[Any], Float], Float]:
+    """The smooth curve in draws, at `curve_grid(logit)`, with the neighbourhoods of the sample: lines fitted with tricube weights.
+
+    Returns:
+        A metric that gives (draw, 2 * point + 1): ICI, and the curve.
+    """
+    probability = np.sort(expit(logit).ravel())
+    grid = curve_grid(logit)
+    near = max(2, int(np.ceil(2 / 3 * len(probability))))
+    # Width of the neighbourhood of every point: the distance to its farthest neighbour.
+    left = np.clip(np.searchsorted(probability, grid) - near, 0, len(probability) - near)
+    width = np.empty(len(grid))
+    for i, point in enumerate(grid):
+        window = np.arange(left[i], min(left[i] + 2 * near, len(probability)))
+        distance = np.sort(np.abs(probability[window] - point))
+        width[i] = max(distance[min(near, len(distance)) - 1], 1e-9)
+
+    def metric(rows: Float, target: NDArray[Any], weights: Float) -> Float:
+        x = expit(rows)
+        apart = x[:, None] - grid
+        kernel = np.clip(1 - np.abs(apart / width) ** 3, 0, None) ** 3
+        s0, s1, s2 = (weights @ (kernel * apart**power) for power in (0, 1, 2))
+        positive = weights * target
+        t0, t1 = (positive @ (kernel * apart**power) for power in (0, 1))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            slope_free = s0 * s2 - s1**2 <= 1e-12 * s0 * np.maximum(s2, 1e-300)
+            height = np.where(slope_free, t0 / s0, (s2 * t0 - s1 * t1) / (s0 * s2 - s1**2))
+        curve = np.clip(height, 0, 1)
+        inside = np.clip(np.searchsorted(grid, x, side="right") - 1, 0, len(grid) - 2) if len(grid) > 1 else np.zeros(len(x), int)
+        if len(grid) > 1:
+            share = np.clip((x - grid[inside]) / (grid[inside + 1] - grid[inside]), 0, 1)
+            fitted = curve[:, inside] * (1 - share) + curve[:, inside + 1] * share
+        else:
+            fitted = curve[:, inside]
+        ici = (weights * np.abs(x - fitted)).sum(1) / weights.sum(1)
+        return np.concatenate([ici[:, None], curve], axis=1)
+
+    return metric
+
+
+def curve_grid(logit: Float) -> Float:
+    """Where `curve_metric` reads the curve: 101 points over the range of the probabilities, or the one there is."""
+    probability = expit(logit)
+    low, high = float(probability.min()), float(probability.max())
+    return np.linspace(low, high, _GRID) if high > low else np.array([low])
+
+
+def weighted_corp(logit: Float, target: NDArray[Any], weights: Float) -> Float:
+    """The Brier score in parts: miscalibration - discrimination + uncertainty; (draw, 3).
+
+    The recalibrated forecast is the isotonic regression of the outcome on the score (CORP: Dimitriadis, Gneiting & Jordan 2021,
+    doi:10.1073/pnas.2016191118): no bins to choose, and the first two parts are never negative.
+    """
+    y, p = np.asarray(target, float), expit(logit)
+    different, level = np.unique(logit, return_inverse=True)
+    members = np.eye(len(different))[level] if len(different) <= 64 else csr_array((np.ones(len(y)), (np.arange(len(y)), level)))
+    mass, positive = weights @ members, (weights * y) @ members
+    parts = np.empty((len(weights), 3))
+    for draw, weight in enumerate(weights):
+        here = mass[draw] > 0
+        fitted = isotonic_regression(positive[draw, here] / mass[draw, here], weights=mass[draw, here]).x
+        total = weight.sum()
+        prevalence = float(weight @ y / total)
+        # sum of w (f - y)^2 over the images, from the sums of each level
+        recalibrated = float(mass[draw, here] @ fitted**2 - 2 * positive[draw, here] @ fitted + weight @ y) / total
+        score = float(weight @ (p - y) ** 2) / total
+        reference = prevalence * (1 - prevalence)
+        parts[draw] = score - recalibrated, reference - recalibrated, reference
+    return parts
 
 
 def reliability(
-    logits: Float, target: NDArray[Any], patients: NDArray[Any], draws: int, rng: np.random.Generator
+    logits: Float, target: NDArray[Any], weight: Float, codes: NDArray[np.int64], draws: int, rng: np.random.Generator
 ) -> dict[str, list[float]]:
     """Reliability diagram over equal-mass bins with a 90 % consistency band (Bröcker & Smith 2007, doi:10.1175/WAF993.1).
 
     The band shows where the observed frequency of a bin would fall if the probabilities were true.
 
     Args:
-        logits: (seed, image). target, patients: (image,); patients as in `ece_null`.
+        logits: (seed, image).
+        target, weight: (image,).
+        codes, draws, rng: as in `ece_null`.
     """
     probability = expit(logits)
-    _, code = np.unique(patients.astype(str), return_inverse=True)
-    edges = bin_edges(probability.ravel(), logits.shape[1])
+    edges = bin_edges(logits)
     which = np.searchsorted(edges, probability, side="right")
     count = len(edges) + 1
-    size = np.bincount(which.ravel(), minlength=count)
+    weights = np.broadcast_to(weight, probability.shape)
+    size = np.bincount(which.ravel(), weights.ravel(), minlength=count)
     full = size > 0
-    sums = [np.bincount(which.ravel(), values.ravel(), count)[full] for values in (probability, np.broadcast_to(target, probability.shape))]
+    truth = np.broadcast_to(target, probability.shape)
+    sums = [np.bincount(which.ravel(), (weights * values).ravel(), count)[full] for values in (probability, truth)]
     simulated = np.empty((draws, int(full.sum())))
     for draw in range(draws):
-        ones = rng.random(code.max() + 1)[code] < probability
+        ones = weights * (rng.random(codes.max() + 1)[codes] < probability)
         simulated[draw] = np.bincount(which.ravel(), ones.ravel(), count)[full] / size[full]
     low, high = np.quantile(simulated, [0.05, 0.95], axis=0)
     return {

@@ -1,4 +1,4 @@
-"""AUC with its DeLong interval, average precision, ROC curves.
+"""AUC and its interval, partial AUC, average precision, ROC and precision-recall curves.
 
 Metrics for resampling take `weights` (draw, image) and return one value per draw; the estimate is the
 same function with weights of 1.
@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.special import expit
-from scipy.stats import norm, rankdata
+from scipy.stats import norm
+
+from medtransfer.evaluation.influence import Estimate
 
 Float = NDArray[np.float64]
 _Z = float(norm.ppf(0.975))
-# Below so many patients of a class the normal approximation of DeLong is not to be trusted.
+# Below so many patients of a class the variance of DeLong is not to be trusted.
 _SMALL = 10
+# The partial AUC looks at specificities above this.
+SPECIFICITY = 0.8
 
 
 def weighted_auc(score: Float, target: NDArray[Any], weights: Float) -> Float:
@@ -36,6 +39,23 @@ def weighted_auc(score: Float, target: NDArray[Any], weights: Float) -> Float:
     concordant = (positive * (below + 0.5 * negative)).sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(concordant / (positive.sum(1) * negative.sum(1)), dtype=np.float64)
+
+
+def weighted_partial_auc(score: Float, target: NDArray[Any], weights: Float) -> Float:
+    """Area where the specificity is at least 0.8, standardised to 0.5 for chance and 1 for a perfect score.
+
+    McClish 1989, doi:10.1177/0272989X8900900307; arguments as `weighted_auc`.
+    """
+    positive, negative = (part[:, ::-1] for part in _by_threshold(score, target, weights))
+    limit = 1 - SPECIFICITY
+    with np.errstate(invalid="ignore", divide="ignore"):
+        true, false = (np.cumsum(part, axis=1) / part.sum(1, keepdims=True) for part in (positive, negative))
+        before_true, before_false = (np.pad(rate[:, :-1], ((0, 0), (1, 0))) for rate in (true, false))
+        width = np.clip(np.minimum(false, limit) - before_false, 0, None)
+        reached = before_true + (true - before_true) * np.where(false > before_false, width / (false - before_false), 0.0)
+    area = (width * (before_true + reached) / 2).sum(1)
+    least = limit**2 / 2
+    return np.asarray((1 + (area - least) / (limit - least)) / 2, np.float64)
 
 
 def weighted_average_precision(score: Float, target: NDArray[Any], weights: Float) -> Float:
@@ -57,92 +77,32 @@ def _by_threshold(score: Float, target: NDArray[Any], weights: Float) -> tuple[F
     return positive, negative
 
 
-def placements(scores: Float, target: NDArray[Any]) -> tuple[Float, Float]:
-    """DeLong's structural components by mid-ranks (Sun & Xu 2014, doi:10.1109/LSP.2014.2337313).
-
-    Args:
-        scores: (seed, image). The components of several seeds are averaged: their mean AUC is again a
-            U-statistic over the same patients.
-        target: (image,).
-
-    Returns:
-        One value per positive (share of negatives below it) and one per negative (share of positives above it).
-    """
-    truth = target == 1
-    m, n = int(truth.sum()), int((~truth).sum())
-    v10, v01 = np.zeros(m), np.zeros(n)
-    for score in scores:
-        everywhere = rankdata(score)
-        v10 += (everywhere[truth] - rankdata(score[truth])) / n
-        v01 += 1 - (everywhere[~truth] - rankdata(score[~truth])) / m
-    return v10 / len(scores), v01 / len(scores)
-
-
-def delong_covariance(scores: list[Float], target: NDArray[Any], patients: NDArray[Any]) -> tuple[Float, Float]:
-    """AUCs and their covariance over patients.
-
-    With one image per patient this is DeLong et al. 1988 (doi:10.2307/2531595); with several, the
-    components are summed within the patient first (Obuchowski 1997, doi:10.2307/2533958).
-
-    Args:
-        scores: one (seed, image) array per arm.
-        target, patients: (image,).
-
-    Returns:
-        (arm,) AUCs, and the (arm, arm) covariance; NaN where a class has fewer than two patients.
-    """
-    truth = target == 1
-    _, code = np.unique(patients.astype(str), return_inverse=True)
-    count = int(code.max()) + 1
-    aucs, in_positives, in_negatives = [], [], []
-    for arm in scores:
-        v10, v01 = placements(arm, target)
-        auc = float(v10.mean())
-        aucs.append(auc)
-        in_positives.append(np.bincount(code[truth], v10 - auc, count) / truth.sum())
-        in_negatives.append(np.bincount(code[~truth], v01 - auc, count) / (~truth).sum())
-    a, b = np.array(in_positives), np.array(in_negatives)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        covariance = _correction(code[truth]) * (a @ a.T) + _correction(code[~truth]) * (b @ b.T)
-        mixed = a @ b.T
-        if mixed.any():  # only patients with images of both classes
-            covariance = covariance + count / (count - 1) * (mixed + mixed.T)
-    return np.array(aucs), covariance
-
-
-def _correction(codes: NDArray[Any]) -> float:
-    patients = len(set(codes.tolist()))
-    return patients / (patients - 1) if patients > 1 else float("nan")
-
-
-def auc_interval(scores: Float, target: NDArray[Any], patients: NDArray[Any]) -> dict[str, Any]:
+def auc_interval(estimate: Estimate) -> dict[str, Any]:
     """AUC with its 95 % interval: DeLong on the logit scale, or Newcombe's where that fails.
 
-    With several seeds the AUC is their mean, and its variance is DeLong's over patients plus the
-    variance between the seeds' AUCs divided by their number.
+    With several images of a patient it is Obuchowski's; with several seeds, the variance between them is added. Student's t
+    with Satterthwaite's degrees of freedom stands in for the normal distribution, as few patients of a class know their variance badly.
 
     DeLong gives [1, 1] for a perfect separation and is not to be trusted with fewer than 10 patients of
-    a class; there, method 5 of Newcombe 2006 (doi:10.1002/sim.2324) is taken, which never collapses.
-
-    Args:
-        scores: (seed, image). target, patients: (image,).
+    a class with one image each; there, method 5 of Newcombe 2006 (doi:10.1002/sim.2324) is taken, which never collapses.
     """
-    aucs, covariance = delong_covariance([scores], target, patients)
-    auc, variance = float(aucs[0]), float(covariance[0, 0])
-    if len(scores) > 1:
-        ones = np.ones((1, len(target)))
-        variance += float(np.var([weighted_auc(score, target, ones)[0] for score in scores], ddof=1)) / len(scores)
-    m, n = (len(set(patients[target == c].astype(str))) for c in (1, 0))
-    if min(m, n) < _SMALL or not 0 < auc < 1 or not variance > 0:
-        low, high = _newcombe(auc, m, n)
-        return {"estimate": auc, "low": low, "high": high, "method": "Newcombe 2006, method 5"}
-    center, half = np.log(auc / (1 - auc)), _Z * np.sqrt(variance) / (auc * (1 - auc))
-    method = "DeLong, logit scale"
-    if len(target) > len(set(patients.astype(str))):
+    value = estimate.value
+    if not np.isfinite(value):
+        missing = "positive" if estimate.members[0] == 0 else "negative"
+        return {"estimate": None, "low": None, "high": None, "method": "none", "reason": f"not estimable: no {missing} image"}
+    positives, negatives, patients = estimate.members
+    several = len(estimate.by_seed) > 1
+    variance = estimate.variance
+    small = min(positives, negatives) < _SMALL and positives + negatives == patients and not estimate.clustered and not several
+    if small or not 0 < value < 1 or not (np.isfinite(variance) and variance > 0):
+        low, high = _newcombe(value, positives, negatives)
+        return {"estimate": value, "low": low, "high": high, "method": "Newcombe 2006, method 5"}
+    method = "DeLong, logit scale, Student's t"
+    if estimate.clustered:
         method += ", clustered by patient"
-    if len(scores) > 1:
+    if several:
         method += ", with the variance between seeds"
-    return {"estimate": auc, "low": float(expit(center - half)), "high": float(expit(center + half)), "method": method}
+    return {**estimate.interval("logit"), "method": method}
 
 
 def _newcombe(auc: float, m: int, n: int) -> tuple[float, float]:
@@ -160,17 +120,33 @@ def _newcombe(auc: float, m: int, n: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def roc_curve(scores: Float, target: NDArray[Any], points: int = 101) -> dict[str, list[float]]:
-    """Sensitivity at evenly spaced false-positive rates, averaged over seeds (vertical averaging).
+def roc_curve(scores: Float, target: NDArray[Any], weight: Float, points: int = 101) -> dict[str, list[float]]:
+    """Sensitivity at evenly spaced false-positive rates, averaged over seeds (vertical averaging); empty where a class is missing.
 
     Args:
-        scores: (seed, image). target: (image,).
+        scores: (seed, image). target, weight: (image,).
     """
     grid = np.linspace(0.0, 1.0, points)
+    if not 0 < (np.asarray(target) == 1).mean() < 1:
+        return {"false_positive_rate": [], "sensitivity": []}
     curves = []
     for score in scores:
-        positive, negative = (part[0, ::-1] for part in _by_threshold(score, target, np.ones((1, len(score)))))
+        positive, negative = (part[0, ::-1] for part in _by_threshold(score, target, weight[None]))
         true = np.r_[0.0, np.cumsum(positive)] / positive.sum()
         false = np.r_[0.0, np.cumsum(negative)] / negative.sum()
         curves.append(np.interp(grid, false, true))
     return {"false_positive_rate": grid.tolist(), "sensitivity": np.mean(curves, axis=0).tolist()}
+
+
+def precision_recall_curve(scores: Float, target: NDArray[Any], weight: Float, points: int = 101) -> dict[str, list[float]]:
+    """Precision at evenly spaced recalls, that of the first threshold which reaches them, averaged over seeds; arguments as `roc_curve`."""
+    grid = np.linspace(0.0, 1.0, points)[1:]
+    if not (np.asarray(target) == 1).any():
+        return {"recall": [], "precision": []}
+    curves = []
+    for score in scores:
+        positive, negative = (part[0, ::-1] for part in _by_threshold(score, target, weight[None]))
+        true, called = np.cumsum(positive), np.cumsum(positive + negative)
+        reached = np.searchsorted(true / true[-1], grid - 1e-12)
+        curves.append(true[reached] / called[reached])
+    return {"recall": grid.tolist(), "precision": np.mean(curves, axis=0).tolist()}

@@ -1,17 +1,16 @@
-"""The predictions table: schema, reading, writing, and the aligned scores that statistics work on."""
+"""The predictions table: schema, reading, writing, and what is wrong with one."""
 
 from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy.special import expit, logit
 
 from medtransfer.errors import LeakageError, PredictionsError, list_faults
@@ -23,49 +22,13 @@ CLIP = 1e-6
 CURVE = ("size", "episode")
 _DEFAULTS: dict[str, Any] = {"arm": "model", "seed": 0, "fold": 0, "part": "test", "label": "target"}
 
-Float = NDArray[np.float64]
+# How much an image counts; all alike where there is no such column.
+WEIGHT = "weight"
+# Share of tune images that are at least as unlike the training images.
+TYPICAL = "typical"
 
 
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """Test predictions of one arm, aligned: the same images in every seed.
-
-    Attributes:
-        arm: its name.
-        seeds: in order of the first axis below.
-        images, patients: (image,), ids.
-        target: (image,), 0 or 1.
-        fold: (image,), the fold each image was tested in.
-        logit: (seed, image).
-        recalibrated: (seed, image), logits divided by the temperature of their seed and fold; None without tune rows.
-        temperatures: temperature by (seed, fold).
-    """
-
-    arm: str
-    seeds: tuple[int, ...]
-    images: NDArray[np.object_]
-    patients: NDArray[np.object_]
-    target: NDArray[np.int64]
-    fold: NDArray[np.int64]
-    logit: Float
-    recalibrated: Float | None = None
-    temperatures: dict[tuple[int, int], float] | None = None
-
-    def take(self, rows: NDArray[Any]) -> Scores:
-        """The same arm on some of its images."""
-        recalibrated = None if self.recalibrated is None else self.recalibrated[:, rows]
-        return replace(
-            self,
-            images=self.images[rows],
-            patients=self.patients[rows],
-            target=self.target[rows],
-            fold=self.fold[rows],
-            logit=self.logit[:, rows],
-            recalibrated=recalibrated,
-        )
-
-
-def read_predictions(path: str | Path) -> pd.DataFrame:
+def read_predictions(path: str | Path, keep: Sequence[str] = ()) -> pd.DataFrame:
     """Reads a predictions CSV and checks it; see `check_predictions`.
 
     Raises:
@@ -79,16 +42,20 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
         raise PredictionsError(f"{path}: no such file. Give a CSV with patient, target and probability.") from error
     except (OSError, UnicodeDecodeError, ValueError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise PredictionsError(f"{path}: not a readable CSV ({error}).") from error
-    return check_predictions(table, str(path))
+    return check_predictions(table, str(path), keep)
 
 
 def write_predictions(table: pd.DataFrame, path: Path) -> None:
-    """Writes the table with every digit of every number."""
-    write_aside(path, table[_columns(table)].to_csv(index=False, lineterminator="\n"))
+    """Writes the table with every digit of every number, other columns behind those of the schema."""
+    others = [column for column in table.columns if column not in COLUMNS]
+    write_aside(path, table[[*COLUMNS, *others]].to_csv(index=False, lineterminator="\n"))
 
 
-def _columns(table: pd.DataFrame) -> list[str]:
-    return [*COLUMNS, *(column for column in CURVE if column in table.columns)]
+def _columns(table: pd.DataFrame, keep: Sequence[str]) -> list[str]:
+    return [
+        *COLUMNS,
+        *(column for column in dict.fromkeys((*CURVE, WEIGHT, TYPICAL, *keep)) if column in table.columns and column not in COLUMNS),
+    ]
 
 
 def write_aside(path: Path, content: str | bytes) -> None:
@@ -105,26 +72,37 @@ def write_aside(path: Path, content: str | bytes) -> None:
         part.unlink(missing_ok=True)
 
 
-def check_predictions(table: pd.DataFrame, source: str = "predictions") -> pd.DataFrame:
+def check_predictions(table: pd.DataFrame, source: str = "predictions", keep: Sequence[str] = ()) -> pd.DataFrame:
     """Fills in what may be left out and checks the rest.
 
     `patient`, `target` and `probability` (or `logit`) are required. Left out, `arm` is "model", `seed`
     and `fold` 0, `part` "test", `label` "target", and `image` the patient with a running number. `size` and `episode`
-    tell rows of a learning curve; both are 0 for the others.
+    tell rows of a learning curve; both are 0 for the others. `weight` says how much an image counts, `typical` (0 to 1) how many tune
+    images are at least as unlike the training images. Rows whose target is
+    empty, as of a label that nobody looked for, are left out; `table.attrs["unknown"]` is their number.
+
+    Args:
+        table: as above.
+        source: names it in messages.
+        keep: other columns that are to stay, such as of subgroups.
 
     Raises:
         PredictionsError: with every fault and its row (the header is row 1).
         LeakageError: a patient is tested in two folds of one arm and seed.
     """
-    _require_columns(table, source)
+    _require_columns(table, source, keep)
     table = table.copy().reset_index(drop=True)
+    known = table["target"].notna() & (table["target"].astype(str).str.strip() != "")
+    if not known.any():
+        raise PredictionsError(f"{source}: column target is empty. Give the true class, 0 or 1.")
     faults: list[str] = []
     curve = [column for column in CURVE if column in table.columns]
     if len(curve) == 1:
         raise PredictionsError(f"{source}: column {curve[0]} stands alone; a learning curve has {' and '.join(CURVE)}.")
-    for column in ("target", "probability", "logit", "seed", "fold", *curve):
+    for column in ("probability", "logit", "seed", "fold", WEIGHT, *curve):
         if column in table.columns:
             table[column] = _numbers(table[column], column, faults)
+    table["target"] = _numbers(table["target"].where(known, 0), "target", faults)
     for column, default in _DEFAULTS.items():
         if column not in table.columns:
             table[column] = default
@@ -135,7 +113,7 @@ def check_predictions(table: pd.DataFrame, source: str = "predictions") -> pd.Da
     for column in ("arm", "patient", "part", "label"):
         table[column] = table[column].astype(str)
     if "image" not in table.columns:
-        number = table.groupby(["arm", "seed", "fold", "part", "patient", *curve]).cumcount().astype(str)
+        number = table.groupby(["arm", "seed", "fold", "part", "patient", "label", *curve]).cumcount().astype(str)
         table["image"] = table["patient"] + "#" + number
     table["image"] = table["image"].astype(str)
     faults = _check_values(table)
@@ -143,9 +121,12 @@ def check_predictions(table: pd.DataFrame, source: str = "predictions") -> pd.Da
         raise PredictionsError(list_faults(f"{source}: {len(faults)} fault(s)", faults, "Mend these rows and run again."))
     for column in ("target", "seed", "fold", *curve):
         table[column] = table[column].astype(np.int64)
+    table = table[known].reset_index(drop=True)
     for _, rows in table.groupby(curve, sort=False) if curve else [((), table)]:
         _refuse_leaks(rows, source)
-    return table[_columns(table)]
+    table = table[_columns(table, keep)]
+    table.attrs["unknown"] = int((~known).sum())
+    return table
 
 
 def _numbers(column: pd.Series, name: str, faults: list[str]) -> pd.Series:
@@ -158,8 +139,8 @@ def _numbers(column: pd.Series, name: str, faults: list[str]) -> pd.Series:
     return pd.Series(numbers, index=column.index)
 
 
-def _require_columns(table: pd.DataFrame, source: str) -> None:
-    missing = [c for c in ("patient", "target") if c not in table.columns]
+def _require_columns(table: pd.DataFrame, source: str, keep: Sequence[str]) -> None:
+    missing = [c for c in ("patient", "target", *keep) if c not in table.columns]
     if "probability" not in table.columns and "logit" not in table.columns:
         missing.append("probability")
     if missing:
@@ -173,6 +154,8 @@ def _check_values(table: pd.DataFrame) -> list[str]:
     faults: list[str] = []
     _fill_scores(table, faults)
     faults += [f"row {i + 2}: target is {table['target'][i]:g}; use 0 or 1" for i in np.flatnonzero(~table["target"].isin([0, 1]))]
+    if WEIGHT in table.columns:
+        faults += [f"row {i + 2}: weight is {table[WEIGHT][i]:g}; use 0 or more" for i in np.flatnonzero(table[WEIGHT] < 0)]
     parts = {"train", "tune", "test"}
     faults += [f"row {i + 2}: part is {table['part'][i]!r}; use train, tune or test" for i in np.flatnonzero(~table["part"].isin(parts))]
     curve = [column for column in CURVE if column in table.columns]
@@ -229,55 +212,3 @@ def _refuse_leaks(table: pd.DataFrame, source: str) -> None:
                 "Split by patient, so that each is tested in one fold.",
             )
         )
-
-
-def align_scores(table: pd.DataFrame) -> tuple[list[Scores], list[str]]:
-    """Test rows -> one `Scores` per arm, over the images that all arms share.
-
-    Returns:
-        Scores in order of appearance, and warnings about images left out.
-
-    Raises:
-        PredictionsError: several labels, no test rows, seeds with different images, targets that
-            differ between arms, or only one class.
-    """
-    labels = list(dict.fromkeys(table["label"]))
-    if len(labels) > 1:
-        raise PredictionsError(f"labels {', '.join(labels)}: one label is evaluated at a time. Keep the rows of one.")
-    test = table[table["part"] == "test"]
-    if test.empty:
-        raise PredictionsError("no row has part = test. Performance is measured on test rows only.")
-    targets = test.groupby("image")["target"].nunique()
-    if (targets > 1).any():
-        names = [str(name) for name in targets.index[targets > 1]]
-        raise PredictionsError(list_faults("images with more than one target", names, "An image has one true class."))
-    scores = [_align_arm(str(arm), rows) for arm, rows in test.groupby("arm", sort=False)]
-    common = set.intersection(*(set(s.images) for s in scores))
-    if not common:
-        raise PredictionsError("the arms share no test image, so they cannot be compared. Evaluate them one by one.")
-    warnings = []
-    for s in scores:
-        if len(s.images) > len(common):
-            warnings.append(f"{len(s.images) - len(common)} images of arm {s.arm} are left out: not every arm has them.")
-    scores = [s.take(np.flatnonzero([name in common for name in s.images])) for s in scores]
-    if len(set(scores[0].target)) < 2:
-        raise PredictionsError(f"every test image has target {scores[0].target[0]}. Both classes are needed.")
-    return scores, warnings
-
-
-def _align_arm(arm: str, rows: pd.DataFrame) -> Scores:
-    seeds = tuple(sorted(int(seed) for seed in rows["seed"].unique()))
-    wide = rows.pivot_table(index="image", columns="seed", values="logit", sort=True, aggfunc="first")
-    if wide.isna().to_numpy().any():
-        name = str(wide.index[wide.isna().any(axis=1)][0])
-        raise PredictionsError(f"arm {arm}: image {name} is not tested in every seed. Every seed needs the same test images.")
-    first = rows.drop_duplicates("image").set_index("image").loc[wide.index]
-    return Scores(
-        arm,
-        seeds,
-        wide.index.to_numpy(object),
-        first["patient"].to_numpy(object),
-        first["target"].to_numpy(np.int64),
-        first["fold"].to_numpy(np.int64),
-        np.ascontiguousarray(wide[list(seeds)].to_numpy(np.float64).T),
-    )

@@ -16,6 +16,8 @@ from torch import nn
 from medtransfer.errors import WeightsError
 from medtransfer.models.backbone import Backbone, Recipe, WeightsRecord
 from medtransfer.models.chain import NECK, Chain, build_chain
+from medtransfer.models.handcrafted import NAME as FEATURES
+from medtransfer.models.handcrafted import build_handcrafted
 from medtransfer.models.proof import prove
 from medtransfer.models.volumes import NAMES, SIZE, build_volume_network
 from medtransfer.models.weights import fill_network, locate, published_recipe
@@ -37,7 +39,8 @@ def load_backbone(
 
     Args:
         name: architecture of timm, such as `tf_efficientnet_lite0` or `resnet18`, or of MONAI for volumes
-            (`monai_resnet18`), which takes the planar weights of its twin too, spread over the slices.
+            (`monai_resnet18`), which takes the planar weights of its twin too, spread over the slices; or `features`, see
+            `handcrafted`.
         weights: `imagenet` (the embedded file where one is installed, else timm's, from its cache or the hub),
             `timm:TAG` (other weights of timm, such as `timm:a2_in1k`), `radimagenet` (the hub's file) or
             `radimagenet:PATH` (.pt, or Keras .h5), `file:PATH` (safetensors or .pth state_dict, in timm's or
@@ -55,6 +58,10 @@ def load_backbone(
     """
     if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
         raise WeightsError(f"channels is {channels!r}; it is a number of channels from 1.")
+    if name == FEATURES:
+        if weights not in {None, "none"}:
+            raise WeightsError(f"{FEATURES} are formulas and have no weights; leave weights out.")
+        return build_handcrafted()
     _require_known(name)
     # Before anything is built: what is not on this machine is told at once.
     located = locate(name, weights) if weights is not None and weights != "none" else None

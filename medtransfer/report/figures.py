@@ -20,31 +20,45 @@ _STYLE: Any = {
 }
 
 
-def draw_roc(report: Mapping[str, Any]) -> Figure:
-    """ROC curves of all arms."""
-    figure, axes = _figure(4.2, 4.0)
-    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle=":")
+def draw_discrimination(report: Mapping[str, Any]) -> Figure:
+    """ROC and precision-recall curves of all arms."""
+    figure, (roc, recall) = _panels(8.6, 4.0, 2)
+    roc.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle=":")
+    recall.axhline(report["prevalence"], color="0.7", linewidth=1, linestyle=":", label=f"chance: {report['prevalence']:.2f}")
     for colour, (arm, entry) in zip(_colours(report["arms"]), report["arms"].items(), strict=True):
-        roc, auc = entry["curves"]["roc"], entry["auc"]
-        label = f"{_short(arm)}: AUC {auc['estimate']:.3f} ({auc['low']:.3f} to {auc['high']:.3f})"
-        axes.plot(roc["false_positive_rate"], roc["sensitivity"], color=colour, label=label)
-    axes.set(xlabel="1 − specificity", ylabel="Sensitivity", xlim=(0, 1), ylim=(0, 1.01), title="ROC")
-    axes.legend(loc="lower right", frameon=False, fontsize=8)
+        curves = entry["curves"]
+        roc.plot(
+            curves["roc"]["false_positive_rate"],
+            curves["roc"]["sensitivity"],
+            color=colour,
+            label=f"{_short(arm)}: AUC {_number(entry['auc'])}",
+        )
+        shown = curves["precision_recall"]
+        recall.plot(shown["recall"], shown["precision"], color=colour, label=f"{_short(arm)}: {_number(entry['average_precision'])}")
+    roc.set(xlabel="1 − specificity", ylabel="Sensitivity", xlim=(0, 1), ylim=(0, 1.01), title="ROC")
+    recall.set(xlabel="Sensitivity (recall)", ylabel="Positive predictive value (precision)", xlim=(0, 1), ylim=(0, 1.01))
+    recall.set_title("Precision and recall (average precision)")
+    roc.legend(loc="lower right", frameon=False, fontsize=8)
+    recall.legend(loc="lower left", frameon=False, fontsize=8)
     return figure
 
 
 def draw_reliability(arm: str, entry: Mapping[str, Any], colour: str) -> Figure:
-    """Reliability before and after recalibration with the consistency band, and the scores by class below."""
-    panels = [("as trained", entry)] + ([("after temperature", entry["recalibrated"])] if entry["recalibrated"] else [])
+    """Reliability before and after recalibration: bins with the consistency band, the smooth curve, and the scores by class below."""
+    panels = [("as trained", entry)]
+    if entry["recalibrated"]:
+        panels.append((f"recalibrated ({entry['recalibrated']['method']})", entry["recalibrated"]))
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(3.6 * len(panels) + 0.4, 4.6), layout="constrained")
         axes = figure.subplots(2, len(panels), squeeze=False, height_ratios=(3, 1), sharex=True)
     for column, (name, part) in enumerate(panels):
-        curve, histogram = part["curves"]["reliability"], part["curves"]["histogram"]
+        curve, smooth, histogram = (part["curves"][key] for key in ("reliability", "smooth", "histogram"))
         top, bottom = axes[0, column], axes[1, column]
         top.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":")
-        top.fill_between(curve["predicted"], curve["low"], curve["high"], color="0.85", label="90 % band if calibrated", linewidth=0)
-        top.plot(curve["predicted"], curve["observed"], color=colour, marker="o", markersize=3.5, label="observed")
+        top.fill_between(curve["predicted"], curve["low"], curve["high"], color="0.88", label="90 % band if calibrated", linewidth=0)
+        top.fill_between(smooth["predicted"], smooth["low"], smooth["high"], color=colour, alpha=0.15, linewidth=0)
+        top.plot(smooth["predicted"], smooth["observed"], color=colour, linewidth=1.3, label="smooth curve, 95 % band")
+        top.plot(curve["predicted"], curve["observed"], color=colour, marker="o", markersize=3.5, linestyle="none", label="bins")
         ece = part["ece"]
         top.set(title=f"{_short(arm)}, {name}\nECE {ece['estimate']:.3f} (chance: up to {ece['null_high']:.3f})", xlim=(0, 1), ylim=(0, 1))
         if column == 0:
@@ -58,6 +72,45 @@ def draw_reliability(arm: str, entry: Mapping[str, Any], colour: str) -> Figure:
         bottom.set_xlabel("Predicted probability")
         if column == 0:
             bottom.legend(frameon=False, fontsize=7)
+    return figure
+
+
+def draw_decisions(report: Mapping[str, Any]) -> Figure:
+    """Net benefit by threshold probability, with 95 % bands."""
+    figure, axes = _figure(5.6, 3.8)
+    curves = report["decision_curves"]
+    threshold = curves["threshold"]
+    axes.axhline(0, color="0.4", linewidth=1, label="call none")
+    axes.plot(threshold, curves["all"], color="0.4", linewidth=1, linestyle="--", label="call all")
+    for colour, (arm, curve) in zip(_colours(curves["arms"]), curves["arms"].items(), strict=True):
+        axes.fill_between(threshold, curve["low"], curve["high"], color=colour, alpha=0.12, linewidth=0)
+        axes.plot(threshold, curve["estimate"], color=colour, label=_short(arm))
+    top = max([report["prevalence"], *(max(curve["high"]) for curve in curves["arms"].values())])
+    axes.set(xlabel="Threshold probability", ylabel="Net benefit per image", xlim=(0, 1), ylim=(-0.25 * top - 0.01, 1.05 * top + 0.01))
+    axes.set_title("Decision curve")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def draw_subgroups(report: Mapping[str, Any]) -> Figure:
+    """AUC of every group with its interval, arm by arm; the dotted lines are those of all patients."""
+    rows = [row for row in report["subgroups"] if not row["suppressed"]]
+    figure, axes = _figure(6.4, 1.2 + 0.34 * len(rows))
+    arms = list(report["arms"])
+    for number, arm in enumerate(arms):
+        colour = COLOURS[number % len(COLOURS)]
+        axes.axvline(report["arms"][arm]["auc"]["estimate"], color=colour, linewidth=1, linestyle=":")
+        shift = 0.16 * (number - (len(arms) - 1) / 2)
+        for place, row in enumerate(rows):
+            auc = row["arms"][arm]["auc"]
+            axes.plot([auc["low"], auc["high"]], [place + shift] * 2, color=colour, linewidth=1.2)
+            label = _short(arm) if place == 0 else None
+            axes.plot(auc["estimate"], place + shift, color=colour, marker="o", markersize=4, linestyle="none", label=label)
+    names = [f"{_short(row['column'])}: {_short(row['group'])} ({row['patients']})" for row in rows]
+    axes.set_yticks(range(len(rows)), names)
+    axes.invert_yaxis()
+    axes.set(xlabel="AUC, 95 % interval", title="Subgroups (patients)")
+    axes.legend(frameon=False, fontsize=8)
     return figure
 
 
@@ -80,9 +133,7 @@ def draw_training(histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]
 
 def draw_depth(arm: str, searches: Sequence[Mapping[str, Any]]) -> Figure:
     """Probe AUC and log-loss by stage, a line per fold; triangles: depths tried, filled: chosen."""
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(7.6, 3.6), layout="constrained")
-        panels = figure.subplots(1, 2)
+    figure, panels = _panels(7.6, 3.6, 2)
     for axes, key, name in zip(panels, ("auc", "log_loss"), ("AUC of a linear head", "Log-loss of a linear head"), strict=True):
         for number, search in enumerate(searches):
             values = [probe[key] for probe in search["probes"]]
@@ -104,9 +155,7 @@ def draw_depth(arm: str, searches: Sequence[Mapping[str, Any]]) -> Figure:
 
 def draw_reuse(reuse: Mapping[str, Any]) -> Figure:
     """Per stage: likeness to the pretrained network (and to scratch), way moved, and AUC lost when it is set back."""
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(9.6, 3.4), layout="constrained")
-        panels = figure.subplots(1, 3)
+    figure, panels = _panels(9.6, 3.4, 3)
     for colour, (arm, entry) in zip(_colours(reuse["arms"]), reuse["arms"].items(), strict=True):
         places = range(1, len(entry["stages"]) + 1)
         panels[0].plot(places, entry["cka"], color=colour, label=f"{_short(arm)}, before and after")
@@ -152,10 +201,11 @@ def draw_learning_curve(report: Mapping[str, Any]) -> Figure:
 
 
 def render(figure: Figure, kind: str) -> bytes:
-    """The figure as `svg` or `png`, without a date."""
+    """The figure as `svg`, `pdf` or `png`, without a date."""
     stream = io.BytesIO()
+    dates: dict[str, dict[str, None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}
     with mpl.rc_context(_STYLE):
-        figure.savefig(stream, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {"Software": None})
+        figure.savefig(stream, format=kind, dpi=150, metadata=dates[kind])
     return stream.getvalue()
 
 
@@ -163,6 +213,20 @@ def _figure(width: float, height: float) -> tuple[Figure, Any]:
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         return figure, figure.subplots()
+
+
+def _panels(width: float, height: float, count: int) -> tuple[Figure, Any]:
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure, figure.subplots(1, count)
+
+
+def _number(value: Mapping[str, Any]) -> str:
+    if value["estimate"] is None:
+        return "not estimable"
+    if value["low"] is None:
+        return f"{value['estimate']:.3f}"
+    return f"{value['estimate']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
 
 
 def _colours(arms: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from medtransfer.evaluation.calibration import fit_temperature
+from medtransfer.evaluation.recalibration import fit_temperature
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.plan import FreezePlan, fix_plan
 from medtransfer.training.probe import log_losses

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_auroc
 
-from medtransfer.evaluation.calibration import fit_temperature
+from medtransfer.evaluation.recalibration import fit_temperature
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.heads import Head
 from medtransfer.tasks.task import Batch, Task

@@ -60,7 +60,7 @@ def test_gain_and_error_are_paired_over_patients():
         logits, each = noisy(strength, i), np.empty(60)
         for _, held in FOLDS:
             others = np.setdiff1d(np.arange(60), held)
-            from medtransfer.evaluation.calibration import fit_temperature
+            from medtransfer.evaluation.recalibration import fit_temperature
 
             each[held] = log_losses(logits[held] / fit_temperature(logits[others], LABELS[others]), LABELS[held])
         losses.append(each)

@@ -1,0 +1,128 @@
+"""The outcome of an evaluation, for people, notebooks and scripts."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from medtransfer.evaluation.predictions import write_aside
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationReport:
+    """Every number with its interval.
+
+    Attributes:
+        data: the content of `report.json`.
+        page: the HTML page, where one was written.
+    """
+
+    data: Mapping[str, Any]
+    page: Path | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `report.json`."""
+        return dict(self.data)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per arm and metric: `arm, recalibrated, metric, estimate, low, high`."""
+        rows = []
+        for arm, entry in self.data["arms"].items():
+            for recalibrated, part in ((False, entry), (True, entry["recalibrated"])):
+                if part is None:
+                    continue
+                flat = {**part, **part.get("brier_parts", {}), **part["calibration"]}
+                numbers = {key: value for key, value in flat.items() if isinstance(value, dict) and "estimate" in value}
+                rows += [(arm, recalibrated, key, v["estimate"], v["low"], v["high"]) for key, v in numbers.items()]
+        return pd.DataFrame(rows, columns=["arm", "recalibrated", "metric", "estimate", "low", "high"])
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Everything in tables, by name: `metrics`, `comparisons`, `operating_points`, `subgroups`, `learning_curve`, those that are not empty."""
+        points = [{"arm": arm, **point} for arm, entry in self.data["arms"].items() for point in entry.get("operating_points", [])]
+        groups = [
+            {
+                **{key: row[key] for key in ("column", "group", "patients", "positive_patients", "images", "suppressed")},
+                "arm": arm,
+                **numbers,
+            }
+            for row in self.data.get("subgroups", [])
+            for arm, numbers in (row["arms"] or {"": {}}).items()
+        ]
+        rows = {
+            "comparisons": self.data["comparisons"],
+            "operating_points": points,
+            "subgroups": groups,
+            "learning_curve": self.data["learning_curve"],
+        }
+        return {"metrics": self.to_frame(), **{name: _flatten(entries) for name, entries in rows.items() if entries}}
+
+    @property
+    def sentences(self) -> list[str]:
+        """The verdict on each pair of arms, then on the probabilities of each arm."""
+        verdicts = [str(entry["verdict"]) for entry in self.data["comparisons"]]
+        for entry in self.data["arms"].values():
+            verdicts.append(str(entry["trust"]))
+            if entry["recalibrated"] is not None:
+                verdicts.append(str(entry["recalibrated"]["trust"]))
+        return verdicts
+
+    def save(self, path: Path) -> None:
+        """Writes `report.json`."""
+        write_aside(path, json.dumps(self.data, indent=1, allow_nan=False, ensure_ascii=False))
+
+    def show(self) -> None:
+        """Shows the report: as HTML in a notebook, as text elsewhere."""
+        try:
+            from IPython import get_ipython
+            from IPython.display import HTML, display
+
+            if get_ipython() is not None:
+                display(HTML(self._repr_html_()))  # type: ignore[no-untyped-call]
+                return
+        except ImportError:
+            pass
+        print(self)  # noqa: T201  showing is what was asked for
+
+    def __str__(self) -> str:
+        lines = [*self.sentences, "", self._wide_frame().to_string()]
+        lines += [f"Note: {warning}" for warning in self.data["warnings"]]
+        return "\n".join(lines) + (f"\nPage: {self.page}" if self.page else "")
+
+    def _wide_frame(self) -> pd.DataFrame:
+        frame = self.to_frame()
+        frame["text"] = [
+            "not estimable" if pd.isna(e) else f"{e:.3f}" + ("" if pd.isna(low) else f" ({low:.3f} to {high:.3f})")
+            for e, low, high in zip(frame["estimate"], frame["low"], frame["high"], strict=True)
+        ]
+        frame["arm"] = frame["arm"] + frame["recalibrated"].map({True: ", recalibrated", False: ""})
+        order = list(dict.fromkeys(frame["metric"]))
+        wide = frame.pivot_table(index="metric", columns="arm", values="text", aggfunc="first", sort=False).loc[order]
+        wide.index.name, wide.columns.name = None, None
+        return wide
+
+    def _repr_html_(self) -> str:
+        sentences = "".join(f"<p>{html.escape(s)}</p>" for s in self.sentences)
+        notes = "".join(f"<li>{html.escape(w)}</li>" for w in self.data["warnings"])
+        page = f"<p>Page: <code>{html.escape(str(self.page))}</code></p>" if self.page else ""
+        return f"<div>{sentences}{self._wide_frame().to_html(escape=True)}<ul>{notes}</ul>{page}</div>"
+
+
+def _flatten(entries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """One row per entry, nested numbers as `outer_inner`; lists, such as thresholds by fold, are left out."""
+
+    def flat(entry: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        row: dict[str, Any] = {}
+        for key, value in entry.items():
+            if isinstance(value, Mapping):
+                row |= flat(value, f"{prefix}{key}_")
+            elif not isinstance(value, list):
+                row[prefix + key] = value
+        return row
+
+    return pd.DataFrame([flat(entry) for entry in entries])

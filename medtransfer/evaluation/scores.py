@@ -1,0 +1,136 @@
+"""Aligned test scores of an arm, which all statistics work on; images of a patient taken together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from medtransfer.errors import PredictionsError, list_faults
+
+Float = NDArray[np.float64]
+Rule = Literal["max", "mean", "noisy_or"]
+RULES: tuple[Rule, ...] = ("max", "mean", "noisy_or")
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Test predictions of one arm, aligned: the same images in every seed.
+
+    Attributes:
+        arm: its name.
+        seeds: in order of the first axis below.
+        images, patients: (image,), ids.
+        target: (image,), 0 or 1.
+        fold: (image,), the fold each image was tested in.
+        logit: (seed, image).
+        weight: (image,), how much each counts; 1 where nothing is said.
+    """
+
+    arm: str
+    seeds: tuple[int, ...]
+    images: NDArray[np.object_]
+    patients: NDArray[np.object_]
+    target: NDArray[np.int64]
+    fold: NDArray[np.int64]
+    logit: Float
+    weight: Float
+
+    @property
+    def clustered(self) -> bool:
+        """Whether a patient has several images."""
+        return len(self.images) > len(set(self.patients))
+
+    def take(self, rows: NDArray[Any]) -> Scores:
+        """The same arm on some of its images."""
+        return replace(
+            self,
+            images=self.images[rows],
+            patients=self.patients[rows],
+            target=self.target[rows],
+            fold=self.fold[rows],
+            logit=self.logit[:, rows],
+            weight=self.weight[rows],
+        )
+
+
+def by_patient(table: pd.DataFrame, rule: Rule) -> pd.DataFrame:
+    """One row in place of a patient's images, who is positive where one of them is; other columns are those of the first.
+
+    Args:
+        table: predictions.
+        rule: `max`, the highest; `mean`, of the probabilities; `noisy_or`, the probability that at least one image is
+            positive if they were independent (Pearl 1988, Probabilistic Reasoning in Intelligent Systems).
+    """
+    keys = ["arm", "seed", "fold", "part", "label", "patient", *(c for c in ("size", "episode") if c in table.columns)]
+    code = table.groupby(keys, sort=False).ngroup().to_numpy(np.int64)
+    joined = table.drop_duplicates(keys).reset_index(drop=True).copy()
+    joined["logit"] = _join(table["logit"].to_numpy(np.float64), code, rule)
+    joined["probability"] = expit(joined["logit"])
+    joined["target"] = table["target"].groupby(code).max().to_numpy(np.int64)
+    joined["image"] = joined["patient"]
+    if "weight" in joined.columns:
+        joined["weight"] = table["weight"].groupby(code).mean().to_numpy(np.float64)
+    return joined
+
+
+def _join(logit: Float, code: NDArray[np.int64], rule: Rule) -> Float:
+    if rule == "max":
+        joined = np.full(code.max() + 1, -np.inf)
+        np.maximum.at(joined, code, logit)
+        return joined
+    if rule == "mean":
+        return np.asarray(np.log(np.bincount(code, expit(logit))) - np.log(np.bincount(code, expit(-logit))), np.float64)
+    # -log of the probability that all are negative; its logit without rounding.
+    none = np.bincount(code, np.logaddexp(0.0, logit))
+    return np.asarray(none + np.log(-np.expm1(-none)), np.float64)
+
+
+def align_scores(table: pd.DataFrame, part: str = "test") -> tuple[list[Scores], list[str]]:
+    """Rows of one label and part -> one `Scores` per arm, over the images that all arms share.
+
+    Returns:
+        Scores in order of appearance, and warnings about images left out.
+
+    Raises:
+        PredictionsError: no rows of the part, seeds with different images, or targets that differ between arms.
+    """
+    rows = table[table["part"] == part]
+    if rows.empty:
+        raise PredictionsError(f"no row has part = {part}. Performance is measured on test rows only.")
+    targets = rows.groupby("image")["target"].nunique()
+    if (targets > 1).any():
+        names = [str(name) for name in targets.index[targets > 1]]
+        raise PredictionsError(list_faults("images with more than one target", names, "An image has one true class."))
+    scores = [_align_arm(str(arm), own) for arm, own in rows.groupby("arm", sort=False)]
+    common = set.intersection(*(set(s.images) for s in scores))
+    if not common:
+        raise PredictionsError("the arms share no test image, so they cannot be compared. Evaluate them one by one.")
+    warnings = []
+    for s in scores:
+        if len(s.images) > len(common):
+            warnings.append(f"{len(s.images) - len(common)} images of arm {s.arm} are left out: not every arm has them.")
+    return [s.take(np.flatnonzero([name in common for name in s.images])) for s in scores], warnings
+
+
+def _align_arm(arm: str, rows: pd.DataFrame) -> Scores:
+    seeds = tuple(sorted(int(seed) for seed in rows["seed"].unique()))
+    wide = rows.pivot_table(index="image", columns="seed", values="logit", sort=True, aggfunc="first")
+    if wide.isna().to_numpy().any():
+        name = str(wide.index[wide.isna().any(axis=1)][0])
+        raise PredictionsError(f"arm {arm}: image {name} is not tested in every seed. Every seed needs the same test images.")
+    first = rows.drop_duplicates("image").set_index("image").loc[wide.index]
+    return Scores(
+        arm,
+        seeds,
+        wide.index.to_numpy(object),
+        first["patient"].to_numpy(object),
+        first["target"].to_numpy(np.int64),
+        first["fold"].to_numpy(np.int64),
+        np.ascontiguousarray(wide[list(seeds)].to_numpy(np.float64).T),
+        first["weight"].to_numpy(np.float64) if "weight" in first.columns else np.ones(len(first)),
+    )

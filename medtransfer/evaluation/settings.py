@@ -1,0 +1,71 @@
+"""How an evaluation is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from medtransfer.errors import PredictionsError, list_faults
+from medtransfer.evaluation.recalibration import METHODS, Method
+from medtransfer.evaluation.scores import RULES, Rule
+from medtransfer.evaluation.utility import Aims
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Choices that should be made before the results are seen.
+
+    Attributes:
+        bootstrap: number of draws, at least 100.
+        seed: of the draws.
+        unit: what is counted, `image` or `patient`; the other is shown beside it where patients have several images.
+        aggregate: how images become one patient: `max`, `mean` or `noisy_or`; see `scores.by_patient`.
+        recalibration: `auto` or a method; see `recalibration.recalibrate`.
+        sensitivity, specificity: of operating points, on the tune rows; None: not wanted.
+        threshold: probability of an operating point, as from a ratio of harm to benefit; None: not wanted.
+        prevalences: at which predictive values are told, besides that of the cohort.
+        target_prevalence: of the patients the model is meant for, where it is not that of the cohort.
+        margin: of non-inferiority in AUC; None: not tested.
+        coverage: of prediction sets.
+        subgroups: columns of the table.
+    """
+
+    bootstrap: int = 2000
+    seed: int = 0
+    unit: Literal["image", "patient"] = "image"
+    aggregate: Rule = "max"
+    recalibration: Literal["auto"] | Method = "auto"
+    sensitivity: float | None = 0.9
+    specificity: float | None = 0.9
+    threshold: float | None = None
+    prevalences: tuple[float, ...] = ()
+    target_prevalence: float | None = None
+    margin: float | None = None
+    coverage: float = 0.9
+    subgroups: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prevalences", tuple(self.prevalences))
+        object.__setattr__(self, "subgroups", (self.subgroups,) if isinstance(self.subgroups, str) else tuple(self.subgroups))
+        faults = []
+        if self.bootstrap < 100:
+            faults.append(f"bootstrap is {self.bootstrap}; intervals need at least 100 draws, 2,000 are usual")
+        words = {"unit": ("image", "patient"), "aggregate": RULES, "recalibration": ("auto", *METHODS)}
+        for name, known in words.items():
+            if getattr(self, name) not in known:
+                faults.append(f"{name} is {getattr(self, name)!r}; use {', '.join(known)}")
+        shares = {
+            name: getattr(self, name) for name in ("sensitivity", "specificity", "threshold", "target_prevalence", "margin", "coverage")
+        }
+        shares |= {f"prevalences[{i}]": value for i, value in enumerate(self.prevalences)}
+        faults += [
+            f"{name} is {value}; it lies between 0 and 1" for name, value in shares.items() if value is not None and not 0 < value < 1
+        ]
+        if faults:
+            raise PredictionsError(list_faults(f"{len(faults)} setting(s) of the evaluation are wrong", faults))
+
+    @property
+    def aims(self) -> Aims:
+        """The operating points wanted."""
+        wanted = self.prevalences if self.target_prevalence is None else (*self.prevalences, self.target_prevalence)
+        return Aims(self.sensitivity, self.specificity, self.threshold, tuple(dict.fromkeys(wanted)))

@@ -1,0 +1,175 @@
+"""TRIPOD+AI 2024 and CLAIM 2024: what the software knows is filled in, the rest is left to the authors.
+
+Topics are in our own words; the checklists themselves are Collins et al. 2024 (doi:10.1136/bmj-2023-078378) and Tejani et al. 2024
+(doi:10.1148/ryai.240300).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+AUTHORS = "TO BE WRITTEN BY THE AUTHORS"
+
+_TRIPOD = (
+    ("1", "Title", ""),
+    ("2", "Abstract", ""),
+    ("3a-c", "Background: context, rationale, health inequalities", ""),
+    ("4", "Objectives", ""),
+    ("5a-b", "Data: sources, dates", "sources"),
+    ("6a-c", "Participants: setting, eligibility, treatments", ""),
+    ("7", "Data preparation and quality checks", "preparation"),
+    ("8a-c", "Outcome: definition, assessment, blinding", ""),
+    ("9a-c", "Predictors: choice, definition, preparation", "preparation"),
+    ("10", "Sample size", "size"),
+    ("11", "Missing data", "missing"),
+    ("12a", "Analysis: how data were used and divided", "partitions"),
+    ("12b", "Analysis: type of model and reasons", "model"),
+    ("12c", "Analysis: building, tuning, software, uncertainty", "training"),
+    ("12d", "Heterogeneity between clusters", "subgroups"),
+    ("12e", "Measures of performance and comparison", "measures"),
+    ("12f", "Model updating or recalibration", "recalibration"),
+    ("12g", "How predictions were calculated", "output"),
+    ("13", "Class imbalance", "imbalance"),
+    ("14", "Fairness", "subgroups"),
+    ("15", "Model output and thresholds", "output"),
+    ("16", "Differences between development and evaluation data", "shift"),
+    ("17", "Ethical approval", ""),
+    ("18a-e", "Funding, conflicts, protocol, registration, data sharing", ""),
+    ("18f", "Code sharing", "software"),
+    ("19", "Patient and public involvement", ""),
+    ("20a", "Participants: flow and numbers", "flow"),
+    ("20b", "Participants: characteristics", "characteristics"),
+    ("20c", "Comparison of development and evaluation data", "shift"),
+    ("21", "Numbers of participants and events in each analysis", "numbers"),
+    ("22", "Model specification", "software"),
+    ("23a", "Performance with intervals", "performance"),
+    ("23b", "Performance in subgroups", "subgroups"),
+    ("24", "Results of updating", "recalibration"),
+    ("25", "Interpretation", ""),
+    ("26", "Limitations", ""),
+    ("27a-c", "Use: poor or missing input, interaction, next steps", "missing"),
+)
+_CLAIM = (
+    ("1-2", "Title and abstract", ""),
+    ("3-4", "Background, aims, hypotheses", ""),
+    ("5-6", "Study design and goal", ""),
+    ("7", "Data sources", "sources"),
+    ("8", "Inclusion and exclusion", ""),
+    ("9", "Preprocessing", "preparation"),
+    ("10", "Selection of subsets of images", "preparation"),
+    ("11", "De-identification", "identity"),
+    ("12", "Missing data", "missing"),
+    ("13", "Acquisition protocol", "characteristics"),
+    ("14-18", "Reference standard, annotators, agreement", ""),
+    ("19", "Assignment to partitions", "partitions"),
+    ("20", "Level at which partitions are disjoint", "partitions"),
+    ("21", "Sample size", "size"),
+    ("22", "Model", "model"),
+    ("23", "Software", "software"),
+    ("24", "Initial parameters", "model"),
+    ("25", "Training", "training"),
+    ("26", "Selection of the final model", "training"),
+    ("27", "Ensembling", "ensemble"),
+    ("28", "Measures of performance", "measures"),
+    ("29", "Measures of uncertainty and significance", "measures"),
+    ("30", "Robustness", "subgroups"),
+    ("31", "Explainability", "explain"),
+    ("32", "Internal testing", "performance"),
+    ("33", "External testing", "shift"),
+    ("34", "Registration", ""),
+    ("35", "Numbers included and excluded", "flow"),
+    ("36", "Characteristics of each partition", "characteristics"),
+    ("37-38", "Performance with intervals", "performance"),
+    ("39", "Failure analysis", "failures"),
+    ("40-41", "Limitations and implications", ""),
+    ("42", "Protocol and technical details", "software"),
+    ("43", "Availability of software, model and data", ""),
+    ("44", "Funding", ""),
+)
+
+
+def fill_checklists(
+    report: Mapping[str, Any],
+    plans: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    audit: Mapping[str, Any],
+    study: Mapping[str, Any],
+    gallery: bool,
+) -> dict[str, list[dict[str, str]]]:
+    """Rows `item, topic, text` of both checklists; what was not done or is not known is left to the authors.
+
+    Args:
+        report, plans, environment, audit, study: as in `write_methods`. gallery: whether failures are shown.
+    """
+    known = _facts(report, plans, environment, audit, study, gallery)
+    lists = {"TRIPOD+AI 2024": _TRIPOD, "CLAIM 2024": _CLAIM}
+    return {
+        name: [{"item": item, "topic": topic, "text": known.get(key) or AUTHORS} for item, topic, key in rows]
+        for name, rows in lists.items()
+    }
+
+
+def _facts(report: Any, plans: Any, environment: Any, audit: Any, study: Any, gallery: bool) -> dict[str, str]:
+    arms = report["arms"]
+    facts = {
+        "numbers": f"{report['patients']} patients, {report['images']} test {report['unit']}s, {report['positive_images']} positive.",
+        "measures": "AUC, average precision, Brier score, log-loss, calibration intercept, slope, observed / expected, ICI, ECE; see the methods paragraph.",
+        "performance": "; ".join(f"{arm}: AUC {_figure(entry['auc'])}" for arm, entry in arms.items()) + ". All measures: table Numbers.",
+    }
+    methods = sorted({entry["recalibrated"]["method"] for entry in arms.values() if entry["recalibrated"]})
+    if methods:
+        facts["recalibration"] = f"Recalibrated on tuning patients ({', '.join(methods)}); before and after in table Numbers."
+    if report.get("subgroups"):
+        facts["subgroups"] = f"By {', '.join(dict.fromkeys(row['column'] for row in report['subgroups']))}: table Subgroups."
+    advice = report.get("external_validation") or {}
+    if advice.get("patients"):
+        facts["size"] = (
+            f"No size was planned by the software; a validation as precise as usually asked for needs {advice['patients']} patients."
+        )
+    points = [point for entry in arms.values() for point in entry.get("operating_points", [])]
+    if points:
+        facts["output"] = "A probability; thresholds were locked on tuning patients: table Decisions."
+    if gallery:
+        facts["failures"] = "The worst false positives and negatives are shown: section Failures."
+    if report.get("shift"):
+        facts["shift"] = "The two cohorts are compared: section The second cohort."
+    if environment:
+        facts |= _facts_of_study(plans, environment, audit, study)
+    return facts
+
+
+def _facts_of_study(plans: Any, environment: Any, audit: Any, study: Any) -> dict[str, str]:
+    flow, cohort = audit["flow"], study["cohort"]
+    source = f"the manifest {cohort['manifest']}" if cohort["manifest"] else f"the class folders {', '.join(cohort['classes'])}"
+    versions = environment["versions"]
+    commit = f" Commit {environment['git_commit'][:12]}." if environment.get("git_commit") else ""
+    unit = "patient and cluster of near-duplicates" if flow["group"] == "cluster" else "patient"
+    left_out = study["protocol"].get("leave_out")
+    division = (
+        f"Every {left_out} left out in turn."
+        if left_out
+        else f"{study['protocol']['folds']} folds, disjoint by {unit}, stratified by label."
+    )
+    known = "" if audit["patients_known"] else " The source names no patients: every image counts as one."
+    return {
+        "sources": f"Images of {source}; every file by its SHA-256 in cohort.csv. Origin and dates: {AUTHORS.lower()}.",
+        "preparation": f"Read, windowed ({study['image']['window']}) and resized to {study['image']['size']} pixels; hazards and duplicates in audit.json.",
+        "missing": f"{len(flow['left_out'])} files were left out, with reasons in audit.json.",
+        "partitions": ("The split of the source was kept." if flow["official_split"] else division) + known,
+        "model": "; ".join(f"{arm}: {a['backbone']}, weights {a['weights']['source'] or 'none'}" for arm, a in environment["arms"].items())
+        + ". Freezing: "
+        + "; ".join(f"{arm}: {plan['reason']}" for arm, plan in plans.items()),
+        "training": "Steps, rates, augmentation, early stopping: plan.json, study.yaml, runs/; the epoch was chosen on tuning patients.",
+        "imbalance": "Positives weighted in the loss, the logits corrected for it afterwards.",
+        "software": f"medtransfer {versions['medtransfer']}, torch {versions['torch']}; all versions and SHA-256 of weights in environment.json.{commit}",
+        "identity": "Names and birth dates are never copied; patient ids from DICOM headers are hashed with a salt.",
+        "flow": f"{flow['found']} found, {flow['images']} images, {flow['readable']} readable, {flow['used']} used.",
+        "ensemble": "None: every model is evaluated by itself.",
+    }
+
+
+def _figure(value: Mapping[str, Any]) -> str:
+    if value["estimate"] is None:
+        return "not estimable"
+    return f"{value['estimate']:.3f}" if value["low"] is None else f"{value['estimate']:.3f} ({value['low']:.3f} to {value['high']:.3f})"

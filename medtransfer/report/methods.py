@@ -1,0 +1,116 @@
+"""The methods of a study in words that can be pasted into a paper, with the references they need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# Cited by the sentences below; authors, year, title, where.
+REFERENCES = {
+    "delong": "DeLong ER, DeLong DM, Clarke-Pearson DL. Comparing the areas under two or more correlated receiver operating characteristic curves. Biometrics 1988;44:837-845. doi:10.2307/2531595",
+    "obuchowski": "Obuchowski NA. Nonparametric analysis of clustered ROC curve data. Biometrics 1997;53:567-578. doi:10.2307/2533958",
+    "newcombe": "Newcombe RG. Confidence intervals for an effect size measure based on the Mann-Whitney statistic. Part 2. Stat Med 2006;25:559-573. doi:10.1002/sim.2324",
+    "calibration": "Van Calster B, Nieboer D, Vergouwe Y, et al. A calibration hierarchy for risk models was defined. J Clin Epidemiol 2016;74:167-176. doi:10.1016/j.jclinepi.2015.12.005",
+    "ici": "Austin PC, Steyerberg EW. The Integrated Calibration Index (ICI) and related metrics. Stat Med 2019;38:4051-4065. doi:10.1002/sim.8281",
+    "corp": "Dimitriadis T, Gneiting T, Jordan AI. Stable reliability diagrams for probabilistic classifiers. PNAS 2021;118:e2016191118. doi:10.1073/pnas.2016191118",
+    "ece": "Nixon J, Dusenberry M, Jerfel G, et al. Measuring calibration in deep learning. 2019. arXiv:1904.01685",
+    "smece": "Błasiok J, Nakkiran P. Smooth ECE: principled reliability diagrams via kernel smoothing. ICLR 2024. arXiv:2309.12236",
+    "temperature": "Guo C, Pleiss G, Sun Y, Weinberger KQ. On calibration of modern neural networks. ICML 2017. arXiv:1706.04599",
+    "beta": "Kull M, Silva Filho T, Flach P. Beta calibration. AISTATS 2017; PMLR 54:623-631",
+    "decision": "Vickers AJ, Elkin EB. Decision curve analysis. Med Decis Making 2006;26:565-574. doi:10.1177/0272989X06295361",
+    "holm": "Holm S. A simple sequentially rejective multiple test procedure. Scand J Stat 1979;6:65-70",
+    "fold": "Nadeau C, Bengio Y. Inference for the generalization error. Mach Learn 2003;52:239-281. doi:10.1023/A:1024068626366",
+    "conformal": "Vovk V. Conditional validity of inductive conformal predictors. 2012. arXiv:1209.2673",
+    "riley": "Riley RD, Debray TPA, Collins GS, et al. Minimum sample size for external validation of a clinical prediction model with a binary outcome. Stat Med 2021;40:4230-4251. doi:10.1002/sim.9025",
+    "tripod": "Collins GS, Moons KGM, Dhiman P, et al. TRIPOD+AI statement. BMJ 2024;385:e078378. doi:10.1136/bmj-2023-078378",
+    "claim": "Tejani AS, Klontzas ME, Gatti AA, et al. Checklist for Artificial Intelligence in Medical Imaging (CLAIM): 2024 update. Radiol Artif Intell 2024;6:e240300. doi:10.1148/ryai.240300",
+    "monai": "Cardoso MJ, Li W, Brown R, et al. MONAI: an open-source framework for deep learning in healthcare. 2022. arXiv:2211.02701",
+    "timm": "Wightman R. PyTorch image models. 2019. doi:10.5281/zenodo.4414861",
+    "radimagenet": "Mei X, Liu Z, Robson PM, et al. RadImageNet. Radiol Artif Intell 2022;4:e210315. doi:10.1148/ryai.210315",
+}
+
+
+def write_methods(
+    report: Mapping[str, Any], plans: Mapping[str, Any], environment: Mapping[str, Any], audit: Mapping[str, Any], study: Mapping[str, Any]
+) -> tuple[list[str], list[str]]:
+    """Paragraphs with numbered citations, and the references in their order.
+
+    Args:
+        report: `report.json`. plans, environment, audit: of the study, empty for foreign predictions. study: its configuration.
+    """
+    cited: list[str] = []
+
+    def cite(*keys: str) -> str:
+        for key in keys:
+            if key not in cited:
+                cited.append(key)
+        return "[" + ", ".join(str(cited.index(key) + 1) for key in keys) + "]"
+
+    paragraphs = []
+    if environment:
+        paragraphs += _training(report, plans, environment, audit, study, cite)
+    paragraphs.append(_statistics(report, cite))
+    return paragraphs, [REFERENCES[key] for key in cited]
+
+
+def _training(report: Any, plans: Any, environment: Any, audit: Any, study: Any, cite: Any) -> list[str]:
+    versions, protocol = environment["versions"], study["protocol"]
+    seeds = len(protocol["seeds"])
+    unit = "patient and by cluster of near-duplicate images" if protocol["group"] == "cluster" else "patient"
+    if audit["flow"]["official_split"]:
+        division = "The split of the source into training, tuning and test parts was kept."
+    elif protocol.get("leave_out"):
+        division = (
+            f"Every {protocol['leave_out']} was tested once by models trained on the others, of whose patients {100 * protocol['tune']:.0f} % were "
+            "held back for early stopping, recalibration and thresholds."
+        )
+    else:
+        division = (
+            f"Patients were divided into {protocol['folds']} folds, disjoint by {unit} and stratified by label; every fold was tested once by "
+            f"models trained on the others, of whose patients {100 * protocol['tune']:.0f} % were held back for early stopping, recalibration "
+            "and thresholds."
+        )
+    first = (
+        f"Models were trained with medtransfer {versions['medtransfer']} (PyTorch {versions['torch']}, MONAI {versions['monai']} {cite('monai')}, "
+        f"timm {versions['timm']} {cite('timm')}). {division} Every training was repeated with {seeds} random seed{'s' if seeds > 1 else ''}. "
+        "Test patients decided nothing."
+    )
+    arms = []
+    for arm, entry in environment["arms"].items():
+        plan, weights = plans.get(arm, {}), entry["weights"]["source"]
+        origin = f"{weights} weights" if weights and weights != "none" else "random weights"
+        mei = f" {cite('radimagenet')}" if weights.startswith("radimagenet") else ""
+        frozen = f"{plan['frozen_stages']} of {plan['stages']} stages frozen ({plan['strategy']})" if plan else "as configured"
+        arms.append(f"{arm}: {entry['backbone']} from {origin}{mei}, {frozen}")
+    second = (
+        f"The arms were {'; '.join(arms)}. All arms had the same patients, folds, seeds, augmentation and number of optimiser steps; the weights "
+        "of the epoch with the lowest log-loss on the tuning part were kept. Classes were weighted in the loss, and the logits corrected for it, "
+        "so that probabilities refer to the prevalence of the cohort."
+    )
+    return [first, second]
+
+
+def _statistics(report: Mapping[str, Any], cite: Any) -> str:
+    several = len(report["arms"]) > 1
+    text = (
+        f"Discrimination was measured by the area under the ROC curve (AUC) with DeLong intervals on the logit scale {cite('delong')}, clustered by "
+        f"patient where a patient has several images {cite('obuchowski')}, by Newcombe's method in very small samples {cite('newcombe')}, and with "
+        "the variance between seeds added. Calibration was measured by calibration-in-the-large, calibration slope and observed / expected "
+        f"{cite('calibration')}, the integrated calibration index {cite('ici')}, the expected calibration error beside its distribution under perfect "
+        f"calibration {cite('ece')}, the smooth calibration error {cite('smece')}, and the Brier score in its parts {cite('corp')}. Other intervals are "
+        f"from {report['bootstrap']} bootstrap draws of patients, crossed with seeds. "
+    )
+    methods = sorted({entry["recalibrated"]["method"] for entry in report["arms"].values() if entry["recalibrated"]})
+    if methods:
+        text += f"Probabilities were recalibrated ({', '.join(methods)} {cite('temperature', *(['beta'] if 'beta' in methods else []))}) on tuning patients only. "
+    if several:
+        text += (
+            "Arms were compared on the same patients and seeds by the paired DeLong variance plus the variance between seeds, with a bootstrap over "
+            f"both beside it, corrected for the number of comparisons {cite('holm')}; within folds, by the corrected resampled t {cite('fold')}. "
+        )
+    if "decision_curves" in report:
+        text += f"Decision curves show net benefit {cite('decision')}. Thresholds were locked on tuning patients; prediction sets are split-conformal by class {cite('conformal')}. "
+    return (
+        text
+        + f"Reporting follows TRIPOD+AI {cite('tripod')} and CLAIM {cite('claim')}; sample sizes for external validation follow Riley et al. {cite('riley')}."
+    )

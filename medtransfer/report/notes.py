@@ -1,0 +1,100 @@
+"""Sentences about the runs of a study: how training ended, over-fitting, small cohorts; and what is read from their folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+# Log-loss on tune images against training images: a gap beyond both is worth a warning.
+_GAP_RATIO, _GAP = 2.0, 0.1
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a JSON file; empty where there is none."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _run_folders(folder: Path, arm: str) -> list[Path]:
+    # Arms of a study are folder names; those of foreign predictions may be anything and have no runs.
+    runs = folder / "runs"
+    known = {path.name: path for path in runs.iterdir()} if runs.is_dir() else {}
+    return sorted(known[arm].glob("fold-*/seed-*")) if arm in known else []
+
+
+def _read_runs(folder: Path, arm: str) -> list[dict[str, Any]]:
+    """What is recorded of the finished runs of an arm."""
+    return [run for path in _run_folders(folder, arm) if (run := read_json(path / "run.json"))]
+
+
+def read_histories(folder: Path, arms: list[str]) -> dict[str, list[list[dict[str, float]]]]:
+    """By arm, the epochs of every run."""
+    histories = {}
+    for arm in arms:
+        files = [path / "metrics.jsonl" for path in _run_folders(folder, arm)]
+        runs = [[json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] for file in files if file.is_file()]
+        if runs:
+            histories[arm] = runs
+    return histories
+
+
+def read_searches(folder: Path, arm: str) -> list[dict[str, Any]]:
+    """What the search for the depth saw, fold by fold."""
+    folds = sorted({path.parent for path in _run_folders(folder, arm)})
+    found = [{"fold": path.name.removeprefix("fold-"), **read_json(path / "depth.json")} for path in folds]
+    return [entry for entry in found if "reason" in entry]
+
+
+def note_small_cohorts(folder: Path, plans: dict[str, Any]) -> list[str]:
+    """Per arm that was planned as a probe on few patients: why, and what simpler heads reach on the same features."""
+    notes = []
+    for arm, plan in plans.items():
+        if plan["strategy"] != "linear_probe" or plan["evidence"] != "weak":
+            continue
+        runs = _read_runs(folder, arm)
+        checks = [found for run in runs if (found := run["probe"].get("checks"))]
+        note = f"{arm}: {plan['reason']}"
+        if checks:
+            means = {name: sum(found[name] for found in checks) / len(checks) for name in checks[0]}
+            note += (
+                f" Within the training parts, by repeated cross-validation, its linear head reaches AUC {means['logistic']:.2f}, the "
+                f"nearest class mean {means['prototype']:.2f}, nearest neighbours {means['neighbours']:.2f}: a check, not a result."
+            )
+        notes.append(note)
+    return notes
+
+
+def note_overfitting(folder: Path, arms: list[str]) -> list[str]:
+    """Per arm, a warning where its networks know their training images much better than others."""
+    notes = []
+    for arm in arms:
+        runs = _read_runs(folder, arm)
+        gaps = [(run["kept"]["train"], run["kept"]["tune"]) for run in runs if "kept" in run]
+        learnt = [(train, tune) for train, tune in gaps if tune > _GAP_RATIO * train and tune - train > _GAP]
+        if len(learnt) > len(gaps) / 2:
+            train, tune = (sum(column) / len(learnt) for column in zip(*learnt, strict=True))
+            notes.append(
+                f"{arm} is over-fitted in {len(learnt)} of {len(gaps)} runs: its log-loss is {train:.2f} on images it was trained on and "
+                f"{tune:.2f} on others. Its probabilities are too extreme until a temperature is applied; more patients, more frozen "
+                "stages or L2-SP would narrow the gap."
+            )
+    return notes
+
+
+def note_training(folder: Path, arms: list[str]) -> list[str]:
+    """Per arm, how training ended; says so where the budget ended before the model was done."""
+    notes = []
+    for arm in arms:
+        runs = _read_runs(folder, arm)
+        if not runs:
+            continue
+        epochs = [run["epochs"] for run in runs]
+        unfinished = sum(run["epochs"] > 0 and run["best_epoch"] >= 0.9 * run["epochs"] and not run["stopped_early"] for run in runs)
+        seconds = sum(run["seconds"] for run in runs)
+        kept = ", ".join(str(run["best_epoch"]) for run in runs)
+        spread = f"{min(epochs)} to {max(epochs)} epochs, weights kept from epochs {kept}"
+        note = f"{arm}: {len(runs)} runs of {spread}; {seconds:.0f} s of training."
+        if unfinished:
+            note += f" In {unfinished} of {len(runs)} runs the best epoch was among the last: this arm might gain from more train.epochs."
+        notes.append(note)
+    return notes

@@ -1,0 +1,45 @@
+"""How unlike the training images an image is, from the features that a head reads."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.neighbors import NearestNeighbors
+
+Float = NDArray[np.float64]
+_NEIGHBOURS = 5
+
+
+def distances_to(train: Float, others: Float) -> Float:
+    """Mean distance to the five nearest training images, of features standardised by channel and brought to length 1.
+
+    Sun et al. 2022, arXiv:2204.06507: no assumption on how features are distributed.
+
+    Args:
+        train: (image, channel). others: (image, channel).
+
+    Returns:
+        (image,), 0 to 2.
+    """
+    mean, scale = train.mean(0), train.std(0)
+    scale[scale < 1e-8] = 1.0
+
+    def place(values: Float) -> Float:
+        moved = (values - mean) / scale
+        return moved / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-12)
+
+    nearest = NearestNeighbors(n_neighbors=min(_NEIGHBOURS, len(train))).fit(place(train))
+    return np.asarray(nearest.kneighbors(place(others))[0].mean(1), np.float64)
+
+
+def typicality(train: Float, tune: Float, others: Float) -> Float:
+    """Share of tune images that are at least as far from the training images, (image,) in (0, 1]: a conformal p-value.
+
+    Of images like the tune images, a share of 0.05 lies at 0.05 or below (Bates et al. 2023, doi:10.1214/22-AOS2244).
+
+    Args:
+        train, tune, others: (image, channel).
+    """
+    known = np.sort(distances_to(train, tune))
+    farther = len(known) - np.searchsorted(known, distances_to(train, others), side="left")
+    return np.asarray((1 + farther) / (len(known) + 1), np.float64)
