@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from medtransfer.data.transforms import fixed_transforms
     from medtransfer.errors import MedTransferError
     from medtransfer.evaluation import EvaluationReport, evaluate, read_predictions
+    from medtransfer.evaluation.recalibration import adjust_prevalence
+    from medtransfer.evaluation.sample_size import required_n
     from medtransfer.models.backbone import Backbone
     from medtransfer.models.catalog import list_backbones, load_backbone
     from medtransfer.models.freeze import plan_freeze
@@ -52,6 +54,7 @@ _HOMES = {
     "Slices": "medtransfer.data.slices",
     "Split": "medtransfer.data.split",
     "StudyConfig": "medtransfer.config",
+    "adjust_prevalence": "medtransfer.evaluation.recalibration",
     "audit": "medtransfer.data.audit",
     "compare": "medtransfer.study",
     "evaluate": "medtransfer.evaluation",
@@ -64,6 +67,7 @@ _HOMES = {
     "plan_freeze": "medtransfer.models.freeze",
     "read_image": "medtransfer.data.reading",
     "read_predictions": "medtransfer.evaluation",
+    "required_n": "medtransfer.evaluation.sample_size",
     "run_study": "medtransfer.study",
     "split_cohort": "medtransfer.data.split",
     "write_phantom": "medtransfer.data.phantom",
@@ -86,6 +90,7 @@ __all__ = [
     "Slices",
     "Split",
     "StudyConfig",
+    "adjust_prevalence",
     "audit",
     "compare",
     "evaluate",
@@ -98,6 +103,7 @@ __all__ = [
     "plan_freeze",
     "read_image",
     "read_predictions",
+    "required_n",
     "run_study",
     "split_cohort",
     "write_phantom",

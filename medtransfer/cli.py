@@ -162,16 +162,14 @@ def plan(
             typer.echo("\n".join(_describe_plan(name, p, network, size)))
 
 
+Choices = Annotated[Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...", help="Such as margin=0.05, subgroups=[sex,site].")]  # noqa: UP045
+
+
 @app.command()
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="CSV with patient, target, probability; others of the table as there.")],
-    choices: Annotated[
-        Optional[list[str]],  # noqa: UP045  typer reads it
-        typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the section evaluate, such as margin=0.05 or subgroups=[sex,site]."),
-    ] = None,
-    output: Annotated[
-        Optional[Path], typer.Option("--output", "-o", help="Folder for report.json, report.html, tables and figures.")
-    ] = None,  # noqa: UP045
+    choices: Choices = None,
+    output: Annotated[Optional[Path], typer.Option("--output", "-o", help="Folder for the page, tables and figures.")] = None,  # noqa: UP045
     bootstrap: Annotated[int, typer.Option(min=100, help="Draws of the bootstrap.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
     as_json: Json = False,

@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from medtransfer.data.split import Fold
-from medtransfer.episodes import draw_fold, plan_draw
+from medtransfer.episodes import draw_fold, plan_draw, train_of_draws
 from medtransfer.errors import StudyError
 from medtransfer.models.costs import measure_stages
 from medtransfer.models.plan import FINE_TUNING_STEPS, FreezePlan
@@ -160,6 +160,8 @@ class Study:
         if prepared.config.plan.search and plan.strategy != "scratch" and kind == "network" and not job.size:
             plan = self._search(job, fold, plan, reporter)
         seed = job.seed + job.episode
+        if job.size:
+            images = replace(images, train=train_of_draws(prepared.config))
         return run_fold(
             images,
             fold,

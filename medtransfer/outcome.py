@@ -11,6 +11,7 @@ import pandas as pd
 
 from medtransfer.errors import StudyError, list_faults
 from medtransfer.evaluation import EvaluationReport, evaluate, write_aside, write_predictions
+from medtransfer.gallery import write_gallery
 from medtransfer.jobs import Job, Study, complete
 from medtransfer.machine import engines_here
 from medtransfer.progress import Reporter
@@ -33,7 +34,8 @@ def report_runs(study: Study, runs: dict[Job, Run], listed: int, reporter: Repor
             list_faults(f"{output}: no fold has been trained by all {len(order)} arms, so there is nothing to compare", failures)
         )
     table = pd.concat([usable[job].predictions for job in main], ignore_index=True)
-    if curve := [_curve_rows(job, run) for job, run in usable.items() if job.size]:
+    draws = sorted((job for job in usable if job.size), key=lambda job: (order[job.arm], job.size, job.episode, job.fold))
+    if curve := [_curve_rows(job, usable[job]) for job in draws]:
         table = pd.concat([table.assign(size=0, episode=0), *curve], ignore_index=True)
     if columns := list(config.evaluate.subgroups):
         about = study.prepared.cohort.images.set_index("image")[columns]
@@ -47,6 +49,7 @@ def report_runs(study: Study, runs: dict[Job, Run], listed: int, reporter: Repor
         failed = [f"Run failed: {job}: {error}" for job, error in read_failures(output).items()]
         report = EvaluationReport({**report.data, "warnings": [left_out, *failed, *report.data["warnings"]]})
     report.save(output / "report.json")
+    write_gallery(study.prepared, pd.concat([usable[job].predictions for job in main]), output)
     whole = {(job.fold, job.seed) for job in main} >= {(fold, config.protocol.seeds[0]) for fold in range(len(study.prepared.split))}
     if whole:
         write_reuse(study.prepared, engines_here(study.engines), output, report.data["comparisons"], reporter)

@@ -187,8 +187,8 @@ def _with_kept_salt(config: StudyConfig, cohort: Cohort | None, output: Path | N
     again = load_cohort(section, kept, columns)
     missing = sorted(set(again.images["image"]) - set(cohort.images["image"]))
     again = again.without(missing) if missing else again
-    columns = ["image", *cohort.labels]
-    if again.labels != cohort.labels or not again.images[columns].equals(cohort.images[columns]):
+    known = ["image", *cohort.labels]
+    if again.labels != cohort.labels or not again.images[known].equals(cohort.images[known]):
         raise StudyError(f"{output}: was made with other images or labels. Choose another output.")
     return again
 

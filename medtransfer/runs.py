@@ -233,21 +233,12 @@ def run_fold(
 
     with tracking(images.train.track if engine.first else None, name, output) as log:
         result = train_network(backbone, head, task, parts, plan, budget, engine, images.groups, on_epoch, checkpoints, say)
-    frames = []
-    parts_predicted = {"tune": (fold.tune, tune), "test": (fold.test, test)}
-    typical: dict[str, Any] = {}
+    predicted = {"tune": (fold.tune, tune), "test": (fold.test, test)}
+    table = pd.concat([_predict_part(images.cohort, backbone, head, task, engine, part, *of) for part, of in predicted.items()])
     if whole:
-        pooled = {part: pooled_features(backbone, head, batches, engine).values for part, (_, batches) in parts_predicted.items()}
-        seen = pooled_features(backbone, head, plain, engine).values
-        typical = {part: typicality(seen, pooled["tune"], values) for part, values in pooled.items()}
-    for part, (rows, batches) in parts_predicted.items():
-        logits, truth = predict(backbone, head, task, batches, engine)
-        chosen = images.cohort.images.iloc[rows]
-        patients = images.cohort.units.iloc[rows].tolist()
-        frames.append(task.decode(logits, truth, chosen["image"].tolist(), patients).assign(part=part))
-        if typical:
-            frames[-1]["typical"] = typical[part]
-    table = pd.concat(frames, ignore_index=True).assign(arm=arm, seed=seed, fold=fold.index)
+        seen, known, new = (pooled_features(backbone, head, batches, engine) for batches in (plain, tune, test))
+        table["typical"] = np.concatenate([typicality(seen, known, of) for of in (known, new)])
+    table = table.assign(arm=arm, seed=seed, fold=fold.index).reset_index(drop=True)
     summary = {
         "arm": arm,
         "fold": fold.index,
@@ -270,6 +261,14 @@ def run_fold(
         checkpoints.clear()
     engine.wait()
     return Run(output, arm, fold.index, seed, read_predictions(output / "predictions.csv"), summary)
+
+
+def _predict_part(
+    cohort: Cohort, backbone: Backbone, head: Any, task: Classification, engine: Engine, part: str, rows: NDArray[np.int64], batches: Loader
+) -> pd.DataFrame:
+    logits, truth = predict(backbone, head, task, batches, engine)
+    names, units = cohort.images["image"].iloc[rows].tolist(), cohort.units.iloc[rows].tolist()
+    return task.decode(logits, truth, names, units).assign(part=part)
 
 
 def _state_key(

@@ -29,8 +29,9 @@ ALLOWED = {
     "scheduler": {"errors", "jobs", "progress", "record", "training"},
     "reused": {"errors", "config", "record", "prepare", "runs", "progress", "models", "training", "evaluation"},
     "episodes": {"errors", "config", "record", "prepare", "data", "models"},
+    "gallery": {"errors", "record", "data", "evaluation", "report"},
     "machine": {"errors", "record", "prepare", "data", "training"},
-    "outcome": {"errors", "jobs", "machine", "record", "reused", "progress", "evaluation", "report"},
+    "outcome": {"errors", "gallery", "jobs", "machine", "record", "reused", "progress", "evaluation", "report"},
     "study": {"errors", "config", "record", "prepare", "jobs", "machine", "scheduler", "outcome", "episodes"}
     | {"progress", "data", "models", "training", "evaluation"},
     "cli": {"errors", "config", "progress", "record", "prepare", "data", "models", "study", "outcome", "evaluation", "report"},

@@ -15,23 +15,28 @@ from scipy.fft import dct, idct
 from scipy.optimize import isotonic_regression
 from scipy.sparse import csr_array
 from scipy.special import expit
-from statsmodels.nonparametric.smoothers_lowess import lowess
 
 Float = NDArray[np.float64]
 # Points at which a smooth curve is fitted in the draws.
 _GRID = 101
-# Cells of the probability axis for kernel smoothing; the bandwidths are found to half a cell.
+# Cells of the probability axis for kernel smoothing.
 _CELLS = 2048
 
 
 def weighted_brier(logit: Float, target: NDArray[Any], weights: Float) -> Float:
     """Mean squared error of the probability (Brier 1950); 0 is best."""
-    return np.asarray(weights @ (expit(logit) - target) ** 2 / weights.sum(1), dtype=np.float64)
+    return _weighted_mean((expit(logit) - target) ** 2, weights)
 
 
 def weighted_log_loss(logit: Float, target: NDArray[Any], weights: Float) -> Float:
     """Mean negative log-likelihood in nats, from the logits so that no probability is rounded to 0 or 1."""
-    return np.asarray(weights @ np.logaddexp(0.0, np.where(target == 1, -logit, logit)) / weights.sum(1), dtype=np.float64)
+    return _weighted_mean(np.logaddexp(0.0, np.where(target == 1, -logit, logit)), weights)
+
+
+def _weighted_mean(values: Float, weights: Float) -> Float:
+    """NaN for a draw without any image, as a fold may have."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(weights @ values / weights.sum(1), np.float64)
 
 
 def bin_edges(logits: Float) -> Float:
@@ -76,7 +81,7 @@ def weighted_l2_ece(logit: Float, target: NDArray[Any], weights: Float, edges: F
         mean = positives / sizes
         square = (gaps / sizes) ** 2 - mean * (1 - mean) / (sizes - 1)
     total = np.where(sizes > 1, sizes * square, 0.0).sum(1) / weights.sum(1)
-    return np.sqrt(np.maximum(total, 0.0))
+    return np.asarray(np.sqrt(np.maximum(total, 0.0)), np.float64)
 
 
 def _bins(logit: Float, target: NDArray[Any], weights: Float, edges: Float) -> tuple[Float, Float, Float]:
@@ -115,9 +120,19 @@ def ece_null(logits: Float, codes: NDArray[np.int64], draws: int, rng: np.random
 def weighted_smooth_ece(logit: Float, target: NDArray[Any], weights: Float) -> Float:
     """Smooth calibration error: the integral of |residual| smoothed over the bandwidth that equals it.
 
-    Błasiok & Nakkiran 2024, arXiv:2309.12236: a Gaussian kernel reflected at 0 and 1, which is diffusion on the interval and a
-    product in cosines; no bins to choose. Arguments as `weighted_ece`.
+    Błasiok & Nakkiran 2024, arXiv:2309.12236; no bins to choose. Arguments as `weighted_ece`.
     """
+    spectrum = _residual_spectrum(logit, target, weights)
+    low, high = np.full(len(weights), 1e-6), np.ones(len(weights))
+    for _ in range(24):
+        middle = (low + high) / 2
+        above = smoothed_error(spectrum, middle) > middle
+        low, high = np.where(above, middle, low), np.where(above, high, middle)
+    return np.asarray((low + high) / 2, np.float64)
+
+
+def _residual_spectrum(logit: Float, target: NDArray[Any], weights: Float) -> Float:
+    """Cosine transform of the mean residual over the probability axis, (draw, cell)."""
     probability = expit(logit)
     # Shared between the two nearest cells, so that the grid shifts nothing.
     place = np.clip(probability * _CELLS - 0.5, 0, _CELLS - 1)
@@ -129,19 +144,19 @@ def weighted_smooth_ece(logit: Float, target: NDArray[Any], weights: Float) -> F
         order = np.argsort(at, kind="stable")
         starts = np.flatnonzero(np.r_[True, np.diff(at[order]) > 0])
         mass[:, at[order][starts]] += np.add.reduceat((residual * part)[:, order], starts, axis=1)
-    spectrum = dct(mass / weights.sum(1, keepdims=True), type=2, axis=1)
-    frequency = (np.pi * np.arange(_CELLS)) ** 2 / 2
-    low, high = np.full(len(weights), 1e-6), np.ones(len(weights))
-    for _ in range(24):
-        middle = (low + high) / 2
-        smooth = idct(spectrum * np.exp(-frequency * middle[:, None] ** 2), type=2, axis=1)
-        above = np.abs(smooth).sum(1) > middle
-        low, high = np.where(above, middle, low), np.where(above, high, middle)
-    return np.asarray((low + high) / 2, np.float64)
+    return np.asarray(dct(mass / weights.sum(1, keepdims=True), type=2, axis=1), np.float64)
+
+
+def smoothed_error(spectrum: Float, bandwidth: Float) -> Float:
+    """Integral of |residual| smoothed by a Gaussian reflected at 0 and 1, which is a product in cosines; (draw,)."""
+    decay = np.exp(-((np.pi * np.arange(_CELLS)) ** 2) / 2 * bandwidth[:, None] ** 2)
+    return np.asarray(np.abs(idct(spectrum * decay, type=2, axis=1)).sum(1), np.float64)
 
 
 def calibration_curve(logit: Float, target: NDArray[Any]) -> Float:
     """Lowess of the outcome on the probability, no robustness weights, span 2/3 (as R's rms::val.prob); (image,)."""
+    from statsmodels.nonparametric.smoothers_lowess import lowess  # here, as it takes long to import
+
     probability = expit(logit)
     if not np.ptp(probability) > 0:
         return np.full(len(probability), float(np.mean(target)))

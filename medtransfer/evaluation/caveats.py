@@ -50,8 +50,8 @@ def list_caveats(
         caveats.append(f"{extreme} probabilities are exactly 0 or 1; without a logit they are taken as {CLIP:g} and {1 - CLIP:g}.")
     if settings.target_prevalence is not None:
         caveats.append(
-            f"For patients with a prevalence of {settings.target_prevalence:g}, predictive values are given; the probabilities here are for this "
-            "cohort's, and have to be adjusted before they are used there (adjust_prevalence)."
+            f"Predictive values are given for a prevalence of {settings.target_prevalence:g}; the probabilities here are for this "
+            "cohort's, and have to be adjusted before they are used there (mt.adjust_prevalence)."
         )
     return caveats
 

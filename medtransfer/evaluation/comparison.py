@@ -143,7 +143,10 @@ def verdict(entry: dict[str, Any], auc_a: float, auc_b: float, comparisons: int 
         word = "is" if margin["shown"] else "is not shown to be"
         added = f" With the margin of {margin['margin']:g}, {a} {word} non-inferior to {b}."
     if different and several and delta["p_holm"] >= 0.05:
-        return f"{a} seems to separate the classes {direction} than {b}, but among {comparisons} comparisons this may be chance: {figures}.{added}"
+        return (
+            f"{a} seems to separate the classes {direction} than {b}, but among {comparisons} comparisons this may be chance: "
+            f"{figures}.{added}"
+        )
     if different:
         return f"{a} separates the classes {direction} than {b}: {figures}.{added}"
     unseen = (

@@ -108,6 +108,7 @@ def auc_interval(estimate: Estimate) -> dict[str, Any]:
 def _newcombe(auc: float, m: int, n: int) -> tuple[float, float]:
     """Score-like interval: the AUCs whose own Hanley-McNeil error reaches the estimate."""
     middle = (m + n) / 2 - 1
+    auc = float(np.round(auc, 12))  # a sum of ranks may miss 0 or 1 by its last bit
 
     def excess(value: float) -> float:
         spread = value * (1 - value) * (1 + middle * (1 - value) / (2 - value) + middle * value / (1 + value)) / (m * n)
@@ -127,7 +128,7 @@ def roc_curve(scores: Float, target: NDArray[Any], weight: Float, points: int = 
         scores: (seed, image). target, weight: (image,).
     """
     grid = np.linspace(0.0, 1.0, points)
-    if not 0 < (np.asarray(target) == 1).mean() < 1:
+    if not 0 < weight @ target < weight.sum():
         return {"false_positive_rate": [], "sensitivity": []}
     curves = []
     for score in scores:
@@ -141,7 +142,7 @@ def roc_curve(scores: Float, target: NDArray[Any], weight: Float, points: int = 
 def precision_recall_curve(scores: Float, target: NDArray[Any], weight: Float, points: int = 101) -> dict[str, list[float]]:
     """Precision at evenly spaced recalls, that of the first threshold which reaches them, averaged over seeds; arguments as `roc_curve`."""
     grid = np.linspace(0.0, 1.0, points)[1:]
-    if not (np.asarray(target) == 1).any():
+    if not weight @ target > 0:
         return {"recall": [], "precision": []}
     curves = []
     for score in scores:

@@ -170,7 +170,7 @@ def _compare(scores: Sequence[Scores], raw: Sequence[Measured], used: Sequence[M
     column = int(np.argmin(np.abs(THRESHOLDS - aimed)))
     values, drawn = [], []
     for one, last in zip(raw, used, strict=True):
-        values.append({**one.values, "net_benefit": float(last.values["net_benefit"][column])})
+        values.append({**one.metrics, "net_benefit": float(last.metrics["net_benefit"][column])})
         drawn.append({**one.drawn, "net_benefit": last.drawn["net_benefit"][:, column]})
     comparisons = compare_arms(scores, [one.found for one in raw], values, drawn, settings.margin)
     for entry in comparisons:
@@ -205,5 +205,5 @@ def _other_unit(table: pd.DataFrame, settings: Settings, draws: Draws) -> dict[s
 def _subgroups(table: pd.DataFrame, scores: Sequence[Scores], settings: Settings, draws: Draws) -> list[dict[str, Any]]:
     if not settings.subgroups:
         return []
-    rows = table[table["part"] == "test"].drop_duplicates("image").set_index("image").loc[scores[0].images]
+    rows = table[table["part"] == "test"].drop_duplicates("image").set_index("image").loc[scores[0].images.tolist()]
     return describe_subgroups(scores, rows[list(settings.subgroups)].reset_index(drop=True), draws)

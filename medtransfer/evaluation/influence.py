@@ -76,7 +76,7 @@ class Estimate:
 
     @property
     def freedom(self) -> float:
-        """Degrees of freedom of the variance (Satterthwaite 1946, doi:10.2307/3002019): few patients of a class, or seeds, know it badly."""
+        """Of the variance, which few patients of a class, or seeds, know badly (Satterthwaite 1946, doi:10.2307/3002019)."""
         of_positive, of_negative, _ = self._parts()
         positives, negatives, _ = self.members
         parts = [(of_positive, positives - 1), (of_negative, negatives - 1), *self.between]
@@ -164,8 +164,8 @@ def estimate(logits: Float, target: NDArray[Any], weight: Float, patients: NDArr
     members = len(np.unique(patients[truth])), len(np.unique(patients[~truth])), len(np.unique(patients))
     return Estimate(
         float(values.mean()),
-        np.bincount(patients[truth], influence[truth], count),
-        np.bincount(patients[~truth], influence[~truth], count),
+        np.bincount(patients[truth], influence[truth], count).astype(np.float64),
+        np.bincount(patients[~truth], influence[~truth], count).astype(np.float64),
         members,
         len(target) > members[2],
         values,
@@ -174,6 +174,7 @@ def estimate(logits: Float, target: NDArray[Any], weight: Float, patients: NDArr
 
 
 def between(by_seed: Float) -> tuple[tuple[float, int], ...]:
+    """Variance of the mean over seeds that comes from the seeds, with its degrees of freedom; nothing for a single one."""
     count = len(by_seed)
     return ((float(np.var(by_seed, ddof=1)) / count, count - 1),) if count > 1 else ()
 
@@ -191,7 +192,7 @@ def auc(logit: Float, target: NDArray[Any], weight: Float) -> tuple[float, Float
         return float("nan"), np.zeros(len(logit))
     below = (np.cumsum(negative) - negative / 2) / negative.sum()
     above = 1 - (np.cumsum(positive) - positive / 2) / positive.sum()
-    value = float(positive @ below / positive.sum())
+    value = min(1.0, float(positive @ below / positive.sum()))
     share = weight / np.where(truth, positive.sum(), negative.sum())
     return value, share * (np.where(truth, below[level], above[level]) - value)
 

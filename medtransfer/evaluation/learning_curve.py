@@ -24,7 +24,7 @@ _METRICS: dict[str, Metric] = {"auc": dis.weighted_auc, "brier": cal.weighted_br
 
 
 @dataclass(frozen=True, eq=False)
-class _Curve:
+class Curve:
     """AUCs of an arm by size: (size,), estimated (size,), and in the draws (draw, size)."""
 
     sizes: Float
@@ -70,7 +70,7 @@ def learning_curve(table: pd.DataFrame, bootstrap: int, seed: int) -> tuple[list
             found["slope"] = _slope(scores[i], draws)
             entries.append({"arm": arm, "size": sizes[i], "episodes": episodes, "extrapolated": False, **found})
         places = np.array([sizes[i] for i in mine], float)
-        curves[arm] = _Curve(places, np.array([value["auc"] for value in values]), np.stack([drawn[i]["auc"] for i in mine], 1))
+        curves[arm] = Curve(places, np.array([value["auc"] for value in values]), np.stack([drawn[i]["auc"] for i in mine], 1))
         if len(mine) >= _FEWEST_SIZES:
             beyond = places[-1] * np.array(_BEYOND)
             estimate = extrapolate(places, curves[arm].estimate[None], beyond)[0]
@@ -86,7 +86,7 @@ def _slope(scores: Scores, draws: Draws) -> dict[str, Any]:
     return influence.estimate(scores.logit, scores.target, scores.weight, codes, len(draws.patients), influence.slope).interval()
 
 
-def match_sizes(curves: dict[str, _Curve]) -> list[dict[str, Any]]:
+def match_sizes(curves: dict[str, Curve]) -> list[dict[str, Any]]:
     """How many patients per class an arm needs for the AUC that another reaches with fewer, by its fitted power law.
 
     Returns:

@@ -86,7 +86,7 @@ def recalibrate_classes(table: pd.DataFrame) -> tuple[pd.DataFrame, list[dict[st
     """
     labels = list(dict.fromkeys(table["label"]))
     parts, maps = [], []
-    for (arm, seed, fold), rows in table.groupby(["arm", "seed", "fold"], sort=False):
+    for cell, rows in table.groupby(["arm", "seed", "fold"], sort=False):
         tune = rows[rows["part"] == "tune"]
         if set(tune.loc[tune["target"] == 1, "label"]) != set(labels):
             return None
@@ -107,7 +107,7 @@ def recalibrate_classes(table: pd.DataFrame) -> tuple[pd.DataFrame, list[dict[st
             parts.append(own.drop(columns=["probability", "logit"]).merge(flat, on=["image", "label"], validate="one_to_one"))
         named = {f"factor_{label}": float(f) for label, f in zip(labels, factors, strict=True)}
         named |= {f"shift_{label}": float(s) for label, s in zip(labels, shifts, strict=True)}
-        maps.append({"arm": str(arm), "seed": int(seed), "fold": int(fold), **named})
+        maps.append({**dict(zip(("arm", "seed", "fold"), cell, strict=True)), **named})
     return pd.concat(parts, ignore_index=True)[table.columns], maps
 
 
@@ -188,7 +188,7 @@ def _mean_entry(measured: Sequence[Measured]) -> tuple[dict[str, Estimate], dict
 
     def drawn(key: str, recentre: bool = False) -> dict[str, Any]:
         values = np.mean([m.drawn[key] for m in measured], axis=0)
-        return percentile_interval(float(np.mean([m.values[key] for m in measured])), values, recentre)
+        return percentile_interval(float(np.mean([m.metrics[key] for m in measured])), values, recentre)
 
     auc = found["auc"].interval("logit")
     return found, {
@@ -204,6 +204,7 @@ def _mean_entry(measured: Sequence[Measured]) -> tuple[dict[str, Estimate], dict
             "slope": found["slope"].interval(),
             "observed_expected": found["observed_expected"].interval("log"),
         },
+        "trust": None,  # said of every label
     }
 
 

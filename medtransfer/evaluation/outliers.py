@@ -33,7 +33,7 @@ def describe_outliers(scores: Scores, rows: pd.DataFrame, draws: Draws) -> dict[
     if "typical" not in rows.columns or rows["typical"].isna().any():
         return None
     wide = rows.pivot_table(index="image", columns="seed", values="typical", aggfunc="first")
-    flag = wide.loc[scores.images, list(scores.seeds)].to_numpy(np.float64).T < FLAGGED_BELOW
+    flag = wide.reindex(index=scores.images.tolist(), columns=list(scores.seeds)).to_numpy(np.float64).T < FLAGGED_BELOW
     # Errors lie in 0..1; the flag is told by the 2 that is added to them.
     coded = replace(scores, logit=(expit(scores.logit) - scores.target) ** 2 + 2.0 * flag)
     codes = draws.codes(scores.patients)

@@ -99,13 +99,12 @@ def check_predictions(table: pd.DataFrame, source: str = "predictions", keep: Se
     curve = [column for column in CURVE if column in table.columns]
     if len(curve) == 1:
         raise PredictionsError(f"{source}: column {curve[0]} stands alone; a learning curve has {' and '.join(CURVE)}.")
-    for column in ("probability", "logit", "seed", "fold", WEIGHT, *curve):
-        if column in table.columns:
-            table[column] = _numbers(table[column], column, faults)
+    for column in {"probability", "logit", "seed", "fold", WEIGHT, *curve} & set(table.columns):
+        table[column] = _numbers(table[column], column, faults)
     table["target"] = _numbers(table["target"].where(known, 0), "target", faults)
-    for column, default in _DEFAULTS.items():
-        if column not in table.columns:
-            table[column] = default
+    if TYPICAL in table.columns:  # of draws it is not known
+        table[TYPICAL] = pd.to_numeric(table[TYPICAL], errors="coerce")
+    table = table.assign(**{column: default for column, default in _DEFAULTS.items() if column not in table.columns})
     for column in ("arm", "patient", "part", "label"):
         faults += [f"row {i + 2}: {column} is empty" for i in np.flatnonzero(table[column].isna())]
     if faults:

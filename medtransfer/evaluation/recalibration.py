@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression, minimize, minimize_scalar
-from sklearn.model_selection import GroupKFold
 
 from medtransfer.errors import PredictionsError
 from medtransfer.evaluation.scores import Scores
@@ -51,7 +50,7 @@ class Map:
             probability = np.interp(logit, *self.steps)
             return np.asarray(np.log(probability / (1 - probability)), np.float64)
         if self.method == "temperature":
-            return logit / self.parameters["temperature"]
+            return np.asarray(logit / self.parameters["temperature"], np.float64)
         return _linear(np.array(list(self.parameters.values())), logit)
 
 
@@ -67,7 +66,7 @@ class Recalibrated:
     """
 
     scores: Scores
-    method: Method
+    method: Method | Literal["vector"]
     maps: dict[tuple[int, int], Map]
     chosen: str
 
@@ -102,7 +101,7 @@ def fit_map(method: Method, logit: Float, target: NDArray[Any]) -> Map:
 
     def loss(values: Float) -> float:
         z = _linear(_plain(values), logit)
-        prior = 0.5 * float(np.square(values[:-1]).sum()) + 0.5 * (values[-1] / _SPREAD_OF_SHIFT) ** 2
+        prior = 0.5 * float(np.square(values[:-1]).sum()) + 0.5 * float(values[-1] / _SPREAD_OF_SHIFT) ** 2
         return float(np.logaddexp(0.0, np.where(truth, -z, z)).sum()) + prior
 
     found = _plain(minimize(loss, np.zeros(len(names)), method="BFGS", options={"gtol": 1e-8}).x)
@@ -116,19 +115,22 @@ def _plain(values: Float) -> Float:
 
 def _linear(values: Float, logit: Float) -> Float:
     if len(values) == 2:
-        return values[0] * logit + values[1]
+        return np.asarray(values[0] * logit + values[1], np.float64)
     # a log p - b log(1 - p) + shift, from the logit so that nothing is rounded.
     return np.asarray(-values[0] * np.logaddexp(0.0, -logit) + values[1] * np.logaddexp(0.0, logit) + values[2], np.float64)
 
 
 def adjust_prevalence(logit: Float, prevalence: float, target_prevalence: float) -> Float:
-    """Logits for a population with another prevalence, if positives and negatives look as before (Saerens et al. 2002, doi:10.1162/089976602753284446).
+    """Logits for a population with another prevalence, if positives and negatives look as before.
+
+    Saerens et al. 2002, doi:10.1162/089976602753284446.
 
     Args:
         logit: of any shape, right for `prevalence`.
         prevalence, target_prevalence: between 0 and 1.
     """
-    return logit + np.log(target_prevalence / (1 - target_prevalence)) - np.log(prevalence / (1 - prevalence))
+    shift = np.log(target_prevalence / (1 - target_prevalence)) - np.log(prevalence / (1 - prevalence))
+    return np.asarray(logit + shift, np.float64)
 
 
 def recalibrate(scores: Scores, tune: pd.DataFrame, method: Method | Literal["auto"] = "auto") -> Recalibrated | None:
@@ -153,8 +155,8 @@ def recalibrate(scores: Scores, tune: pd.DataFrame, method: Method | Literal["au
     fewest = min(len(parts[cell]) for cell in cells)
     if method == "isotonic" and fewest < FEWEST_ISOTONIC:
         raise PredictionsError(
-            f"arm {scores.arm}: a tune part has {fewest} images, and isotonic recalibration is refused below {FEWEST_ISOTONIC}: it would fit "
-            "noise. Choose temperature, platt or beta."
+            f"arm {scores.arm}: a tune part has {fewest} images, and isotonic recalibration is refused below {FEWEST_ISOTONIC}: it would "
+            "fit noise. Choose temperature, platt or beta."
         )
     chosen = "set by hand"
     if method == "auto":
@@ -173,6 +175,8 @@ def _columns(rows: pd.DataFrame) -> tuple[Float, NDArray[np.int64]]:
 
 def _choose(parts: Sequence[pd.DataFrame]) -> tuple[Method, str]:
     """One method for all seeds and folds of an arm, so that they stay comparable."""
+    from sklearn.model_selection import GroupKFold  # here, as it takes long to import
+
     candidates = [m for m in METHODS if m != "isotonic" or min(map(len, parts)) >= FEWEST_ISOTONIC]
     losses: dict[str, list[Float]] = {m: [] for m in candidates}
     for rows in parts:
@@ -187,7 +191,7 @@ def _choose(parts: Sequence[pd.DataFrame]) -> tuple[Method, str]:
             for m in candidates:
                 z = fit_map(m, logit[train], target[train]).apply(logit[held])
                 each = np.logaddexp(0.0, np.where(target[held] == 1, -z, z))
-                losses[m].append(np.bincount(np.unique(groups[held], return_inverse=True)[1], each))
+                losses[m].append(np.bincount(np.unique(groups[held], return_inverse=True)[1], each).astype(np.float64))
     if not losses["temperature"]:
         return "temperature", "too few tune patients for a choice"
     by_patient = {m: np.concatenate(values) for m, values in losses.items()}

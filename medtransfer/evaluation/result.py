@@ -43,7 +43,7 @@ class EvaluationReport:
         return pd.DataFrame(rows, columns=["arm", "recalibrated", "metric", "estimate", "low", "high"])
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Everything in tables, by name: `metrics`, `comparisons`, `operating_points`, `subgroups`, `learning_curve`, those that are not empty."""
+        """By name, those that are not empty: `metrics`, `comparisons`, `operating_points`, `subgroups`, `learning_curve`."""
         points = [{"arm": arm, **point} for arm, entry in self.data["arms"].items() for point in entry.get("operating_points", [])]
         groups = [
             {
@@ -67,9 +67,7 @@ class EvaluationReport:
         """The verdict on each pair of arms, then on the probabilities of each arm."""
         verdicts = [str(entry["verdict"]) for entry in self.data["comparisons"]]
         for entry in self.data["arms"].values():
-            verdicts.append(str(entry["trust"]))
-            if entry["recalibrated"] is not None:
-                verdicts.append(str(entry["recalibrated"]["trust"]))
+            verdicts += [str(part["trust"]) for part in (entry, entry["recalibrated"]) if part is not None and part["trust"]]
         return verdicts
 
     def save(self, path: Path) -> None:

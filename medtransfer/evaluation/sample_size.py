@@ -12,6 +12,7 @@ from scipy.stats import norm
 
 Float = NDArray[np.float64]
 _Z = float(norm.ppf(0.975))
+_FEWEST = 20.0  # below it the formula says nothing
 # A useful validation: half-widths of the intervals that Riley et al. 2021 use.
 HALF_WIDTHS = {"auc": 0.05, "observed_expected": 0.2, "slope": 0.2}
 
@@ -28,9 +29,9 @@ def required_n(auc: float, prevalence: float, half_width: float = 0.05) -> int:
     def excess(n: float) -> float:
         middle = n / 2 - 1
         spread = auc * (1 - auc) * (1 + middle * (1 - auc) / (2 - auc) + middle * auc / (1 + auc))
-        return _Z * np.sqrt(spread / (n**2 * prevalence * (1 - prevalence))) - half_width
+        return float(_Z * np.sqrt(spread / (n**2 * prevalence * (1 - prevalence)))) - half_width
 
-    return int(np.ceil(brentq(excess, 4.0, 1e9)))
+    return int(np.ceil(brentq(excess, _FEWEST, 1e9))) if excess(_FEWEST) > 0 else int(_FEWEST)
 
 
 def required_n_observed_expected(prevalence: float, half_width: float = 0.2) -> int:

@@ -67,7 +67,7 @@ def by_patient(table: pd.DataFrame, rule: Rule) -> pd.DataFrame:
             positive if they were independent (Pearl 1988, Probabilistic Reasoning in Intelligent Systems).
     """
     keys = ["arm", "seed", "fold", "part", "label", "patient", *(c for c in ("size", "episode") if c in table.columns)]
-    code = table.groupby(keys, sort=False).ngroup().to_numpy(np.int64)
+    code = table.groupby(keys, sort=False).ngroup().to_numpy()
     joined = table.drop_duplicates(keys).reset_index(drop=True).copy()
     joined["logit"] = _join(table["logit"].to_numpy(np.float64), code, rule)
     joined["probability"] = expit(joined["logit"])
@@ -78,7 +78,7 @@ def by_patient(table: pd.DataFrame, rule: Rule) -> pd.DataFrame:
     return joined
 
 
-def _join(logit: Float, code: NDArray[np.int64], rule: Rule) -> Float:
+def _join(logit: Float, code: NDArray[Any], rule: Rule) -> Float:
     if rule == "max":
         joined = np.full(code.max() + 1, -np.inf)
         np.maximum.at(joined, code, logit)

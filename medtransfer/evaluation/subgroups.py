@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -66,7 +67,7 @@ def band(column: pd.Series) -> pd.Series:
         edges = np.unique(np.quantile(numbers[known], np.linspace(0, 1, _BANDS + 1)[1:-1]))
         names = [
             f"below {edges[0]:g}",
-            *(f"{a:g} to below {b:g}" for a, b in zip(edges[:-1], edges[1:], strict=True)),
+            *(f"{a:g} to below {b:g}" for a, b in itertools.pairwise(edges)),
             f"{edges[-1]:g} and above",
         ]
         return pd.Series([names[np.searchsorted(edges, n, side="right")] if k else _UNKNOWN for n, k in zip(numbers, known, strict=True)])
@@ -100,10 +101,11 @@ def _describe(arms: Sequence[_Arm], inside: NDArray[np.bool_]) -> dict[str, Any]
     aucs = []
     for arm in arms:
         own = arm.estimate(influence.auc, inside)
-        numbers = {
+        numbers: dict[str, Any] = {
             "auc": auc_interval(own),
             "slope": arm.estimate(influence.slope, inside).interval(),
             "observed_expected": arm.estimate(influence.observed_expected, inside).interval("log"),
+            "auc_difference": None,
         }
         if compared:
             other = arm.estimate(influence.auc, rest)

@@ -15,7 +15,7 @@ from medtransfer.evaluation import influence
 from medtransfer.evaluation.comparison import fold_auc, trust
 from medtransfer.evaluation.influence import Estimate
 from medtransfer.evaluation.recalibration import Recalibrated
-from medtransfer.evaluation.resample import Draws, Question, draw_values, estimates, percentile_interval
+from medtransfer.evaluation.resample import Draws, Question, bands, draw_values, estimates, percentile_interval
 from medtransfer.evaluation.scores import Scores
 from medtransfer.evaluation.utility import net_benefit
 
@@ -41,13 +41,13 @@ class Measured:
     Attributes:
         scores: of an arm, as trained or recalibrated.
         found: estimates with their influences.
-        values: estimates of the metrics that are drawn.
+        metrics: estimates of what is drawn.
         drawn: their draws.
     """
 
     scores: Scores
     found: dict[str, Estimate]
-    values: dict[str, Any]
+    metrics: dict[str, Any]
     drawn: dict[str, Float]
 
 
@@ -93,7 +93,7 @@ def measure(all_scores: list[Scores], draws: Draws) -> list[Measured]:
 
 def summarise(measured: Measured, draws: Draws, name: str) -> dict[str, Any]:
     """The entry of an arm in `report.json`, without decisions."""
-    scores, found, values, drawn = measured.scores, measured.found, measured.values, measured.drawn
+    scores, found, values, drawn = measured.scores, measured.found, measured.metrics, measured.drawn
     codes = draws.codes(scores.patients)
     rng = np.random.default_rng([draws.seed, 2])
     null = cal.ece_null(scores.logit, codes, min(draws.number, _NULL_DRAWS), rng)
@@ -128,16 +128,16 @@ def summarise(measured: Measured, draws: Draws, name: str) -> dict[str, Any]:
         },
     }
     entry["trust"] = trust(name, entry)
-    low, high = np.nanquantile(drawn["curve"][:, 1:], [0.025, 0.975], axis=0)
+    low, high = bands(drawn["curve"][:, 1:])
     entry["curves"] = {
         "roc": dis.roc_curve(scores.logit, scores.target, scores.weight),
         "precision_recall": dis.precision_recall_curve(scores.logit, scores.target, scores.weight),
         "reliability": cal.reliability(scores.logit, scores.target, scores.weight, codes, min(draws.number, _BAND_DRAWS), rng),
         "smooth": {
             "predicted": cal.curve_grid(scores.logit).tolist(),
-            "observed": np.nan_to_num(values["curve"][1:], nan=-1.0).tolist(),
-            "low": np.nan_to_num(low, nan=-1.0).tolist(),
-            "high": np.nan_to_num(high, nan=-1.0).tolist(),
+            "observed": _plain(values["curve"][1:]),
+            "low": _plain(low),
+            "high": _plain(high),
         },
         "histogram": _histogram(scores.logit, scores.target),
     }
@@ -150,6 +150,10 @@ def describe_recalibration(recalibrated: Recalibrated) -> dict[str, Any]:
     return {"method": recalibrated.method, "chosen": recalibrated.chosen, "maps": maps}
 
 
+def _plain(values: Float) -> list[float | None]:
+    return [float(value) if np.isfinite(value) else None for value in values]
+
+
 def _prevalence(scores: Scores) -> float:
     return float(scores.weight @ scores.target / scores.weight.sum())
 
@@ -157,7 +161,7 @@ def _prevalence(scores: Scores) -> float:
 def _auc(measured: Measured) -> dict[str, Any]:
     scores = measured.scores
     entry = dis.auc_interval(measured.found["auc"])
-    bootstrap = percentile_interval(measured.values["auc"], measured.drawn["auc"])
+    bootstrap = percentile_interval(measured.metrics["auc"], measured.drawn["auc"])
     entry["bootstrap"] = {"low": bootstrap["low"], "high": bootstrap["high"]}
     folds = sorted(set(scores.fold.tolist()))
     by_fold = [fold_auc(scores, scores.fold == fold) for fold in folds]

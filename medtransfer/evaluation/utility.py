@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 from scipy.stats import norm
 
-from medtransfer.evaluation.resample import Metric, Question, estimates, percentile_interval
+from medtransfer.evaluation.resample import Metric, Question, bands, estimates, percentile_interval
 from medtransfer.evaluation.scores import Scores
 
 Float = NDArray[np.float64]
@@ -59,7 +59,8 @@ def lock_threshold(score: Float, target: NDArray[Any], rule: str, least: float =
         return float(cuts[np.flatnonzero(sensitivity >= least - 1e-12)[-1]])
     if rule == "specificity":
         return float(cuts[np.flatnonzero(specificity >= least - 1e-12)[0]])
-    return float(cuts[np.argmax(sensitivity + specificity)])
+    # Rounded, so that of equal sums the lowest threshold is taken whatever the last bit.
+    return float(cuts[np.argmax(np.round(sensitivity + specificity, 12))])
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +183,10 @@ def _inverse(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def net_benefit(score: Float, target: NDArray[Any], weights: Float) -> Float:
-    """(draw, threshold): true positives less false ones at the odds of the threshold, per image (Vickers & Elkin 2006, doi:10.1177/0272989X06295361)."""
+    """True positives less false ones at the odds of the threshold, per image; (draw, threshold).
+
+    Vickers & Elkin 2006, doi:10.1177/0272989X06295361.
+    """
     called = (score[:, None] >= logit(THRESHOLDS)).astype(np.float64)
     odds = THRESHOLDS / (1 - THRESHOLDS)
     total = weights.sum(1, keepdims=True)
@@ -201,7 +205,7 @@ def decision_curves(scores: Sequence[Scores], drawn: Sequence[Float]) -> dict[st
     everyone = prevalence - (1 - prevalence) * THRESHOLDS / (1 - THRESHOLDS)
     arms = {}
     for arm, values in zip(scores, drawn, strict=True):
-        low, high = np.nanquantile(values, [0.025, 0.975], axis=0)
+        low, high = bands(values)
         estimate = estimates(Question(arm, {"benefit": net_benefit}))["benefit"]
         arms[arm.arm] = {"estimate": estimate.tolist(), "low": low.tolist(), "high": high.tolist()}
     return {"threshold": THRESHOLDS.tolist(), "all": everyone.tolist(), "arms": arms}

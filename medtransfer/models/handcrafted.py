@@ -7,11 +7,13 @@ convex head are those of every arm.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import warnings
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import skimage
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
@@ -47,14 +49,14 @@ def describe_picture(picture: NDArray[np.float32]) -> NDArray[np.float64]:
     Returns:
         (feature,), finite.
     """
-    picture = np.clip(np.nan_to_num(picture.astype(np.float64)), 0.0, 1.0)
+    clipped = np.clip(np.nan_to_num(picture.astype(np.float64)), 0.0, 1.0)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # of flat pictures, whose moments of higher order are not defined
-        parts = [*_intensity(picture), *_texture(picture), *_shape(picture)]
+        parts = [*_intensity(clipped), *_texture(clipped), *_shape(clipped)]
     return np.nan_to_num(np.array(parts, np.float64), nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _intensity(picture: NDArray[np.float64]) -> list[float]:
+def _intensity(picture: NDArray[Any]) -> list[float]:
     histogram = np.histogram(picture, 32, (0, 1))[0] / picture.size
     filled = histogram[histogram > 0]
     return [
@@ -67,7 +69,7 @@ def _intensity(picture: NDArray[np.float64]) -> list[float]:
     ]
 
 
-def _texture(picture: NDArray[np.float64]) -> list[float]:
+def _texture(picture: NDArray[Any]) -> list[float]:
     shades = np.minimum((picture * _SHADES).astype(np.uint8), _SHADES - 1)
     pairs = graycomatrix(shades, _DISTANCES, (0, np.pi / 4, np.pi / 2, 3 * np.pi / 4), _SHADES, symmetric=True, normed=True)
     found = [value for name in _TEXTURES for value in graycoprops(pairs, name).mean(1)]
@@ -80,10 +82,10 @@ def _texture(picture: NDArray[np.float64]) -> list[float]:
     by_direction = np.histogram(direction, _DIRECTIONS, (0, np.pi), weights=strength)[0]
     found += [strength.mean(), strength.std(), *(by_direction / max(by_direction.sum(), 1e-12))]
     smooth = [picture, *(gaussian_filter(picture, scale) for scale in _SCALES)]
-    return found + [float(np.square(fine - coarse).mean() ** 0.5) for fine, coarse in zip(smooth[:-1], smooth[1:], strict=True)]
+    return found + [float(np.square(fine - coarse).mean() ** 0.5) for fine, coarse in itertools.pairwise(smooth)]
 
 
-def _shape(picture: NDArray[np.float64]) -> list[float]:
+def _shape(picture: NDArray[Any]) -> list[float]:
     smooth = gaussian_filter(picture, 1.0)
     cut = threshold_otsu(smooth) if np.ptp(smooth) > 0 else 1.0
     bright = smooth > cut
@@ -96,7 +98,7 @@ def _shape(picture: NDArray[np.float64]) -> list[float]:
     return [bright.mean(), *_region(bright, picture), *_region(dark, picture), *(np.sign(hu) * np.log1p(1e6 * np.abs(hu)))]
 
 
-def _region(mask: NDArray[np.bool_], picture: NDArray[np.float64]) -> list[float]:
+def _region(mask: NDArray[np.bool_], picture: NDArray[Any]) -> list[float]:
     """Of the largest piece: area, eccentricity, solidity, extent, roundness, contrast with the rest; zeros where there is none."""
     pieces = regionprops(label(mask))
     if not pieces:
@@ -142,7 +144,8 @@ def build_handcrafted() -> Backbone:
     """The features as a backbone."""
     count = len(describe_picture(np.zeros((32, 32), np.float32)))
     stage = Stage(NAME, ("measure",), count, 1, "NC", ("measure",))
-    digest = hashlib.sha256(Path(__file__).read_bytes() + skimage.__version__.encode()).hexdigest()
+    version = metadata.version("scikit-image")
+    digest = hashlib.sha256(Path(__file__).read_bytes() + version.encode()).hexdigest()
     proof = {"passed": True, "sentence": "formulas; there is nothing to load"}
-    record = WeightsRecord("formulas", f"{count} features of scikit-image {skimage.__version__}", digest, recipe_from="0..1", proof=proof)
+    record = WeightsRecord("formulas", f"{count} features of scikit-image {version}", digest, recipe_from="0..1", proof=proof)
     return Backbone(NAME, _Network(count), Chain((stage,), True, ()), Recipe((0.0,) * 3, (1.0,) * 3, 128), record)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.figure import Figure
 
 # Okabe & Ito's palette, told apart by readers with any colour vision.
@@ -56,8 +57,9 @@ def draw_reliability(arm: str, entry: Mapping[str, Any], colour: str) -> Figure:
         top, bottom = axes[0, column], axes[1, column]
         top.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":")
         top.fill_between(curve["predicted"], curve["low"], curve["high"], color="0.88", label="90 % band if calibrated", linewidth=0)
-        top.fill_between(smooth["predicted"], smooth["low"], smooth["high"], color=colour, alpha=0.15, linewidth=0)
-        top.plot(smooth["predicted"], smooth["observed"], color=colour, linewidth=1.3, label="smooth curve, 95 % band")
+        low, high, observed = (np.array(smooth[key], float) for key in ("low", "high", "observed"))  # None becomes NaN
+        top.fill_between(smooth["predicted"], low, high, color=colour, alpha=0.15, linewidth=0)
+        top.plot(smooth["predicted"], observed, color=colour, linewidth=1.3, label="smooth curve, 95 % band")
         top.plot(curve["predicted"], curve["observed"], color=colour, marker="o", markersize=3.5, linestyle="none", label="bins")
         ece = part["ece"]
         top.set(title=f"{_short(arm)}, {name}\nECE {ece['estimate']:.3f} (chance: up to {ece['null_high']:.3f})", xlim=(0, 1), ylim=(0, 1))

@@ -48,12 +48,12 @@ def write_methods(
 
     paragraphs = []
     if environment:
-        paragraphs += _training(report, plans, environment, audit, study, cite)
+        paragraphs += _training(plans, environment, audit, study, cite)
     paragraphs.append(_statistics(report, cite))
     return paragraphs, [REFERENCES[key] for key in cited]
 
 
-def _training(report: Any, plans: Any, environment: Any, audit: Any, study: Any, cite: Any) -> list[str]:
+def _training(plans: Any, environment: Any, audit: Any, study: Any, cite: Any) -> list[str]:
     versions, protocol = environment["versions"], study["protocol"]
     seeds = len(protocol["seeds"])
     unit = "patient and by cluster of near-duplicate images" if protocol["group"] == "cluster" else "patient"

@@ -54,7 +54,7 @@ def build_sheet(
         groups=groups[:SHOWN_GROUPS],
         hazards=sorted(by_hazard.items(), key=lambda item: -len(item[1])),
         others=others,
-        sources={image: _encode(pictures[image]) for image in sorted(shown) if image in pictures},
+        sources={image: encode_picture(pictures[image]) for image in sorted(shown) if image in pictures},
         captions=captions,
         shown_images=SHOWN_IMAGES,
     )
@@ -62,7 +62,8 @@ def build_sheet(
     return page
 
 
-def _encode(picture: NDArray[np.uint8]) -> str:
+def encode_picture(picture: NDArray[np.uint8]) -> str:
+    """uint8 (row, column[, colour]) as what an <img> shows."""
     stream = io.BytesIO()
     Pillow.fromarray(picture).save(stream, format="PNG")
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
+from medtransfer.training.probe import Features
+
 Float = NDArray[np.float64]
 _NEIGHBOURS = 5
 
@@ -26,20 +28,21 @@ def distances_to(train: Float, others: Float) -> Float:
 
     def place(values: Float) -> Float:
         moved = (values - mean) / scale
-        return moved / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-12)
+        return np.asarray(moved / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-12), np.float64)
 
     nearest = NearestNeighbors(n_neighbors=min(_NEIGHBOURS, len(train))).fit(place(train))
     return np.asarray(nearest.kneighbors(place(others))[0].mean(1), np.float64)
 
 
-def typicality(train: Float, tune: Float, others: Float) -> Float:
+def typicality(train: Features, tune: Features, others: Features) -> Float:
     """Share of tune images that are at least as far from the training images, (image,) in (0, 1]: a conformal p-value.
 
     Of images like the tune images, a share of 0.05 lies at 0.05 or below (Bates et al. 2023, doi:10.1214/22-AOS2244).
 
     Args:
-        train, tune, others: (image, channel).
+        train, tune, others: pooled features.
     """
-    known = np.sort(distances_to(train, tune))
-    farther = len(known) - np.searchsorted(known, distances_to(train, others), side="left")
-    return np.asarray((1 + farther) / (len(known) + 1), np.float64)
+    reference, known, new = train.values, tune.values, others.values
+    distances = np.sort(distances_to(reference, known))
+    farther = len(distances) - np.searchsorted(distances, distances_to(reference, new), side="left")
+    return np.asarray((1 + farther) / (len(distances) + 1), np.float64)

@@ -5,15 +5,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from medtransfer.evaluation import influence
 from medtransfer.evaluation.discrimination import (
     auc_interval,
-    delong_covariance,
-    placements,
+    precision_recall_curve,
     roc_curve,
     weighted_auc,
     weighted_average_precision,
+    weighted_partial_auc,
 )
+from scipy.stats import t as student
 from sklearn.metrics import average_precision_score, roc_auc_score
+
+
+def of_auc(scores: np.ndarray, target: np.ndarray, patients: np.ndarray | None = None) -> influence.Estimate:
+    scores = np.atleast_2d(scores)
+    codes = np.unique(np.arange(len(target)) if patients is None else patients, return_inverse=True)[1]
+    return influence.estimate(scores, target, np.ones(len(target)), codes, codes.max() + 1, influence.auc)
+
 
 TARGET = np.array([0, 1, 0, 1, 1])
 SCORE = np.array([0.1, 0.4, 0.4, 0.8, 0.3])
@@ -49,20 +58,20 @@ def test_fast_delong_equals_its_definition():
     rng = np.random.default_rng(1)
     target = rng.integers(0, 2, 80)
     score = np.round(rng.normal(size=80) + target, 1)  # rounded, so that there are ties
-    aucs, covariance = delong_covariance([score[None]], target, np.arange(80).astype(str))
+    found = of_auc(score, target)
     auc, variance = delong_by_definition(score, target)
-    assert aucs[0] == pytest.approx(auc, abs=1e-12)
-    assert covariance[0, 0] == pytest.approx(variance, abs=1e-12)
+    assert found.value == pytest.approx(auc, abs=1e-12)
+    assert found.variance == pytest.approx(variance, abs=1e-12)
 
 
 def test_delong_of_a_hand_worked_case():
     # Placements of positives 3/4, 1, 1/2 and of negatives 1, 1/2; AUC 3/4.
     # Variance: (0 + 1/16 + 1/16) / 2 / 3 + (1/16 + 1/16) / 1 / 2 = 1/48 + 1/16 = 1/12.
-    v10, v01 = placements(SCORE[None], TARGET)
-    assert v10 == pytest.approx([0.75, 1.0, 0.5])
-    assert v01 == pytest.approx([1.0, 0.5])
-    _, covariance = delong_covariance([SCORE[None]], TARGET, np.array(list("abcde")))
-    assert covariance[0, 0] == pytest.approx(1 / 12)
+    value, own = influence.auc(SCORE, TARGET, np.ones(5))
+    assert value == 0.75
+    assert own[TARGET == 1] * 3 + value == pytest.approx([0.75, 1.0, 0.5])
+    assert own[TARGET == 0] * 2 + value == pytest.approx([1.0, 0.5])
+    assert of_auc(SCORE, TARGET).variance == pytest.approx(1 / 12)
 
 
 def test_repeating_every_image_of_a_patient_changes_nothing():
@@ -70,13 +79,11 @@ def test_repeating_every_image_of_a_patient_changes_nothing():
     rng = np.random.default_rng(2)
     target = rng.integers(0, 2, 60)
     score = rng.normal(size=60) + target
-    patient = np.arange(60).astype(str)
-    once = delong_covariance([score[None]], target, patient)
-    thrice = delong_covariance([np.repeat(score, 3)[None]], np.repeat(target, 3), np.repeat(patient, 3))
-    assert thrice[0] == pytest.approx(once[0])
-    assert thrice[1] == pytest.approx(once[1])
-    naive = delong_covariance([np.repeat(score, 3)[None]], np.repeat(target, 3), np.arange(180).astype(str))
-    assert naive[1][0, 0] < 0.5 * once[1][0, 0]
+    once = of_auc(score, target)
+    thrice = of_auc(np.repeat(score, 3), np.repeat(target, 3), np.repeat(np.arange(60), 3))
+    assert thrice.value == pytest.approx(once.value)
+    assert thrice.variance == pytest.approx(once.variance)
+    assert of_auc(np.repeat(score, 3), np.repeat(target, 3)).variance < 0.5 * once.variance
 
 
 def test_clustered_variance_agrees_with_bootstrap_over_patients():
@@ -86,10 +93,9 @@ def test_clustered_variance_agrees_with_bootstrap_over_patients():
     target = rng.integers(0, 2, (patients, views))  # images of both classes within a patient
     score = (target + effect[:, None] + 0.5 * rng.normal(size=target.shape)).ravel()
     code = np.repeat(np.arange(patients), views)
-    _, covariance = delong_covariance([score[None]], target.ravel(), code.astype(str))
     weights = rng.multinomial(patients, np.full(patients, 1 / patients), 4000)[:, code].astype(float)
     bootstrap = weighted_auc(score, target.ravel(), weights).std(ddof=1)
-    assert np.sqrt(covariance[0, 0]) == pytest.approx(bootstrap, rel=0.08)
+    assert np.sqrt(of_auc(score, target.ravel(), code).variance) == pytest.approx(bootstrap, rel=0.08)
 
 
 def test_interval_is_delong_on_the_logit_scale():
@@ -99,20 +105,31 @@ def test_interval_is_delong_on_the_logit_scale():
     auc, variance = delong_by_definition(score, target)
     half = 1.959964 * np.sqrt(variance) / (auc * (1 - auc))
     center = np.log(auc / (1 - auc))
-    interval = auc_interval(score[None], target, np.arange(120).astype(str))
-    assert interval["method"] == "DeLong, logit scale"
+    interval = auc_interval(of_auc(score, target))
+    assert interval["method"].startswith("DeLong, logit scale")
     assert interval["low"] == pytest.approx(1 / (1 + np.exp(-(center - half))), abs=1e-6)
     assert interval["high"] == pytest.approx(1 / (1 + np.exp(-(center + half))), abs=1e-6)
+
+
+def test_few_patients_widen_the_interval():
+    """With 12 patients of a class their variance is known badly: Student's t takes the place of the normal distribution."""
+    rng = np.random.default_rng(9)
+    target = np.repeat([0, 1], [100, 12])
+    score = rng.normal(size=112) + 1.2 * target
+    found = of_auc(score, target)
+    assert 11 < found.freedom < 60
+    assert found.quantile == pytest.approx(student.ppf(0.975, found.freedom))
+    assert found.quantile > 1.97
 
 
 @pytest.mark.parametrize("n", [3, 30])
 def test_perfect_separation_is_not_certainty(n):
     target = np.repeat([0, 1], n)
-    interval = auc_interval(np.arange(2.0 * n)[None], target, np.arange(2 * n).astype(str))
+    interval = auc_interval(of_auc(np.arange(2.0 * n), target))
     assert interval["estimate"] == 1
     assert interval["high"] == 1
     assert 0.3 < interval["low"] < 0.97
-    worst = auc_interval(-np.arange(2.0 * n)[None], target, np.arange(2 * n).astype(str))
+    worst = auc_interval(of_auc(-np.arange(2.0 * n), target))
     assert worst["low"] == 0
     assert worst["high"] == pytest.approx(1 - interval["low"])
 
@@ -132,22 +149,45 @@ def test_averaging_seeds_gives_the_mean_auc():
     rng = np.random.default_rng(5)
     target = rng.integers(0, 2, 50)
     scores = rng.normal(size=(3, 50)) + target
-    aucs, _ = delong_covariance([scores], target, np.arange(50).astype(str))
-    assert aucs[0] == pytest.approx(np.mean([roc_auc_score(target, s) for s in scores]))
+    assert of_auc(scores, target).value == pytest.approx(np.mean([roc_auc_score(target, s) for s in scores]))
 
 
-def test_roc_curve_runs_from_corner_to_corner():
-    curve = roc_curve(SCORE[None], TARGET)
+def test_curves_run_from_corner_to_corner():
+    curve = roc_curve(SCORE[None], TARGET, np.ones(5))
     assert (curve["false_positive_rate"][0], curve["false_positive_rate"][-1], curve["sensitivity"][-1]) == (0, 1, 1)
     assert np.all(np.diff(curve["sensitivity"]) >= 0)
+    other = precision_recall_curve(SCORE[None], TARGET, np.ones(5))
+    assert (other["recall"][-1], other["precision"][0], other["precision"][-1]) == (1, 1, pytest.approx(3 / 4))
+    assert roc_curve(SCORE[None], np.ones(5, int), np.ones(5)) == {"false_positive_rate": [], "sensitivity": []}
 
 
 def test_the_interval_holds_the_variance_between_seeds():
     rng = np.random.default_rng(6)
     target = rng.integers(0, 2, 300)
-    patients = np.arange(300)
     seeds = np.stack([strength * target + rng.normal(size=300) for strength in (0.5, 1.5, 2.5)])
-    one = auc_interval(seeds[1:2], target, patients)
-    several = auc_interval(seeds, target, patients)
+    one, several = auc_interval(of_auc(seeds[1], target)), auc_interval(of_auc(seeds, target))
     assert several["method"].endswith("with the variance between seeds")
     assert several["high"] - several["low"] > 2 * (one["high"] - one["low"])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    score=arrays(float, 25, elements=st.sampled_from([-2.0, -1.0, 0.0, 0.3, 1.0])),
+    weight=arrays(float, 25, elements=st.sampled_from([0.0, 1.0, 2.0])),
+    target=arrays(int, 25, elements=st.integers(0, 1)),
+)
+def test_weights_mean_repetition(score, weight, target):
+    rows = np.repeat(np.arange(25), weight.astype(int))
+    if len(set(target[rows])) < 2:
+        return
+    ones = np.ones((1, len(rows)))
+    for metric in (weighted_auc, weighted_partial_auc, weighted_average_precision):
+        assert metric(score, target, weight[None])[0] == pytest.approx(metric(score[rows], target[rows], ones)[0], abs=1e-12)
+    assert influence.auc(score, target, weight)[0] == pytest.approx(roc_auc_score(target[rows], score[rows]), abs=1e-12)
+
+
+def test_partial_auc_equals_scikit_learn():
+    rng = np.random.default_rng(8)
+    target = rng.integers(0, 2, 90)
+    score = np.round(rng.normal(size=90) + target, 1)
+    assert weighted_partial_auc(score, target, np.ones((1, 90)))[0] == pytest.approx(roc_auc_score(target, score, max_fpr=0.2), abs=1e-12)

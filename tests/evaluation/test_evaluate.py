@@ -48,7 +48,7 @@ def test_report_has_the_keys_others_rely_on(scores):
 def test_every_estimate_lies_in_its_interval(scores):
     data = evaluate(scores({"a": 1.0}, seeds=2), bootstrap=300).to_dict()
     frame = mt.evaluate(scores({"a": 1.0}, seeds=2), bootstrap=300).to_frame()
-    assert len(frame) == 20
+    assert len(frame) == 32
     assert (frame["low"] <= frame["estimate"]).all()
     assert (frame["estimate"] <= frame["high"]).all()
     assert data["arms"]["a"]["auc"]["bootstrap"]["low"] < data["arms"]["a"]["auc"]["estimate"]
@@ -117,7 +117,7 @@ def test_temperature_comes_from_tune_rows_only(scores):
     changed = table.copy()
     test = changed["part"] == "test"
     changed.loc[test, "target"] = 1 - changed.loc[test, "target"]
-    first, second = (evaluate(t, bootstrap=100).to_dict()["arms"]["a"]["recalibrated"]["temperature"] for t in (table, changed))
+    first, second = (evaluate(t, bootstrap=100).to_dict()["arms"]["a"]["recalibrated"]["maps"] for t in (table, changed))
     assert first == second
     assert len(first) == 2
 
@@ -167,8 +167,8 @@ def test_all_scores_equal_is_chance():
         (lambda t: t.assign(seed=0.5), "seed is 0.5, not a whole number"),
         (lambda t: t.assign(part="holdout"), "use train, tune or test"),
         (lambda t: t.assign(part="tune"), "no row has part = test"),
-        (lambda t: t.assign(target=1), "Both classes are needed"),
-        (lambda t: t.assign(label=np.where(np.arange(len(t)) % 2, "x", "y")), "one label is evaluated at a time"),
+        (lambda t: t.assign(target=np.nan), "column target is empty"),
+        (lambda t: t.assign(weight=-1.0), "weight is -1; use 0 or more"),
     ],
 )
 def test_a_faulty_table_is_refused_with_the_place(scores, change, message):
@@ -238,3 +238,85 @@ def test_coverage_of_the_auc_difference_under_the_null():
         delta = evaluate(table, bootstrap=200).to_dict()["comparisons"][0]["delta_auc"]
         declared += not delta["low"] <= 0 <= delta["high"]
     assert declared <= 8
+
+
+EDGES = {
+    "one class": {"target": [1] * 8, "probability": np.linspace(0.1, 0.9, 8)},
+    "one patient": {"patient": ["P"] * 4, "target": [0, 1, 1, 0], "probability": [0.2, 0.7, 0.6, 0.4]},
+    "one image": {"target": [1], "probability": [0.7]},
+    "five images": {"target": [0, 1, 0, 1, 1], "probability": [0.1, 0.4, 0.4, 0.8, 0.3]},
+    "all equal": {"target": [0, 1] * 10, "probability": 0.5},
+    "all ties but one": {"target": [0, 1] * 10, "probability": [0.5] * 19 + [0.6]},
+    "certain": {"target": [0, 1] * 10, "probability": [0.0, 1.0] * 10},
+    "certain and wrong": {"target": [0, 1] * 10, "probability": [1.0, 0.0] * 10},
+    "separated": {"target": [0] * 15 + [1] * 15, "probability": np.linspace(0.05, 0.95, 30)},
+    "weights": {"target": [0, 1] * 20, "probability": np.linspace(0.2, 0.8, 40), "weight": [0.5, 2.0] * 20},
+    "weights of 0": {"target": [0, 1] * 20, "probability": np.linspace(0.2, 0.8, 40), "weight": [0.0, 1.0] * 20},
+    "fold without a class": {"target": [0, 1] * 10 + [1] * 5, "probability": np.linspace(0.2, 0.8, 25), "fold": [0] * 20 + [1] * 5},
+    "unknown targets": {"target": [0, 1, np.nan] * 8, "probability": np.linspace(0.2, 0.8, 24)},
+}
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_edges_give_a_number_with_its_caveat_or_the_reason(name, tmp_path):
+    """Never a crash, never NaN in the file, never an interval without an estimate, and a page."""
+    from medtransfer.report.build import build_report
+
+    table = pd.DataFrame(EDGES[name])
+    if "patient" not in table.columns:
+        table.insert(0, "patient", [f"P{i}" for i in range(len(table))])
+    both = pd.concat([table.assign(arm="a"), table.assign(arm="b", probability=1 - table["probability"])])
+    for case in (table, both):
+        report = evaluate(case, bootstrap=100)
+        json.dumps(report.to_dict(), allow_nan=False)
+        str(report)
+        for entry in report.to_dict()["arms"].values():
+            for path, value in numbers({key: entry[key] for key in ("auc", "brier", "log_loss", "ece", "calibration", "brier_skill")}):
+                assert not (isinstance(value, float) and not np.isfinite(value)), path
+            for metric in (entry["auc"], *(v for v in entry["calibration"].values() if isinstance(v, dict))):
+                if metric["estimate"] is None:
+                    assert metric["low"] is None
+                    assert metric["reason"]
+    report.save(tmp_path / "report.json")
+    assert "<h1>" in build_report(tmp_path).read_text(encoding="utf-8")
+    if name == "one class":
+        arm = evaluate(table, bootstrap=100).to_dict()["arms"]["model"]
+        assert arm["auc"]["reason"] == "not estimable: no negative image"
+        assert arm["brier"]["estimate"] is not None
+    if name == "separated":
+        arm = evaluate(table, bootstrap=100).to_dict()["arms"]["model"]
+        assert arm["auc"]["low"] < 1 == arm["auc"]["high"]
+        assert arm["calibration"]["slope"]["estimate"] is None
+    if name == "weights of 0":
+        assert evaluate(table, bootstrap=100).to_dict()["arms"]["model"]["auc"]["estimate"] is None
+
+
+def test_weights_count_images_several_times(scores):
+    table = scores({"a": 1.0}, folds=1)
+    heavy = table["patient"].str[1:].astype(int) % 3 == 0
+    copies = pd.concat([table, table[heavy].assign(image=table["image"] + "-again")], ignore_index=True)
+    weighted = evaluate(table.assign(weight=np.where(heavy, 2.0, 1.0)), bootstrap=200).to_dict()["arms"]["a"]
+    copied = evaluate(copies, bootstrap=200).to_dict()["arms"]["a"]
+    for key in ("auc", "brier", "log_loss", "average_precision", "brier_skill"):
+        assert weighted[key]["estimate"] == pytest.approx(copied[key]["estimate"])
+    # Several images of a patient call for Student's t, which is a little wider.
+    for key in ("intercept", "slope", "observed_expected"):
+        for bound in ("estimate", "low", "high"):
+            assert weighted["calibration"][key][bound] == pytest.approx(copied["calibration"][key][bound], abs=0.01)
+    assert (weighted["auc"]["low"], weighted["auc"]["high"]) == pytest.approx((copied["auc"]["low"], copied["auc"]["high"]), abs=0.002)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"bootstrap": 50}, "at least 100 draws"),
+        ({"unit": "lesion"}, "use image, patient"),
+        ({"aggregate": "sum"}, "use max, mean, noisy_or"),
+        ({"recalibration": "magic"}, "use auto, temperature"),
+        ({"margin": 2}, "margin is 2; it lies between 0 and 1"),
+        ({"prevalences": [0.1, 1.5]}, r"prevalences\[1\] is 1.5"),
+    ],
+)
+def test_settings_that_are_wrong_are_told(scores, choice, message):
+    with pytest.raises(PredictionsError, match=message):
+        evaluate(scores({"a": 1.0}), **choice)

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from medtransfer.errors import LeakageError, PredictionsError
-from medtransfer.evaluation.learning_curve import describe_curve, extrapolate, learning_curve
+from medtransfer.evaluation.learning_curve import Curve, describe_curve, extrapolate, learning_curve, match_sizes
 from medtransfer.evaluation.predictions import check_predictions, read_predictions, write_predictions
 from scipy.optimize import curve_fit
 from sklearn.metrics import roc_auc_score
@@ -28,7 +28,7 @@ def curve_table(sizes=(5, 10, 20, 40), episodes=2, folds=2, patients=80, seed=0)
 
 def test_the_curve_is_the_mean_within_folds():
     table = curve_table()
-    entries = learning_curve(table, 200, 0)
+    entries, matches = learning_curve(table, 200, 0)
     seen = [entry for entry in entries if not entry["extrapolated"]]
     assert [entry["size"] for entry in seen] == [5, 10, 20, 40]
     for entry in seen:
@@ -40,13 +40,13 @@ def test_the_curve_is_the_mean_within_folds():
     beyond = [entry for entry in entries if entry["extrapolated"]]
     assert [entry["size"] for entry in beyond] == [80, 160]
     assert beyond[0]["auc"]["estimate"] <= beyond[1]["auc"]["estimate"] <= 1
-    assert describe_curve(entries)[0].startswith("Learning curve of imagenet: AUC 0.")
-    assert "is to be expected with 160" in describe_curve(entries)[0]
+    assert describe_curve(entries, matches)[0].startswith("Learning curve of imagenet: AUC 0.")
+    assert "is to be expected with 160" in describe_curve(entries, matches)[0]
 
 
 def test_two_sizes_are_not_extrapolated():
-    assert not any(entry["extrapolated"] for entry in learning_curve(curve_table(sizes=(5, 10)), 100, 0))
-    assert learning_curve(curve_table().iloc[:0], 100, 0) == []
+    assert not any(entry["extrapolated"] for entry in learning_curve(curve_table(sizes=(5, 10)), 100, 0)[0])
+    assert learning_curve(curve_table().iloc[:0], 100, 0) == ([], [])
 
 
 def test_the_power_law_is_found_again():
@@ -98,5 +98,31 @@ def test_faults_of_a_curve_are_told():
 
 
 def test_a_fold_that_lacks_a_class_in_a_draw_does_not_count():
-    entries = learning_curve(curve_table(patients=16, folds=4), 200, 0)
+    entries, _ = learning_curve(curve_table(patients=16, folds=4), 200, 0)
     assert all(entry["auc"]["low"] is not None for entry in entries)
+
+
+def test_sizes_that_match_are_read_off_the_law():
+    """AUC .9 - .5 n^-1/2 against .9 - n^-1/2: the second needs four times as many."""
+    sizes = np.array([10.0, 20, 40, 80])
+    ahead, behind = 0.9 - 0.5 * sizes**-0.5, 0.9 - sizes**-0.5
+    rng = np.random.default_rng(0)
+    noise = 0.001 * rng.normal(size=(2, 300, 4))
+    curves = {"imagenet": Curve(sizes, ahead, ahead + noise[0]), "scratch": Curve(sizes, behind, behind + noise[1])}
+    found = match_sizes(curves)
+    assert [(m["arm"], m["to_match"], m["size"]) for m in found] == [("scratch", "imagenet", size) for size in (10, 20, 40, 80)]
+    for m in found:
+        assert m["needed"]["estimate"] == pytest.approx(4 * m["size"], rel=0.02)
+        assert m["needed"]["low"] < 4 * m["size"]
+        assert m["needed"]["high"] is None or m["needed"]["high"] > 4 * m["size"]
+        assert m["within"] == (4 * m["size"] <= 320)
+    assert "scratch would need about" in describe_curve([], found)[0]
+
+
+def test_an_arm_that_never_gets_there_is_beyond_the_cohort():
+    sizes = np.array([10.0, 20, 40, 80])
+    curves = {"a": Curve(sizes, sizes * 0 + 0.9, np.full((50, 4), 0.9)), "b": Curve(sizes, sizes * 0 + 0.6, np.full((50, 4), 0.6))}
+    found = match_sizes(curves)
+    assert len(found) == 4
+    assert all(m["needed"]["estimate"] is None and not m["within"] for m in found)
+    assert "more patients than this cohort can tell" in describe_curve([], found)[0]

@@ -31,7 +31,7 @@ def test_the_page_is_self_contained(scores, tmp_path):
     page = build(scores({"imagenet": 1.5, "scratch": 0.3}), tmp_path)
     found = Collector()
     found.feed(page)
-    assert found.tags.count("img") == 3
+    assert found.tags.count("img") == 4  # ROC and PR, two reliability diagrams, decisions
     assert found.links
     assert all(link.startswith("data:image/svg+xml;base64,") for link in found.links)
     assert "script" not in found.tags
@@ -45,7 +45,7 @@ def test_verdict_numbers_and_caveats_are_on_the_page(scores, tmp_path):
     assert text.index("separates the classes better") < text.index("Numbers")
     assert f"{data['arms']['imagenet']['auc']['estimate']:.3f}" in text
     assert "Small test set" in text
-    for name in ("roc.svg", "roc.png", "reliability-0.svg", "reliability-1.png"):
+    for name in ("discrimination-0.svg", "decisions-0.pdf", "reliability-0-0.svg", "reliability-0-1.png"):
         assert (tmp_path / "figures" / name).stat().st_size > 1000
 
 
@@ -57,7 +57,7 @@ def test_hostile_names_are_shown_as_text(scores, tmp_path):
     found.feed(page)
     assert "script" not in found.tags
     assert "&lt;script&gt;" in page
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "report.html", "report.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "report.html", "report.json", "tables"]
 
 
 def test_what_cannot_be_estimated_is_said():
@@ -73,3 +73,43 @@ def test_a_single_perfect_arm_has_a_page(tmp_path, n):
     page = build(pd.DataFrame({"patient": range(2 * n), "target": [0, 1] * n, "probability": [0.2, 0.9] * n}), tmp_path)
     assert "How good are these predictions?" in page
     assert "Cannot tell whether the probabilities" in page
+
+
+def test_the_page_of_several_labels_and_subgroups(scores, tmp_path):
+    import pandas as pd
+
+    one = scores({"imagenet": 1.5, "scratch": 0.3}, patients=160)
+    one["sex"] = one["patient"].str[1:].astype(int) % 2
+    both = pd.concat([one.assign(label="mass"), one.assign(label="edema")], ignore_index=True)
+    evaluate(both, bootstrap=100, subgroups=["sex"], prevalences=[0.02]).save(tmp_path / "report.json")
+    page = build_report(tmp_path).read_text(encoding="utf-8")
+    assert "Numbers, mean over labels" in page
+    assert page.count("Label “") >= 2
+    assert page.count("Interaction") >= 2
+    assert "at prevalence 0.02" in page
+    for name in ("metrics.csv", "metrics-1.csv", "subgroups-0.csv", "comparisons.csv", "operating_points-0.csv"):
+        assert len(pd.read_csv(tmp_path / "tables" / name)) > 0, name
+
+
+def test_the_page_can_go_into_a_paper(scores, tmp_path):
+    page = build(scores({"imagenet": 1.5, "scratch": 0.3}), tmp_path)
+    assert "Methods, to paste" in page
+    assert "DeLong ER" in page
+    cited = {
+        int(n)
+        for group in re.findall(r"\[(\d+(?:, \d+)*)\]", page.split("Methods, to paste")[1].split("<details>")[0])
+        for n in group.split(", ")
+    }
+    listed = page.split("<summary>References</summary>")[1].split("</ol>")[0].count("<li>")
+    assert cited == set(range(1, listed + 1))
+    assert "TRIPOD+AI 2024" in page
+    assert "CLAIM 2024" in page
+    assert "TO BE WRITTEN BY THE AUTHORS" in page
+
+
+def test_a_page_of_one_class_says_why_there_are_no_numbers(tmp_path):
+    import pandas as pd
+
+    page = build(pd.DataFrame({"patient": range(6), "target": 1, "probability": [0.2, 0.9, 0.5, 0.4, 0.3, 0.7]}), tmp_path)
+    assert "no negative image" in page
+    assert "nothing that compares the classes can be estimated" in page

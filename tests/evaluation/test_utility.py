@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from medtransfer.evaluation import evaluate
+from medtransfer.evaluation.conformal import conformal_threshold
+from medtransfer.evaluation.utility import THRESHOLDS, lock_threshold, net_benefit, wilson
+from scipy.stats import binomtest
+
+
+def test_thresholds_of_a_hand_worked_case():
+    score, target = np.array([-2.0, -1.0, 0.0, 1.0, 2.0, 3.0]), np.array([0, 0, 1, 0, 1, 1])
+    assert lock_threshold(score, target, "sensitivity", 1.0) == -0.5  # the lowest positive is 0
+    assert lock_threshold(score, target, "sensitivity", 0.6) == 1.5  # two of three
+    assert lock_threshold(score, target, "specificity", 1.0) == 1.5
+    assert lock_threshold(score, target, "specificity", 0.6) == -0.5
+    assert lock_threshold(score, target, "youden") == -0.5  # 1 + 2/3, as at 1.5; the first
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 999), least=st.floats(0.1, 1.0))
+def test_a_locked_threshold_reaches_its_aim_with_the_most_of_the_other(seed, least):
+    rng = np.random.default_rng(seed)
+    target = np.r_[0, 1, rng.integers(0, 2, 30)]
+    score = np.round(rng.normal(size=32) + target, 1)
+    cut = lock_threshold(score, target, "sensitivity", least)
+    assert (score[target == 1] >= cut).mean() >= least - 1e-9
+    higher = score[score > cut].min() + 1e-9 if (score > cut).any() else np.inf
+    assert (score[target == 1] >= higher).mean() < least or higher == np.inf
+
+
+def test_operating_points_are_those_of_the_test_rows(scores):
+    table = scores({"a": 1.0}, patients=200)
+    entry = evaluate(table, bootstrap=200, prevalences=[0.1], threshold=0.3).to_dict()["arms"]["a"]
+    points = {point["rule"]: point for point in entry["operating_points"]}
+    assert set(points) == {"sensitivity", "specificity", "youden", "probability"}
+    test = table[table["part"] == "test"]
+    truth = (test["target"] == 1).to_numpy()
+    for point in points.values():
+        cuts = {row["fold"]: row["probability"] for row in point["thresholds"]}
+        logit = test["logit"].to_numpy()
+        if point["rule"] == "probability":
+            logit = logit / test["fold"].map({m["fold"]: m["temperature"] for m in entry["recalibrated"]["maps"]}).to_numpy()
+            cuts = {0: 0.3, 1: 0.3}
+        called = logit >= test["fold"].map({fold: np.log(cut / (1 - cut)) for fold, cut in cuts.items()}).to_numpy() - 1e-12
+        assert point["sensitivity"]["estimate"] == pytest.approx(called[truth].mean())
+        assert point["specificity"]["estimate"] == pytest.approx((~called)[~truth].mean())
+        assert point["ppv"]["estimate"] == pytest.approx(truth[called].mean())
+        assert point["npv"]["estimate"] == pytest.approx((~truth)[~called].mean())
+        assert point["flagged"]["estimate"] == pytest.approx(called.mean())
+        assert point["number_needed_to_read"]["estimate"] == pytest.approx(1 / truth[called].mean())
+        found, quiet = point["sensitivity"]["estimate"], point["specificity"]["estimate"]
+        assert point["at_prevalence"][0]["ppv"]["estimate"] == pytest.approx(0.1 * found / (0.1 * found + 0.9 * (1 - quiet)))
+        assert point["sensitivity"]["method"] == "Wilson"
+
+
+def test_wilson_equals_scipy_and_never_collapses():
+    for hits, size in ((37, 50), (0, 12), (12, 12)):
+        found, expected = wilson(hits / size, size), binomtest(hits, size).proportion_ci(method="wilson")
+        assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high), abs=1e-9)
+    assert wilson(1.0, 12)["low"] < 0.8
+    assert wilson(float("nan"), 0)["estimate"] is None
+
+
+def test_intervals_keep_patients_together(scores):
+    table = scores({"a": 0.8})
+    import pandas as pd
+
+    copies = pd.concat([table.assign(image=table["image"] + f"-{i}") for i in range(6)], ignore_index=True)
+    once, many = (evaluate(t, bootstrap=800).to_dict()["arms"]["a"]["operating_points"][0]["sensitivity"] for t in (table, copies))
+    assert many["estimate"] == once["estimate"]
+    assert many["high"] - many["low"] == pytest.approx(once["high"] - once["low"], rel=0.25)
+
+
+def test_net_benefit_of_a_hand_worked_case():
+    p, target = np.array([0.1, 0.6, 0.7, 0.9]), np.array([0, 0, 1, 1])
+    found = net_benefit(np.log(p / (1 - p)), target, np.ones((1, 4)))[0]
+    at = {threshold: found[np.argmin(np.abs(THRESHOLDS - threshold))] for threshold in (0.5, 0.05, 0.8)}
+    assert at[0.5] == pytest.approx(2 / 4 - 1 / 4)
+    assert at[0.05] == pytest.approx(2 / 4 - 2 / 4 * 0.05 / 0.95)
+    assert at[0.8] == pytest.approx(1 / 4)
+
+
+def test_sets_of_a_hand_worked_case():
+    # Distances 1 - p(class) of nine rows: .1 ... .9; with coverage .8 the ⌈10 · .8⌉ = 8th of them.
+    p = 1 - np.arange(1, 10) / 10
+    assert conformal_threshold(np.log(p / (1 - p)), np.ones(9, int), 0.8) == pytest.approx(0.8)
+    assert conformal_threshold(np.log(p / (1 - p)), np.ones(9, int), 0.95) == np.inf  # too few rows
+
+
+def test_prediction_sets_hold_the_truth_as_often_as_promised():
+    """Over cohorts, the mean coverage of either class is at least that asked for, and not much more."""
+    import pandas as pd
+
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(30):
+        target = rng.integers(0, 2, 400)
+        logit = 1.2 * (2 * target - 1) + 1.5 * rng.normal(size=400)
+        part = np.where(np.arange(400) < 200, "tune", "test")
+        table = pd.DataFrame({"patient": range(400), "target": target, "logit": logit, "part": part})
+        sets = evaluate(table, bootstrap=100, coverage=0.8).to_dict()["arms"]["model"]["prediction_sets"]
+        assert sets["certain"]["estimate"] + sets["uncertain"]["estimate"] + sets["empty"]["estimate"] == pytest.approx(1)
+        found.append([sets[key]["estimate"] for key in ("coverage_positive", "coverage_negative")])
+    assert np.mean(found, axis=0) == pytest.approx([0.805, 0.805], abs=0.02)
