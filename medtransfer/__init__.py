@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from medtransfer.evaluation import EvaluationReport, evaluate, read_predictions
     from medtransfer.evaluation.recalibration import adjust_prevalence
     from medtransfer.evaluation.sample_size import required_n
+    from medtransfer.external import validate
     from medtransfer.models.backbone import Backbone
     from medtransfer.models.catalog import list_backbones, load_backbone
     from medtransfer.models.freeze import plan_freeze
@@ -70,6 +71,7 @@ _HOMES = {
     "required_n": "medtransfer.evaluation.sample_size",
     "run_study": "medtransfer.study",
     "split_cohort": "medtransfer.data.split",
+    "validate": "medtransfer.external",
     "write_phantom": "medtransfer.data.phantom",
 }
 
@@ -106,6 +108,7 @@ __all__ = [
     "required_n",
     "run_study",
     "split_cohort",
+    "validate",
     "write_phantom",
 ]
 

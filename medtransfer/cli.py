@@ -158,8 +158,10 @@ def plan(
             answer = {name: p.to_dict() for name, p in plans.items()}
             typer.echo(json.dumps(answer if config is not None else answer[backbone], indent=1))
             return
+        from medtransfer.models.wording import describe_plan
+
         for name, (p, network) in planned.items():
-            typer.echo("\n".join(_describe_plan(name, p, network, size)))
+            typer.echo("\n".join(describe_plan(name, p, network, size)))
 
 
 Choices = Annotated[Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...", help="Such as margin=0.05, subgroups=[sex,site].")]  # noqa: UP045
@@ -167,8 +169,12 @@ Choices = Annotated[Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]..."
 
 @app.command()
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="CSV with patient, target, probability; others of the table as there.")],
+    predictions: Annotated[Path, typer.Argument(help="CSV with patient, target, probability; or with --on, the folder of a study.")],
     choices: Choices = None,
+    on: Annotated[Optional[Path], typer.Option(help="A second cohort (manifest, class folders, .npz) for a study's models.")] = None,  # noqa: UP045
+    root: Annotated[Optional[Path], typer.Option(help="Folder that its images are relative to; the manifest's own where left out.")] = None,  # noqa: UP045
+    label: Annotated[Optional[list[str]], typer.Option(help="Its label column; the study's where left out.")] = None,  # noqa: UP045
+    positive: Annotated[Optional[str], typer.Option(help="Its class that counts as 1.")] = None,  # noqa: UP045
     output: Annotated[Optional[Path], typer.Option("--output", "-o", help="Folder for the page, tables and figures.")] = None,  # noqa: UP045
     bootstrap: Annotated[int, typer.Option(min=100, help="Draws of the bootstrap.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
@@ -182,6 +188,11 @@ def evaluate(
         if output is not None and output.is_file():
             raise StudyError(f"{output}: is a file. Choose another --output.")
         settings = make_choices({"bootstrap": bootstrap, "seed": seed}, choices or ())
+        if on is not None:
+            _validate(predictions, on, root, label, positive, output, settings, as_json)
+            return
+        if root is not None or label or positive is not None:
+            raise ConfigError("--root, --label and --positive describe a second cohort; name it with --on.")
         report = evaluate_table(predictions, **settings.model_dump())
         if output is not None:
             from medtransfer.report.build import build_report
@@ -197,6 +208,30 @@ def evaluate(
             typer.echo(str(report))
             if output is not None:
                 typer.echo(f"\nReport: {page}")
+
+
+def _validate(
+    study: Path,
+    on: Path,
+    root: Path | None,
+    label: list[str] | None,
+    positive: str | None,
+    output: Path | None,
+    settings: Any,
+    as_json: bool,
+) -> None:
+    from medtransfer.config import StudyConfig, load_config
+    from medtransfer.data.cohort import open_cohort
+    from medtransfer.external import validate
+
+    if output is None:
+        raise ConfigError("--on writes predictions, tables and a page; name their folder with --output.")
+    known = load_config(study / "study.yaml") if (study / "study.yaml").is_file() else None
+    labels = label or (list(known.cohort.labels) if isinstance(known, StudyConfig) and on.suffix.lower() == ".csv" else [])
+    cohort = open_cohort(on, root, labels, positive)
+    given = settings.model_dump(exclude_unset=True)
+    report = validate(study, cohort, output, as_json, **given)
+    typer.echo(json.dumps(report.to_dict(), indent=1) if as_json else f"{report}\n\nReport: {report.page}")
 
 
 _BACKBONE_LINE = "{:<44} {:>8} {:>6} {:>5} {:>6} {:<6} {:<10} {}"
@@ -296,37 +331,6 @@ def _captions(cohort: Any) -> dict[str, str]:
     if len(cohort.labels) > 1 and "classes" in cohort.source:
         return {image: ", ".join(label for label, value in row.items() if value == 1) for image, row in shown.iterrows()}
     return {image: ", ".join(f"{label} = {value:g}" for label, value in row.items()) for image, row in shown.iterrows()}
-
-
-_STAGE_LINE = "  {:<24} {:<8} {:>11} {:>10} {:>8} {:>12}"
-
-
-def _describe_plan(name: str, plan: Any, backbone: Any, size: int | None) -> list[str]:
-    """The plan in words and stage by stage."""
-    from medtransfer.models.costs import measure_stages
-    from medtransfer.models.plan import describe_stages
-
-    dropped = f", {plan.dropped_stages} cut off" if plan.dropped_stages else ""
-    views = f"{plan.views} views and the image as it is" if plan.views else "the image as it is"
-    held = f"{views}, {plan.bytes_per_image / 1024:.0f} KiB each, behind {plan.cache_cut}" if plan.cache_cut else "nothing"
-    more = f"{', adapted norms' if plan.adapt_norm else ''}{', mixed weights' if plan.mix else ''}"
-    lines = (
-        f"{name}: {plan.strategy}, {plan.frozen_stages} of {plan.stages} stages frozen{dropped}, "
-        f"{100 * plan.trainable_fraction:.0f} % of the parameters trained\n"
-        f"  {plan.evidence} evidence. {plan.reason}\n"
-        f"  rates {plan.head_lr:g} (head), {plan.backbone_lr:g} (last stage; times {plan.stage_decay:g} per stage down), "
-        f"{plan.steps} steps, batch norm {plan.norm_policy}\n"
-        f"  trained: {plan.tuned} stages, unfrozen {plan.unfreeze}; head reads {plan.read}; L2-SP {plan.l2_sp:g}, dropout "
-        f"{plan.dropout:g}{more}\n"
-        f"  kept of the frozen stages: {held}\n"
-    ).splitlines()
-    lines += ["", _STAGE_LINE.format("stage", "", "parameters", "rate", "compute", "KiB, view")]
-    for row in describe_stages(backbone, plan, measure_stages(backbone, size)):
-        rate = f"{row['learning_rate']:.1e}" if row["learning_rate"] else "-"
-        held_kib = f"{row['cache_bytes'] / 1024:.0f}"
-        cells = (row["stage"], row["trained"], f"{row['parameters']:,}", rate, f"{100 * row['compute']:.1f} %", held_kib)
-        lines.append(_STAGE_LINE.format(*cells))
-    return [*lines, ""]
 
 
 def _plan_from_counts(backbone: str, counts: str, domain: str) -> Any:

@@ -29,14 +29,29 @@ ALLOWED = {
     "scheduler": {"errors", "jobs", "progress", "record", "training"},
     "reused": {"errors", "config", "record", "prepare", "runs", "progress", "models", "training", "evaluation"},
     "episodes": {"errors", "config", "record", "prepare", "data", "models"},
+    "external": {"errors", "config", "record", "prepare", "runs", "progress"}
+    | {"data", "models", "tasks", "training", "evaluation", "report"},
+        "errors",
+        "config",
+        "record",
+        "prepare",
+        "runs",
+        "progress",
+        "data",
+        "models",
+        "tasks",
+        "training",
+        "evaluation",
+        "report",
+    },
     "gallery": {"errors", "record", "data", "evaluation", "report"},
     "machine": {"errors", "record", "prepare", "data", "training"},
     "outcome": {"errors", "gallery", "jobs", "machine", "record", "reused", "progress", "evaluation", "report"},
     "study": {"errors", "config", "record", "prepare", "jobs", "machine", "scheduler", "outcome", "episodes"}
     | {"progress", "data", "models", "training", "evaluation"},
-    "cli": {"errors", "config", "progress", "record", "prepare", "data", "models", "study", "outcome", "evaluation", "report"},
+    "cli": {"errors", "config", "external", "progress", "record", "prepare", "data", "models", "study", "outcome", "evaluation", "report"},
     "__main__": {"cli"},
-    "__init__": {"config", "data", "models", "tasks", "evaluation", "errors", "record", "runs", "study"},
+    "__init__": {"config", "data", "models", "tasks", "evaluation", "errors", "external", "record", "runs", "study"},
 }
 # Names that come from one module of the package, whatever the depth of the import statement.
 PREFIX = "medtransfer"

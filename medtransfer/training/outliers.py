@@ -13,25 +13,21 @@ _NEIGHBOURS = 5
 
 
 def distances_to(train: Float, others: Float) -> Float:
-    """Mean distance to the five nearest training images, of features standardised by channel and brought to length 1.
+    """Mean distance to the five nearest training images, of features standardised by channel, per root of a channel.
 
-    Sun et al. 2022, arXiv:2204.06507: no assumption on how features are distributed.
+    As Bergman, Cohen & Hoshen 2020, arXiv:2002.10445: no assumption on how features are distributed.
 
     Args:
         train: (image, channel). others: (image, channel).
 
     Returns:
-        (image,), 0 to 2.
+        (image,), from 0.
     """
     mean, scale = train.mean(0), train.std(0)
     scale[scale < 1e-8] = 1.0
 
-    def place(values: Float) -> Float:
-        moved = (values - mean) / scale
-        return np.asarray(moved / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-12), np.float64)
-
-    nearest = NearestNeighbors(n_neighbors=min(_NEIGHBOURS, len(train))).fit(place(train))
-    return np.asarray(nearest.kneighbors(place(others))[0].mean(1), np.float64)
+    nearest = NearestNeighbors(n_neighbors=min(_NEIGHBOURS, len(train))).fit((train - mean) / scale)
+    return np.asarray(nearest.kneighbors((others - mean) / scale)[0].mean(1) / np.sqrt(train.shape[1]), np.float64)
 
 
 def typicality(train: Features, tune: Features, others: Features) -> Float:

@@ -1,0 +1,191 @@
+"""External validation: the models of a finished study on a second cohort, as they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from medtransfer.config import ArmSection, StudyConfig, make_config
+from medtransfer.data.cohort import Cohort
+from medtransfer.data.fingerprint import make_fingerprint
+from medtransfer.data.inspection import inspect_images
+from medtransfer.data.slices import Slices
+from medtransfer.errors import CohortError, LeakageError, StudyError
+from medtransfer.evaluation import EvaluationReport, evaluate, read_predictions, write_predictions
+from medtransfer.models.backbone import Backbone
+from medtransfer.models.catalog import load_backbone
+from medtransfer.prepare import fixed_of, refuse_unreadable
+from medtransfer.progress import Reporter
+from medtransfer.record import images_of_study
+from medtransfer.report.build import build_report
+from medtransfer.runs import Images
+from medtransfer.tasks.classification import Classification
+from medtransfer.training.checkpoint import load_weights
+from medtransfer.training.engine import make_engine, use_threads
+from medtransfer.training.predicting import predict
+
+_OWN = "development: "
+
+
+def validate(study: str | Path, cohort: Cohort, output: str | Path, quiet: bool = False, **choices: Any) -> EvaluationReport:
+    """Evaluates every model of a study on a second cohort, with what was fitted in the study: weights, recalibration, thresholds.
+
+    Each model (a fold and a seed of an arm) is evaluated by itself, as in the study; figures are means over models, and intervals
+    hold the variance between them.
+
+    Args:
+        study: folder of a finished study.
+        cohort: the second one, with the study's label.
+        output: folder for predictions.csv, report.json and the page; must hold no study.
+        quiet: no progress.
+        **choices: fields of `evaluation.settings.Settings` in place of the study's.
+
+    Raises:
+        StudyError: no finished study there, or the output holds one.
+        CohortError: the second cohort lacks the label, or has images that cannot be read.
+        LeakageError: an image of the second cohort is one that the models, or models before them, have seen.
+    """
+    study, output = Path(study), Path(output)
+    config = _read_config(study)
+    if (output / "study.yaml").is_file() or output.is_file():
+        raise StudyError(f"{output}: holds a study, or is a file. Choose another --output.")
+    label = _shared_label(study, cohort)
+    use_threads()
+    with Reporter(quiet) as reporter:
+        facts = inspect_images(cohort, reporter, fixed_of(config))
+        if not config.cohort.skip_unreadable:
+            refuse_unreadable(facts, cohort)
+        bad = facts.loc[facts["error"] != "", "image"].tolist()
+        cohort = cohort.without(bad) if bad else cohort
+        facts = facts[facts["error"] == ""].reset_index(drop=True)
+        _refuse_known_images(study, facts, cohort)
+        frames = []
+        for arm in config.arms:
+            found = (study / "runs" / arm).glob("fold-*/seed-*/run.json")
+            runs = sorted(found, key=lambda path: (path.parent.name, path.parent.parent.name))
+            for number, path in enumerate(runs):
+                reporter(f"{arm}, models", number, len(runs))
+                frames.append(_predict(config, arm, path.parent, cohort, facts, label, number))
+        if not frames:
+            raise StudyError(f"{study}: holds no finished run with its weights.")
+        output.mkdir(parents=True, exist_ok=True)
+        table = pd.concat(frames, ignore_index=True)
+        if columns := [c for c in config.evaluate.subgroups if c in cohort.images.columns]:
+            table = table.join(cohort.images.set_index("image")[columns], on="image")
+        write_predictions(table, output / "predictions.csv")
+        reporter.say(f"evaluating {len(table)} predictions")
+        settings = {**config.evaluate.model_dump(), "subgroups": columns, **choices}
+        report = evaluate(output / "predictions.csv", **settings)
+    first = next(iter(config.arms))
+    shift = describe_shift(study, cohort, facts, table[table["arm"] == first])
+    known = "External validation: every model of the study by itself, with the recalibration and thresholds of its own tune patients."
+    report = EvaluationReport({**report.data, "shift": shift, "warnings": [known, *report.data["warnings"]]})
+    report.save(output / "report.json")
+    return EvaluationReport(report.data, build_report(output))
+
+
+def _read_config(study: Path) -> StudyConfig:
+    try:
+        return make_config(yaml.safe_load((study / "study.yaml").read_text(encoding="utf-8")), str(study / "study.yaml"))
+    except (OSError, yaml.YAMLError) as error:
+        raise StudyError(f"{study}: holds no study (no readable study.yaml). Name the folder that `compare` wrote.") from error
+
+
+def _shared_label(study: Path, cohort: Cohort) -> str:
+    label = str(read_predictions(study / "predictions.csv")["label"].iloc[0])
+    if label in cohort.labels:
+        return label
+    if len(cohort.labels) == 1:
+        return cohort.labels[0]
+    raise CohortError(
+        f"the second cohort has the labels {', '.join(cohort.labels) or 'none'}, the study has {label}. Name one with --label."
+    )
+
+
+def _refuse_known_images(study: Path, facts: pd.DataFrame, cohort: Cohort) -> None:
+    seen = images_of_study(study)
+    again = facts["file_digest"].isin(seen["file_digest"]) | facts["pixel_digest"].isin(seen["pixel_digest"].dropna())
+    if again.any():
+        raise LeakageError(
+            f"{int(again.sum())} of {len(facts)} images of {cohort.root} belong to the study in {study} (first: "
+            f"{facts.loc[again, 'image'].iloc[0]}). Its models know them: leave them out."
+        )
+
+
+def _predict(config: StudyConfig, arm: str, run: Path, cohort: Cohort, facts: pd.DataFrame, label: str, number: int) -> pd.DataFrame:
+    """Test rows of the second cohort, and the tune rows of the run as it left them; both under the number of the model as their seed."""
+    summary, section, image = json.loads((run / "run.json").read_text(encoding="utf-8")), config.arms[arm], config.image
+    backbone = _load(section, run, image.size)
+    backbone.truncate(summary["plan"]["dropped_stages"])
+    ndim = make_fingerprint(cohort, facts).ndim
+    pooling = section.pooling if ndim > backbone.ndim else "mean"
+    task = Classification((label,), tuple(summary["positive_weights"]), pooling=pooling, read=summary["plan"]["read"])
+    head = task.make_head(backbone)
+    load_weights(run / "weights.safetensors", backbone, head)
+    engine = make_engine(config.train.device, summary["engine"]["precision"], layout=summary["engine"]["layout"])
+    engine.place(backbone)
+    head.to(engine.device)
+    slices = Slices(image.slices, image.slice_spacing, image.plane)
+    images = Images(cohort, [Path(entry) for entry in facts["entry"]], slices, section.slab, config.train)
+    logits, truth = predict(backbone, head, task, images.plain(np.arange(len(facts)), backbone, engine), engine)
+    test = task.decode(logits, truth, cohort.images["image"].tolist(), cohort.units.tolist()).assign(part="test")
+    tune = read_predictions(run / "predictions.csv")
+    tune = tune[tune["part"] == "tune"].assign(label=label)
+    tune = tune.assign(image=_OWN + tune["image"], patient=_OWN + tune["patient"])[[*test.columns]]
+    return pd.concat([tune, test], ignore_index=True).assign(arm=arm, seed=number, fold=0)
+
+
+def _load(section: ArmSection, run: Path, size: int) -> Backbone:
+    if section.kind == "features":
+        return load_backbone(section.backbone)
+    channels = section.slab if section.slab > 1 else section.channels
+    return load_backbone(section.backbone, f"study:{run}", channels=channels, size=size)
+
+
+def describe_shift(study: Path, cohort: Cohort, facts: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Any]:
+    """How the second cohort differs from the first: counts, prevalence, pixels, and the scores of either class.
+
+    The scores are those of one arm: the share of pairs, one image of each cohort and both of one class, in which the second
+    has the higher score; 0.5 where nothing moved. It is a description, not a test.
+
+    Returns:
+        `sentence`, and `facts`, rows `fact, development, second` in words.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    before = json.loads((study / "audit.json").read_text(encoding="utf-8"))["flow"]["fingerprint_of_training"]
+    now = make_fingerprint(cohort, facts).to_dict()
+    own = read_predictions(study / "predictions.csv")
+    own = own[(own["part"] == "test") & (own["arm"] == scores["arm"].iloc[0])]
+    own = own[own["size"] == 0] if "size" in own.columns else own
+    new = scores[scores["part"] == "test"]
+    moved = {}
+    for target, name in ((0, "negatives"), (1, "positives")):
+        pair = [rows.loc[rows["target"] == target, "logit"].to_numpy() for rows in (own, new)]
+        if all(map(len, pair)):
+            moved[name] = float(roc_auc_score(np.repeat([0, 1], [len(pair[0]), len(pair[1])]), np.concatenate(pair)))
+    prevalence = [float(rows.drop_duplicates("image")["target"].mean()) for rows in (own, new)]
+    rows = [
+        ("Images", f"{own['image'].nunique()}", f"{len(cohort)}"),
+        ("Patients", f"{own['patient'].nunique()}", f"{cohort.units.nunique()}"),
+        ("Prevalence", *(f"{100 * p:.1f} %" for p in prevalence)),
+        ("Modality", before["modality"], now["modality"]),
+        ("Colour", *("yes" if print_["colour"] else "no" for print_ in (before, now))),
+        ("Pixels (least, median, most)", *(_axes(print_["shape"]) for print_ in (before, now))),
+        ("Spacing, mm", *(_axes(print_["spacing"]) or "not stated" for print_ in (before, now))),
+        ("99th percentile of intensity", *(", ".join(f"{v:.3g}" for v in print_["intensity"]) for print_ in (before, now))),
+        *((f"Scores of {name}: higher in the second", "0.50", f"{value:.2f}") for name, value in moved.items()),
+    ]
+    sentence = f"The prevalence is {100 * prevalence[1]:.1f} % in the second cohort and {100 * prevalence[0]:.1f} % in the first"
+    for name, value in moved.items():
+        sentence += f"; the scores of its {name} are higher than those of the first in {100 * value:.0f} % of pairs"
+    return {"sentence": f"{sentence}.", "facts": [dict(zip(("fact", "development", "second"), row, strict=True)) for row in rows]}
+
+
+def _axes(quantiles: Any) -> str:
+    return " × ".join(", ".join(f"{value:.4g}" for value in axis) for axis in quantiles)

@@ -1,0 +1,155 @@
+"""Features as an arm, a second cohort, leaving one site out, subgroups: through a small study."""
+
+from __future__ import annotations
+
+import json
+
+import medtransfer as mt
+import numpy as np
+import pandas as pd
+import pytest
+from medtransfer.cli import app
+from medtransfer.config import make_config
+from medtransfer.errors import CohortError, ConfigError, LeakageError, StudyError
+from typer.testing import CliRunner
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Three arms on a phantom cohort with sites, and its folder."""
+    folder = tmp_path_factory.mktemp("external")
+    mt.write_phantom(folder / "first", 45)
+    table = pd.read_csv(folder / "first" / "manifest.csv")
+    patients = table["patient"].unique()
+    table["site"] = table["patient"].map({p: "ABC"[i % 3] for i, p in enumerate(patients)})
+    table["sex"] = table["patient"].map({p: "fm"[i % 2] for i, p in enumerate(patients)})
+    table["name"] = "a name that must not be copied"
+    table.to_csv(folder / "first" / "manifest.csv", index=False)
+    cohort = mt.Cohort.from_csv(folder / "first" / "manifest.csv", folder / "first", ["malignant"], columns=["site", "sex"])
+    arms = {"imagenet": mt.Arm("tf_efficientnet_lite0", "imagenet"), "formulas": mt.Arm("features")}
+    mt.compare(
+        cohort,
+        arms,
+        folder / "study",
+        quiet=True,
+        image={"size": 48},
+        protocol={"leave_out": "site"},
+        plan={"strategy": "linear_probe"},
+        train={"precision": "fp32", "layout": "channels_last"},
+        evaluate={"bootstrap": 100, "subgroups": ["sex"]},
+    )
+    return folder
+
+
+def test_each_site_is_tested_by_models_of_the_others(study):
+    table = pd.read_csv(study / "study" / "cohort.csv")
+    assert {c for c in table.columns if c.startswith("fold_")} == {"fold_0", "fold_1", "fold_2"}
+    for index, site in enumerate("ABC"):
+        assert ((table[f"fold_{index}"] == "test") == (table["site"] == site)).all()
+    report = json.loads((study / "study" / "report.json").read_text())
+    assert [row["fold"] for row in report["arms"]["imagenet"]["auc"]["by_fold"]] == [0, 1, 2]
+    page = (study / "study" / "report.html").read_text()
+    assert "Every site was tested once by models trained on the others" in page
+
+
+def test_only_columns_asked_for_are_copied(study):
+    for path in (study / "study").rglob("*"):
+        if path.is_file() and path.suffix in {".csv", ".json", ".yaml", ".html"}:
+            assert "must not be copied" not in path.read_text(encoding="utf-8"), path
+    predictions = pd.read_csv(study / "study" / "predictions.csv")
+    assert set(predictions["sex"]) == {"f", "m"}
+    groups = json.loads((study / "study" / "report.json").read_text())["subgroups"]
+    assert [row["group"] for row in groups] == ["f", "m"]
+
+
+def test_formulas_are_an_arm_like_any_other(study):
+    run = json.loads((study / "study" / "runs" / "formulas" / "fold-0" / "seed-0" / "run.json").read_text())
+    assert run["plan"]["strategy"] == "linear_probe"
+    assert "Features by formula" in run["plan"]["reason"]
+    report = json.loads((study / "study" / "report.json").read_text())
+    assert 0.3 < report["arms"]["formulas"]["auc"]["estimate"] < 1
+    typical = pd.read_csv(study / "study" / "predictions.csv")["typical"]
+    assert typical.between(0, 1).all()
+    assert report["arms"]["formulas"]["outliers"]["flagged"]["estimate"] < 0.4
+
+
+def test_failures_are_shown_with_their_pictures(study):
+    gallery = json.loads((study / "study" / "gallery.json").read_text())
+    shown = [row for arm in gallery["arms"] for kind in ("false_positives", "false_negatives") for row in arm[kind]]
+    assert shown
+    assert all(row["picture"].startswith("data:image/png;base64,") for row in shown)
+    for arm in gallery["arms"]:
+        assert all(row["probability"] >= 0.5 for row in arm["false_positives"])
+        assert all(row["probability"] < 0.5 for row in arm["false_negatives"])
+
+
+def test_a_second_cohort_meets_the_models_as_they_are(study):
+    mt.write_phantom(study / "second", 40, seed=9)
+    manifest = study / "second" / "manifest.csv"
+    outcome = CliRunner().invoke(
+        app, ["evaluate", str(study / "study"), "margin=0.2", "subgroups=[]", "--on", str(manifest), "-o", str(study / "outside")]
+    )
+    assert outcome.exit_code == 0, outcome.output
+    table = pd.read_csv(study / "outside" / "predictions.csv")
+    test, tune = table[table["part"] == "test"], table[table["part"] == "tune"]
+    assert set(test.groupby(["arm", "seed"])["image"].nunique()) == {len(pd.read_csv(manifest))}
+    assert set(test["seed"]) == {0, 1, 2}  # a model of every fold
+    assert tune["patient"].str.startswith("development: ").all()
+    report = json.loads((study / "outside" / "report.json").read_text())
+    assert report["comparisons"][0]["non_inferiority"]["margin"] == 0.2
+    assert report["arms"]["imagenet"]["recalibrated"] is not None
+    assert report["shift"]["sentence"].startswith("The prevalence is")
+    assert "The second cohort" in (study / "outside" / "report.html").read_text()
+
+
+def test_a_model_predicts_outside_what_it_predicted_inside(study, monkeypatch):
+    """The same images through the stored weights give the logits of the study."""
+    from medtransfer import external
+
+    monkeypatch.setattr(external, "_refuse_known_images", lambda *_: None)
+    cohort = mt.Cohort.from_csv(study / "first" / "manifest.csv", study / "first", ["malignant"], columns=["sex"])
+    mt.validate(study / "study", cohort, study / "again", quiet=True, bootstrap=100)
+    inside, outside = (pd.read_csv(study / name / "predictions.csv") for name in ("study", "again"))
+    inside = inside[(inside["part"] == "test")].assign(model=inside["fold"])
+    outside = outside[(outside["part"] == "test")].assign(model=outside["seed"])
+    merged = inside.merge(outside, on=["arm", "model", "image"], suffixes=("", "_again"))
+    assert len(merged) == len(inside)
+    assert np.abs(merged["logit"] - merged["logit_again"]).max() < 2e-3
+
+
+def test_what_the_models_have_seen_is_refused(study, tmp_path):
+    cohort = mt.Cohort.from_csv(study / "first" / "manifest.csv", study / "first", ["malignant"])
+    with pytest.raises(LeakageError, match="Its models know them"):
+        mt.validate(study / "study", cohort, tmp_path / "out", quiet=True)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(StudyError, match="holds no study"):
+        mt.validate(tmp_path, cohort, tmp_path / "out", quiet=True)
+    with pytest.raises(StudyError, match="holds a study"):
+        mt.validate(study / "study", cohort, study / "study", quiet=True)
+    outcome = CliRunner().invoke(app, ["evaluate", str(study / "study"), "--on", str(study / "first" / "manifest.csv")])
+    assert outcome.exit_code == 2
+    assert "name their folder with --output" in outcome.output
+
+
+def test_columns_and_sites_that_are_not_there_are_told(manifest, tmp_path):
+    cohort = mt.Cohort.from_csv(manifest(), tmp_path, ["malignant"])
+    with pytest.raises(CohortError, match="no column 'site'"):
+        mt.split_cohort(cohort, leave_out="site")
+    arms = {"a": mt.Arm("features")}
+    with pytest.raises(ConfigError, match="has no column scanner"):
+        mt.compare(cohort, arms, tmp_path / "s", quiet=True, evaluate={"subgroups": ["scanner"]})
+    with pytest.raises(CohortError, match="no column scanner"):
+        mt.Cohort.from_csv(tmp_path / "manifest.csv", tmp_path, ["malignant"], columns=["scanner"])
+    lonely = mt.Cohort.from_csv(manifest(site=["A"] * 24), tmp_path, ["malignant"])
+    with pytest.raises(CohortError, match="has 1 different values"):
+        mt.split_cohort(lonely, leave_out="site")
+    shared = mt.Cohort.from_csv(manifest(site=["A", "B"] * 12), tmp_path, ["malignant"])
+    with pytest.raises(LeakageError, match="not disjoint by patient"):
+        mt.split_cohort(shared, leave_out="site")
+
+
+def test_formulas_take_no_weights():
+    with pytest.raises(ConfigError, match="kind: features takes no weights"):
+        make_config({"cohort": {"classes": ["a", "b"]}, "arms": {"x": {"kind": "features", "weights": "imagenet"}}})
+    with pytest.raises(mt.MedTransferError, match="have no weights"):
+        mt.load_backbone("features", "imagenet")
