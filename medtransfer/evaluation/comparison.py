@@ -57,7 +57,8 @@ def compare_arms(
     for entry, p in zip(comparisons, holm([entry["delta_auc"]["p"] for entry in comparisons]), strict=True):
         entry["delta_auc"]["p_holm"] = p
     for entry, (i, j) in zip(comparisons, combinations(range(len(scores)), 2), strict=True):
-        entry["verdict"] = verdict(entry, found[i]["auc"].value, found[j]["auc"].value, len(comparisons))
+        seeds = min(len(scores[i].seeds), len(scores[j].seeds))
+        entry["verdict"] = verdict(entry, found[i]["auc"].value, found[j]["auc"].value, len(comparisons), seeds)
     return comparisons
 
 
@@ -124,8 +125,11 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-def verdict(entry: dict[str, Any], auc_a: float, auc_b: float, comparisons: int = 1) -> str:
-    """A sentence or two that say no more than the interval of the AUC difference does."""
+def verdict(entry: dict[str, Any], auc_a: float, auc_b: float, comparisons: int = 1, seeds: int = 2) -> str:
+    """A sentence or two that say no more than the interval of the AUC difference does.
+
+    `seeds`: of the arm with the fewest; a single one shows nothing of how trainings differ, so the sentence is about the models trained.
+    """
     a, b, delta = entry["a"], entry["b"], entry["delta_auc"]
     if delta["low"] is None:
         return f"Cannot tell whether {a} or {b} separates the classes better: the difference in AUC cannot be estimated on these patients."
@@ -138,10 +142,10 @@ def verdict(entry: dict[str, Any], auc_a: float, auc_b: float, comparisons: int 
     different = delta["low"] > 0 or delta["high"] < 0
     direction = "better" if delta["estimate"] > 0 else "worse"
     margin = entry.get("non_inferiority")
-    added = ""
+    added = " With one seed this is about the models trained here, not about every training." if seeds == 1 else ""
     if margin is not None:
         word = "is" if margin["shown"] else "is not shown to be"
-        added = f" With the margin of {margin['margin']:g}, {a} {word} non-inferior to {b}."
+        added += f" With the margin of {margin['margin']:g}, {a} {word} non-inferior to {b}."
     if different and several and delta["p_holm"] >= 0.05:
         return (
             f"{a} seems to separate the classes {direction} than {b}, but among {comparisons} comparisons this may be chance: "
