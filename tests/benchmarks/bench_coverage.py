@@ -30,9 +30,8 @@ def draw(rng, patients: int, prevalence: float, images: int, seeds: int = 1):
     target = positive[patient].astype(int)
 
     def noise():
-        return np.sqrt(SHARED_BY_PATIENT) * rng.normal(size=patients)[patient] + np.sqrt(1 - SHARED_BY_PATIENT) * rng.normal(
-            size=len(patient)
-        )
+        own = rng.normal(size=len(patient))
+        return np.sqrt(SHARED_BY_PATIENT) * rng.normal(size=patients)[patient] + np.sqrt(1 - SHARED_BY_PATIENT) * own
 
     common = np.sqrt(SHARED_BY_ARMS) * noise()
     prior = np.log(prevalence / (1 - prevalence))
