@@ -115,9 +115,8 @@ def plan_arm(config: StudyConfig, name: str, backbone: Backbone, counts: Counts,
     cache = cache_budget(config, ndim, images)
     if config.arms[name].kind == "features":  # nothing of it can be trained, whatever is set for all arms
         plan = plan_freeze(counts, backbone, cache=cache, strategy="linear_probe")
-        return replace(
-            plan, reason="Features by formula: a logistic regression, its penalty chosen on inner folds of the training patients."
-        )
+        why = "Features by formula: a logistic regression, its penalty chosen on inner folds of the training patients."
+        return replace(plan, evidence="strong", reason=why)
     try:
         plan = plan_freeze(
             counts, backbone, config.plan.domain, batch=batch_size(config.train, ndim), cache=cache, **{**config.plan.by_hand(), **own}

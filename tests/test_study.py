@@ -569,7 +569,7 @@ def test_a_search_and_a_learning_curve_from_end_to_end(tmp_path, monkeypatch):
     assert len(small) == small["image"].nunique() == (table["size"].eq(0) & table["part"].eq("test")).sum()
     report = json.loads((out / "report.json").read_text())
     assert [(row["size"], row["extrapolated"]) for row in report["learning_curve"]] == [(2, 0), (3, 0), (5, 0), (10, 1), (20, 1)]
-    assert any(warning.startswith("Learning curve of imagenet") for warning in report["warnings"])
+    assert any(sentence.startswith("Learning curve of imagenet") for sentence in report["growth"])
     page = (out / "report.html").read_text()
     for part in ("Search for the depth", "<h2>Learning curve</h2>", "no measure of performance"):
         assert part in page

@@ -142,7 +142,7 @@ def verdict(entry: dict[str, Any], auc_a: float, auc_b: float, comparisons: int 
     different = delta["low"] > 0 or delta["high"] < 0
     direction = "better" if delta["estimate"] > 0 else "worse"
     margin = entry.get("non_inferiority")
-    added = " With one seed this is about the models trained here, not about every training." if seeds == 1 else ""
+    added = " (One seed: this is about the models trained here.)" if seeds == 1 else ""
     if margin is not None:
         word = "is" if margin["shown"] else "is not shown to be"
         added += f" With the margin of {margin['margin']:g}, {a} {word} non-inferior to {b}."

@@ -69,10 +69,9 @@ def evaluate(table: pd.DataFrame | str | Path, bootstrap: int = 2000, seed: int 
             parts[label] = _evaluate_label(table[table["label"] == label], settings, draws, own, exclusive)
         data = summarise_labels(parts, exclusive, draws, None if again is None else again[1])
     growth, matches = learning_curve(curve, bootstrap, seed) if len(labels) == 1 else ([], [])
-    warnings = [*data["warnings"], *describe_curve(growth, matches)]
-    if unknown:
-        warnings.append(f"{unknown} rows have no target and are left out.")
-    data |= {"learning_curve": growth, "matching_sizes": matches, "shift": None, "warnings": warnings}
+    warnings = [*data["warnings"], *([f"{unknown} rows have no target and are left out."] if unknown else [])]
+    more = {"learning_curve": growth, "matching_sizes": matches, "growth": describe_curve(growth, matches), "shift": None}
+    data |= {**more, "warnings": warnings}
     return EvaluationReport(data)
 
 

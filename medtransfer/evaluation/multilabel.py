@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import log_softmax, logsumexp
 
+from medtransfer.evaluation import calibration as cal
 from medtransfer.evaluation import influence
 from medtransfer.evaluation.comparison import verdict
 from medtransfer.evaluation.influence import Estimate
@@ -213,4 +214,10 @@ def _accuracy(scores: Sequence[Scores]) -> dict[str, Any]:
     logits, truth = np.stack([s.logit for s in scores]), np.stack([s.target for s in scores]).argmax(0)
     right = logits.argmax(0) == truth
     by_class = [float(right[:, truth == c].mean()) for c in range(len(scores)) if (truth == c).any()]
-    return {"estimate": float(right.mean()), "balanced": float(np.mean(by_class))}
+    return {"estimate": float(right.mean()), "balanced": float(np.mean(by_class)), "confidence_ece": _confidence_ece(logits.max(0), right)}
+
+
+def _confidence_ece(logit: Float, right: NDArray[np.bool_]) -> float:
+    """ECE of the most probable class against whether it is the true one (Guo et al. 2017, arXiv:1706.04599), over equal-mass bins."""
+    edges, ones = cal.bin_edges(logit), np.ones((1, logit.shape[1]))
+    return float(np.mean([cal.weighted_ece(z, hit.astype(float), ones, edges)[0] for z, hit in zip(logit, right, strict=True)]))

@@ -89,7 +89,7 @@ class EvaluationReport:
 
     def __str__(self) -> str:
         lines = [*self.sentences, "", self._wide_frame().to_string()]
-        lines += [f"Note: {warning}" for warning in self.data["warnings"]]
+        lines += [f"Note: {text}" for text in (*self.data["growth"], *self.data["warnings"])]
         return "\n".join(lines) + (f"\nPage: {self.page}" if self.page else "")
 
     def _wide_frame(self) -> pd.DataFrame:
@@ -106,7 +106,7 @@ class EvaluationReport:
 
     def _repr_html_(self) -> str:
         sentences = "".join(f"<p>{html.escape(s)}</p>" for s in self.sentences)
-        notes = "".join(f"<li>{html.escape(w)}</li>" for w in self.data["warnings"])
+        notes = "".join(f"<li>{html.escape(text)}</li>" for text in (*self.data["growth"], *self.data["warnings"]))
         page = f"<p>Page: <code>{html.escape(str(self.page))}</code></p>" if self.page else ""
         return f"<div>{sentences}{self._wide_frame().to_html(escape=True)}<ul>{notes}</ul>{page}</div>"
 

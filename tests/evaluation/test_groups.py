@@ -89,6 +89,10 @@ def test_classes_that_exclude_each_other():
     assert arm["auc_one_against_one"]["estimate"] == pytest.approx(roc_auc_score(truth, p, multi_class="ovo", average="macro"), abs=1e-9)
     assert arm["auc"]["low"] < arm["auc"]["estimate"] < arm["auc"]["high"]
     assert arm["accuracy"]["estimate"] == pytest.approx((p.argmax(1) == truth).mean())
+    top, right = p.max(1), p.argmax(1) == truth
+    which = np.searchsorted(np.quantile(top, np.linspace(0, 1, 11)[1:-1]), top, side="right")
+    gaps = [abs((top - right)[which == b].sum()) for b in range(10)]
+    assert arm["accuracy"]["confidence_ece"] == pytest.approx(sum(gaps) / len(top), abs=0.01)
     assert set(report["labels"]) == {"benign", "malignant", "normal"}
     one = report["labels"]["malignant"]["arms"]["a"]
     assert one["auc"]["estimate"] == pytest.approx(roc_auc_score(truth == 1, p[:, 1]))
