@@ -105,7 +105,7 @@ def test_evaluate_prints_and_answers_in_json(scores, tmp_path):
         ("", "not a readable CSV"),
         ("patient,target\n1,0\n", "no column probability"),
         ("patient,target,probability\n1,0,0.2\n2,1,x\n", "row 3: probability is 'x'"),
-        ("patient,target,probability\n1,0,0.2\n2,0,0.3\n", "Both classes are needed"),
+        ("patient,target,probability\n1,,0.2\n2,,0.3\n", "column target is empty"),
     ],
 )
 def test_evaluate_refuses_with_the_place(tmp_path, text, message):

@@ -69,7 +69,7 @@ def fresh(study, tmp_path):
 def test_the_folder_is_the_record(study):
     out = study / "out"
     files = {"study.yaml", "environment.json", "cohort.csv", "audit.json", "plan.json", "predictions.csv", "report.json", "report.html"}
-    assert {path.name for path in out.iterdir()} == {*files, "reuse.json", "runs", "figures"}
+    assert {path.name for path in out.iterdir()} == {*files, "reuse.json", "gallery.json", "runs", "figures", "tables"}
     for arm in ("imagenet", "scratch"):
         for fold in (0, 1):
             run_folder = out / "runs" / arm / f"fold-{fold}" / "seed-0"
