@@ -236,6 +236,12 @@ class EvaluateSection(Section):
     margin: _Share | None = Field(None, description="Of non-inferiority in AUC, such as 0.05.")
     coverage: _Share = Field(0.9, description="Of prediction sets.")
     subgroups: tuple[str, ...] = Field((), description="Columns of the manifest: results within their groups.")
+    weight: str | None = Field(None, description="Column of a predictions table that says how much an image counts.")
+
+    @field_validator("subgroups", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
 
 class LearningCurveSection(Section):

@@ -91,11 +91,12 @@ def _bins(logit: Float, target: NDArray[Any], weights: Float, edges: Float) -> t
     return (weights * (probability - target)) @ members, weights @ members, (weights * target) @ members
 
 
-def ece_null(logits: Float, codes: NDArray[np.int64], draws: int, rng: np.random.Generator) -> Float:
+def ece_null(logits: Float, weight: Float, codes: NDArray[np.int64], draws: int, rng: np.random.Generator) -> Float:
     """ECE that a perfectly calibrated model with these probabilities would show: y ~ Bernoulli(p).
 
     Args:
         logits: (seed, image).
+        weight: (image,).
         codes: (image,), numbers of the patients. Images of one patient share their uniform number, as they share their
             diagnosis; drawn one by one they would make the null too narrow. Seeds share it too.
         draws: number of draws.
@@ -112,8 +113,8 @@ def ece_null(logits: Float, codes: NDArray[np.int64], draws: int, rng: np.random
         uniform = rng.random((len(chunk), codes.max() + 1))[:, codes]
         for logit, inside in zip(logits, members, strict=True):
             probability = expit(logit)
-            gaps = (uniform < probability).astype(np.float64) @ inside - probability @ inside
-            null[chunk] += np.abs(gaps).sum(1) / images / seeds
+            gaps = ((uniform < probability) * weight) @ inside - (probability * weight) @ inside
+            null[chunk] += np.abs(gaps).sum(1) / weight.sum() / seeds
     return null
 
 
@@ -173,14 +174,14 @@ def calibration_curve(logit: Float, target: NDArray[Any]) -> Float:
     return np.clip(curve, 0.0, 1.0)
 
 
-def curve_errors(logit: Float, target: NDArray[Any]) -> dict[str, float]:
-    """Distances |p - smooth curve|: `ici` their mean, `e50`, `e90` their quantiles, `emax` the largest.
+def curve_errors(logit: Float, target: NDArray[Any], weight: Float) -> dict[str, float]:
+    """Distances |p - smooth curve|: `ici` their weighted mean, `e50`, `e90` their quantiles, `emax` the largest.
 
     Austin & Steyerberg 2019, doi:10.1002/sim.8281.
     """
     distance = np.abs(expit(logit) - calibration_curve(logit, target))
     e50, e90 = np.quantile(distance, [0.5, 0.9])
-    return {"ici": float(distance.mean()), "e50": float(e50), "e90": float(e90), "emax": float(distance.max())}
+    return {"ici": float(weight @ distance / weight.sum()), "e50": float(e50), "e90": float(e90), "emax": float(distance.max())}
 
 
 def curve_metric(logit: Float) -> Callable[[Float, NDArray[Any], Float], Float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from medtransfer.evaluation.predictions import CLIP
@@ -31,11 +32,13 @@ def list_caveats(
             f"Small test set: {smallest} patients in the smaller class; calibration in particular needs about 200 of each class."
         )
     caveats += _about_seeds(scores)
-    if len(set(first.fold.tolist())) > 1:
+    if len(np.unique(first.fold)) > 1:
         caveats.append(
             "Cross-validation: scores of different folds come from different models and are pooled; "
             "intervals are over patients, and do not hold the variation between training sets, of which the mean over folds gives an idea."
         )
+    if any(arm.folds is None for arm in scores):
+        caveats.append("The folds differ between seeds: every score is recalibrated and judged by the tune rows of its own seed and fold.")
     caveats += [
         f"{arm.arm}: not recalibrated, as not every seed and fold has tune rows of both classes."
         for arm, after in zip(scores, recalibrated, strict=True)
@@ -44,7 +47,9 @@ def list_caveats(
     if first.clustered:
         caveats.append("Several images per patient: figures are per image, intervals keep the images of a patient together.")
     if (first.weight != 1).any():
-        caveats.append("Images count by their weights; the curve of the ICI, the chance level of the ECE and the sets do not know them.")
+        caveats.append(
+            "Images count by their weights, but not where recalibration, thresholds and sets are fitted, nor in the smooth curve."
+        )
     extreme = int(((table["probability"] <= 0) | (table["probability"] >= 1)).sum())
     if extreme:
         caveats.append(f"{extreme} probabilities are exactly 0 or 1; without a logit they are taken as {CLIP:g} and {1 - CLIP:g}.")
@@ -66,5 +71,8 @@ def _about_seeds(scores: Sequence[Scores]) -> list[str]:
             f"{min(seeds)} seeds: the randomness of training is known from few draws only. Five are advisable below 2,000 images."
         )
     if len(scores) > 1 and len({arm.seeds for arm in scores}) > 1:
-        caveats.append("The arms have different seeds; they are paired over patients only.")
+        alike = len({len(arm.seeds) for arm in scores}) == 1
+        caveats.append(
+            f"The arms have different seeds; they are paired over patients{', and in the order of the seeds' if alike else ' only'}."
+        )
     return caveats

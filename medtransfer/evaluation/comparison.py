@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -13,62 +15,71 @@ from scipy.stats import t as student
 
 from medtransfer.evaluation import influence
 from medtransfer.evaluation.influence import Estimate
-from medtransfer.evaluation.resample import percentile_interval, two_sided_p
+from medtransfer.evaluation.resample import Drawn
 from medtransfer.evaluation.scores import Scores
+from medtransfer.evaluation.spread import quantile
 
-Float = NDArray[np.float64]
 # A slope interval that reaches beyond these leaves gross over- and under-confidence open.
 _WIDEST = (0.5, 2.0)
 _POWER = 0.8
+# Of a difference in slopes whose standard error is larger the data say nothing.
+_LARGEST = 20.0
 # Differences whose intervals come from influences, and those that come from the draws.
 _FROM_INFLUENCE = ("auc", "brier", "log_loss", "slope")
 _FROM_DRAWS = ("average_precision", "partial_auc", "net_benefit")
 
 
-def compare_arms(
-    scores: Sequence[Scores],
-    found: Sequence[dict[str, Estimate]],
-    values: Sequence[dict[str, float]],
-    draws: Sequence[dict[str, Float]],
-    margin: float | None = None,
-) -> list[dict[str, Any]]:
-    """Every pair of arms, the earlier one as `a`: a minus b, with paired intervals and p-values.
+@dataclass(frozen=True, eq=False)
+class Contestant:
+    """What is compared of an arm.
 
-    Args:
-        scores: arms over the same images.
-        found: per arm and metric, estimates with their influences.
-        values, draws: per arm and metric, from `resample`; the draws are paired.
-        margin: of non-inferiority in AUC, chosen before the results were seen; None: not tested.
+    Attributes:
+        name, seeds: of the arm; how many seeds.
+        found: estimates with their influences; `auc`, `brier`, `log_loss`, `slope`.
+        drawn: metrics with their draws; `auc`, and those of `_FROM_DRAWS` that are there.
+        scores: for the differences within folds; None where several labels were averaged.
     """
+
+    name: str
+    seeds: int
+    found: dict[str, Estimate]
+    drawn: dict[str, Drawn]
+    scores: Scores | None = None
+
+
+def compare_arms(arms: Sequence[Contestant], margin: float | None = None) -> list[dict[str, Any]]:
+    """Every pair of arms, the earlier one as `a`: a minus b over the same patients, with paired intervals and p-values.
+
+    `margin`: of non-inferiority in AUC, chosen before the results were seen; None: not tested.
+    """
+    pairs = list(combinations(arms, 2))
     comparisons = []
-    for i, j in combinations(range(len(scores)), 2):
-        entry: dict[str, Any] = {"a": scores[i].arm, "b": scores[j].arm}
+    for a, b in pairs:
+        entry: dict[str, Any] = {"a": a.name, "b": b.name}
         for metric in _FROM_INFLUENCE:
-            difference = found[i][metric] - found[j][metric]
-            entry[f"delta_{metric}"] = {**difference.interval(), "p": difference.p_value()}
+            difference = a.found[metric] - b.found[metric]
+            entry[f"delta_{metric}"] = {**difference.interval(widest=_LARGEST), "p": difference.p_value()}
         for metric in _FROM_DRAWS:
-            if metric in values[i]:
-                drawn = draws[i][metric] - draws[j][metric]
-                interval = percentile_interval(values[i][metric] - values[j][metric], drawn)
-                entry[f"delta_{metric}"] = {**interval, "p": two_sided_p(drawn) if interval["low"] is not None else None}
-        _add_auc(entry, found[i]["auc"] - found[j]["auc"], draws[i]["auc"] - draws[j]["auc"], margin)
-        entry["delta_auc"]["folds"] = _folds(scores[i], scores[j])
+            if metric in a.drawn:
+                drawn = a.drawn[metric] - b.drawn[metric]
+                entry[f"delta_{metric}"] = {**drawn.interval(), "p": drawn.p_value()}
+        _add_auc(entry, a.found["auc"] - b.found["auc"], a.drawn["auc"] - b.drawn["auc"], margin)
+        entry["delta_auc"]["folds"] = _folds(a.scores, b.scores)
         comparisons.append(entry)
     for entry, p in zip(comparisons, holm([entry["delta_auc"]["p"] for entry in comparisons]), strict=True):
         entry["delta_auc"]["p_holm"] = p
-    for entry, (i, j) in zip(comparisons, combinations(range(len(scores)), 2), strict=True):
-        seeds = min(len(scores[i].seeds), len(scores[j].seeds))
-        entry["verdict"] = verdict(entry, found[i]["auc"].value, found[j]["auc"].value, len(comparisons), seeds)
+    for entry, (a, b) in zip(comparisons, pairs, strict=True):
+        entry["verdict"] = verdict(entry, a.found["auc"].value, b.found["auc"].value, len(pairs), min(a.seeds, b.seeds))
     return comparisons
 
 
-def _add_auc(entry: dict[str, Any], difference: Estimate, drawn: Float, margin: float | None) -> None:
+def _add_auc(entry: dict[str, Any], difference: Estimate, drawn: Drawn, margin: float | None) -> None:
     """To the difference in AUC: method, the bootstrap beside it, DeLong's test, what could have been seen, non-inferiority."""
     delta = entry["delta_auc"]
-    seeds = " and between seeds" if len(difference.by_seed) > 1 or difference.between else ""
-    delta["method"] = f"paired DeLong over patients{', clustered' if difference.clustered else ''}{seeds}, Student's t"
-    bootstrap = percentile_interval(difference.value, drawn)
-    delta["bootstrap"] = {"low": bootstrap["low"], "high": bootstrap["high"], "p": two_sided_p(drawn)}
+    seeds = " and between seeds" if difference.between else ""
+    delta["method"] = f"paired DeLong over patients{', clustered' if difference.clustered else ''}{seeds}"
+    bootstrap = drawn.interval()
+    delta["bootstrap"] = {"low": bootstrap["low"], "high": bootstrap["high"], "p": drawn.p_value()}
     patients = difference.of_patients
     known = np.isfinite(difference.value) and np.isfinite(patients) and patients > 0
     delta["p_delong"] = float(2 * norm.sf(abs(difference.value) / np.sqrt(patients))) if known else None
@@ -83,20 +94,21 @@ def _detectable(difference: Estimate) -> float | None:
     variance = difference.variance
     if not (np.isfinite(variance) and variance > 0):
         return None
-    return float((student.ppf(0.975, difference.freedom) + norm.ppf(_POWER)) * np.sqrt(variance))
+    return float((quantile(difference.parts) + norm.ppf(_POWER)) * np.sqrt(variance))
 
 
-def _folds(a: Scores, b: Scores) -> dict[str, Any] | None:
+def _folds(a: Scores | None, b: Scores | None) -> dict[str, Any] | None:
     """The mean difference within folds, with the corrected resampled t interval (Nadeau & Bengio 2003, doi:10.1023/A:1024068626366).
 
     It holds the variation between training sets that pooling leaves out, and knows it from few folds only.
     """
-    folds = sorted(set(a.fold.tolist()))
-    if len(folds) < 2:
+    if a is None or b is None or a.folds is None or len(a.folds) < 2:
         return None
-    differences = []
+    if b.folds is None or not (a.fold[0] == b.fold[0]).all():
+        return {"estimate": None, "low": None, "high": None, "reason": "not estimable: the arms have different folds"}
+    folds, differences = a.folds, []
     for fold in folds:
-        inside = a.fold == fold
+        inside = a.fold[0] == fold
         aucs = [fold_auc(s, inside) for s in (a, b)]
         if aucs[0] is None or aucs[1] is None:
             return {"estimate": None, "low": None, "high": None, "reason": f"not estimable: fold {fold} lacks a class"}
@@ -130,7 +142,7 @@ def verdict(entry: dict[str, Any], auc_a: float, auc_b: float, comparisons: int 
 
     `seeds`: of the arm with the fewest; a single one shows nothing of how trainings differ, so the sentence is about the models trained.
     """
-    a, b, delta = entry["a"], entry["b"], entry["delta_auc"]
+    a, b, delta = isolate(entry["a"]), isolate(entry["b"]), entry["delta_auc"]
     if delta["low"] is None:
         return f"Cannot tell whether {a} or {b} separates the classes better: the difference in AUC cannot be estimated on these patients."
     figures = (
@@ -163,6 +175,7 @@ def verdict(entry: dict[str, Any], auc_a: float, auc_b: float, comparisons: int 
 
 def trust(arm: str, entry: dict[str, Any]) -> str:
     """One sentence on the probabilities of an arm, from the intervals of slope, intercept and ECE."""
+    arm = isolate(arm)
     slope, intercept, ece = entry["calibration"]["slope"], entry["calibration"]["intercept"], entry["ece"]
     if slope["low"] is None or intercept["low"] is None:
         return (
@@ -189,6 +202,12 @@ def trust(arm: str, entry: dict[str, Any]) -> str:
     if faults:
         return f"The probabilities of {arm} are {' and '.join(faults)}: {figures}."
     return f"No miscalibration of {arm} can be seen on these patients: {figures}."
+
+
+def isolate(name: str) -> str:
+    """A name as it stands in a sentence: one in a script from right to left must not turn the numbers beside it around."""
+    turns = any(unicodedata.bidirectional(character) in {"R", "AL", "AN"} for character in name)
+    return f"\u2068{name}\u2069" if turns else name
 
 
 def _p(p: float | None) -> str:

@@ -10,8 +10,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from medtransfer.evaluation.resample import Question, estimates, percentile_interval
-from medtransfer.evaluation.scores import Scores
+from medtransfer.evaluation.resample import Drawn, Question
+from medtransfer.evaluation.scores import Scores, pair_tune
+from medtransfer.evaluation.utility import share_interval
 
 Float = NDArray[np.float64]
 
@@ -45,18 +46,15 @@ def conformal_sets(scores: Scores, tune: pd.DataFrame, coverage: float) -> Quest
         In place of logits, 3 * whether the set holds the true class + size of the set, and their shares; None unless every
         seed and fold has tune rows of both classes.
     """
-    parts = {(seed, fold): rows for (seed, fold), rows in tune.groupby(["seed", "fold"])}
+    cells = pair_tune(scores, tune)
+    if cells is None:
+        return None
     kinds = np.zeros((2, *scores.logit.shape), bool)
-    for row, seed in enumerate(scores.seeds):
-        for fold in sorted(set(scores.fold.tolist())):
-            rows = parts.get((seed, fold))
-            if rows is None or rows["target"].nunique() < 2:
-                return None
-            inside = scores.fold == fold
-            for value, sign in ((1, -1), (0, 1)):
-                own = rows[rows["target"] == value].drop_duplicates("patient")
-                cut = conformal_threshold(own["logit"].to_numpy(float), own["target"].to_numpy(int), coverage)
-                kinds[value, row, inside] = expit(sign * scores.logit[row, inside]) <= cut
+    for cell in cells:
+        for value, sign in ((1, -1), (0, 1)):
+            own = cell.tune[cell.tune["target"] == value].drop_duplicates("patient")
+            cut = conformal_threshold(own["logit"].to_numpy(float), own["target"].to_numpy(int), coverage)
+            kinds[value, cell.row, cell.inside] = expit(sign * scores.logit[cell.row, cell.inside]) <= cut
     right = np.where(scores.target == 1, kinds[1], kinds[0])
     return Question(replace(scores, logit=(3 * right + kinds.sum(0)).astype(np.float64)), {"sets": _shares})
 
@@ -69,13 +67,15 @@ def _shares(kind: Float, target: NDArray[Any], weights: Float) -> Float:
         return np.stack([*covered, *(weights @ (size == count) / total for count in (1, 2, 0))], 1)
 
 
-def describe_sets(question: Question, drawn: Float, coverage: float) -> dict[str, Any]:
+def describe_sets(question: Question, shares: Drawn, coverage: float) -> dict[str, Any]:
     """`asked`, and with intervals `coverage`, that of either class, and the shares of sets that are `certain`, `uncertain`, `empty`.
 
     Args:
-        question: see `conformal_sets`. drawn: its draws. coverage: asked for.
+        question: see `conformal_sets`. shares: drawn. coverage: asked for.
     """
-    names = ("coverage", "coverage_positive", "coverage_negative", "certain", "uncertain", "empty")
-    values = estimates(question)["sets"]
-    found = {name: percentile_interval(float(value), column) for name, value, column in zip(names, values, drawn.T, strict=True)}
+    scores = question.scores
+    truth, everyone = scores.target == 1, np.ones(len(scores.target), bool)
+    names = {"coverage": everyone, "coverage_positive": truth, "coverage_negative": ~truth}
+    names |= dict.fromkeys(("certain", "uncertain", "empty"), everyone)
+    found = {name: share_interval(shares[i], len(set(scores.patients[rows]))) for i, (name, rows) in enumerate(names.items())}
     return {"asked": coverage, **found}

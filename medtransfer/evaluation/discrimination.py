@@ -97,7 +97,7 @@ def auc_interval(estimate: Estimate) -> dict[str, Any]:
     if small or not 0 < value < 1 or not (np.isfinite(variance) and variance > 0):
         low, high = _newcombe(value, positives, negatives)
         return {"estimate": value, "low": low, "high": high, "method": "Newcombe 2006, method 5"}
-    method = "DeLong, logit scale, Student's t"
+    method = "DeLong, logit scale"
     if estimate.clustered:
         method += ", clustered by patient"
     if several:

@@ -10,23 +10,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from medtransfer.errors import PredictionsError
 from medtransfer.evaluation import influence
 from medtransfer.evaluation.caveats import list_caveats
-from medtransfer.evaluation.comparison import compare_arms
+from medtransfer.evaluation.comparison import Contestant, compare_arms
 from medtransfer.evaluation.conformal import conformal_sets, describe_sets
 from medtransfer.evaluation.discrimination import auc_interval
 from medtransfer.evaluation.learning_curve import describe_curve, learning_curve
-from medtransfer.evaluation.multilabel import exclude_each_other, recalibrate_classes, summarise_labels
+from medtransfer.evaluation.multilabel import exclude_each_other, recalibrate_classes, refuse_class_names, summarise_labels
 from medtransfer.evaluation.outliers import describe_outliers
 from medtransfer.evaluation.predictions import check_predictions, read_predictions
-from medtransfer.evaluation.recalibration import Recalibrated, recalibrate
+from medtransfer.evaluation.recalibration import Recalibrated, adjust_prevalence, recalibrate
 from medtransfer.evaluation.resample import Draws, draw_values
 from medtransfer.evaluation.result import EvaluationReport
 from medtransfer.evaluation.sample_size import advise
 from medtransfer.evaluation.scores import Scores, align_scores, by_patient
 from medtransfer.evaluation.settings import Settings
 from medtransfer.evaluation.subgroups import describe_subgroups
-from medtransfer.evaluation.summary import FEW_DRAWS, Evaluated, Measured, describe_recalibration, measure, summarise
+from medtransfer.evaluation.summary import FEW_DRAWS, WIDEST, Evaluated, Measured, describe_recalibration, measure, summarise
 from medtransfer.evaluation.utility import THRESHOLDS, decide, decision_curves, describe_decision
 
 
@@ -51,23 +52,36 @@ def evaluate(table: pd.DataFrame | str | Path, bootstrap: int = 2000, seed: int 
     """
     settings = Settings(bootstrap, seed, **choices)
     keep = settings.subgroups
-    table = read_predictions(table, keep) if isinstance(table, (str, Path)) else check_predictions(table, keep=keep)
+    weight = settings.weight
+    table = read_predictions(table, keep, weight) if isinstance(table, (str, Path)) else check_predictions(table, keep=keep, weight=weight)
     unknown = table.attrs["unknown"]
     curve = table[table["size"] > 0] if "size" in table.columns else table.iloc[:0]
     table = table[table["size"] == 0] if "size" in table.columns else table
+    if table.empty:
+        raise PredictionsError(
+            "every row is of a learning curve (size above 0). Give the predictions of the whole cohort too, with size 0."
+        )
     labels = list(dict.fromkeys(table["label"]))
     patients = np.unique(table.loc[table["part"] == "test", "patient"].astype(str)).astype(object)
     draws = Draws(patients, bootstrap, seed)
     if len(labels) == 1:
         data = _evaluate_label(table, settings, draws).data
     else:
-        exclusive = exclude_each_other(table)
+        refuse_class_names(table)
+        # Of patients with images of several classes none is the one.
+        exclusive = exclude_each_other(table if settings.unit == "image" else by_patient(table, settings.aggregate))
         again = recalibrate_classes(table) if exclusive else None
         parts = {}
         for label in labels:
             own = None if again is None else again[0][again[0]["label"] == label]
             parts[label] = _evaluate_label(table[table["label"] == label], settings, draws, own, exclusive)
-        data = summarise_labels(parts, exclusive, draws, None if again is None else again[1])
+        data = summarise_labels(parts, exclusive, draws, None if again is None else again[1], settings.margin)
+        if exclusive and settings.recalibration != "auto":
+            data["warnings"].append(
+                f"recalibration={settings.recalibration} is for single labels; classes are recalibrated together, by vector scaling."
+            )
+        if len(curve):
+            data["warnings"].append("Rows of a learning curve are left out: it is drawn for one label at a time.")
     growth, matches = learning_curve(curve, bootstrap, seed) if len(labels) == 1 else ([], [])
     warnings = [*data["warnings"], *([f"{unknown} rows have no target and are left out."] if unknown else [])]
     more = {"learning_curve": growth, "matching_sizes": matches, "growth": describe_curve(growth, matches), "shift": None}
@@ -120,7 +134,7 @@ def _evaluate_label(
         "decision_curves": decision_curves([m.scores for m in used], [m.drawn["net_benefit"] for m in used]),
         "other_unit": _other_unit(images, settings, draws),
         "subgroups": _subgroups(table, scores, settings, draws),
-        "external_validation": advise(raw[0].found["auc"].value, _prevalence(first, settings), used[0].scores.logit[0]),
+        "external_validation": _advise(first, raw[0], used[0].scores, settings),
         "warnings": [*left_out, *list_caveats(table, scores, recalibrated, settings)],
     }
     return Evaluated(data, raw, second)
@@ -159,19 +173,24 @@ def _describe_table(table: pd.DataFrame, first: Scores, settings: Settings) -> d
     }
 
 
-def _prevalence(first: Scores, settings: Settings) -> float:
-    return settings.target_prevalence or float(first.weight @ first.target / first.weight.sum())
+def _advise(first: Scores, raw: Measured, used: Scores, settings: Settings) -> dict[str, Any]:
+    """Sizes for an external validation of the first arm, at the prevalence of the patients it is meant for."""
+    here = float(first.weight @ first.target / first.weight.sum())
+    there, logit = settings.target_prevalence or here, used.logit[0]
+    if settings.target_prevalence is not None and 0 < here < 1:
+        logit = adjust_prevalence(logit, here, there)
+    return {**advise(raw.found["auc"].value, there, logit), "unit": settings.unit}
 
 
 def _compare(scores: Sequence[Scores], raw: Sequence[Measured], used: Sequence[Measured], settings: Settings) -> list[dict[str, Any]]:
     """Differences; that in net benefit is at the threshold asked for, or at the prevalence, on probabilities after recalibration."""
     aimed = settings.threshold or float(scores[0].target.mean())
     column = int(np.argmin(np.abs(THRESHOLDS - aimed)))
-    values, drawn = [], []
-    for one, last in zip(raw, used, strict=True):
-        values.append({**one.metrics, "net_benefit": float(last.metrics["net_benefit"][column])})
-        drawn.append({**one.drawn, "net_benefit": last.drawn["net_benefit"][:, column]})
-    comparisons = compare_arms(scores, [one.found for one in raw], values, drawn, settings.margin)
+    contestants = [
+        Contestant(s.arm, len(s.seeds), one.found, {**one.drawn, "net_benefit": last.drawn["net_benefit"][column]}, s)
+        for s, one, last in zip(scores, raw, used, strict=True)
+    ]
+    comparisons = compare_arms(contestants, settings.margin)
     for entry in comparisons:
         entry["delta_net_benefit"]["threshold"] = float(THRESHOLDS[column])
     return comparisons
@@ -190,7 +209,7 @@ def _other_unit(table: pd.DataFrame, settings: Settings, draws: Draws) -> dict[s
         wanted: dict[str, influence.Estimator] = {"auc": influence.auc, "brier": influence.brier, "slope": influence.slope}
         found.append(influence.estimate_all(s.logit, s.target, s.weight, codes, len(draws.patients), wanted))
     arms = {
-        s.arm: {"auc": auc_interval(own["auc"]), "brier": own["brier"].interval(least=0.0), "slope": own["slope"].interval()}
+        s.arm: {"auc": auc_interval(own["auc"]), "brier": own["brier"].interval(least=0.0), "slope": own["slope"].interval(widest=WIDEST)}
         for s, own in zip(scores, found, strict=True)
     }
     comparisons = []

@@ -17,13 +17,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
-from scipy.stats import norm
-from scipy.stats import t as student
+
+from medtransfer.evaluation.spread import Part, between, quantile, two_sided_p
 
 Float = NDArray[np.float64]
 Estimator = Callable[[Float, NDArray[Any], Float], tuple[float, Float]]
 Scale = Literal["identity", "logit", "log"]
-_COVERAGE = 0.95
+# A variance below this is rounding.
+_NOTHING = 1e-18
 # With so many patients of a class, one image each, the variance is known well enough for the normal distribution of the textbooks.
 _MANY = 30
 
@@ -38,8 +39,7 @@ class Estimate:
         members: number of patients with a positive, with a negative image, and of all.
         clustered: whether a patient has several images.
         by_seed: (seed,), the estimate of each.
-        between: variances of the value that come from seeds, each with its degrees of freedom; none for a single seed, which
-            does not show them.
+        between: parts of the variance that come from seeds; none for a single seed, which does not show them.
     """
 
     value: float
@@ -48,7 +48,7 @@ class Estimate:
     members: tuple[int, int, int]
     clustered: bool
     by_seed: Float
-    between: tuple[tuple[float, int], ...]
+    between: tuple[Part, ...]
 
     def __sub__(self, other: Estimate) -> Estimate:
         """The difference over the same patients; seeds are paired where there are as many."""
@@ -72,16 +72,53 @@ class Estimate:
     @property
     def variance(self) -> float:
         """Over patients and seeds."""
-        return self.of_patients + sum(part for part, _ in self.between)
+        return self.of_patients + sum(part.variance for part in self.between)
 
     @property
-    def freedom(self) -> float:
-        """Of the variance, which few patients of a class, or seeds, know badly (Satterthwaite 1946, doi:10.2307/3002019)."""
+    def parts(self) -> tuple[Part, ...]:
+        """Of the variance: over patients, known from those of either class (Satterthwaite 1946, doi:10.2307/3002019), and between seeds."""
         of_positive, of_negative, _ = self._parts()
         positives, negatives, _ = self.members
-        parts = [(of_positive, positives - 1), (of_negative, negatives - 1), *self.between]
-        known = [(part, freedom) for part, freedom in parts if part > 0 and freedom > 0]
-        return sum(part for part, _ in known) ** 2 / sum(part**2 / freedom for part, freedom in known) if known else 1.0
+        if min(positives, negatives) >= _MANY and not self.clustered and not self.between:
+            return (Part(self.of_patients, np.inf),)
+        pair = [(of_positive, positives - 1), (of_negative, negatives - 1)]
+        known = [(part, freedom) for part, freedom in pair if part > 0 and freedom > 0]
+        freedom = sum(part for part, _ in known) ** 2 / sum(part**2 / freedom for part, freedom in known) if known else 1.0
+        return (Part(self.of_patients, freedom), *self.between)
+
+    def interval(
+        self, scale: Scale = "identity", least: float = -np.inf, greatest: float = np.inf, widest: float = np.inf
+    ) -> dict[str, Any]:
+        """Estimate with its 95 % interval, by Student's t on a scale where the estimate is nearer to normal.
+
+        Args:
+            scale: of the interval.
+            least, greatest: bounds of the quantity.
+            widest: standard errors beyond this mean that the data hold no information on it.
+        """
+        variance = self.variance
+        if not np.isfinite(self.value):
+            reason = "not estimable: a class is missing, or the score separates the classes"
+            return {"estimate": None, "low": None, "high": None, "reason": reason}
+        why = ""
+        if min(self.members[:2]) < 2:
+            why = "fewer than two patients of a class"
+        elif not (np.isfinite(variance) and variance > _NOTHING):
+            why = "no two patients differ"
+        elif np.sqrt(variance) > widest:
+            why = "the data hold too little information"
+        if why:
+            return {"estimate": self.value, "low": None, "high": None, "reason": f"no interval: {why}"}
+        half = quantile(self.parts) * np.sqrt(variance)
+        low, high = _move(self.value, -half, scale), _move(self.value, half, scale)
+        return {"estimate": self.value, "low": max(least, low), "high": min(greatest, high)}
+
+    def p_value(self) -> float | None:
+        """Two-sided, of the estimate being 0; None where its variance is not known."""
+        variance = self.variance
+        if not (np.isfinite(self.value) and np.isfinite(variance) and variance > _NOTHING and min(self.members[:2]) >= 2):
+            return None
+        return two_sided_p(abs(self.value) / np.sqrt(variance), self.parts)
 
     def _parts(self) -> tuple[float, float, float]:
         positives, negatives, patients = self.members
@@ -91,39 +128,6 @@ class Estimate:
             _corrected(float(self.negative @ self.negative), negatives),
             2 * _corrected(mixed, patients) if mixed else 0.0,
         )
-
-    @property
-    def quantile(self) -> float:
-        """Standard errors on either side of a 95 % interval."""
-        if min(self.members[:2]) >= _MANY and not self.clustered and not self.between:
-            return float(norm.ppf((1 + _COVERAGE) / 2))
-        return float(student.ppf((1 + _COVERAGE) / 2, self.freedom))
-
-    def interval(self, scale: Scale = "identity", least: float = -np.inf) -> dict[str, Any]:
-        """Estimate with its 95 % interval, by Student's t on a scale where the estimate is nearer to normal; not below `least`."""
-        variance = self.variance
-        if not np.isfinite(self.value):
-            return {
-                "estimate": None,
-                "low": None,
-                "high": None,
-                "reason": "not estimable: a class is missing, or the score separates the classes",
-            }
-        if not (np.isfinite(variance) and variance > 0):
-            reason = "no interval: fewer than two patients of a class" if min(self.members[:2]) < 2 else "no interval: no patient differs"
-            return {"estimate": self.value, "low": None, "high": None, "reason": reason}
-        half = self.quantile * np.sqrt(variance)
-        low, high = _move(self.value, -half, scale), _move(self.value, half, scale)
-        return {"estimate": self.value, "low": max(least, low), "high": high}
-
-    def p_value(self) -> float | None:
-        """Two-sided, of the estimate being 0; None where its variance is not known."""
-        variance = self.variance
-        if not (np.isfinite(self.value) and np.isfinite(variance) and variance > 0):
-            return None
-        ratio = abs(self.value) / np.sqrt(variance)
-        exact = min(self.members[:2]) >= _MANY and not self.clustered and not self.between
-        return float(2 * (norm.sf(ratio) if exact else student.sf(ratio, self.freedom)))
 
 
 def _corrected(square: float, patients: int) -> float:
@@ -171,12 +175,6 @@ def estimate(logits: Float, target: NDArray[Any], weight: Float, patients: NDArr
         values,
         between(values),
     )
-
-
-def between(by_seed: Float) -> tuple[tuple[float, int], ...]:
-    """Variance of the mean over seeds that comes from the seeds, with its degrees of freedom; nothing for a single one."""
-    count = len(by_seed)
-    return ((float(np.var(by_seed, ddof=1)) / count, count - 1),) if count > 1 else ()
 
 
 def auc(logit: Float, target: NDArray[Any], weight: Float) -> tuple[float, Float]:

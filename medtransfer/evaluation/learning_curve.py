@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from medtransfer.evaluation import calibration as cal
 from medtransfer.evaluation import discrimination as dis
 from medtransfer.evaluation import influence
-from medtransfer.evaluation.resample import Draws, Metric, Question, draw_values, estimates, percentile_interval
+from medtransfer.evaluation.resample import Drawn, Draws, Metric, Question, draw_values, make_drawn
 from medtransfer.evaluation.scores import Scores, align_scores
+from medtransfer.evaluation.summary import WIDEST
 
 Float = NDArray[np.float64]
 # Exponents of the power law that are tried: errors of estimates fall with 1/2, learning mostly slower.
@@ -36,8 +37,8 @@ def learning_curve(table: pd.DataFrame, bootstrap: int, seed: int) -> tuple[list
     """One entry per arm and size, then two per arm beyond its largest size; and what one arm needs to match another.
 
     AUC, Brier score and log-loss are means over folds and episodes of those within a fold, as scores of different small models are
-    not comparable. Intervals: bootstrap over patients and episodes. Beyond: a power law a - b n^-c with a of at most 1
-    (Hestness et al. 2017, arXiv:1712.00409), fitted to the estimates and to every draw; its interval holds sampling,
+    not comparable. Intervals: bootstrap over patients, plus the variance between episodes. Beyond: a power law a - b n^-c with a of at
+    most 1 (Hestness et al. 2017, arXiv:1712.00409), fitted to the estimates and to every draw; its interval holds sampling,
     not that the law may be wrong.
 
     Args:
@@ -50,40 +51,51 @@ def learning_curve(table: pd.DataFrame, bootstrap: int, seed: int) -> tuple[list
     """
     if table.empty:
         return [], []
+    # Every seed of an episode is a draw of its own.
+    pairs = {pair: number for number, pair in enumerate(sorted(set(zip(table["episode"], table["seed"], strict=True))))}
+    table = table.assign(seed=[pairs[pair] for pair in zip(table["episode"], table["seed"], strict=True)])
     scores: list[Scores] = []
     sizes: list[int] = []
     for size in sorted(set(table["size"].tolist())):
-        rows = table[table["size"] == size]
-        aligned, _ = align_scores(rows.assign(seed=rows["episode"]))
+        aligned, _ = align_scores(table[table["size"] == size])
         scores += aligned
         sizes += [size] * len(aligned)
     draws = Draws(np.unique(np.concatenate([s.patients for s in scores]).astype(str)).astype(object), bootstrap, seed)
-    questions = [Question(s, _METRICS, s.fold) for s in scores]
-    drawn = draw_values(questions, draws)
+    drawn = draw_values([Question(s, _METRICS, s.fold) for s in scores], draws)
+    rng = np.random.default_rng([seed, 3])
     entries, curves = [], {}
     for arm in dict.fromkeys(s.arm for s in scores):
         mine = [i for i, s in enumerate(scores) if s.arm == arm]
-        values = [estimates(questions[i]) for i in mine]
         episodes = len(scores[mine[0]].seeds)
-        for i, value in zip(mine, values, strict=True):
-            found = {name: percentile_interval(value[name], drawn[i][name]) for name in _METRICS}
+        for i in mine:
+            found = {name: drawn[i][name].interval(least=0.0) for name in _METRICS}
             found["slope"] = _slope(scores[i], draws)
             entries.append({"arm": arm, "size": sizes[i], "episodes": episodes, "extrapolated": False, **found})
         places = np.array([sizes[i] for i in mine], float)
-        curves[arm] = Curve(places, np.array([value["auc"] for value in values]), np.stack([drawn[i]["auc"] for i in mine], 1))
+        estimate, columns = np.array([drawn[i]["auc"].value for i in mine]), [_with_episodes(drawn[i]["auc"], rng) for i in mine]
+        curves[arm] = Curve(places, estimate, np.stack(columns, 1))
         if len(mine) >= _FEWEST_SIZES:
             beyond = places[-1] * np.array(_BEYOND)
-            estimate = extrapolate(places, curves[arm].estimate[None], beyond)[0]
-            columns = extrapolate(places, curves[arm].drawn, beyond).T
-            for place, value, column in zip(beyond, estimate, columns, strict=True):
-                auc = percentile_interval(float(value), column)
+            values, further = extrapolate(places, estimate[None], beyond)[0], extrapolate(places, curves[arm].drawn, beyond)
+            for place, value, column in zip(beyond, values, further.T, strict=True):
+                auc = make_drawn(np.array([value]), column).interval(least=0.0, greatest=1.0)
                 entries.append({"arm": arm, "size": int(place), "episodes": episodes, "extrapolated": True, "auc": auc})
     return entries, match_sizes(curves)
 
 
+def _with_episodes(auc: Drawn, rng: np.random.Generator) -> Float:
+    """Draws over patients that vary as much again as episodes do."""
+    moved = auc.draws
+    for part in auc.between:
+        moved = moved + np.sqrt(part.variance) * rng.standard_t(part.freedom, len(moved))
+    return moved
+
+
 def _slope(scores: Scores, draws: Draws) -> dict[str, Any]:
     codes = draws.codes(scores.patients)
-    return influence.estimate(scores.logit, scores.target, scores.weight, codes, len(draws.patients), influence.slope).interval()
+    return influence.estimate(scores.logit, scores.target, scores.weight, codes, len(draws.patients), influence.slope).interval(
+        widest=WIDEST
+    )
 
 
 def match_sizes(curves: dict[str, Curve]) -> list[dict[str, Any]]:

@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import log_softmax, logsumexp
 
+from medtransfer.errors import PredictionsError
 from medtransfer.evaluation import calibration as cal
 from medtransfer.evaluation import influence
-from medtransfer.evaluation.comparison import verdict
+from medtransfer.evaluation.comparison import Contestant, compare_arms
 from medtransfer.evaluation.influence import Estimate
-from medtransfer.evaluation.resample import Draws, percentile_interval
+from medtransfer.evaluation.resample import Drawn, Draws, make_drawn
 from medtransfer.evaluation.scores import Scores
-from medtransfer.evaluation.summary import Evaluated, Measured
+from medtransfer.evaluation.spread import between
+from medtransfer.evaluation.summary import WIDEST, Evaluated, Measured
 
 Float = NDArray[np.float64]
 # Probabilities of the classes of an image add up to 1 within this; beyond it they are labels that stand for themselves.
@@ -34,6 +36,20 @@ def exclude_each_other(table: pd.DataFrame) -> bool:
     )
     alike = (sums["targets"] == 1) & (np.abs(sums["total"] - 1) < _TOLERANCE) & (sums["rows"] == labels)
     return labels > 1 and bool(alike.all())
+
+
+def refuse_class_names(table: pd.DataFrame) -> None:
+    """The name of an image's class in place of the name of a label would make a label of every class.
+
+    Raises:
+        PredictionsError: every image has one label, and every label one target.
+    """
+    one = table.groupby(["arm", "seed", "fold", "part", "image"], sort=False)["label"].nunique().max() == 1
+    if one and table.groupby("label")["target"].nunique().max() == 1:
+        raise PredictionsError(
+            f"column label holds the class of each image ({', '.join(list(dict.fromkeys(table['label']))[:4])}). It names what is "
+            "predicted; remove it, as target already says which class is the true one."
+        )
 
 
 def mean_estimate(estimates: Sequence[Estimate]) -> Estimate:
@@ -54,7 +70,7 @@ def mean_estimate(estimates: Sequence[Estimate]) -> Estimate:
         negative=np.zeros_like(whole),
         members=(rarest, rarest, members[2]),
         by_seed=by_seed,
-        between=influence.between(by_seed),
+        between=between(by_seed),
     )
 
 
@@ -133,88 +149,85 @@ def _fit_vector(z: Float, truth: NDArray[np.int64]) -> tuple[Float, Float]:
     return np.exp(np.clip(found[:classes], -8, 8)), found[classes:]
 
 
-def summarise_labels(parts: dict[str, Evaluated], exclusive: bool, draws: Draws, maps: list[dict[str, Any]] | None) -> dict[str, Any]:
+def summarise_labels(
+    parts: dict[str, Evaluated], exclusive: bool, draws: Draws, maps: list[dict[str, Any]] | None, margin: float | None
+) -> dict[str, Any]:
     """The report of several labels: every label whole under `labels`, and under `arms` the means over labels."""
     first = next(iter(parts.values()))
     arms: dict[str, Any] = {}
-    macro: list[dict[str, Estimate]] = []
+    contestants = []
     for index, measured in enumerate(first.raw):
         name = measured.scores.arm
-        found, entry = _mean_entry([part.raw[index] for part in parts.values()])
+        raw = [part.raw[index] for part in parts.values()]
+        found, drawn, entry = _mean_entry(raw)
         if exclusive:
-            entry["auc_one_against_one"] = one_against_one(
-                {label: part.raw[index].scores for label, part in parts.items()}, draws
-            ).interval("logit")
-            entry["accuracy"] = _accuracy([part.raw[index].scores for part in parts.values()])
+            scores = {label: m.scores for label, m in zip(parts, raw, strict=True)}
+            entry["auc_one_against_one"] = one_against_one(scores, draws).interval("logit")
+            entry["accuracy"] = _accuracy(list(scores.values()))
         after = [part.recalibrated[index] for part in parts.values()]
         entry["recalibrated"] = None
         if all(one is not None for one in after):
-            entry["recalibrated"] = {
-                **_mean_entry([one for one in after if one is not None])[1],
-                "method": "vector" if exclusive else "by label",
-            }
+            again = _mean_entry([one for one in after if one is not None])[2]
+            entry["recalibrated"] = {**again, "method": "vector" if exclusive else "by label", "chosen": "", "maps": []}
             if maps is not None:
                 entry["recalibrated"]["maps"] = [m for m in maps if m["arm"] == name]
-        macro.append(found)
+        without = [label for label, m in zip(parts, raw, strict=True) if not np.isfinite(m.found["auc"].value)]
+        if without:
+            entry["auc"]["reason"] = f"not estimable: the test rows of {', '.join(without)} lack a class"
+        contestants.append(Contestant(name, len(measured.scores.seeds), found, drawn))
         arms[name] = entry
-    names = list(arms)
-    comparisons = []
-    for i, j in combinations(range(len(names)), 2):
-        entry = {"a": names[i], "b": names[j]}
-        for metric in ("auc", "brier", "log_loss", "slope"):
-            difference = macro[i][metric] - macro[j][metric]
-            entry[f"delta_{metric}"] = {**difference.interval(), "p": difference.p_value()}
-        entry["delta_auc"] |= {"detectable": None, "bootstrap": None, "folds": None, "p_holm": None}
-        entry["verdict"] = verdict(entry, macro[i]["auc"].value, macro[j]["auc"].value)
-        comparisons.append(entry)
     kind = "classes that exclude each other" if exclusive else "labels that stand for themselves"
     shared = {key: first.data[key] for key in ("unit", "bootstrap", "seed", "few_draws", "settings")}
     warnings = [f"{label}: {text}" for label, part in parts.items() for text in part.data["warnings"]]
     return {
         "label": f"{len(parts)} {kind}: {', '.join(parts)}",
         "images": max(part.data["images"] for part in parts.values()),
-        "positive_images": sum(part.data["positive_images"] for part in parts.values()),
+        "positive_images": {label: part.data["positive_images"] for label, part in parts.items()},
         "patients": len(draws.patients),
-        "prevalence": float(np.mean([part.data["prevalence"] for part in parts.values()])),
+        "prevalence": {label: part.data["prevalence"] for label, part in parts.items()},
         **shared,
         "arms": arms,
-        "comparisons": comparisons,
+        "comparisons": compare_arms(contestants, margin),
         "labels": {label: part.data for label, part in parts.items()},
         "warnings": [f"Figures are means over {len(parts)} labels, each with its own below.", *dict.fromkeys(warnings)],
     }
 
 
-def _mean_entry(measured: Sequence[Measured]) -> tuple[dict[str, Estimate], dict[str, Any]]:
+def _mean_entry(measured: Sequence[Measured]) -> tuple[dict[str, Estimate], dict[str, Drawn], dict[str, Any]]:
     found = {name: mean_estimate([m.found[name] for m in measured]) for name in measured[0].found}
-
-    def drawn(key: str, recentre: bool = False) -> dict[str, Any]:
-        values = np.mean([m.drawn[key] for m in measured], axis=0)
-        return percentile_interval(float(np.mean([m.metrics[key] for m in measured])), values, recentre)
-
-    auc = found["auc"].interval("logit")
-    return found, {
-        "auc": {**auc, "method": "mean over labels, one against the rest; over patients" + (" and seeds" if found["auc"].between else "")},
-        "average_precision": drawn("average_precision"),
-        "brier": found["brier"].interval(least=0.0),
-        "brier_skill": found["brier_skill"].interval(),
+    names = ("auc", "partial_auc", "average_precision", "ece", "l2_ece")
+    drawn = {
+        name: make_drawn(np.mean([m.drawn[name].by_seed for m in measured], 0), np.mean([m.drawn[name].draws for m in measured], 0))
+        for name in names
+    }
+    entry = {
+        "auc": {
+            **found["auc"].interval("logit"),
+            "method": "mean over labels, one against the rest; over patients" + (" and seeds" if found["auc"].between else ""),
+        },
+        "partial_auc": drawn["partial_auc"].interval(greatest=1.0),
+        "average_precision": drawn["average_precision"].interval(least=0.0, greatest=1.0),
+        "brier": found["brier"].interval(least=0.0, greatest=1.0),
+        "brier_skill": found["brier_skill"].interval(greatest=1.0),
         "log_loss": found["log_loss"].interval(least=0.0),
-        "ece": drawn("ece", recentre=True),
-        "l2_ece": drawn("l2_ece", recentre=True),
+        "ece": drawn["ece"].interval(recentre=True, greatest=1.0),
+        "l2_ece": drawn["l2_ece"].interval(recentre=True, greatest=1.0),
         "calibration": {
-            "intercept": found["intercept"].interval(),
-            "slope": found["slope"].interval(),
+            "intercept": found["intercept"].interval(widest=WIDEST),
+            "slope": found["slope"].interval(widest=WIDEST),
             "observed_expected": found["observed_expected"].interval("log"),
         },
         "trust": None,  # said of every label
     }
+    return found, {name: drawn[name] for name in ("auc", "partial_auc", "average_precision")}, entry
 
 
 def _accuracy(scores: Sequence[Scores]) -> dict[str, Any]:
-    """Share of images whose most probable class is the true one, and the mean of that over the classes."""
+    """Share of images whose most probable class is the true one, its mean over the classes, and the ECE of the most probable class."""
     logits, truth = np.stack([s.logit for s in scores]), np.stack([s.target for s in scores]).argmax(0)
     right = logits.argmax(0) == truth
     by_class = [float(right[:, truth == c].mean()) for c in range(len(scores)) if (truth == c).any()]
-    return {"estimate": float(right.mean()), "balanced": float(np.mean(by_class)), "confidence_ece": _confidence_ece(logits.max(0), right)}
+    return {"share": float(right.mean()), "balanced": float(np.mean(by_class)), "confidence_ece": _confidence_ece(logits.max(0), right)}
 
 
 def _confidence_ece(logit: Float, right: NDArray[np.bool_]) -> float:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 import uuid
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -28,21 +30,35 @@ WEIGHT = "weight"
 TYPICAL = "typical"
 
 
-def read_predictions(path: str | Path, keep: Sequence[str] = ()) -> pd.DataFrame:
+def read_predictions(path: str | Path, keep: Sequence[str] = (), weight: str | None = None) -> pd.DataFrame:
     """Reads a predictions CSV and checks it; see `check_predictions`.
 
     Raises:
         PredictionsError: no such file, no CSV, or a faulty table.
     """
     path = Path(path)
+    help_ = "Give a comma-separated UTF-8 file with the columns patient, target and probability."
     try:
         # As text: pandas' own parser of numbers is not always exact to the last bit, Python's is.
-        table = pd.read_csv(path, dtype=str, index_col=False, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table = pd.read_csv(path, dtype=str, index_col=False, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
+            header = pd.read_csv(path, dtype=str, header=None, nrows=1, keep_default_na=False, encoding="utf-8-sig").iloc[0]
     except FileNotFoundError as error:
-        raise PredictionsError(f"{path}: no such file. Give a CSV with patient, target and probability.") from error
+        raise PredictionsError(f"{path}: no such file. {help_}") from error
+    except pd.errors.ParserWarning as error:
+        raise PredictionsError(
+            f"{path}: rows have more fields than the header. Quote names that hold a comma, or name every column."
+        ) from error
     except (OSError, UnicodeDecodeError, ValueError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise PredictionsError(f"{path}: not a readable CSV ({error}).") from error
-    return check_predictions(table, str(path), keep)
+        raise PredictionsError(f"{path}: not a readable CSV ({str(error).splitlines()[0]}). {help_}") from error
+    twice = sorted({str(name) for name in header[header.duplicated()]})
+    if twice:
+        raise PredictionsError(f"{path}: column {', '.join(twice)} appears twice. Rename or remove one.")
+    other = next((mark for mark in (";", "\t", "|") if len(table.columns) == 1 and mark in str(table.columns[0])), None)
+    if other:
+        raise PredictionsError(f"{path}: its columns are separated by {other!r}. {help_}")
+    return check_predictions(table, str(path), keep, weight)
 
 
 def write_predictions(table: pd.DataFrame, path: Path) -> None:
@@ -72,12 +88,14 @@ def write_aside(path: Path, content: str | bytes) -> None:
         part.unlink(missing_ok=True)
 
 
-def check_predictions(table: pd.DataFrame, source: str = "predictions", keep: Sequence[str] = ()) -> pd.DataFrame:
+def check_predictions(
+    table: pd.DataFrame, source: str = "predictions", keep: Sequence[str] = (), weight: str | None = None
+) -> pd.DataFrame:
     """Fills in what may be left out and checks the rest.
 
     `patient`, `target` and `probability` (or `logit`) are required. Left out, `arm` is "model", `seed`
     and `fold` 0, `part` "test", `label` "target", and `image` the patient with a running number. `size` and `episode`
-    tell rows of a learning curve; both are 0 for the others. `weight` says how much an image counts, `typical` (0 to 1) how many tune
+    tell rows of a learning curve; both are 0 for the others. `typical` says (0 to 1) how many tune
     images are at least as unlike the training images. Rows whose target is
     empty, as of a label that nobody looked for, are left out; `table.attrs["unknown"]` is their number.
 
@@ -85,20 +103,24 @@ def check_predictions(table: pd.DataFrame, source: str = "predictions", keep: Se
         table: as above.
         source: names it in messages.
         keep: other columns that are to stay, such as of subgroups.
+        weight: the column that says how much an image counts; it becomes `weight`.
 
     Raises:
         PredictionsError: with every fault and its row (the header is row 1).
         LeakageError: a patient is tested in two folds of one arm and seed.
     """
-    _require_columns(table, source, keep)
+    _require_columns(table, source, (*keep, *([weight] if weight else [])))
     table = table.copy().reset_index(drop=True)
+    table = _weigh(table, keep, weight)
     known = table["target"].notna() & (table["target"].astype(str).str.strip() != "")
     if not known.any():
         raise PredictionsError(f"{source}: column target is empty. Give the true class, 0 or 1.")
     faults: list[str] = []
     curve = [column for column in CURVE if column in table.columns]
     if len(curve) == 1:
-        raise PredictionsError(f"{source}: column {curve[0]} stands alone; a learning curve has {' and '.join(CURVE)}.")
+        raise PredictionsError(
+            f"{source}: column {curve[0]} stands alone; a learning curve has {' and '.join(CURVE)}. Rename it if it is something else."
+        )
     for column in {"probability", "logit", "seed", "fold", WEIGHT, *curve} & set(table.columns):
         table[column] = _numbers(table[column], column, faults)
     table["target"] = _numbers(table["target"].where(known, 0), "target", faults)
@@ -114,8 +136,11 @@ def check_predictions(table: pd.DataFrame, source: str = "predictions", keep: Se
     if "image" not in table.columns:
         number = table.groupby(["arm", "seed", "fold", "part", "patient", "label", *curve]).cumcount().astype(str)
         table["image"] = table["patient"] + "#" + number
+    faults += [f"row {i + 2}: image is empty" for i in np.flatnonzero(table["image"].isna())]
     table["image"] = table["image"].astype(str)
-    faults = _check_values(table)
+    for column in ("arm", "label"):
+        table[column] = table[column].map({name: _show_controls(name) for name in table[column].unique()})
+    faults += _check_values(table)
     if faults:
         raise PredictionsError(list_faults(f"{source}: {len(faults)} fault(s)", faults, "Mend these rows and run again."))
     for column in ("target", "seed", "fold", *curve):
@@ -126,6 +151,18 @@ def check_predictions(table: pd.DataFrame, source: str = "predictions", keep: Se
     table = table[_columns(table, keep)]
     table.attrs["unknown"] = int((~known).sum())
     return table
+
+
+def _weigh(table: pd.DataFrame, keep: Sequence[str], weight: str | None) -> pd.DataFrame:
+    """A column of the name `weight` may be that of a body: only the one asked for counts."""
+    if weight is not None:
+        return table.assign(**{WEIGHT: table[weight]})
+    return table if WEIGHT in keep else table.drop(columns=WEIGHT, errors="ignore")
+
+
+def _show_controls(name: str) -> str:
+    """Characters that turn text around or are not seen, as their code: in a sentence they would turn its numbers around."""
+    return "".join(f"[U+{ord(c):04X}]" if unicodedata.category(c) in {"Cf", "Cc"} else c for c in name)
 
 
 def _numbers(column: pd.Series, name: str, faults: list[str]) -> pd.Series:
@@ -155,11 +192,14 @@ def _check_values(table: pd.DataFrame) -> list[str]:
     faults += [f"row {i + 2}: target is {table['target'][i]:g}; use 0 or 1" for i in np.flatnonzero(~table["target"].isin([0, 1]))]
     if WEIGHT in table.columns:
         faults += [f"row {i + 2}: weight is {table[WEIGHT][i]:g}; use 0 or more" for i in np.flatnonzero(table[WEIGHT] < 0)]
+        if not (table.loc[table["part"] == "test", WEIGHT] > 0).any():
+            faults.append("every test row has weight 0")
     parts = {"train", "tune", "test"}
     faults += [f"row {i + 2}: part is {table['part'][i]!r}; use train, tune or test" for i in np.flatnonzero(~table["part"].isin(parts))]
     curve = [column for column in CURVE if column in table.columns]
     for column in ("seed", "fold", *curve):
-        faults += [f"row {i + 2}: {column} is {table[column][i]:g}, not a whole number" for i in np.flatnonzero(table[column] % 1 != 0)]
+        wrong = (table[column] % 1 != 0) | (table[column].abs() > 2**53)
+        faults += [f"row {i + 2}: {column} is {table[column][i]:g}, not a whole number" for i in np.flatnonzero(wrong)]
     # An image is tested once per arm and seed, in whatever fold; it may serve several folds for tuning.
     key = ["arm", "seed", "part", "image", "label", *curve]
     twice = table.duplicated([*key, "fold"]) | (table.duplicated(key) & (table["part"] == "test"))

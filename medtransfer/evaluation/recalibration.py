@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression, minimize, minimize_scalar
 
 from medtransfer.errors import PredictionsError
-from medtransfer.evaluation.scores import Scores
+from medtransfer.evaluation.scores import Scores, pair_tune
 
 Float = NDArray[np.float64]
 Method = Literal["temperature", "platt", "beta", "isotonic"]
@@ -148,11 +148,10 @@ def recalibrate(scores: Scores, tune: pd.DataFrame, method: Method | Literal["au
     Raises:
         PredictionsError: isotonic maps of fewer than 1,000 tune images.
     """
-    parts = {(seed, fold): rows for (seed, fold), rows in tune.groupby(["seed", "fold"])}
-    cells = [(seed, fold) for seed in scores.seeds for fold in sorted(set(scores.fold.tolist()))]
-    if not cells or any(cell not in parts or parts[cell]["target"].nunique() < 2 for cell in cells):
+    cells = pair_tune(scores, tune)
+    if cells is None:
         return None
-    fewest = min(len(parts[cell]) for cell in cells)
+    fewest = min(len(cell.tune) for cell in cells)
     if method == "isotonic" and fewest < FEWEST_ISOTONIC:
         raise PredictionsError(
             f"arm {scores.arm}: a tune part has {fewest} images, and isotonic recalibration is refused below {FEWEST_ISOTONIC}: it would "
@@ -160,12 +159,11 @@ def recalibrate(scores: Scores, tune: pd.DataFrame, method: Method | Literal["au
         )
     chosen = "set by hand"
     if method == "auto":
-        method, chosen = _choose([parts[cell] for cell in cells])
-    maps = {cell: fit_map(method, *_columns(parts[cell])) for cell in cells}
+        method, chosen = _choose([cell.tune for cell in cells])
+    maps = {(cell.seed, cell.fold): fit_map(method, cell.logit, cell.target) for cell in cells}
     logit = np.empty_like(scores.logit)
-    for (seed, fold), fitted in maps.items():
-        inside = scores.fold == fold
-        logit[scores.seeds.index(seed), inside] = fitted.apply(scores.logit[scores.seeds.index(seed), inside])
+    for cell in cells:
+        logit[cell.row, cell.inside] = maps[cell.seed, cell.fold].apply(scores.logit[cell.row, cell.inside])
     return Recalibrated(replace(scores, logit=logit), method, maps, chosen)
 
 

@@ -1,4 +1,7 @@
-"""Bootstrap over patients and seeds, the same draws for all that is compared."""
+"""Bootstrap over patients, the same draws for all that is compared; the variance between seeds is added to what it shows.
+
+Seeds are not redrawn: a few of them, drawn again, show (S - 1) / S of the variance between them, and no uncertainty of it.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,13 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from medtransfer.evaluation.scores import Scores
+from medtransfer.evaluation.spread import Part, between, quantile, two_sided_p
 
 Float = NDArray[np.float64]
 # (logit, target, weights (draw, row)) -> (draw,) or (draw, several).
 Metric = Callable[[Float, NDArray[Any], Float], Float]
+# Draws that differ by less are the same.
+_NOTHING = 1e-12
 # Numbers held at once for the draws: 64 MB.
 _CHUNK = 8_000_000
 # Beyond so many different scores of an arm, neighbouring ones are drawn as one, at their mean; the draws are moved by what
@@ -25,10 +31,7 @@ _LEVELS = 4096
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """How often each draw takes each patient, and each seed.
-
-    A draw takes patients with replacement, all images of a patient together, and, crossed with that, seeds with
-    replacement.
+    """How often each draw takes each patient: with replacement, all images of a patient together, in every seed.
 
     Attributes:
         patients: (patient,), all different; of all that is compared.
@@ -58,10 +61,6 @@ class Draws:
             size = rows.stop - rows.start
             drawn = rng.integers(0, count, (size, count)) + count * np.arange(size)[:, None]
             yield rows, np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count).astype(np.float64)
-
-    def shares(self, seeds: int) -> Float:
-        """(draw, seed), the share of each; arms with as many seeds share them."""
-        return np.random.default_rng([self.seed, 1, seeds]).multinomial(seeds, np.full(seeds, 1 / seeds), self.number) / seeds
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,64 +102,138 @@ class Question:
     Attributes:
         scores: of one arm.
         metrics: by name.
-        within: (image,), parts such as folds: a metric is then the mean of its values within them; of a draw in which a part has
-            none, over the others.
+        within: (seed, image), parts such as folds: a metric is then the mean of its values within them; of a draw in which a part
+            has none, over the others.
     """
 
     scores: Scores
     metrics: Mapping[str, Metric]
     within: NDArray[Any] | None = None
 
-    @property
-    def parts(self) -> list[NDArray[np.bool_]]:
+    def parts(self, seed: int) -> list[NDArray[np.bool_]]:
         """(image,) per part."""
-        parts = np.zeros(len(self.scores.target), int) if self.within is None else self.within
+        parts = np.zeros(len(self.scores.target), int) if self.within is None else self.within[seed]
         return [parts == part for part in np.unique(parts)]
 
 
-def draw_values(questions: Sequence[Question], draws: Draws) -> list[dict[str, Float]]:
-    """Values of each metric in each draw, paired between all questions.
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """A metric and its draws over patients.
 
-    A metric is computed per seed and averaged over the seeds drawn.
+    Attributes:
+        value: mean over seeds: a number, or (several,).
+        by_seed: (seed,) or (seed, several).
+        draws: (draw,) or (draw, several), of the mean over seeds; NaN where a draw lacks a class.
+        between: parts of the variance of the value that come from seeds, for a single number.
+    """
+
+    value: Any
+    by_seed: Float
+    draws: Float
+    between: tuple[Part, ...]
+
+    def __getitem__(self, column: int) -> Drawn:
+        return make_drawn(self.by_seed[:, column], self.draws[:, column])
+
+    def __sub__(self, other: Drawn) -> Drawn:
+        """The difference in the same draws; seeds are paired where there are as many."""
+        if len(self.by_seed) == len(other.by_seed):
+            return make_drawn(self.by_seed - other.by_seed, self.draws - other.draws)
+        difference = np.array([self.value - other.value])
+        return Drawn(float(difference[0]), difference, self.draws - other.draws, self.between + other.between)
+
+    def interval(self, recentre: bool = False, least: float = -np.inf, greatest: float = np.inf) -> dict[str, Any]:
+        """Estimate with its 95 % interval: the 2.5 and 97.5 % quantiles of the draws, or with several seeds Student's t.
+
+        Args:
+            recentre: for errors that cannot be negative (ECE, ICI), whose draws lie too high because a resample is rougher than its
+                sample: the draws are shifted so that their mean is the estimate, and cut at 0.
+            least, greatest: bounds of the quantity.
+        """
+        finite = self._known()
+        estimate = float(self.value) if np.isfinite(self.value) else None
+        if finite is None:
+            reason = "not estimable: the classes are separated, or too few resamples hold both"
+            return {"estimate": estimate, "low": None, "high": None, "reason": reason}
+        if np.ptp(finite) < _NOTHING and not self.between:
+            return {"estimate": estimate, "low": None, "high": None, "reason": "no interval: all resamples give the same"}
+        if self.between:
+            parts = self._parts(finite)
+            half = quantile(parts) * np.sqrt(sum(part.variance for part in parts))
+            low, high = self.value - half, self.value + half
+            least = 0.0 if recentre else least
+        else:
+            shifted = np.maximum(finite - finite.mean() + self.value, 0.0) if recentre else finite
+            low, high = np.quantile(shifted, [0.025, 0.975])
+        return {"estimate": estimate, "low": float(max(least, low)), "high": float(min(greatest, high))}
+
+    def p_value(self) -> float | None:
+        """Two-sided, of the value being 0: twice the share of draws on its far side, never below 2 / (draws + 1); or by Student's t."""
+        finite = self._known()
+        if finite is None or (np.ptp(finite) < _NOTHING and not self.between):
+            return None
+        if self.between:
+            parts = self._parts(finite)
+            return two_sided_p(abs(self.value) / np.sqrt(sum(part.variance for part in parts)), parts)
+        tail = min(int((finite <= 0).sum()), int((finite >= 0).sum()))
+        return float(min(1.0, 2 * (tail + 1) / (len(finite) + 1)))
+
+    def _known(self) -> Float | None:
+        finite = self.draws[np.isfinite(self.draws)]
+        return finite if np.isfinite(self.value) and len(finite) >= 0.9 * len(self.draws) else None
+
+    def _parts(self, finite: Float) -> tuple[Part, ...]:
+        return (Part(float(np.var(finite, ddof=1)), np.inf), *self.between)
+
+
+def make_drawn(by_seed: Float, draws: Float) -> Drawn:
+    """From the estimates of the seeds and the draws of their mean."""
+    mean = by_seed.mean(0)
+    return Drawn(float(mean) if np.ndim(mean) == 0 else mean, by_seed, draws, between(by_seed) if by_seed.ndim == 1 else ())
+
+
+def draw_values(questions: Sequence[Question], draws: Draws) -> list[dict[str, Drawn]]:
+    """Each metric and its draws, paired between all questions; a metric is computed per seed and averaged.
 
     Args:
         questions: their patients are among those of the draws.
         draws: see `Draws`.
-
-    Returns:
-        Per question, by metric: (draw,) or (draw, several); NaN where a draw lacks a class.
     """
     count = len(draws.patients)
-    tables, moves = [], []
-    for question in questions:
-        s = question.scores
-        codes = draws.codes(s.patients)
-        tables.append([[tabulate(z[c], s.target[c], s.weight[c], codes[c], count) for c in question.parts] for z in s.logit])
-        moves.append(
-            [
-                [_moved(question, t, z[c], c) for t, c in zip(own, question.parts, strict=True)]
-                for own, z in zip(tables[-1], s.logit, strict=True)
-            ]
-        )
-    widest = max((len(table.logit) for seeds in tables for parts in seeds for table in parts), default=1)
+    tables = [_tabulate_all(question, draws, count) for question in questions]
+    widest = max((len(table.logit) for seeds in tables for parts in seeds for table, _ in parts), default=1)
     found: list[dict[str, list[Float]]] = [{name: [] for name in question.metrics} for question in questions]
-    shares = [draws.shares(len(question.scores.seeds)) for question in questions]
-    for rows, counts in draws.chunks(2 * widest):
+    for _, counts in draws.chunks(2 * widest):
         turned = np.ascontiguousarray(counts.T)
-        for question, seeds, moved, share, values in zip(questions, tables, moves, shares, found, strict=True):
+        for question, seeds, values in zip(questions, tables, found, strict=True):
             sums: dict[str, Float] = {}
-            for seed, parts in enumerate(seeds):
-                weights = [np.ascontiguousarray((table.weight.T @ turned).T) for table in parts]
+            for parts in seeds:
+                weights = [np.ascontiguousarray((table.weight.T @ turned).T) for table, _ in parts]
                 for name, metric in question.metrics.items():
-                    own = zip(parts, weights, moved[seed], strict=True)
-                    value = _mean_of_parts([metric(t.logit, t.target, w) + move.get(name, 0.0) for t, w, move in own])
-                    part = share[rows, seed].reshape(-1, *[1] * (value.ndim - 1))
-                    # A seed that is not drawn says nothing, even where it has no value.
-                    value = np.where(part > 0, part * value, 0.0)
+                    own = zip(parts, weights, strict=True)
+                    value = _mean_of_parts([metric(t.logit, t.target, w) + move.get(name, 0.0) for (t, move), w in own]) / len(seeds)
                     sums[name] = sums[name] + value if name in sums else value
             for name, value in sums.items():
                 values[name].append(value)
-    return [{name: np.concatenate(parts) for name, parts in values.items()} for values in found]
+    answers = []
+    for question, values in zip(questions, found, strict=True):
+        by_seed = estimates(question)
+        answers.append({name: make_drawn(by_seed[name], np.concatenate(parts)) for name, parts in values.items()})
+    return answers
+
+
+def _tabulate_all(question: Question, draws: Draws, count: int) -> list[list[tuple[Table, dict[str, Any]]]]:
+    """Per seed and part, the gathered scores and what gathering changes."""
+    s = question.scores
+    codes = draws.codes(s.patients)
+    tables = []
+    for seed, z in enumerate(s.logit):
+        own = []
+        for inside in question.parts(seed):
+            table = tabulate(z[inside], s.target[inside], s.weight[inside], codes[inside], count)
+            own.append((table, _moved(question, table, z[inside], inside)))
+        tables.append(own)
+    return tables
 
 
 def _moved(question: Question, table: Table, logit: Float, inside: NDArray[np.bool_]) -> dict[str, Any]:
@@ -182,36 +255,16 @@ def _mean_of_parts(values: list[Float]) -> Float:
         return np.asarray(np.where(there, stacked, 0.0).sum(0) / there.sum(0), np.float64)
 
 
-def estimates(question: Question) -> dict[str, Any]:
-    """Each metric on the data as they are, averaged over seeds (and parts): a number, or (several,)."""
+def estimates(question: Question) -> dict[str, Float]:
+    """Each metric on the data as they are: (seed,) or (seed, several)."""
     scores, found = question.scores, {}
     for name, metric in question.metrics.items():
-        by_seed = [
-            _mean_of_parts([metric(logit[c], scores.target[c], scores.weight[c][None]) for c in question.parts]) for logit in scores.logit
-        ]
-        mean = np.mean(by_seed, axis=0)[0]
-        found[name] = float(mean) if np.ndim(mean) == 0 else mean
+        by_seed = []
+        for seed, logit in enumerate(scores.logit):
+            parts = question.parts(seed)
+            by_seed.append(_mean_of_parts([metric(logit[c], scores.target[c], scores.weight[c][None]) for c in parts])[0])
+        found[name] = np.asarray(by_seed, np.float64)
     return found
-
-
-def percentile_interval(estimate: float, values: Float, recentre: bool = False) -> dict[str, Any]:
-    """Estimate with the 2.5 and 97.5 % quantiles of the draws.
-
-    Args:
-        estimate: on the data as they are.
-        values: (draw,).
-        recentre: for errors that cannot be negative (ECE, ICI), whose draws lie too high because a
-            resample is rougher than its sample: the draws are shifted so that their mean is the
-            estimate, and cut at 0.
-    """
-    finite = values[np.isfinite(values)]
-    if not np.isfinite(estimate) or len(finite) < 0.9 * len(values):
-        reason = "not estimable: the classes are separated, or too few resamples hold both"
-        return {"estimate": float(estimate) if np.isfinite(estimate) else None, "low": None, "high": None, "reason": reason}
-    if recentre:
-        finite = np.maximum(finite - finite.mean() + estimate, 0.0)
-    low, high = np.quantile(finite, [0.025, 0.975])
-    return {"estimate": float(estimate), "low": float(low), "high": float(high)}
 
 
 def bands(values: Float) -> tuple[Float, Float]:
@@ -221,12 +274,3 @@ def bands(values: Float) -> tuple[Float, Float]:
     if known.any():
         low[known], high[known] = np.nanquantile(values[:, known], [0.025, 0.975], axis=0)
     return low, high
-
-
-def two_sided_p(values: Float) -> float | None:
-    """Share of draws on the far side of 0, doubled; never below 2 / (draws + 1)."""
-    finite = values[np.isfinite(values)]
-    if len(finite) < 0.9 * len(values):
-        return None
-    tail = min(int((finite <= 0).sum()), int((finite >= 0).sum()))
-    return float(min(1.0, 2 * (tail + 1) / (len(finite) + 1)))

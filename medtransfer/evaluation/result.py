@@ -38,7 +38,7 @@ class EvaluationReport:
                 if part is None:
                     continue
                 flat = {**part, **part.get("brier_parts", {}), **part["calibration"]}
-                numbers = {key: value for key, value in flat.items() if isinstance(value, dict) and "estimate" in value}
+                numbers = {key: value for key, value in flat.items() if isinstance(value, dict) and {"estimate", "low"} <= set(value)}
                 rows += [(arm, recalibrated, key, v["estimate"], v["low"], v["high"]) for key, v in numbers.items()]
         return pd.DataFrame(rows, columns=["arm", "recalibrated", "metric", "estimate", "low", "high"])
 

@@ -26,7 +26,7 @@ class Scores:
         seeds: in order of the first axis below.
         images, patients: (image,), ids.
         target: (image,), 0 or 1.
-        fold: (image,), the fold each image was tested in.
+        fold: (seed, image), the fold each image was tested in.
         logit: (seed, image).
         weight: (image,), how much each counts; 1 where nothing is said.
     """
@@ -41,6 +41,16 @@ class Scores:
     weight: Float
 
     @property
+    def cells(self) -> list[tuple[int, int, NDArray[np.bool_]]]:
+        """Per seed (its row) and fold, the images tested there; folds may be divided anew in every seed."""
+        return [(row, int(fold), own == fold) for row, own in enumerate(self.fold) for fold in np.unique(own)]
+
+    @property
+    def folds(self) -> list[int] | None:
+        """The folds, where every seed has the same division; else None."""
+        return np.unique(self.fold[0]).tolist() if (self.fold == self.fold[0]).all() else None
+
+    @property
     def clustered(self) -> bool:
         """Whether a patient has several images."""
         return len(self.images) > len(set(self.patients))
@@ -52,10 +62,53 @@ class Scores:
             images=self.images[rows],
             patients=self.patients[rows],
             target=self.target[rows],
-            fold=self.fold[rows],
+            fold=self.fold[:, rows],
             logit=self.logit[:, rows],
             weight=self.weight[rows],
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """What one model (a seed and a fold) tests, and the tune rows that were kept from it.
+
+    Attributes:
+        row: of the seed in `Scores.logit`. seed, fold: which.
+        inside: (image,), the images it tests.
+        tune: its tune rows.
+    """
+
+    row: int
+    seed: int
+    fold: int
+    inside: NDArray[np.bool_]
+    tune: pd.DataFrame
+
+    @property
+    def logit(self) -> Float:
+        """Of the tune rows."""
+        return self.tune["logit"].to_numpy(np.float64)
+
+    @property
+    def target(self) -> NDArray[np.int64]:
+        """Of the tune rows."""
+        return self.tune["target"].to_numpy(np.int64)
+
+
+def pair_tune(scores: Scores, tune: pd.DataFrame) -> list[Cell] | None:
+    """Every model of an arm with its own tune rows; None unless each has rows of both classes.
+
+    Args:
+        scores: test scores. tune: tune rows of the arm: `seed, fold, patient, target, logit`.
+    """
+    parts: dict[Any, pd.DataFrame] = dict(list(tune.groupby(["seed", "fold"])))
+    cells = []
+    for row, fold, inside in scores.cells:
+        rows = parts.get((scores.seeds[row], fold))
+        if rows is None or rows["target"].nunique() < 2:
+            return None
+        cells.append(Cell(row, scores.seeds[row], fold, inside, rows))
+    return cells
 
 
 def by_patient(table: pd.DataFrame, rule: Rule) -> pd.DataFrame:
@@ -106,6 +159,12 @@ def align_scores(table: pd.DataFrame, part: str = "test") -> tuple[list[Scores],
     if (targets > 1).any():
         names = [str(name) for name in targets.index[targets > 1]]
         raise PredictionsError(list_faults("images with more than one target", names, "An image has one true class."))
+    owners = rows.groupby("image")["patient"].nunique()
+    if (owners > 1).any():
+        names = [str(name) for name in owners.index[owners > 1]]
+        raise PredictionsError(
+            list_faults("images with more than one patient", names, "Every arm and seed names the same patient for an image.")
+        )
     scores = [_align_arm(str(arm), own) for arm, own in rows.groupby("arm", sort=False)]
     common = set.intersection(*(set(s.images) for s in scores))
     if not common:
@@ -123,6 +182,7 @@ def _align_arm(arm: str, rows: pd.DataFrame) -> Scores:
     if wide.isna().to_numpy().any():
         name = str(wide.index[wide.isna().any(axis=1)][0])
         raise PredictionsError(f"arm {arm}: image {name} is not tested in every seed. Every seed needs the same test images.")
+    folds = rows.pivot_table(index="image", columns="seed", values="fold", sort=True, aggfunc="first")
     first = rows.drop_duplicates("image").set_index("image").loc[wide.index]
     return Scores(
         arm,
@@ -130,7 +190,7 @@ def _align_arm(arm: str, rows: pd.DataFrame) -> Scores:
         wide.index.to_numpy(object),
         first["patient"].to_numpy(object),
         first["target"].to_numpy(np.int64),
-        first["fold"].to_numpy(np.int64),
+        np.ascontiguousarray(folds[list(seeds)].to_numpy(np.int64).T),
         np.ascontiguousarray(wide[list(seeds)].to_numpy(np.float64).T),
         first["weight"].to_numpy(np.float64) if "weight" in first.columns else np.ones(len(first)),
     )

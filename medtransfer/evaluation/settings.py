@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from medtransfer.errors import PredictionsError, list_faults
+from medtransfer.evaluation.predictions import COLUMNS
 from medtransfer.evaluation.recalibration import METHODS, Method
 from medtransfer.evaluation.scores import RULES, Rule
 from medtransfer.evaluation.utility import Aims
@@ -28,6 +29,7 @@ class Settings:
         margin: of non-inferiority in AUC; None: not tested.
         coverage: of prediction sets.
         subgroups: columns of the table.
+        weight: the column that says how much an image counts; None: all alike.
     """
 
     bootstrap: int = 2000
@@ -43,11 +45,14 @@ class Settings:
     margin: float | None = None
     coverage: float = 0.9
     subgroups: tuple[str, ...] = ()
+    weight: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prevalences", tuple(self.prevalences))
-        object.__setattr__(self, "subgroups", (self.subgroups,) if isinstance(self.subgroups, str) else tuple(self.subgroups))
-        faults = []
+        object.__setattr__(
+            self, "subgroups", (self.subgroups,) if isinstance(self.subgroups, str) else tuple(dict.fromkeys(self.subgroups))
+        )
+        faults = [f"subgroups: {name} is a column of the table itself" for name in self.subgroups if name in COLUMNS]
         if self.bootstrap < 100:
             faults.append(f"bootstrap is {self.bootstrap}; intervals need at least 100 draws, 2,000 are usual")
         words = {"unit": ("image", "patient"), "aggregate": RULES, "recalibration": ("auto", *METHODS)}

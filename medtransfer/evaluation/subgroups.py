@@ -16,11 +16,12 @@ from medtransfer.evaluation.discrimination import auc_interval
 from medtransfer.evaluation.influence import Estimate
 from medtransfer.evaluation.resample import Draws
 from medtransfer.evaluation.scores import Scores
+from medtransfer.evaluation.summary import WIDEST
 
 # A group with fewer patients of a class is counted, and nothing else is said of it.
 FEWEST = 10
 # A column of numbers with more different values is cut into bands.
-_DISTINCT, _BANDS = 8, 3
+_DISTINCT, _CODES, _BANDS = 8, 20, 3
 _UNKNOWN = "not stated"
 
 
@@ -63,8 +64,10 @@ def band(column: pd.Series) -> pd.Series:
     """The groups of a column, as text: its values, or thirds where it holds many different numbers."""
     numbers = pd.to_numeric(column, errors="coerce")
     known = column.notna() & (column.astype(str).str.strip() != "")
-    if numbers[known].notna().all() and numbers[known].nunique() > _DISTINCT:
-        edges = np.unique(np.quantile(numbers[known], np.linspace(0, 1, _BANDS + 1)[1:-1]))
+    # Whole numbers of which there are few may be the codes of sites or scanners.
+    most = _CODES if (numbers[known] % 1 == 0).all() else _DISTINCT
+    if numbers[known].notna().all() and numbers[known].nunique() > most:
+        edges = np.unique([float(f"{edge:.3g}") for edge in np.quantile(numbers[known], np.linspace(0, 1, _BANDS + 1)[1:-1])])
         names = [
             f"below {edges[0]:g}",
             *(f"{a:g} to below {b:g}" for a, b in itertools.pairwise(edges)),
@@ -103,7 +106,7 @@ def _describe(arms: Sequence[_Arm], inside: NDArray[np.bool_]) -> dict[str, Any]
         own = arm.estimate(influence.auc, inside)
         numbers: dict[str, Any] = {
             "auc": auc_interval(own),
-            "slope": arm.estimate(influence.slope, inside).interval(),
+            "slope": arm.estimate(influence.slope, inside).interval(widest=WIDEST),
             "observed_expected": arm.estimate(influence.observed_expected, inside).interval("log"),
             "auc_difference": None,
         }

@@ -15,7 +15,7 @@ from medtransfer.evaluation import influence
 from medtransfer.evaluation.comparison import fold_auc, trust
 from medtransfer.evaluation.influence import Estimate
 from medtransfer.evaluation.recalibration import Recalibrated
-from medtransfer.evaluation.resample import Draws, Question, bands, draw_values, estimates, percentile_interval
+from medtransfer.evaluation.resample import Drawn, Draws, Question, bands, draw_values, make_drawn
 from medtransfer.evaluation.scores import Scores
 from medtransfer.evaluation.utility import net_benefit
 
@@ -32,6 +32,8 @@ ESTIMATORS: dict[str, influence.Estimator] = {
 # Smooth curves and isotonic fits are dear; their intervals need fewer draws than a p-value does.
 FEW_DRAWS = 200
 _NULL_DRAWS, _BAND_DRAWS = 500, 1000
+# Of an intercept or a slope whose standard error is larger the data say nothing.
+WIDEST = 20.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,14 +43,12 @@ class Measured:
     Attributes:
         scores: of an arm, as trained or recalibrated.
         found: estimates with their influences.
-        metrics: estimates of what is drawn.
-        drawn: their draws.
+        drawn: metrics with their draws.
     """
 
     scores: Scores
     found: dict[str, Estimate]
-    metrics: dict[str, Any]
-    drawn: dict[str, Float]
+    drawn: dict[str, Drawn]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,59 +83,54 @@ def measure(all_scores: list[Scores], draws: Draws) -> list[Measured]:
     many = draw_values([question for question, _ in asked], draws)
     few = draw_values([question for _, question in asked], Draws(draws.patients, min(draws.number, FEW_DRAWS), draws.seed))
     measured = []
-    for scores, questions, *drawn in zip(all_scores, asked, many, few, strict=True):
+    for scores, *drawn in zip(all_scores, many, few, strict=True):
         codes = draws.codes(scores.patients)
         found = influence.estimate_all(scores.logit, scores.target, scores.weight, codes, len(draws.patients), ESTIMATORS)
-        values = {**estimates(questions[0]), **estimates(questions[1])}
-        measured.append(Measured(scores, found, values, {**drawn[0], **drawn[1]}))
+        measured.append(Measured(scores, found, {**drawn[0], **drawn[1]}))
     return measured
 
 
 def summarise(measured: Measured, draws: Draws, name: str) -> dict[str, Any]:
     """The entry of an arm in `report.json`, without decisions."""
-    scores, found, values, drawn = measured.scores, measured.found, measured.metrics, measured.drawn
+    scores, found, drawn = measured.scores, measured.found, measured.drawn
     codes = draws.codes(scores.patients)
     rng = np.random.default_rng([draws.seed, 2])
-    null = cal.ece_null(scores.logit, codes, min(draws.number, _NULL_DRAWS), rng)
-    errors = [cal.curve_errors(logit, scores.target) for logit in scores.logit]
-    curve = {key: float(np.mean([e[key] for e in errors])) for key in errors[0]}
-
-    def bounds(key: str, recentre: bool = False) -> dict[str, Any]:
-        return percentile_interval(values[key], drawn[key], recentre)
-
+    null = cal.ece_null(scores.logit, scores.weight, codes, min(draws.number, _NULL_DRAWS), rng)
+    errors = [cal.curve_errors(logit, scores.target, scores.weight) for logit in scores.logit]
+    curve = {key: np.array([e[key] for e in errors]) for key in errors[0]}
     entry: dict[str, Any] = {
         "auc": _auc(measured),
-        "partial_auc": {**bounds("partial_auc"), "specificity_from": dis.SPECIFICITY},
-        "average_precision": {**bounds("average_precision"), "chance": _prevalence(scores)},
-        "brier": found["brier"].interval(least=0.0),
-        "brier_skill": found["brier_skill"].interval(),
-        "brier_parts": _parts(values["corp"], drawn["corp"]),
+        "partial_auc": {**drawn["partial_auc"].interval(greatest=1.0), "specificity_from": dis.SPECIFICITY},
+        "average_precision": {**drawn["average_precision"].interval(least=0.0, greatest=1.0), "chance": _prevalence(scores)},
+        "brier": found["brier"].interval(least=0.0, greatest=1.0),
+        "brier_skill": found["brier_skill"].interval(greatest=1.0),
+        "brier_parts": _parts(drawn["corp"]),
         "log_loss": found["log_loss"].interval(least=0.0),
         "ece": {
-            **bounds("ece", recentre=True),
+            **drawn["ece"].interval(recentre=True, greatest=1.0),
             "null_mean": float(null.mean()),
             "null_high": float(np.quantile(null, 0.95)),
             "bins": len(cal.bin_edges(scores.logit)) + 1,
         },
-        "l2_ece": bounds("l2_ece", recentre=True),
-        "smooth_ece": bounds("smooth_ece", recentre=True),
+        "l2_ece": drawn["l2_ece"].interval(recentre=True, greatest=1.0),
+        "smooth_ece": drawn["smooth_ece"].interval(recentre=True, greatest=1.0),
         "calibration": {
-            "intercept": found["intercept"].interval(),
-            "slope": found["slope"].interval(),
+            "intercept": found["intercept"].interval(widest=WIDEST),
+            "slope": found["slope"].interval(widest=WIDEST),
             "observed_expected": found["observed_expected"].interval("log"),
-            "ici": percentile_interval(curve["ici"], drawn["curve"][:, 0], recentre=True),
-            **{key: curve[key] for key in ("e50", "e90", "emax")},
+            "ici": make_drawn(curve["ici"], drawn["curve"].draws[:, 0]).interval(recentre=True, greatest=1.0),
+            **{key: float(curve[key].mean()) for key in ("e50", "e90", "emax")},
         },
     }
     entry["trust"] = trust(name, entry)
-    low, high = bands(drawn["curve"][:, 1:])
+    low, high = bands(drawn["curve"].draws[:, 1:])
     entry["curves"] = {
         "roc": dis.roc_curve(scores.logit, scores.target, scores.weight),
         "precision_recall": dis.precision_recall_curve(scores.logit, scores.target, scores.weight),
         "reliability": cal.reliability(scores.logit, scores.target, scores.weight, codes, min(draws.number, _BAND_DRAWS), rng),
         "smooth": {
             "predicted": cal.curve_grid(scores.logit).tolist(),
-            "observed": _plain(values["curve"][1:]),
+            "observed": _plain(drawn["curve"].value[1:]),
             "low": _plain(low),
             "high": _plain(high),
         },
@@ -161,19 +156,19 @@ def _prevalence(scores: Scores) -> float:
 def _auc(measured: Measured) -> dict[str, Any]:
     scores = measured.scores
     entry = dis.auc_interval(measured.found["auc"])
-    bootstrap = percentile_interval(measured.metrics["auc"], measured.drawn["auc"])
+    bootstrap = measured.drawn["auc"].interval(least=0.0, greatest=1.0)
     entry["bootstrap"] = {"low": bootstrap["low"], "high": bootstrap["high"]}
-    folds = sorted(set(scores.fold.tolist()))
-    by_fold = [fold_auc(scores, scores.fold == fold) for fold in folds]
+    folds = scores.folds or []
+    by_fold = [fold_auc(scores, scores.fold[0] == fold) for fold in folds]
     known = [value for value in by_fold if value is not None]
     entry["by_fold"] = [{"fold": fold, "auc": value} for fold, value in zip(folds, by_fold, strict=True)]
-    entry["fold_mean"] = float(np.mean(known)) if len(known) == len(folds) else None
+    entry["fold_mean"] = float(np.mean(known)) if known and len(known) == len(folds) else None
     return entry
 
 
-def _parts(values: Float, drawn: Float) -> dict[str, Any]:
+def _parts(corp: Drawn) -> dict[str, Any]:
     names = ("miscalibration", "discrimination", "uncertainty")
-    return {name: percentile_interval(float(values[i]), drawn[:, i], recentre=name == "miscalibration") for i, name in enumerate(names)}
+    return {name: corp[i].interval(recentre=name == "miscalibration", least=0.0) for i, name in enumerate(names)}
 
 
 def _histogram(logits: Float, target: NDArray[Any], bins: int = 20) -> dict[str, list[float]]:

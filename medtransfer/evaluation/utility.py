@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 from scipy.stats import norm
 
-from medtransfer.evaluation.resample import Metric, Question, bands, estimates, percentile_interval
-from medtransfer.evaluation.scores import Scores
+from medtransfer.evaluation.resample import Drawn, Metric, Question, bands
+from medtransfer.evaluation.scores import Scores, pair_tune
 
 Float = NDArray[np.float64]
 _Z = float(norm.ppf(0.975))
@@ -91,25 +91,22 @@ def decide(scores: Scores, tune: pd.DataFrame, recalibrated: Scores | None, aims
         aims: which points.
     """
     rules = [("sensitivity", aims.sensitivity), ("specificity", aims.specificity), ("youden", 0.0)]
-    parts = {(seed, fold): rows for (seed, fold), rows in tune.groupby(["seed", "fold"])}
-    cells = [(seed, fold) for seed in scores.seeds for fold in sorted(set(scores.fold.tolist()))]
+    cells = pair_tune(scores, tune)
     decisions = []
 
     def add(rule: str, aim: float | None, called: Float, locked: list[dict[str, Any]]) -> None:
         question = Question(replace(scores, logit=called), {"rates": _rates(aims.prevalences)})
         decisions.append(Decision(rule, aim, tuple(locked), question, aims.prevalences))
 
-    if all(cell in parts and parts[cell]["target"].nunique() == 2 for cell in cells):
-        for rule, aim in rules:
-            if aim is None:
-                continue
-            called, locked = np.zeros(scores.logit.shape), []
-            for seed, fold in cells:
-                rows, inside, row = parts[seed, fold], scores.fold == fold, scores.seeds.index(seed)
-                cut = lock_threshold(rows["logit"].to_numpy(float), rows["target"].to_numpy(int), rule, aim)
-                called[row, inside] = scores.logit[row, inside] >= cut
-                locked.append({"seed": seed, "fold": fold, "probability": float(expit(cut))})
-            add(rule, aim or None, called, locked)
+    for rule, aim in rules if cells is not None else ():
+        if aim is None or cells is None:
+            continue
+        called, locked = np.zeros(scores.logit.shape), []
+        for cell in cells:
+            cut = lock_threshold(cell.logit, cell.target, rule, aim)
+            called[cell.row, cell.inside] = scores.logit[cell.row, cell.inside] >= cut
+            locked.append({"seed": cell.seed, "fold": cell.fold, "probability": float(expit(cut))})
+        add(rule, aim or None, called, locked)
     if aims.probability is not None:
         add("probability", aims.probability, ((recalibrated or scores).logit >= logit(aims.probability)).astype(float), [])
     return decisions
@@ -131,36 +128,59 @@ def _rates(prevalences: tuple[float, ...]) -> Metric:
     return rates
 
 
-def describe_decision(decision: Decision, drawn: Float) -> dict[str, Any]:
+def describe_decision(decision: Decision, rates: Drawn) -> dict[str, Any]:
     """Sensitivity, specificity and predictive values of an operating point.
 
     Args:
         decision: see `decide`.
-        drawn: the draws of its rates. Where Wilson's intervals hold (one seed, one image per patient, all counting alike) they
-            are taken instead.
+        rates: drawn. Where Wilson's intervals hold (one seed, one image per patient, all counting alike), or nothing varies, they
+            are taken instead, the latter with the number of patients.
 
     Returns:
         `rule, aim, thresholds, sensitivity, specificity, ppv, npv, flagged, number_needed_to_read, at_prevalence`.
     """
     scores = decision.question.scores
-    values = estimates(decision.question)["rates"]
     simple = len(scores.seeds) == 1 and not scores.clustered and bool((scores.weight == 1).all())
     truth, called = scores.target == 1, scores.logit[0]
     of = {"sensitivity": truth, "specificity": ~truth, "ppv": called == 1, "npv": called == 0, "flagged": np.ones_like(truth)}
     found: dict[str, Any] = {"rule": decision.rule, "aim": decision.aim, "thresholds": list(decision.thresholds)}
     for column, (name, rows) in enumerate(of.items()):
-        share = float(values[column])
-        found[name] = wilson(share, int(rows.sum())) if simple else percentile_interval(share, drawn[:, column])
+        found[name] = share_interval(rates[column], len(set(scores.patients[rows])), simple)
     found["number_needed_to_read"] = _inverse(found["ppv"])
-    found["at_prevalence"] = [
-        {
-            "prevalence": p,
-            "ppv": percentile_interval(float(values[5 + 2 * i]), drawn[:, 5 + 2 * i]),
-            "npv": percentile_interval(float(values[6 + 2 * i]), drawn[:, 6 + 2 * i]),
-        }
-        for i, p in enumerate(decision.prevalences)
-    ]
+    certain = any(found[name]["estimate"] in {0.0, 1.0} for name in ("sensitivity", "specificity"))
+    found["at_prevalence"] = []
+    for i, p in enumerate(decision.prevalences):
+        values = {name: rates[5 + 2 * i + place].interval(least=0.0, greatest=1.0) for place, name in enumerate(("ppv", "npv"))}
+        if certain:
+            values = _values_at(found["sensitivity"], found["specificity"], p)
+        found["at_prevalence"].append({"prevalence": p, **values})
     return found
+
+
+def share_interval(share: Drawn, patients: int, simple: bool = False) -> dict[str, Any]:
+    """A proportion with its interval: of the draws, or Wilson's where it is simple, or where the draws cannot vary."""
+    interval = share.interval(least=0.0, greatest=1.0)
+    certain = np.isfinite(share.value) and (share.value < 1e-12 or share.value > 1 - 1e-12)
+    if simple or certain or interval["estimate"] is None or interval["low"] is None:
+        return wilson(float(np.round(share.value, 12)), patients)
+    return interval
+
+
+def _values_at(sensitivity: Mapping[str, Any], specificity: Mapping[str, Any], p: float) -> dict[str, Any]:
+    """Predictive values at a prevalence where sensitivity or specificity is 0 or 1, from the bounds of both."""
+
+    def at(found: float | None, quiet: float | None) -> tuple[float | None, float | None]:
+        if found is None or quiet is None:
+            return None, None
+        called, silent = found * p + (1 - quiet) * (1 - p), quiet * (1 - p) + (1 - found) * p
+        return found * p / called if called else None, quiet * (1 - p) / silent if silent else None
+
+    bounds = {key: at(sensitivity[key], specificity[key]) for key in ("estimate", "low", "high")}
+    none = "not estimable: nothing is called"
+    return {
+        name: {key: values[place] for key, values in bounds.items()} | ({"reason": none} if bounds["estimate"][place] is None else {})
+        for place, name in enumerate(("ppv", "npv"))
+    }
 
 
 def wilson(share: float, size: int) -> dict[str, Any]:
@@ -193,19 +213,18 @@ def net_benefit(score: Float, target: NDArray[Any], weights: Float) -> Float:
     return np.asarray(((weights * target) @ called - (weights * (1 - target)) @ called * odds) / total, np.float64)
 
 
-def decision_curves(scores: Sequence[Scores], drawn: Sequence[Float]) -> dict[str, Any]:
-    """Net benefit of every arm, of calling all, and of calling none (0), with 95 % bands.
+def decision_curves(scores: Sequence[Scores], benefits: Sequence[Drawn]) -> dict[str, Any]:
+    """Net benefit of every arm, of calling all, and of calling none (0), with 95 % bands over patients.
 
     Args:
         scores: arms over the same images, recalibrated where that could be done.
-        drawn: of each arm, the draws of `net_benefit`.
+        benefits: of each arm, `net_benefit` drawn.
     """
     first = scores[0]
     prevalence = float(first.weight @ first.target / first.weight.sum())
     everyone = prevalence - (1 - prevalence) * THRESHOLDS / (1 - THRESHOLDS)
     arms = {}
-    for arm, values in zip(scores, drawn, strict=True):
-        low, high = bands(values)
-        estimate = estimates(Question(arm, {"benefit": net_benefit}))["benefit"]
-        arms[arm.arm] = {"estimate": estimate.tolist(), "low": low.tolist(), "high": high.tolist()}
+    for arm, benefit in zip(scores, benefits, strict=True):
+        low, high = bands(benefit.draws)
+        arms[arm.arm] = {"estimate": benefit.value.tolist(), "low": low.tolist(), "high": high.tolist()}
     return {"threshold": THRESHOLDS.tolist(), "all": everyone.tolist(), "arms": arms}

@@ -52,6 +52,7 @@ def draw_reliability(arm: str, entry: Mapping[str, Any], colour: str) -> Figure:
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(3.6 * len(panels) + 0.4, 4.6), layout="constrained")
         axes = figure.subplots(2, len(panels), squeeze=False, height_ratios=(3, 1), sharex=True)
+        figure.suptitle(_short(arm))
     for column, (name, part) in enumerate(panels):
         curve, smooth, histogram = (part["curves"][key] for key in ("reliability", "smooth", "histogram"))
         top, bottom = axes[0, column], axes[1, column]
@@ -62,7 +63,8 @@ def draw_reliability(arm: str, entry: Mapping[str, Any], colour: str) -> Figure:
         top.plot(smooth["predicted"], observed, color=colour, linewidth=1.3, label="smooth curve, 95 % band")
         top.plot(curve["predicted"], curve["observed"], color=colour, marker="o", markersize=3.5, linestyle="none", label="bins")
         ece = part["ece"]
-        top.set(title=f"{_short(arm)}, {name}\nECE {ece['estimate']:.3f} (chance: up to {ece['null_high']:.3f})", xlim=(0, 1), ylim=(0, 1))
+        top.set(xlim=(0, 1), ylim=(0, 1))
+        top.set_title(f"{name}\nECE {ece['estimate']:.3f} (chance: up to {ece['null_high']:.3f})", fontsize=10)
         if column == 0:
             top.set_ylabel("Observed frequency")
             bottom.set_ylabel("Images")

@@ -130,7 +130,7 @@ def test_null_of_ece_matches_the_published_size():
     """A calibrated model with p ~ Beta(.5, 1) and 310 images shows an ECE of .05 to .06 by chance alone."""
     rng = np.random.default_rng(2)
     p = np.clip(rng.beta(0.5, 1, 310), 1e-9, 1 - 1e-9)
-    null = cal.ece_null(np.log(p / (1 - p))[None], np.arange(310), 400, rng)
+    null = cal.ece_null(np.log(p / (1 - p))[None], np.ones(310), np.arange(310), 400, rng)
     assert 0.035 < null.mean() < 0.06
 
 
@@ -139,8 +139,8 @@ def test_ici_of_perfect_and_of_shifted_probabilities():
     p = rng.uniform(0.05, 0.95, 20_000)
     target = (rng.random(20_000) < p).astype(int)
     logit = np.log(p / (1 - p))
-    assert cal.curve_errors(logit, target)["ici"] < 0.015
-    assert cal.curve_errors(logit + 1.0, target)["ici"] == pytest.approx(np.mean(expit(logit + 1.0) - p), abs=0.02)
+    assert cal.curve_errors(logit, target, ones(logit)[0])["ici"] < 0.015
+    assert cal.curve_errors(logit + 1.0, target, ones(logit)[0])["ici"] == pytest.approx(np.mean(expit(logit + 1.0) - p), abs=0.02)
 
 
 @settings(max_examples=25, deadline=None)
@@ -176,7 +176,7 @@ def test_the_null_of_ece_holds_with_several_images_per_patient():
         patients = np.repeat(np.arange(60), 3)
         target = np.repeat((rng.random(60) < p[::3]).astype(int), 3)
         logit = np.log(p / (1 - p)) + rng.normal(0, 1e-3, 180)
-        high = np.quantile(cal.ece_null(logit[None], patients, 200, rng), 0.95)
+        high = np.quantile(cal.ece_null(logit[None], np.ones(180), patients, 200, rng), 0.95)
         exceeded += cal.weighted_ece(logit, target, ones(logit), cal.bin_edges(logit[None]))[0] > high
     assert 1 <= exceeded <= 18
 
@@ -185,7 +185,7 @@ def test_the_curve_of_draws_is_the_lowess_of_the_sample(cohort):
     """With every image once, lines fitted in the neighbourhoods of the sample are lowess, but for reading between grid points."""
     logit, target = cohort
     curve = cal.curve_metric(logit[None])(logit, target, ones(logit))[0]
-    assert curve[0] == pytest.approx(cal.curve_errors(logit, target)["ici"], abs=2e-3)
+    assert curve[0] == pytest.approx(cal.curve_errors(logit, target, ones(logit)[0])["ici"], abs=2e-3)
     smooth = np.interp(expit(logit), cal.curve_grid(logit[None]), curve[1:])
     assert np.abs(smooth - cal.calibration_curve(logit, target)).max() < 0.02
 

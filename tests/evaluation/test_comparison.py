@@ -3,8 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from medtransfer.evaluation import calibration as cal
 from medtransfer.evaluation import evaluate, influence
-from medtransfer.evaluation.resample import Draws, Question, draw_values, estimates, tabulate
+from medtransfer.evaluation.discrimination import weighted_auc, weighted_average_precision
+from medtransfer.evaluation.resample import Draws, Question, draw_values, tabulate
 from medtransfer.evaluation.sample_size import advise, required_n, required_n_observed_expected, required_n_slope
 from medtransfer.evaluation.scores import Scores, align_scores, by_patient
 from scipy.special import expit
@@ -69,8 +71,6 @@ def test_rows_that_are_gathered_give_the_numbers_of_the_images():
     table = tabulate(logit, target, np.ones(300), patients, 100)
     assert len(table.logit) < 120
     counts = rng.integers(0, 3, (5, 100)).astype(float)
-    from medtransfer.evaluation.discrimination import weighted_auc
-
     gathered = weighted_auc(table.logit, table.target, (table.weight.T @ counts.T).T)
     assert gathered == pytest.approx(weighted_auc(logit, target, counts[:, patients]), abs=1e-12)
 
@@ -81,34 +81,27 @@ def test_many_scores_are_drawn_in_levels_without_harm():
     logit = rng.normal(size=30_000) + target
     table = tabulate(logit, target, np.ones(30_000), np.arange(30_000), 30_000)
     assert len(table.logit) <= 2 * 4096
-    from medtransfer.evaluation import calibration as cal
-    from medtransfer.evaluation.discrimination import weighted_auc, weighted_average_precision
-
     ones = np.ones((1, 30_000))
     for metric in (weighted_auc, weighted_average_precision, cal.weighted_brier, cal.weighted_log_loss):
         assert metric(table.logit, table.target, table.total)[0] == pytest.approx(metric(logit, target, ones)[0], abs=2e-4)
-    arm = Scores("a", (0,), np.arange(30_000).astype(object), np.arange(30_000).astype(object), target, target * 0, logit[None], ones[0])
+    names = np.arange(30_000).astype(object)
+    arm = Scores("a", (0,), names, names, target, target[None] * 0, logit[None], ones[0])
     draws = Draws(arm.patients, 40, 0)
     (rows, counts), *_ = draws.chunks(1)
-    found = draw_values([Question(arm, {"auc": weighted_auc})], draws)[0]["auc"]
+    found = draw_values([Question(arm, {"auc": weighted_auc})], draws)[0]["auc"].draws
     assert found[rows] == pytest.approx(weighted_auc(logit, target, counts), abs=1e-5)
 
 
-def test_seeds_and_patients_are_drawn_crossed(scores):
+def test_draws_hold_the_variance_over_patients(scores):
     (arm,), _ = align_scores(scores({"a": 1.0}, seeds=4))
     draws = Draws(np.unique(arm.patients), 4000, 0)
-    shares = draws.shares(4)
-    assert shares.sum(1) == pytest.approx(np.ones(4000))
-    from medtransfer.evaluation import calibration as cal
-
-    question = Question(arm, {"brier": cal.weighted_brier})
-    drawn = draw_values([question], draws)[0]["brier"]
-    assert drawn.mean() == pytest.approx(estimates(question)["brier"], abs=0.003)
+    drawn = draw_values([Question(arm, {"brier": cal.weighted_brier})], draws)[0]["brier"]
+    assert drawn.draws.mean() == pytest.approx(drawn.value, abs=0.003)
     codes = draws.codes(arm.patients)
     found = influence.estimate(arm.logit, arm.target, arm.weight, codes, len(draws.patients), influence.brier)
-    # The bootstrap of four seeds holds three quarters of the variance between them.
-    expected = found.of_patients + 0.75 * sum(part for part, _ in found.between)
-    assert drawn.var() == pytest.approx(expected, rel=0.12)
+    assert drawn.value == pytest.approx(found.value)
+    assert drawn.draws.var() == pytest.approx(found.of_patients, rel=0.1)
+    assert [part.variance for part in drawn.between] == pytest.approx([part.variance for part in found.between])
 
 
 def test_patients_joined_by_hand():

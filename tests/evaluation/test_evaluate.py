@@ -8,8 +8,10 @@ import pandas as pd
 import pytest
 from medtransfer.errors import LeakageError, PredictionsError
 from medtransfer.evaluation import evaluate, read_predictions, write_predictions
-from medtransfer.evaluation.resample import percentile_interval, two_sided_p
+from medtransfer.evaluation.resample import make_drawn
+from medtransfer.evaluation.spread import Part, quantile, two_sided_p
 from scipy.stats import norm
+from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
 
@@ -168,7 +170,11 @@ def test_all_scores_equal_is_chance():
         (lambda t: t.assign(part="holdout"), "use train, tune or test"),
         (lambda t: t.assign(part="tune"), "no row has part = test"),
         (lambda t: t.assign(target=np.nan), "column target is empty"),
-        (lambda t: t.assign(weight=-1.0), "weight is -1; use 0 or more"),
+        (lambda t: t.assign(seed=1e30), "seed is 1e.30, not a whole number"),
+        (lambda t: t.assign(size=7), "Rename it if it is something else"),
+        (lambda t: t.assign(size=7, episode=1), "every row is of a learning curve"),
+        (lambda t: t.assign(image=np.nan), "row 2: image is empty"),
+        (lambda t: t.assign(label=np.where(t["target"] == 1, "malignant", "benign")), "column label holds the class"),
     ],
 )
 def test_a_faulty_table_is_refused_with_the_place(scores, change, message):
@@ -211,14 +217,31 @@ def test_arms_are_compared_on_the_images_they_share(scores):
     assert any("7 images of arm a" in warning for warning in report["warnings"])
 
 
-def test_percentile_interval_and_p_by_hand():
+def test_intervals_and_p_of_draws_by_hand():
     values = np.linspace(-1, 3, 401)
-    interval = percentile_interval(1.0, values)
+    one = make_drawn(np.array([1.0]), values)
+    interval = one.interval()
     assert (interval["low"], interval["high"]) == pytest.approx((-0.9, 2.9))
-    assert two_sided_p(values) == pytest.approx(2 * (101 + 1) / 402)
-    recentred = percentile_interval(0.1, np.full(100, 0.5), recentre=True)
-    assert (recentred["low"], recentred["high"]) == pytest.approx((0.1, 0.1))
-    assert percentile_interval(1.0, np.full(100, np.nan))["low"] is None
+    assert one.p_value() == pytest.approx(2 * (101 + 1) / 402)
+    recentred = make_drawn(np.array([0.1]), 0.5 + np.linspace(-0.2, 0.2, 401)).interval(recentre=True)
+    assert (recentred["low"], recentred["high"]) == pytest.approx((0.0, 0.29))
+    assert make_drawn(np.array([1.0]), np.full(100, np.nan)).interval()["low"] is None
+    assert make_drawn(np.array([1.0]), np.full(100, 1.0)).interval()["reason"] == "no interval: all resamples give the same"
+    # Three seeds at 0.9, 1 and 1.1: their mean has a variance of 0.01 / 3, known from two degrees of freedom.
+    several = make_drawn(np.array([0.9, 1.0, 1.1]), values)
+    parts = np.var(values, ddof=1), 0.01 / 3
+    expected = (parts[0] * norm.ppf(0.975) + parts[1] * student.ppf(0.975, 2)) / sum(parts) * np.sqrt(sum(parts))
+    assert several.interval()["high"] - 1 == pytest.approx(expected)
+    assert several.p_value() == pytest.approx(two_sided_p(1 / np.sqrt(sum(parts)), [Part(parts[0], np.inf), Part(parts[1], 2)]))
+
+
+@pytest.mark.parametrize("ratio", [0.1, 1.0, 2.5, 6.0, 30.0])
+def test_p_belongs_to_the_interval(ratio):
+    parts = [Part(0.4, np.inf), Part(0.6, 2)]
+    p = two_sided_p(ratio, parts)
+    assert quantile(parts, 1 - p) == pytest.approx(ratio, rel=1e-6)
+    assert two_sided_p(ratio, [Part(1.0, 7)]) == pytest.approx(2 * student.sf(ratio, 7))
+    assert two_sided_p(0.0, [Part(1.0, 7)]) == 1
 
 
 def test_coverage_of_the_auc_difference_under_the_null():
@@ -267,8 +290,9 @@ def test_edges_give_a_number_with_its_caveat_or_the_reason(name, tmp_path, monke
     if "patient" not in table.columns:
         table.insert(0, "patient", [f"P{i}" for i in range(len(table))])
     both = pd.concat([table.assign(arm="a"), table.assign(arm="b", probability=1 - table["probability"])])
+    choices = {"weight": "weight"} if "weight" in table.columns else {}
     for case in (table, both):
-        report = evaluate(case, bootstrap=100)
+        report = evaluate(case, bootstrap=100, **choices)
         json.dumps(report.to_dict(), allow_nan=False)
         str(report)
         for entry in report.to_dict()["arms"].values():
@@ -289,14 +313,16 @@ def test_edges_give_a_number_with_its_caveat_or_the_reason(name, tmp_path, monke
         assert arm["auc"]["low"] < 1 == arm["auc"]["high"]
         assert arm["calibration"]["slope"]["estimate"] is None
     if name == "weights of 0":
-        assert evaluate(table, bootstrap=100).to_dict()["arms"]["model"]["auc"]["estimate"] is None
+        assert evaluate(table, bootstrap=100, weight="weight").to_dict()["arms"]["model"]["auc"]["estimate"] is None
+        # A column of this name that nobody asked for may be the weight of a body.
+        assert evaluate(table, bootstrap=100).to_dict()["arms"]["model"]["auc"]["estimate"] is not None
 
 
 def test_weights_count_images_several_times(scores):
     table = scores({"a": 1.0}, folds=1)
     heavy = table["patient"].str[1:].astype(int) % 3 == 0
     copies = pd.concat([table, table[heavy].assign(image=table["image"] + "-again")], ignore_index=True)
-    weighted = evaluate(table.assign(weight=np.where(heavy, 2.0, 1.0)), bootstrap=200).to_dict()["arms"]["a"]
+    weighted = evaluate(table.assign(times=np.where(heavy, 2.0, 1.0)), bootstrap=200, weight="times").to_dict()["arms"]["a"]
     copied = evaluate(copies, bootstrap=200).to_dict()["arms"]["a"]
     for key in ("auc", "brier", "log_loss", "average_precision", "brier_skill"):
         assert weighted[key]["estimate"] == pytest.approx(copied[key]["estimate"])
@@ -312,6 +338,7 @@ def test_weights_count_images_several_times(scores):
     [
         ({"bootstrap": 50}, "at least 100 draws"),
         ({"unit": "lesion"}, "use image, patient"),
+        ({"subgroups": ["image"]}, "image is a column of the table itself"),
         ({"aggregate": "sum"}, "use max, mean, noisy_or"),
         ({"recalibration": "magic"}, "use auto, temperature"),
         ({"margin": 2}, "margin is 2; it lies between 0 and 1"),
@@ -321,3 +348,74 @@ def test_weights_count_images_several_times(scores):
 def test_settings_that_are_wrong_are_told(scores, choice, message):
     with pytest.raises(PredictionsError, match=message):
         evaluate(scores({"a": 1.0}), **choice)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("patient,target,probability\nA,1,0,0.7\nB,0,0,0.2\n", "more fields than the header"),
+        ("patient,target,probability,probability\nA,1,0.7,0.6\n", "column probability appears twice"),
+        ("patient;target;probability\nA;1;0.7\n", "separated by ';'"),
+    ],
+)
+def test_files_that_would_be_read_wrongly_are_refused(tmp_path, text, message):
+    (tmp_path / "p.csv").write_text(text)
+    with pytest.raises(PredictionsError, match=message):
+        read_predictions(tmp_path / "p.csv")
+
+
+def test_images_of_two_patients_are_refused(scores):
+    table = scores({"a": 1.0, "b": 0.5})
+    table.loc[table["arm"] == "b", "patient"] += "-other"
+    with pytest.raises(PredictionsError, match="more than one patient"):
+        evaluate(table, bootstrap=100)
+
+
+def test_folds_divided_anew_in_every_seed_learn_nothing_from_their_test_rows():
+    """Noise stays noise: each score meets the thresholds of its own seed and fold, whose tune rows do not hold it."""
+    rng = np.random.default_rng(0)
+    sums = []
+    for _ in range(12):
+        target = rng.integers(0, 2, 120)
+        frames = []
+        for seed in range(3):
+            fold = rng.permutation(np.arange(120) % 3)
+            base = pd.DataFrame({"patient": [f"P{i}" for i in range(120)], "target": target, "logit": rng.normal(size=120), "seed": seed})
+            base["image"] = base["patient"]
+            frames.append(base.assign(fold=fold, part="test"))
+            frames += [base[fold == (k + 1) % 3].assign(fold=k, part="tune") for k in range(3)]
+        report = evaluate(pd.concat(frames), bootstrap=100).to_dict()
+        point = next(p for p in report["arms"]["model"]["operating_points"] if p["rule"] == "youden")
+        sums.append(point["sensitivity"]["estimate"] + point["specificity"]["estimate"])
+        assert any("folds differ between seeds" in warning for warning in report["warnings"])
+    assert np.mean(sums) == pytest.approx(1, abs=0.03)
+
+
+def test_controls_in_a_name_do_not_turn_the_numbers_around(scores):
+    report = evaluate(scores({"a\u202etxt": 1.5, "نموذج": 0.3}), bootstrap=100).to_dict()
+    assert list(report["arms"]) == ["a[U+202E]txt", "نموذج"]
+    verdict = report["comparisons"][0]["verdict"]
+    assert "\u202e" not in verdict
+    assert "\u2068نموذج\u2069" in verdict
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_few_seeds_do_not_find_differences_that_are_not_there(seeds):
+    """Two procedures of one skill whose trainings differ: about one study in twenty sees a difference, whatever is measured."""
+    rng = np.random.default_rng(seeds)
+    found = {"delta_auc": 0, "delta_average_precision": 0}
+    studies = 60
+    for _ in range(studies):
+        target = np.repeat([0, 1], 60)
+        common = rng.normal(size=120)
+        frames = [
+            pd.DataFrame({"arm": arm, "seed": s, "patient": range(120), "target": target}).assign(
+                logit=(1.2 + 0.35 * rng.normal()) * target + common + 0.5 * rng.normal(size=120)
+            )
+            for arm in "ab"
+            for s in range(seeds)
+        ]
+        (comparison,) = evaluate(pd.concat(frames), bootstrap=150).to_dict()["comparisons"]
+        for key in found:
+            found[key] += comparison[key]["p"] < 0.05
+    assert max(found.values()) <= 8

@@ -53,6 +53,8 @@ def test_bands_of_numbers_and_what_is_not_stated():
     assert ages.nunique() == 3
     assert ages.value_counts().tolist() == [10, 10, 10]
     assert band(pd.Series([1, 2, 2, 1])).tolist() == ["1", "2", "2", "1"]
+    assert band(pd.Series(range(12))).nunique() == 12  # may be the codes of sites
+    assert band(pd.Series(np.arange(12) / 7)).tolist()[0] == "below 0.524"
 
 
 def test_a_column_that_is_not_there_is_told(scores):
@@ -88,7 +90,8 @@ def test_classes_that_exclude_each_other():
     assert arm["auc"]["estimate"] == pytest.approx(roc_auc_score(truth, p, multi_class="ovr", average="macro"), abs=1e-9)
     assert arm["auc_one_against_one"]["estimate"] == pytest.approx(roc_auc_score(truth, p, multi_class="ovo", average="macro"), abs=1e-9)
     assert arm["auc"]["low"] < arm["auc"]["estimate"] < arm["auc"]["high"]
-    assert arm["accuracy"]["estimate"] == pytest.approx((p.argmax(1) == truth).mean())
+    str(evaluate(table, bootstrap=100))
+    assert arm["accuracy"]["share"] == pytest.approx((p.argmax(1) == truth).mean())
     top, right = p.max(1), p.argmax(1) == truth
     which = np.searchsorted(np.quantile(top, np.linspace(0, 1, 11)[1:-1]), top, side="right")
     gaps = [abs((top - right)[which == b].sum()) for b in range(10)]

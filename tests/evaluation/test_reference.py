@@ -10,6 +10,7 @@ import pytest
 from medtransfer.evaluation import calibration as cal
 from medtransfer.evaluation import evaluate, influence
 from medtransfer.evaluation.comparison import holm
+from medtransfer.evaluation.spread import quantile
 from medtransfer.evaluation.utility import THRESHOLDS, wilson
 
 HERE = Path(__file__).parent / "reference"
@@ -61,7 +62,7 @@ def test_variances_and_the_paired_test_equal_proc(report):
     found = {m: influence.estimate(z[None], target, np.ones(len(z)), codes, len(z), influence.auc) for m, z in logits.items()}
     for m, estimate in found.items():
         assert estimate.variance == pytest.approx(EXPECTED[f"{m}.variance"], rel=1e-9)
-        half = estimate.quantile * np.sqrt(estimate.variance)
+        half = quantile(estimate.parts) * np.sqrt(estimate.variance)
         assert estimate.value - half == pytest.approx(EXPECTED[f"{m}.plain_low"], abs=1e-6)
         assert estimate.value + half == pytest.approx(EXPECTED[f"{m}.plain_high"], abs=1e-6)
     difference = found["a"] - found["b"]

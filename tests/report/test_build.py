@@ -84,7 +84,8 @@ def test_the_page_of_several_labels_and_subgroups(scores, tmp_path):
     evaluate(both, bootstrap=100, subgroups=["sex"], prevalences=[0.02]).save(tmp_path / "report.json")
     page = build_report(tmp_path).read_text(encoding="utf-8")
     assert "Numbers, mean over labels" in page
-    assert page.count("Label “") >= 2
+    assert page.count("<h2>Label “") == 2
+    assert "mass: " in page.split("</section>")[0]
     assert page.count("Interaction") >= 2
     assert "at prevalence 0.02" in page
     for name in ("metrics.csv", "metrics-1.csv", "subgroups-0.csv", "comparisons.csv", "operating_points-0.csv"):
