@@ -19,8 +19,8 @@ from scipy.special import expit
 Float = NDArray[np.float64]
 # Points at which a smooth curve is fitted in the draws.
 _GRID = 101
-# Cells of the probability axis for kernel smoothing.
-_CELLS = 2048
+# Cells of the probability axis for kernel smoothing, and halvings of the bandwidth, to 1e-5.
+_CELLS, _HALVINGS = 2048, 17
 
 
 def weighted_brier(logit: Float, target: NDArray[Any], weights: Float) -> Float:
@@ -125,7 +125,7 @@ def weighted_smooth_ece(logit: Float, target: NDArray[Any], weights: Float) -> F
     """
     spectrum = _residual_spectrum(logit, target, weights)
     low, high = np.full(len(weights), 1e-6), np.ones(len(weights))
-    for _ in range(24):
+    for _ in range(_HALVINGS):
         middle = (low + high) / 2
         above = smoothed_error(spectrum, middle) > middle
         low, high = np.where(above, middle, low), np.where(above, high, middle)

@@ -36,7 +36,7 @@ def evaluate(table: pd.DataFrame | str | Path, bootstrap: int = 2000, seed: int 
 
     AUCs and all other metrics are computed over all test images together (folds pooled), per seed, and averaged over seeds.
     Intervals are 95 %: of AUC, Brier score, log-loss, intercept, slope and observed / expected, and of differences in them, from
-    influences over patients plus the variance between seeds; of all else by bootstrap over patients and seeds. What is fitted
+    influences over patients; of all else by bootstrap over patients; the variance between seeds is added to both. What is fitted
     (recalibration, thresholds, prediction sets) is fitted per arm, seed and fold on its tune rows.
 
     Several labels are evaluated one by one (`labels` of the report) and on average.

@@ -98,7 +98,7 @@ def _statistics(report: Mapping[str, Any], cite: Any) -> str:
         "the variance between seeds added. Calibration was measured by calibration-in-the-large, calibration slope and observed / expected "
         f"{cite('calibration')}, the integrated calibration index {cite('ici')}, the expected calibration error beside its distribution under perfect "
         f"calibration {cite('ece')}, the smooth calibration error {cite('smece')}, and the Brier score in its parts {cite('corp')}. Other intervals are "
-        f"from {report['bootstrap']} bootstrap draws of patients, crossed with seeds. "
+        f"from {report['bootstrap']} bootstrap draws of patients, with the variance between seeds added. "
     )
     methods = sorted({entry["recalibrated"]["method"] for entry in report["arms"].values() if entry["recalibrated"]})
     if methods:
@@ -106,7 +106,7 @@ def _statistics(report: Mapping[str, Any], cite: Any) -> str:
     if several:
         text += (
             "Arms were compared on the same patients and seeds by the paired DeLong variance plus the variance between seeds, with a bootstrap over "
-            f"both beside it, corrected for the number of comparisons {cite('holm')}; within folds, by the corrected resampled t {cite('fold')}. "
+            f"patients beside it, corrected for the number of comparisons {cite('holm')}; within folds, by the corrected resampled t {cite('fold')}. "
         )
     if "decision_curves" in report:
         text += f"Decision curves show net benefit {cite('decision')}. Thresholds were locked on tuning patients; prediction sets are split-conformal by class {cite('conformal')}. "

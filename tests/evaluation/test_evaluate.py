@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from medtransfer.errors import LeakageError, PredictionsError
-from medtransfer.evaluation import evaluate, read_predictions, write_predictions
+from medtransfer.evaluation import evaluate, influence, read_predictions, write_predictions
 from medtransfer.evaluation.resample import make_drawn
 from medtransfer.evaluation.spread import Part, quantile, two_sided_p
 from scipy.stats import norm
@@ -244,23 +244,20 @@ def test_p_belongs_to_the_interval(ratio):
     assert two_sided_p(0.0, [Part(1.0, 7)]) == 1
 
 
-def test_coverage_of_the_auc_difference_under_the_null():
-    """Two models of equal worth: a difference is declared in about 5 % of studies."""
-    rng = np.random.default_rng(7)
-    declared = 0
-    for _ in range(60):
-        target = rng.integers(0, 2, 80)
-        signal = target + rng.normal(size=80)
-        arms = [signal + rng.normal(size=80) for _ in range(2)]
-        table = pd.concat(
-            [
-                pd.DataFrame({"arm": name, "patient": range(80), "target": target, "logit": logit})
-                for name, logit in zip("ab", arms, strict=True)
-            ]
-        )
-        delta = evaluate(table, bootstrap=200).to_dict()["comparisons"][0]["delta_auc"]
-        declared += not delta["low"] <= 0 <= delta["high"]
-    assert declared <= 8
+@pytest.mark.parametrize("seeds", [1, 2, 3, 5])
+def test_a_difference_that_is_not_there_is_found_in_one_study_of_twenty(seeds):
+    """Two procedures of one skill; with several seeds their trainings differ too."""
+    rng = np.random.default_rng(seeds)
+    target, patients, weight, found = np.repeat([0, 1], 60), np.arange(120), np.ones(120), 0
+    for _ in range(400):
+        common = rng.normal(size=120)
+        arms = []
+        for _ in range(2):
+            skill = 1.2 + (0.35 * rng.normal(size=(seeds, 1)) if seeds > 1 else 0.0)
+            logit = skill * target + common + 0.5 * rng.normal(size=(seeds, 120))
+            arms.append(influence.estimate(logit, target, weight, patients, 120, influence.auc))
+        found += (arms[0] - arms[1]).p_value() < 0.05
+    assert 2 <= found <= 32
 
 
 EDGES = {
@@ -399,13 +396,12 @@ def test_controls_in_a_name_do_not_turn_the_numbers_around(scores):
     assert "\u2068نموذج\u2069" in verdict
 
 
-@pytest.mark.parametrize("seeds", [2, 3])
-def test_few_seeds_do_not_find_differences_that_are_not_there(seeds):
-    """Two procedures of one skill whose trainings differ: about one study in twenty sees a difference, whatever is measured."""
+def test_two_seeds_do_not_find_differences_that_are_not_there():
+    """Whatever is measured: the draws know no more of the seeds than the influences do."""
+    seeds = 2
     rng = np.random.default_rng(seeds)
     found = {"delta_auc": 0, "delta_average_precision": 0}
-    studies = 60
-    for _ in range(studies):
+    for _ in range(30):
         target = np.repeat([0, 1], 60)
         common = rng.normal(size=120)
         frames = [
@@ -418,4 +414,4 @@ def test_few_seeds_do_not_find_differences_that_are_not_there(seeds):
         (comparison,) = evaluate(pd.concat(frames), bootstrap=150).to_dict()["comparisons"]
         for key in found:
             found[key] += comparison[key]["p"] < 0.05
-    assert max(found.values()) <= 8
+    assert max(found.values()) <= 5

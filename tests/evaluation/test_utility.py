@@ -96,7 +96,7 @@ def test_prediction_sets_hold_the_truth_as_often_as_promised():
 
     rng = np.random.default_rng(0)
     found = []
-    for _ in range(30):
+    for _ in range(20):
         target = rng.integers(0, 2, 400)
         logit = 1.2 * (2 * target - 1) + 1.5 * rng.normal(size=400)
         part = np.where(np.arange(400) < 200, "tune", "test")
@@ -104,4 +104,4 @@ def test_prediction_sets_hold_the_truth_as_often_as_promised():
         sets = evaluate(table, bootstrap=100, coverage=0.8).to_dict()["arms"]["model"]["prediction_sets"]
         assert sets["certain"]["estimate"] + sets["uncertain"]["estimate"] + sets["empty"]["estimate"] == pytest.approx(1)
         found.append([sets[key]["estimate"] for key in ("coverage_positive", "coverage_negative")])
-    assert np.mean(found, axis=0) == pytest.approx([0.805, 0.805], abs=0.02)
+    assert np.mean(found, axis=0) == pytest.approx([0.805, 0.805], abs=0.025)
