@@ -138,7 +138,7 @@ def test_a_run_that_fails_is_listed_and_the_others_go_on(plain, tmp_path, monkey
     real, out = jobs.run_fold, tmp_path / "out"
 
     def fail(images, fold, *rest, **more):
-        if fold.index == 1 and rest[5] == "scratch" and more["keep_weights"]:
+        if fold.index == 1 and rest[5] == "scratch" and more["whole"]:
             raise StudyError("the training loss is not finite.")
         return real(images, fold, *rest, **more)
 
@@ -199,7 +199,7 @@ def test_an_interrupted_study_keeps_its_state_and_says_so(plain, tmp_path, numbe
     process = subprocess.Popen(
         arguments(config, out, "--jobs", str(workers)), env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )
-    begun = [out / "runs" / arm / "fold-0" / "seed-0" / "metrics.jsonl" for arm in ("imagenet", "scratch")[:workers]]
+    begun = [out / "runs" / arm / "fold-0" / "seed-0" / "metrics.jsonl" for arm in ("scratch", "imagenet")[:workers]]
     for _ in range(600):
         time.sleep(0.1)
         if all(path.is_file() and len(path.read_text().splitlines()) > 3 for path in begun):
@@ -224,7 +224,7 @@ def test_what_another_process_is_at_is_left_to_it(plain, tmp_path, monkeypatch):
     real = jobs.run_fold
 
     def note(images, fold, *rest, **more):
-        order.append((rest[5], fold.index, more["keep_weights"]))
+        order.append((rest[5], fold.index, more["whole"]))
         if len(order) == 7:  # all the others are done
             lock.release()
         return real(images, fold, *rest, **more)

@@ -75,7 +75,8 @@ def test_the_folder_is_the_record(study):
             run_folder = out / "runs" / arm / f"fold-{fold}" / "seed-0"
             assert {p.name for p in run_folder.iterdir()} == {"run.json", "metrics.jsonl", "weights.safetensors", "predictions.csv"}
     table = pd.read_csv(out / "predictions.csv")
-    assert table.columns.tolist() == ["arm", "seed", "fold", "part", "image", "patient", "label", "target", "probability", "logit"]
+    schema = ["arm", "seed", "fold", "part", "image", "patient", "label", "target", "probability", "logit"]
+    assert table.columns.tolist() == [*schema, "typical"]
     cohort = pd.read_csv(out / "cohort.csv")
     assert {"image", "patient", "site", "malignant", "fold_0", "fold_1", "file_digest"} <= set(cohort.columns)
     test = table[(table["part"] == "test") & (table["arm"] == "imagenet")]

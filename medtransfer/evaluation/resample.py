@@ -20,8 +20,8 @@ from medtransfer.evaluation.spread import Part, between, quantile, two_sided_p
 Float = NDArray[np.float64]
 # (logit, target, weights (draw, row)) -> (draw,) or (draw, several).
 Metric = Callable[[Float, NDArray[Any], Float], Float]
-# Draws that differ by less are the same.
-_NOTHING = 1e-12
+# A variance below this is rounding.
+_NOTHING = 1e-24
 # Numbers held at once for the draws: 64 MB.
 _CHUNK = 8_000_000
 # Beyond so many different scores of an arm, neighbouring ones are drawn as one, at their mean; the draws are moved by what
@@ -155,10 +155,10 @@ class Drawn:
         if finite is None:
             reason = "not estimable: the classes are separated, or too few resamples hold both"
             return {"estimate": estimate, "low": None, "high": None, "reason": reason}
-        if np.ptp(finite) < _NOTHING and not self.between:
+        parts = self._parts(finite)
+        if sum(part.variance for part in parts) < _NOTHING:
             return {"estimate": estimate, "low": None, "high": None, "reason": "no interval: all resamples give the same"}
         if self.between:
-            parts = self._parts(finite)
             half = quantile(parts) * np.sqrt(sum(part.variance for part in parts))
             low, high = self.value - half, self.value + half
             least = 0.0 if recentre else least
@@ -170,10 +170,12 @@ class Drawn:
     def p_value(self) -> float | None:
         """Two-sided, of the value being 0: twice the share of draws on its far side, never below 2 / (draws + 1); or by Student's t."""
         finite = self._known()
-        if finite is None or (np.ptp(finite) < _NOTHING and not self.between):
+        if finite is None:
+            return None
+        parts = self._parts(finite)
+        if sum(part.variance for part in parts) < _NOTHING:
             return None
         if self.between:
-            parts = self._parts(finite)
             return two_sided_p(abs(self.value) / np.sqrt(sum(part.variance for part in parts)), parts)
         tail = min(int((finite <= 0).sum()), int((finite >= 0).sum()))
         return float(min(1.0, 2 * (tail + 1) / (len(finite) + 1)))
