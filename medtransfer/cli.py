@@ -36,6 +36,7 @@ def demo(
     output: Output = Path("studies/demo"),
     patients: Annotated[int, typer.Option(min=30, help="Patients of the phantom cohort.")] = 150,
     volumes: Annotated[bool, typer.Option("--volumes", help="Volumes (DICOM series and NIfTI) in place of images.")] = False,
+    task: Annotated[str, typer.Option(help="classification: is there a malignant lesion; detection: where are the lesions.")] = "classification",
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes on this machine, which divide its cores.")] = 1,
     quiet: Quiet = False,
 ) -> None:
@@ -47,8 +48,11 @@ def demo(
 
         # Beside the study, as the study folder itself is the record and holds no images.
         cohort = output.with_name(f"{output.name}-cohort") if output.name else output.resolve().with_name(f"{output.resolve().name}-cohort")
-        section = CohortSection(manifest=cohort / "manifest.csv", root=cohort, labels=("malignant",))
-        name = "demo_volumes.yaml" if volumes else "demo.yaml"
+        if task not in {"classification", "detection"}:
+            raise ConfigError(f"--task {task!r}: use classification or detection.")
+        learnt: dict[str, Any] = {"boxes": "boxes.csv"} if task == "detection" else {"labels": ("malignant",)}
+        section = CohortSection(manifest=cohort / "manifest.csv", root=cohort, **learnt)
+        name = f"demo{'_detection' if task == 'detection' else ''}{'_volumes' if volumes else ''}.yaml"
         config = load_config(configs_folder() / name).model_copy(update={"cohort": section})
         check_folder(output, config)
         write_phantom(cohort, patients, volumes=volumes)

@@ -31,18 +31,31 @@ class CohortSection(Section):
     labels: tuple[str, ...] = Field((), description="Label columns of the manifest.")
     classes: tuple[str, ...] = Field((), description="Class folders below root, in place of a manifest.")
     positive: str | None = Field(None, description="The class that counts as 1.")
+    boxes: str | None = Field(
+        None,
+        description="Lesion boxes: FILE.csv (image, x0, y0, x1, y1[, z0, z1][, label]), FILE.json (COCO), yolo, voc or masks (of the same "
+        "name as each image), or one of these with :FOLDER.",
+    )
+    kinds: tuple[str, ...] = Field((), description="Labels of boxes that count as lesions; left out: all.")
+    patient: str | None = Field(None, description="Without a manifest: regular expression that finds the patient in a file name.")
+    unnamed: Literal["own", "leave_out"] | None = Field(None, description="Of images whose name gives no patient.")
+    parts: dict[str, Literal["train", "tune", "test"]] = Field({}, description="Without a manifest: folder -> part, an official split.")
     skip_unreadable: bool = Field(False, description="Leave unreadable images out (and list them) instead of stopping.")
 
     @model_validator(mode="after")
     def _one_source(self) -> CohortSection:
         if self.manifest is not None and self.classes:
             raise ValueError("give either manifest (with labels) or classes, not both")
-        if self.manifest is None and not self.classes:
+        if self.manifest is None and not self.classes and self.boxes is None:
             raise ValueError("give manifest: FILE.csv with labels: [COLUMN], or classes: [FOLDER, FOLDER] with positive: FOLDER")
+        if self.boxes is None and self.kinds:
+            raise ValueError("kinds are those of boxes; set boxes")
+        if (self.manifest is not None or self.classes) and (self.patient or self.unnamed or self.parts):
+            raise ValueError("patient, unnamed and parts are for images without a manifest; it has columns patient and split")
         if self.manifest is not None and self.manifest.suffix.lower() == ".npz":
             if self.labels:
                 raise ValueError("a MedMNIST archive has its own labels; name the class that counts as 1 with positive")
-        elif self.manifest is not None and not self.labels:
+        elif self.manifest is not None and not self.labels and self.boxes is None:
             raise ValueError("manifest needs labels: [COLUMN]")
         return self
 
@@ -206,7 +219,7 @@ class TrainSection(Section):
     patience: int | None = Field(
         None, ge=1, description="Epochs without a better tune log-loss before training stops; left out: all are run."
     )
-    batch_size: int | None = Field(None, ge=2, description="Images at a step; left out: 32 images, or 8 volumes.")
+    batch_size: int | None = Field(None, ge=2, description="Images at a step; left out: 32 images, or 8 volumes; of detection 8, or 2.")
     weight_decay: float = Field(0.05, ge=0)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     layout: Literal["auto", "contiguous", "channels_last"] = Field("auto", description="Order of memory of images and convolutions.")
@@ -244,6 +257,13 @@ class EvaluateSection(Section):
         return (value,) if isinstance(value, str) else value
 
 
+class DetectionSection(Section):
+    """What counts as a lesion that was found; to be chosen before the results are seen."""
+
+    hit: Literal["overlap", "centre"] = Field("overlap", description="overlap, or centre: of the candidate, within the lesion's box.")
+    overlap: float = Field(0.5, gt=0, le=1, description="Least intersection over union of a hit.")
+
+
 class LearningCurveSection(Section):
     """Small cohorts drawn from the training patients, to see how results grow with the number of patients."""
 
@@ -265,6 +285,7 @@ class LearningCurveSection(Section):
 class StudyConfig(Section):
     """A whole study: cohort, images, arms, protocol, plan, budget and evaluation."""
 
+    task: Literal["classification", "detection"] = Field("classification", description="Whether there is a lesion, or also where.")
     cohort: CohortSection
     image: ImageSection = ImageSection()
     arms: dict[str, ArmSection] = Field(min_length=1)
@@ -273,7 +294,31 @@ class StudyConfig(Section):
     train: TrainSection = TrainSection()
     learning_curve: LearningCurveSection = LearningCurveSection()
     evaluate: EvaluateSection = EvaluateSection()
+    detection: DetectionSection = DetectionSection()
     engine: Literal["local", "ray"] = Field("local", description="Where runs are done: here, or on the Ray cluster that RAY_ADDRESS names.")
+
+    @model_validator(mode="after")
+    def _fits_task(self) -> StudyConfig:
+        if self.task == "classification":
+            if (
+                not self.cohort.labels
+                and not self.cohort.classes
+                and (self.cohort.manifest is None or self.cohort.manifest.suffix != ".npz")
+            ):
+                raise ValueError("cohort: classification needs labels or classes; with boxes alone, set task: detection")
+            return self
+        if self.cohort.boxes is None:
+            raise ValueError("cohort.boxes: detection needs lesion boxes; say where they are")
+        if self.cohort.classes or (self.cohort.manifest is not None and self.cohort.manifest.suffix.lower() == ".npz"):
+            raise ValueError("cohort: detection takes a manifest, or all images below root; leave classes out")
+        idle = [name for name, arm in self.arms.items() if arm.kind == "features"]
+        if idle:
+            raise ValueError(f"arms.{idle[0]}: kind features classifies whole images; it finds no boxes")
+        if self.learning_curve.sizes:
+            raise ValueError("learning_curve: is of classification; run a detection study on smaller cohorts instead")
+        if self.plan.search:
+            raise ValueError("plan.search: its probes classify whole images; set plan.frozen_stages by hand for detection")
+        return self
 
     @field_validator("arms")
     @classmethod

@@ -22,6 +22,7 @@ from medtransfer.prepare import cache_budget
 from medtransfer.progress import Reporter
 from medtransfer.record import LOCKS, Prepared, Run, finished_run, run_key
 from medtransfer.runs import backbone_of, images_of, run_fold, search_fold, task_of
+from medtransfer.tasks.classification import Classification
 from medtransfer.training.engine import Engine
 
 
@@ -190,6 +191,7 @@ class Study:
 
         steps = max(other.steps for other in prepared.plans.values()) or FINE_TUNING_STEPS
         images, task = images_of(prepared, job.arm, self.store), task_of(prepared, job.arm)
+        assert isinstance(task, Classification)  # the configuration refuses a search for detection
         lock = self.output / LOCKS / f"{hashlib.sha256(str(path.relative_to(self.output)).encode()).hexdigest()[:16]}.lock"
         with FileLock(lock) if engine.first else nullcontext():
             return search_fold(images, fold, task, prepared.backbones[job.arm], plan, path, first, engine, key, cache, steps, report)

@@ -32,7 +32,7 @@ def choose_engines(prepared: Prepared, output: Path) -> dict[str, Engine]:
         )
         space = (config.image.size,) * 2 if backbone.ndim == 2 else (config.image.slices, config.image.size, config.image.size)
         # What is measured is a ratio, and more images take long.
-        count = min(16, batch_size(config.train, 2)) if backbone.ndim == 2 else 2
+        count = min(16, batch_size(config.train, 2, config.task == "detection")) if backbone.ndim == 2 else 2
         image = torch.zeros(count, len(backbone.recipe.mean), *space)
         engine = make_engine(config.train.device, precision, backbone, image, layout, cache_folder() / "engines.json")
         engines |= dict.fromkeys(arms, engine)

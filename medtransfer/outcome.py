@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from medtransfer.errors import StudyError, list_faults
 from medtransfer.evaluation import EvaluationReport, evaluate, write_aside, write_predictions
+from medtransfer.evaluation.candidates import CANDIDATES, LESIONS, read_candidates, write_candidates
+from medtransfer.evaluation.detection import evaluate_boxes
 from medtransfer.gallery import write_gallery
 from medtransfer.jobs import Job, Study, complete
 from medtransfer.machine import engines_here
@@ -18,6 +21,7 @@ from medtransfer.progress import Reporter
 from medtransfer.record import Run
 from medtransfer.report.build import build_report
 from medtransfer.reused import write_reuse
+from medtransfer.sightings import write_sightings
 
 _FAILURES = "failures.json"
 
@@ -44,16 +48,35 @@ def report_runs(study: Study, runs: dict[Job, Run], listed: int, reporter: Repor
     reporter.say(f"evaluating {len(table)} predictions")
     # Read back, so that the report is what anyone gets from the file alone.
     report = evaluate(output / "predictions.csv", **config.evaluate.model_dump())
+    if study.prepared.cohort.detects:
+        report = EvaluationReport({**report.data, "detection": _evaluate_boxes(study, [usable[job] for job in main])})
     if len(usable) < listed:
         left_out = f"This report rests on {len(usable)} of {listed} runs: those of the folds and seeds that every arm has finished."
         failed = [f"Run failed: {job}: {error}" for job, error in read_failures(output).items()]
         report = EvaluationReport({**report.data, "warnings": [left_out, *failed, *report.data["warnings"]]})
     report.save(output / "report.json")
+    if study.prepared.cohort.detects:
+        found = read_candidates(output / CANDIDATES)
+        write_sightings(study.prepared, table, found, output, config.detection.hit, config.detection.overlap)
+        return EvaluationReport(report.data, build_report(output))
     write_gallery(study.prepared, pd.concat([usable[job].predictions for job in main]), output)
     whole = {(job.fold, job.seed) for job in main} >= {(fold, config.protocol.seeds[0]) for fold in range(len(study.prepared.split))}
     if whole:
         write_reuse(study.prepared, engines_here(study.engines), output, report.data["comparisons"], reporter)
     return EvaluationReport(report.data, build_report(output))
+
+
+def _evaluate_boxes(study: Study, runs: Sequence[Run]) -> dict[str, Any]:
+    """Writes `candidates.csv` and `boxes.csv`, and evaluates what anyone gets from them."""
+    output, config = study.output, study.prepared.config
+    boxes = study.prepared.cohort.boxes
+    assert boxes is not None
+    found = [pd.read_csv(run.folder / CANDIDATES, dtype={"image": str, "patient": str}) for run in runs]
+    write_candidates(pd.concat(found, ignore_index=True), output / CANDIDATES)
+    write_aside(output / LESIONS, boxes.to_csv(index=False, lineterminator="\n"))
+    chosen, rule = config.evaluate, config.detection
+    tables = (output / "predictions.csv", output / CANDIDATES, output / LESIONS)
+    return evaluate_boxes(*tables, chosen.bootstrap, chosen.seed, rule.hit, rule.overlap)
 
 
 def _curve_rows(job: Job, run: Run) -> pd.DataFrame:

@@ -60,6 +60,8 @@ def prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, rep
     # The network first: a misspelt backbone is found in a second, before thousands of images are read.
     backbones = {name: load_arm(arm, config.image.size, config.protocol.seeds[0]) for name, arm in config.arms.items()}
     cohort = _with_kept_salt(config, cohort, output)
+    if config.task == "detection":
+        cohort = cohort.detecting()
     absent = [c for c in config.evaluate.subgroups if c not in cohort.images.columns]
     if absent:
         raise ConfigError(f"evaluate.subgroups: the cohort has no column {', '.join(absent)}. Use columns of its manifest.")
@@ -77,6 +79,7 @@ def prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, rep
         reporter.say(f"{len(bad)} of {len(cohort)} images cannot be read and are left out; the report lists them")
         cohort = cohort.without(bad["image"].tolist())
     facts = facts[facts["error"] == ""].reset_index(drop=True)
+    cohort = cohort.fitted(dict(zip(facts["image"], facts["shape"], strict=True)))
     seen = _refuse_images_seen_before(config, cohort, facts, reporter)
     if config.protocol.group == "cluster":
         used = set(cohort.images["image"])
@@ -85,7 +88,7 @@ def prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, rep
     fingerprint = _training_fingerprint(cohort, facts, split)
     for name, backbone in backbones.items():
         _require_dimensions(name, config.arms[name].slab, backbone, fingerprint.ndim)
-    batch = batch_size(config.train, fingerprint.ndim)
+    batch = batch_size(config.train, fingerprint.ndim, cohort.detects)
     plans = {name: plan_arm(config, name, backbone, fingerprint, fingerprint.ndim, len(cohort)) for name, backbone in backbones.items()}
     edited = output / "plan.json" if output is not None else None
     if edited is not None and edited.is_file():
@@ -119,7 +122,13 @@ def plan_arm(config: StudyConfig, name: str, backbone: Backbone, counts: Counts,
         return replace(plan, evidence="strong", reason=why)
     try:
         plan = plan_freeze(
-            counts, backbone, config.plan.domain, batch=batch_size(config.train, ndim), cache=cache, **{**config.plan.by_hand(), **own}
+            counts,
+            backbone,
+            config.plan.domain,
+            batch=batch_size(config.train, ndim, config.task == "detection"),
+            cache=cache,
+            detects=config.task == "detection",
+            **{**config.plan.by_hand(), **own},
         )
         # What is set for all arms leaves one from scratch as it is; what is set for it alone must fit it.
         return fix_plan(plan, backbone, **own) if plan.strategy == "scratch" and own else plan
@@ -167,11 +176,17 @@ def _refuse_images_seen_before(config: StudyConfig, cohort: Cohort, facts: pd.Da
 
 def load_cohort(section: CohortSection, salt: str | None = None, columns: Sequence[str] = ()) -> Cohort:
     """The cohort that a configuration describes; ids from DICOM headers are hashed with the salt, `columns` of a manifest are kept."""
+    if section.boxes is not None and not section.labels and not section.classes:
+        return Cohort.from_boxes(
+            section.root, section.boxes, section.manifest, section.kinds, section.patient, section.unnamed, section.parts, salt, columns
+        )
     if section.manifest is not None and is_archive(section.manifest):
-        return Cohort.from_medmnist(section.manifest, section.positive)
-    if section.manifest is not None:
-        return Cohort.from_csv(section.manifest, section.root, section.labels, section.positive, salt, columns)
-    return Cohort.from_folders(section.root, section.classes, section.positive, salt)
+        cohort = Cohort.from_medmnist(section.manifest, section.positive)
+    elif section.manifest is not None:
+        cohort = Cohort.from_csv(section.manifest, section.root, section.labels, section.positive, salt, columns)
+    else:
+        cohort = Cohort.from_folders(section.root, section.classes, section.positive, salt)
+    return cohort.with_boxes(section.boxes, section.kinds) if section.boxes is not None else cohort
 
 
 def _with_kept_salt(config: StudyConfig, cohort: Cohort | None, output: Path | None) -> Cohort:
@@ -208,12 +223,12 @@ def _training_fingerprint(cohort: Cohort, facts: pd.DataFrame, split: Split) -> 
         part = cohort.images.iloc[split.fold(index).train].reset_index(drop=True)
         inside = replace(cohort, images=part)
         prints.append(make_fingerprint(inside, facts))
-    return min(prints, key=lambda print_: print_.smallest_class)
+    return min(prints, key=lambda print_: print_.patients_per_class["1"] if cohort.detects else print_.smallest_class)
 
 
-def batch_size(train: TrainSection, ndim: int) -> int:
+def batch_size(train: TrainSection, ndim: int, detects: bool = False) -> int:
     """Images, or volumes, at a step of training."""
-    return train.batch_size or (32 if ndim == 2 else 8)
+    return train.batch_size or ((8 if ndim == 2 else 2) if detects else (32 if ndim == 2 else 8))
 
 
 def share_steps(plans: dict[str, FreezePlan], train: TrainSection, batches: int) -> dict[str, FreezePlan]:

@@ -248,6 +248,7 @@ def run_key(prepared: Prepared, engine: Engine, seed: int, fold: int, arm: str) 
         "image": config.image.model_dump(mode="json"),
         "train": config.train.model_dump(mode="json", exclude={"track"}),
         "ndim": prepared.fingerprint.ndim,
+        "task": config.task,
         "arm": config.arms[arm].model_dump(mode="json"),
         "weights": backbone.weights.digest,
         "plan": prepared.plans[arm].decisive(),
@@ -265,7 +266,8 @@ def code_digest() -> str:
     """Digest of the modules that decide a run's numbers."""
     package = Path(__file__).parent
     files = sorted(path for room in ("data", "models", "tasks", "training") for path in (package / room).rglob("*.py"))
-    files += [package / name for name in ("prepare.py", "runs.py", "episodes.py", "jobs.py", "evaluation/recalibration.py")]
+    files += [package / name for name in ("prepare.py", "runs.py", "lesions.py", "episodes.py", "jobs.py")]
+    files += [package / "evaluation" / name for name in ("recalibration.py", "matching.py")]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,20 +21,25 @@ from numpy.typing import NDArray
 from medtransfer.config import TrainSection
 from medtransfer.data.cache import feature_folder
 from medtransfer.data.cohort import Cohort
-from medtransfer.data.dataset import ImageSource
+from medtransfer.data.dataset import ImageSource, pad_boxes
 from medtransfer.data.inspection import inspect_images
-from medtransfer.data.slices import Slices
+from medtransfer.data.placement import Placement
+from medtransfer.data.slices import Slices, boxes_of_stack
 from medtransfer.data.split import Fold
 from medtransfer.data.transforms import Fixed
 from medtransfer.data.windows import Window
 from medtransfer.evaluation import read_predictions, write_aside, write_predictions
+from medtransfer.evaluation.candidates import CANDIDATES, write_candidates
+from medtransfer.lesions import boxes_on_grid, list_candidates, place_images
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.costs import measure_stages
+from medtransfer.models.heads import Head, LinearHead
 from medtransfer.models.plan import CacheBudget, FreezePlan, plan_cache, refuse_random_prefix
-from medtransfer.prepare import batch_size, count_steps, load_arm, refuse_unreadable
+from medtransfer.prepare import batch_size, count_steps, fixed_of, load_arm, refuse_unreadable
 from medtransfer.progress import Reporter
 from medtransfer.record import Prepared, Run, code_digest, describe_backbone
 from medtransfer.tasks.classification import Classification
+from medtransfer.tasks.detection import Detection
 from medtransfer.training.batches import Loader, Source
 from medtransfer.training.checkpoint import Checkpoints, save_weights
 from medtransfer.training.choice import DepthChoice, apply_choice
@@ -64,6 +70,7 @@ class Images:
         slices: of volumes. `slab`: neighbouring slices that become the channels of each.
         train: batch size and budget.
         store: folder of the activations that are kept of frozen stages; None keeps none.
+        placements: where the pixels of each image lie in the cache; needed for boxes.
     """
 
     cohort: Cohort
@@ -72,11 +79,21 @@ class Images:
     slab: int
     train: TrainSection
     store: Path | None = None
+    placements: Sequence[Placement] = ()
 
-    @property
+    @cached_property
+    def boxes(self) -> list[NDArray[np.float64]] | None:
+        """Of each image on the grid of the cache, where boxes are to be found; see `boxes_on_grid`."""
+        return boxes_on_grid(self.cohort, self.placements) if self.cohort.detects else None
+
+    @cached_property
     def targets(self) -> NDArray[np.float32]:
-        """(image, label), 0 or 1."""
-        return self.cohort.images[list(self.cohort.labels)].to_numpy(np.float32)
+        """(image, label), 0 or 1; or boxes as the network sees them, see `ImageSource.targets_of`."""
+        if self.boxes is None:
+            return self.cohort.images[list(self.cohort.labels)].to_numpy(np.float32)
+        padded = pad_boxes(self.boxes)
+        volumes = padded.shape[-1] == 6
+        return (boxes_of_stack(padded, self.placements[0].size, self.slices.plane) if volumes else padded).astype(np.float32)
 
     @property
     def groups(self) -> NDArray[np.int64]:
@@ -88,7 +105,8 @@ class Images:
         """The images in the recipe of the weights; `seed` of their random half."""
         recipe = backbone.recipe
         plane = self.slices.plane
-        return ImageSource(self.entries, self.targets, recipe.mean, recipe.std, backbone.ndim, plane, self.slab, seed, device=engine.device)
+        labels = self.cohort.images[list(self.cohort.labels)].to_numpy(np.float32)
+        return ImageSource(self.entries, labels, recipe.mean, recipe.std, backbone.ndim, plane, self.slab, seed, engine.device, self.boxes)
 
     def keep(
         self, backbone: Backbone, engine: Engine, cut: str, taps: Sequence[str], pooled: bool = False, report: Report = lambda *_: None
@@ -111,7 +129,7 @@ class Images:
     def batches(self, images: ImageSource, engine: Engine) -> tuple[int, int]:
         """Images, or volumes, at a step of training, and at once in prediction; of all processes together."""
         ndim, processes = len(images.shape), engine.share[1]
-        step = batch_size(self.train, ndim)
+        step = batch_size(self.train, ndim, self.cohort.detects)
         # Every process takes as many.
         return max(processes, step - step % processes), max(1, _EVAL_BATCH // (1 if ndim == 2 else self.slices.count))
 
@@ -123,7 +141,7 @@ def _load(source: Source, rows: Any, engine: Engine, batch: int, seed: int | Non
 def fit(
     cohort: Cohort,
     fold: Fold,
-    task: Classification,
+    task: Classification | Detection,
     backbone: Backbone,
     plan: FreezePlan,
     output: str | Path,
@@ -136,7 +154,6 @@ def fit(
     slab: int = 1,
     train: TrainSection | None = None,
     engine: Engine | None = None,
-    entries: Sequence[Path] | None = None,
     key: str = "",
     quiet: bool = True,
     reporter: Reporter | None = None,
@@ -147,7 +164,7 @@ def fit(
 
     Args:
         cohort, fold: images, and which are train, tune and test.
-        task: what is learnt; class weights come from the training part.
+        task: what is learnt; class weights, or anchors, come from the training part.
         backbone: with its weights; changed in place.
         plan: what is frozen and how fast the rest learns.
         output: folder of the run.
@@ -156,7 +173,7 @@ def fit(
         size, window, spacing, slices: of the fixed transforms; see `Fixed`.
         slab: neighbouring slices of a volume that become the channels of each.
         train: budget, precision and device; the defaults where left out.
-        engine, entries: made from the above where left out; a study shares them between runs.
+        engine: made from the above where left out.
         key: digest of all that decides the result, by which a study knows the run again.
         quiet, reporter: progress.
 
@@ -166,20 +183,22 @@ def fit(
     output, train = Path(output), train or TrainSection()
     reporter = reporter or Reporter(quiet)
     output.mkdir(parents=True, exist_ok=True)
-    if entries is None:
-        facts = inspect_images(cohort, reporter, Fixed(size, window, spacing, slices or Slices()))
-        refuse_unreadable(facts, cohort)
-        entries = [Path(entry) for entry in facts["entry"]]
+    fixed = Fixed(size, window, spacing, slices or Slices())
+    facts = inspect_images(cohort, reporter, fixed)
+    refuse_unreadable(facts, cohort)
+    cohort = cohort.fitted(dict(zip(facts["image"], facts["shape"], strict=True)))
+    entries = [Path(entry) for entry in facts["entry"]]
     engine = engine or make_engine(train.device, train.precision, layout=train.layout)
     with TemporaryDirectory(dir=feature_folder()) as store:
-        images = Images(cohort, entries, slices or Slices(), slab, train, Path(store) if train.cache_gb else None)
+        placements = place_images(fixed, facts) if cohort.detects else ()
+        images = Images(cohort, entries, slices or Slices(), slab, train, Path(store) if train.cache_gb else None, placements)
         return run_fold(images, fold, task, backbone, plan, output, seed, arm, engine, key, reporter)
 
 
-def run_fold(
+def run_fold(  # noqa: PLR0915  the order of things, in one place
     images: Images,
     fold: Fold,
-    task: Classification,
+    task: Classification | Detection,
     backbone: Backbone,
     plan: FreezePlan,
     output: Path,
@@ -199,7 +218,7 @@ def run_fold(
     output.mkdir(parents=True, exist_ok=True)
     seed_everything(seed)
     backbone.truncate(plan.dropped_stages)
-    task = replace(task.weighted(images.targets[fold.train]), read=plan.read)
+    task = replace(task.fitted(images.targets[fold.train]), read=plan.read)
     head = task.make_head(backbone)
     source = images.source(backbone, engine, seed)
     step, at_once = images.batches(source, engine)
@@ -210,7 +229,7 @@ def run_fold(
         reporter(f"{name}, {what}", done, total)
 
     kept: Source = source
-    if plan.cache_cut:
+    if plan.cache_cut and _reads_behind(head, backbone, plan.cache_cut):
         kept = images.keep(backbone, engine, plan.cache_cut, head.taps, plan.strategy == "linear_probe", report)
     training = _load(kept if plan.views else source, fold.train, engine, step, seed, plan.views)
     plain, tune, test = (_load(kept, rows, engine, at_once) for rows in (fold.train, fold.tune, fold.test))
@@ -234,8 +253,10 @@ def run_fold(
     with tracking(images.train.track if engine.first else None, name, output) as log:
         result = train_network(backbone, head, task, parts, plan, budget, engine, images.groups, on_epoch, checkpoints, say)
     predicted = {"tune": (fold.tune, tune), "test": (fold.test, test)}
-    table = pd.concat([_predict_part(images.cohort, backbone, head, task, engine, part, *of) for part, of in predicted.items()])
-    if whole:
+    found = {part: predict(backbone, head, task, batches, engine) for part, (_, batches) in predicted.items()}
+    about = {part: _name_rows(images.cohort, rows) for part, (rows, _) in predicted.items()}
+    table = pd.concat([task.decode(*found[part], *about[part]).assign(part=part) for part in found])
+    if whole and isinstance(head, LinearHead):
         seen, known, new = (pooled_features(backbone, head, batches, engine) for batches in (plain, tune, test))
         table["typical"] = np.concatenate([typicality(seen, known, of) for of in (known, new)])
     table = table.assign(arm=arm, seed=seed, fold=fold.index).reset_index(drop=True)
@@ -246,6 +267,7 @@ def run_fold(
         "plan": plan.to_dict(),
         "budget": asdict(budget),
         "positive_weights": list(task.positive_weights),
+        "task": asdict(task),
         "images": {"train": len(fold.train), "tune": len(fold.tune), "test": len(fold.test)},
         **{key: value for key, value in asdict(result).items() if key != "history"},
         "epochs": len(result.history) - 1,
@@ -256,6 +278,9 @@ def run_fold(
         if whole:
             save_weights(output / "weights.safetensors", backbone, head, {**describe_backbone(backbone), "tap": ", ".join(head.taps)})
         write_predictions(table, output / "predictions.csv")
+        if images.boxes is not None:
+            candidates = _list_candidates(images, {part: (of[0], found[part][0]) for part, of in predicted.items()})
+            write_candidates(candidates.assign(arm=arm, seed=seed, fold=fold.index), output / CANDIDATES)
         # Written last: a folder with run.json is a finished run.
         write_aside(output / "run.json", json.dumps({"key": key, **summary}, indent=1))
         checkpoints.clear()
@@ -263,12 +288,22 @@ def run_fold(
     return Run(output, arm, fold.index, seed, read_predictions(output / "predictions.csv"), summary)
 
 
-def _predict_part(
-    cohort: Cohort, backbone: Backbone, head: Any, task: Classification, engine: Engine, part: str, rows: NDArray[np.int64], batches: Loader
-) -> pd.DataFrame:
-    logits, truth = predict(backbone, head, task, batches, engine)
-    names, units = cohort.images["image"].iloc[rows].tolist(), cohort.units.iloc[rows].tolist()
-    return task.decode(logits, truth, names, units).assign(part=part)
+def _list_candidates(images: Images, found: dict[str, tuple[NDArray[np.int64], NDArray[Any]]]) -> pd.DataFrame:
+    """The candidates of each part, from its rows and what was predicted of them."""
+    frames = []
+    for part, (rows, predictions) in found.items():
+        placements = [images.placements[row] for row in rows]
+        frames.append(list_candidates(predictions, *_name_rows(images.cohort, rows), placements, images.slices.plane).assign(part=part))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _name_rows(cohort: Cohort, rows: NDArray[np.int64]) -> tuple[list[str], list[str]]:
+    return cohort.images["image"].iloc[rows].tolist(), cohort.units.iloc[rows].tolist()
+
+
+def _reads_behind(head: Head, backbone: Backbone, cut: str) -> bool:
+    """Whether what is kept at a cut is enough for a head: of activations before it only the mean over space is kept."""
+    return isinstance(head, LinearHead) or backbone.names.index(cut) <= min(map(backbone.names.index, head.taps))
 
 
 def _state_key(
@@ -319,7 +354,7 @@ def search_fold(
     choice = _read_choice(path, key)
     if choice is None:
         seed_everything(seed)
-        weighted = replace(task.weighted(images.targets[rows]), read=plan.read)
+        weighted = replace(task.fitted(images.targets[rows]), read=plan.read)
         budget = Budget(steps, None, images.train.weight_decay)
         costs = measure_stages(backbone, cache.size, images.slices.count)
 
@@ -351,7 +386,9 @@ def images_of(prepared: Prepared, arm: str, store: Path | None = None) -> Images
     config = prepared.config
     entries, image = [Path(entry) for entry in prepared.facts["entry"]], config.image
     slices = Slices(image.slices, image.slice_spacing, image.plane)
-    return Images(prepared.cohort, entries, slices, config.arms[arm].slab, config.train, store if config.train.cache_gb else None)
+    placements = place_images(fixed_of(config), prepared.facts) if prepared.cohort.detects else ()
+    kept = store if config.train.cache_gb else None
+    return Images(prepared.cohort, entries, slices, config.arms[arm].slab, config.train, kept, placements)
 
 
 def backbone_of(prepared: Prepared, arm: str, seed: int) -> Backbone:
@@ -360,7 +397,10 @@ def backbone_of(prepared: Prepared, arm: str, seed: int) -> Backbone:
     return deepcopy(prepared.backbones[arm]) if section.weights else load_arm(section, prepared.config.image.size, seed)
 
 
-def task_of(prepared: Prepared, arm: str) -> Classification:
+def task_of(prepared: Prepared, arm: str) -> Classification | Detection:
     """What an arm learns; slices are pooled where a network of planes sees volumes."""
+    if prepared.cohort.detects:
+        image, volumes = prepared.config.image, prepared.fingerprint.ndim == 3
+        return Detection(prepared.cohort.labels, (image.slices,) * volumes + (image.size,) * 2)
     sliced = prepared.fingerprint.ndim > prepared.backbones[arm].ndim
     return Classification(prepared.cohort.labels, pooling=prepared.config.arms[arm].pooling if sliced else "mean")

@@ -75,7 +75,12 @@ def compare(
     Raises:
         MedTransferError: see `run_study`.
     """
-    values = {"cohort": cohort.source, "arms": {name: asdict(arm) for name, arm in arms.items()}, **sections}
+    values = {
+        "task": "detection" if cohort.detects else "classification",
+        "cohort": cohort.source,
+        "arms": {name: asdict(arm) for name, arm in arms.items()},
+        **sections,
+    }
     report = run_study(make_config(values, "compare"), output, cohort, quiet, jobs)
     assert report is not None  # one task does all
     return report

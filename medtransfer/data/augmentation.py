@@ -19,6 +19,8 @@ _TURN, _ZOOM, _SHIFT = math.radians(15), 0.15, 0.08
 _GAMMA, _CONTRAST, _BRIGHTNESS = (0.75, 1.35), 0.2, 0.1
 # What is drawn for one image, in order: flip, angle, zooms, shifts, gamma, contrast, brightness.
 _DRAWN = 9
+# Share of a box that must be left within the image.
+_LEFT = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +44,13 @@ class Changes:
     brightness: NDArray[np.float64]
 
 
-def draw_changes(seed: int, view: int, images: Sequence[int]) -> Changes:
+def draw_changes(seed: int, view: int, images: Sequence[int], turns: bool = True) -> Changes:
     """Draws: flip (p 0.5); turn, zoom and shift (p 0.9); gamma (p 0.5); contrast (p 0.5); brightness (p 0.5).
 
     Args:
         seed: of the draws. `view`: which draw of the image.
         images: row number of each image.
+        turns: False for images with boxes: of a turned lesion the box along the axes is larger than it.
     """
     drawn = np.array([np.random.default_rng([seed, view, image]).random(_DRAWN + 4) for image in images])
     coins, (flip, turn, *zoom), values = drawn[:, _DRAWN:], drawn.T[:4], drawn[:, 4:_DRAWN]
@@ -58,7 +61,7 @@ def draw_changes(seed: int, view: int, images: Sequence[int]) -> Changes:
 
     return Changes(
         flip=flip < 0.5,
-        turn=np.where(moved, between(-_TURN, _TURN, turn), 0.0),
+        turn=np.where(moved & turns, between(-_TURN, _TURN, turn), 0.0),
         zoom=np.where(moved[:, None], between(1 - _ZOOM, 1 + _ZOOM, np.stack(zoom, 1)), 1.0),
         shift=np.where(moved[:, None], between(-_SHIFT, _SHIFT, values[:, :2]), 0.0),
         gamma=np.where(coins[:, 1] < 0.5, between(*_GAMMA, values[:, 2]), 1.0),
@@ -99,13 +102,49 @@ def change(images: Tensor, changes: Changes, across: int = 2) -> Tensor:
     return images * contrast + brightness
 
 
-def _matrices(changes: Changes, shape: Sequence[int]) -> Tensor:
-    """Where each pixel comes from: turn after shift after zoom about the middle, in the units of `affine_grid`; float32 (image, 2, 3)."""
-    rows, columns = shape
+def change_boxes(boxes: NDArray[np.float64], changes: Changes, shape: Sequence[int], across: int = 2) -> NDArray[np.float64]:
+    """Boxes that follow their images.
+
+    Args:
+        boxes: (image, box, 4 or 6), lower and then upper ends along the axes of the array, pixel edges; rows of NaN are no boxes.
+        changes: one of each image.
+        shape: pixels along each axis.
+        across: see `change`.
+
+    Returns:
+        The same shape: the box along the axes around each moved box, cut off at the border; NaN where less than half of it is left.
+    """
+    axes = boxes.shape[-1] // 2
+    rows, columns = (0, 1) if axes == 2 else [axis for axis in range(3) if axis != across]
+    low, high = boxes[..., :axes].copy(), boxes[..., axes:].copy()
+    side = 1 if axes == 2 else 0
+    flip = changes.flip[:, None]
+    turned = shape[side] - high[..., side], shape[side] - low[..., side]
+    low[..., side], high[..., side] = (np.where(flip, new, old[..., side]) for new, old in zip(turned, (low, high), strict=True))
+    plane = np.array([shape[rows], shape[columns]], float)
+    moved, shift = _movement(changes, plane)
+    corners = np.stack([np.stack([r[..., rows], c[..., columns]], -1) for r in (low, high) for c in (low, high)], 2)
+    found = np.einsum("nij,nbkj->nbki", np.linalg.inv(moved), corners - plane / 2 - shift[:, None, None]) + plane / 2
+    for place, axis in enumerate((rows, columns)):
+        low[..., axis], high[..., axis] = found[..., place].min(2), found[..., place].max(2)
+    whole = np.prod(high - low, -1)
+    limits = np.asarray(shape, float)
+    low, high = np.clip(low, 0.0, limits), np.clip(high, 0.0, limits)
+    left = np.prod(high - low, -1) >= _LEFT * whole
+    return np.where(left[..., None], np.concatenate([low, high], -1), np.nan)
+
+
+def _movement(changes: Changes, shape: Sequence[int] | NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Where each pixel comes from, (image, 2, 2) and (image, 2): rows and columns about the middle, turn after shift after zoom."""
     cosine, sine = np.cos(changes.turn), np.sin(changes.turn)
     turn = np.stack([np.stack([cosine, -sine], 1), np.stack([sine, cosine], 1)], 1)
-    moved = turn * changes.zoom[:, None]
-    shift = np.einsum("nij,nj->ni", turn, changes.shift * np.asarray(shape))
+    return turn * changes.zoom[:, None], np.einsum("nij,nj->ni", turn, changes.shift * np.asarray(shape))
+
+
+def _matrices(changes: Changes, shape: Sequence[int]) -> Tensor:
+    """Where each pixel comes from, in the units of `affine_grid`; float32 (image, 2, 3)."""
+    rows, columns = shape
+    moved, shift = _movement(changes, shape)
     # Columns before rows, and both in halves of a side.
     matrices = np.stack(
         [

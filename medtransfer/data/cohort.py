@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from medtransfer.data.boxes import LESION, fit_boxes, read_boxes
 from medtransfer.data.listing import Found, find_owner, list_images, name_patients
-from medtransfer.data.manifest import RESERVED, guess_labels, read_manifest, read_table, refuse_reserved
+from medtransfer.data.manifest import PART_NAMES, RESERVED, guess_labels, read_manifest, read_table, refuse_reserved
 from medtransfer.data.medmnist import PARTS as MEDMNIST_PARTS
 from medtransfer.data.medmnist import is_archive, read_labels
 from medtransfer.data.reading import is_image_file
@@ -43,6 +45,8 @@ class Cohort:
         ignored: files of the folder that were left out, with the reason.
         source: the arguments it was read with, for the record.
         salt: what the ids of patients from DICOM headers were hashed with; "" where ids were given.
+        boxes: lesions, `image, x0, y0, x1, y1[, z0, z1], label` in pixel edges of the image; None where nobody drew any. See
+            `read_boxes`.
     """
 
     images: pd.DataFrame
@@ -52,6 +56,7 @@ class Cohort:
     ignored: tuple[tuple[str, str], ...] = ()
     source: dict[str, Any] = field(default_factory=dict)
     salt: str = field(default="", repr=False)
+    boxes: pd.DataFrame | None = None
 
     @classmethod
     def from_csv(
@@ -151,10 +156,75 @@ class Cohort:
         return cls._from_listing(found, pd.DataFrame(rows), labels, root, ignored, source, salt)._checked(str(root))
 
     @classmethod
-    def from_files(cls, root: str | Path, salt: str | None = None) -> Cohort:
-        """Every image below a folder, without labels: to be checked, not to be learnt from."""
+    def from_boxes(
+        cls,
+        root: str | Path,
+        boxes: str,
+        manifest: str | Path | None = None,
+        kinds: Sequence[str] = (),
+        patient: str | None = None,
+        unnamed: Literal["own", "leave_out"] | None = None,
+        parts: Mapping[str, str] | None = None,
+        salt: str | None = None,
+        columns: Sequence[str] = (),
+    ) -> Cohort:
+        """Images with lesion boxes, for detection. The one label, `lesion`, is 1 where an image has a box.
+
+        Args:
+            root: folder of the images.
+            boxes: where the boxes are; see `read_boxes`.
+            manifest: CSV with `image`, `patient` and optionally `study`, `site`, `split`; every image below the root where left out.
+            kinds: labels of boxes that count; all where left out.
+            patient: regular expression that finds the patient in the name of a file: its first group, or all of it. Without a
+                manifest; patients are those of DICOM headers where left out, else each image stands for one.
+            unnamed: images whose name gives no patient: `own` (each stands for one) or `leave_out`.
+            parts: folder below the root -> train, tune or test: an official split.
+            salt, columns: see `from_csv`.
+
+        Raises:
+            CohortError: see `from_csv` and `read_boxes`; or names that give no patient.
+        """
+        root = Path(root)
+        if not root.is_dir():
+            raise CohortError(f"{root}: no such folder. Set cohort.root to the folder that holds the images.")
+        if manifest is not None:
+            cohort = cls._from_manifest(Path(manifest), root, (), None, salt, columns)
+        else:
+            cohort = cls.from_files(root, salt, leave_out=boxes.partition(":")[2] if boxes.startswith("masks:") else "")
+            cohort = _name_by(cohort, patient, unnamed) if patient is not None else cohort
+            cohort = _divide(cohort, parts) if parts else cohort
+        source: dict[str, Any] = {"root": str(root), "manifest": None if manifest is None else str(manifest)}
+        source |= {"patient": patient, "unnamed": unnamed, "parts": dict(parts or {})}
+        return replace(cohort, source=source).with_boxes(boxes, kinds).detecting()
+
+    def with_boxes(self, source: str, kinds: Sequence[str] = ()) -> Cohort:
+        """The cohort with lesion boxes, from `source`; see `read_boxes`."""
+        about = {**self.source, "boxes": source, "kinds": list(kinds)}
+        return replace(self, boxes=read_boxes(source, self.images, self.root, kinds), source=about)
+
+    def detecting(self) -> Cohort:
+        """The cohort with one label, `lesion`: whether an image has a box."""
+        if self.boxes is None:
+            raise CohortError("detection needs lesion boxes. Set cohort.boxes.")
+        images = self.images.drop(columns=[label for label in self.labels if label in self.images.columns])
+        there = images["image"].isin(set(self.boxes["image"])).astype(float)
+        return replace(self, images=images.assign(**{LESION: there}), labels=(LESION,))
+
+    def fitted(self, shapes: Mapping[str, tuple[int, ...]]) -> Cohort:
+        """The cohort with its boxes checked against the pixels of each image, and cut off at its borders; see `fit_boxes`."""
+        return self if self.boxes is None else replace(self, boxes=fit_boxes(self.boxes, dict(shapes), str(self.root)))
+
+    @property
+    def detects(self) -> bool:
+        """Whether its label is that of boxes, so that images without any are not needed."""
+        return self.boxes is not None and self.labels == (LESION,)
+
+    @classmethod
+    def from_files(cls, root: str | Path, salt: str | None = None, leave_out: str = "") -> Cohort:
+        """Every image below a folder, without labels: to be checked, not to be learnt from. `leave_out`: a folder within."""
         root = Path(root)
         files, ignored = list_images(root, root)
+        files = [file for file in files if not leave_out or not file.name.startswith(leave_out.strip("/") + "/")]
         if not files:
             raise CohortError(f"{root}: no image in this folder. {_READ}")
         return cls._from_listing(files, pd.DataFrame(index=range(len(files))), (), root, ignored, {"root": str(root)}, salt)
@@ -225,9 +295,10 @@ class Cohort:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the ids, patients, groups, official parts and labels (not of the pixels)."""
+        """SHA-256 of the ids, patients, groups, official parts, labels and boxes (not of the pixels)."""
         columns = [c for c in ("image", "patient", "group", "split", *self.labels) if c in self.images.columns]
-        return hashlib.sha256(self.images[columns].to_csv(index=False).encode()).hexdigest()
+        content = self.images[columns].to_csv(index=False) + ("" if self.boxes is None else self.boxes.to_csv(index=False))
+        return hashlib.sha256(content.encode()).hexdigest()
 
     @property
     def units(self) -> pd.Series:
@@ -252,7 +323,9 @@ class Cohort:
         kept = self.images[~self.images["image"].isin(list(images))].reset_index(drop=True)
         if kept.empty:
             raise CohortError("no image is left after leaving out the unreadable ones.")
-        return replace(self, images=kept)._checked("after leaving out unreadable images")
+        boxes = None if self.boxes is None else self.boxes[self.boxes["image"].isin(kept["image"])].reset_index(drop=True)
+        cohort = replace(self, images=kept, boxes=boxes)
+        return cohort if self.detects else cohort._checked("after leaving out unreadable images")
 
     def unit_labels(self, label: str) -> pd.Series:
         """One value per unit: the highest of its images."""
@@ -264,6 +337,46 @@ class Cohort:
         from medtransfer.data.inspection import inspect_images
 
         return make_fingerprint(self, inspect_images(self))
+
+
+def _name_by(cohort: Cohort, pattern: str, unnamed: str | None) -> Cohort:
+    """The cohort with patients from the names of its files."""
+    try:
+        search = re.compile(pattern)
+    except re.error as error:
+        raise CohortError(f"cohort.patient: {pattern!r} is no regular expression ({error}).") from error
+    found = [search.search(image.rsplit("/", 1)[-1]) for image in cohort.images["image"]]
+    names = [(match.group(1) if search.groups else match.group(0)) if match else "" for match in found]
+    silent = [image for image, name in zip(cohort.images["image"], names, strict=True) if not name]
+    if len(silent) == len(names):
+        raise CohortError(f"cohort.patient: {pattern!r} is found in none of {len(names)} file names, such as {silent[0]}.")
+    if silent and unnamed is None:
+        raise CohortError(
+            f"cohort.patient: {pattern!r} is not found in {len(silent)} of {len(names)} file names, such as {silent[0]}. Set "
+            "cohort.unnamed to leave_out, or to own where each of these is known to be of another patient."
+        )
+    images = cohort.images.assign(patient=[name or image for name, image in zip(names, cohort.images["image"], strict=True)])
+    if unnamed == "leave_out":
+        images = images[[bool(name) for name in names]].reset_index(drop=True)
+        ignored = (*cohort.ignored, *((image, "its name gives no patient") for image in silent))
+        return replace(cohort, images=images, patients_known=True, ignored=ignored)
+    return replace(cohort, images=images, patients_known=not silent)
+
+
+def _divide(cohort: Cohort, parts: Mapping[str, str]) -> Cohort:
+    """The cohort with an official split by folders; images elsewhere are left out."""
+    known = {folder.strip("/"): PART_NAMES.get(part.lower(), "") for folder, part in parts.items()}
+    wrong = [f"{folder}: {parts[folder]}" for folder in parts if not known[folder.strip("/")]]
+    if wrong:
+        raise CohortError(f"cohort.parts: {', '.join(wrong)}; a part is train, tune or test.")
+    where = [next((part for folder, part in known.items() if image.startswith(f"{folder}/")), "") for image in cohort.images["image"]]
+    absent = [folder for folder in known if not any(image.startswith(f"{folder}/") for image in cohort.images["image"])]
+    if absent:
+        raise CohortError(f"cohort.parts: no image in {', '.join(str(cohort.root / folder) for folder in absent)}.")
+    images = cohort.images.assign(split=where)
+    outside = images.loc[images["split"] == "", "image"]
+    ignored = (*cohort.ignored, *((image, "in none of cohort.parts") for image in outside))
+    return replace(cohort, images=images[images["split"] != ""].reset_index(drop=True), ignored=ignored)
 
 
 def open_cohort(

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medtransfer.data.augmentation import change, draw_changes
+from medtransfer.data.augmentation import Changes, change, change_boxes, draw_changes
 from medtransfer.data.cache import read_entry
-from medtransfer.data.slices import Plane, Slices, cut, present_slices
+from medtransfer.data.slices import Plane, Slices, boxes_of_stack, cut, present_slices
 from medtransfer.data.transforms import normalise
 from medtransfer.errors import ImageError
 
@@ -30,6 +30,8 @@ class ImageSource:
         plane, slab: of the slices of volumes; see `slices.cut`.
         seed: of the random half.
         device: where the random half runs and the batches lie.
+        boxes: of each image, (box, 4 or 6) on the grid of the cache, lower and then upper ends along its axes; the targets are then
+            these, in place of labels.
     """
 
     def __init__(
@@ -43,8 +45,10 @@ class ImageSource:
         slab: int = 1,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        boxes: Sequence[NDArray[np.float64]] | None = None,
     ) -> None:
         self.entries = list(entries)
+        self.boxes = None if boxes is None else pad_boxes(boxes)
         self.targets = torch.tensor(targets, dtype=torch.float32)
         self.mean, self.std, self.ndim, self.plane, self.slab, self.seed, self.device = mean, std, ndim, plane, slab, seed, device
         self.across = Slices(plane=plane).axis
@@ -68,7 +72,7 @@ class ImageSource:
             view: number of the random draw; None leaves the images as they are.
 
         Returns:
-            `{"features": {"image": ...}, "present": bool (batch, slice), "targets": (batch, label), "rows": (batch,)}`. The
+            `{"features": {"image": ...}, "present": bool (batch, slice), "targets": see `targets_of`, "rows": (batch,)}`. The
             image is (batch, channel, row, column); of volumes (batch, slice, channel, row, column) for a network of
             planes, (batch, channel, slice, row, column) for one of volumes.
 
@@ -83,8 +87,9 @@ class ImageSource:
         there = [present_slices(image, self.plane) for image in given] if volumes else [torch.ones(1, dtype=torch.bool)] * len(given)
         present = torch.stack(there)
         images = images.to(self.device, non_blocking=True)
-        if view is not None:
-            images = change(images, draw_changes(self.seed, view, rows), self.across)
+        changes = None if view is None else draw_changes(self.seed, view, rows, turns=self.boxes is None)
+        if changes is not None:
+            images = change(images, changes, self.across)
         if volumes:
             stacks = torch.stack([cut(image, self.plane, self.slab, there) for image, there in zip(images, present, strict=True)])
             stacks = torch.where(present.to(stacks.device)[:, :, None, None, None], stacks, stacks.new_zeros(()))
@@ -95,12 +100,36 @@ class ImageSource:
         return {
             "features": {"image": images},
             "present": present,
-            "targets": self.targets[list(rows)],
+            "targets": self.targets_of(rows, changes),
             "rows": torch.tensor(rows, dtype=torch.int64),
         }
+
+    def targets_of(self, rows: Sequence[int], changes: Changes | None = None) -> Tensor:
+        """Labels, float32 (image, label); or boxes as the network sees them, float32 (image, box, 4 or 6), the rest NaN.
+
+        Boxes have lower and then upper ends along rows and columns, of volumes along slices, rows and columns.
+        """
+        if self.boxes is None:
+            return self.targets[list(rows)]
+        boxes = self.boxes[list(rows)]
+        if changes is not None:
+            boxes = change_boxes(boxes, changes, self.shape, self.across)
+        if boxes.shape[-1] == 6:
+            boxes = boxes_of_stack(boxes, self.shape, self.plane)
+        return torch.from_numpy(boxes.astype(np.float32))
 
     def _read(self, row: int) -> Tensor:
         array = read_entry(self.entries[row])
         if array is None:
             raise ImageError(f"{self.entries[row]}: this entry of the image cache is gone or cut short. Run the same command again.")
         return torch.from_numpy(np.array(array, np.float32))
+
+
+def pad_boxes(boxes: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Boxes of each image, (box, ends) -> (image, box, ends), rows of NaN where an image has fewer than another; one row at least."""
+    most = max(1, max(map(len, boxes), default=0))
+    ends = next((own.shape[1] for own in boxes if len(own)), 4)
+    padded = np.full((len(boxes), most, ends), np.nan)
+    for place, own in enumerate(boxes):
+        padded[place, : len(own)] = own.reshape(-1, ends)
+    return padded

@@ -15,7 +15,7 @@ from medtransfer.errors import CohortError, list_faults
 RESERVED = {"image", "patient", "path", "study", "site", "split", "group", "file_digest"}
 OPTIONAL = ("study", "site", "split")
 PARTS = ("train", "tune", "test")
-_PART_NAMES = {"train": "train", "training": "train", "tune": "tune", "val": "tune", "valid": "tune", "validation": "tune", "test": "test"}
+PART_NAMES = {"train": "train", "training": "train", "tune": "tune", "val": "tune", "valid": "tune", "validation": "tune", "test": "test"}
 _EMPTY = {"", "nan", "na", "n/a", "none", "null"}
 _WORDS = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
 
@@ -48,7 +48,7 @@ def read_manifest(manifest: Path, root: Path, labels: Sequence[str], positive: s
     faults = _check_rows(table, root)
     values = {label: _parse_labels(table[label], label, positive, faults) for label in labels}
     if "split" in table.columns:
-        unknown = [(i, v) for i, v in enumerate(table["split"]) if v.lower() not in _PART_NAMES]
+        unknown = [(i, v) for i, v in enumerate(table["split"]) if v.lower() not in PART_NAMES]
         faults += [f"row {i + 2}: split is {v!r}; use train, tune or test" for i, v in unknown]
     if faults:
         raise CohortError(list_faults(f"{manifest}: {len(faults)} fault(s)", faults, "Mend these rows and run again."))
@@ -58,7 +58,7 @@ def read_manifest(manifest: Path, root: Path, labels: Sequence[str], positive: s
         if column in table.columns:
             images[column] = table[column]
     if "split" in images.columns:
-        images["split"] = [_PART_NAMES[v.lower()] for v in images["split"]]
+        images["split"] = [PART_NAMES[v.lower()] for v in images["split"]]
     for label in labels:
         images[label] = values[label]
     return images

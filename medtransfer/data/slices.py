@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from medtransfer.errors import ConfigError, ImageError
@@ -72,6 +75,36 @@ def cut(volume: Tensor, plane: Plane, slab: int = 1, present: Tensor | None = No
     first, last = int(there[0]), int(there[-1])
     neighbours = [torch.arange(len(stack)).add(step).clamp(first, last) for step in range(-(slab // 2), slab // 2 + 1)]
     return torch.cat([stack[index] for index in neighbours], dim=1)
+
+
+def boxes_of_stack(boxes: NDArray[np.float64], shape: Sequence[int], plane: Plane) -> NDArray[np.float64]:
+    """Boxes of a volume -> boxes of its stack of slices, which `cut` gives.
+
+    Args:
+        boxes: (..., 6), lower and then upper ends along x, y, z.
+        shape: pixels along x, y, z.
+        plane: of the slices.
+
+    Returns:
+        (..., 6), lower and then upper ends along slices, rows, columns.
+    """
+    across = _ACROSS[plane]
+    columns, rows = (axis for axis in range(3) if axis != across)
+    low, high = boxes[..., :3], boxes[..., 3:]
+    lower = [low[..., across], shape[rows] - high[..., rows], shape[columns] - high[..., columns]]
+    upper = [high[..., across], shape[rows] - low[..., rows], shape[columns] - low[..., columns]]
+    return np.stack(lower + upper, -1)
+
+
+def boxes_of_volume(boxes: NDArray[np.float64], shape: Sequence[int], plane: Plane) -> NDArray[np.float64]:
+    """The inverse of `boxes_of_stack`; `shape` is still that along x, y, z."""
+    across = _ACROSS[plane]
+    columns, rows = (axis for axis in range(3) if axis != across)
+    result = np.empty_like(boxes)
+    for axis, place, turned in ((across, 0, False), (rows, 1, True), (columns, 2, True)):
+        low, high = boxes[..., place], boxes[..., 3 + place]
+        result[..., axis], result[..., 3 + axis] = (shape[axis] - high, shape[axis] - low) if turned else (low, high)
+    return result
 
 
 def present_slices(volume: Tensor, plane: Plane) -> Tensor:

@@ -84,7 +84,8 @@ class Split:
 
 
 def split_cohort(cohort: Cohort, folds: int = 5, seed: int = 0, tune: float = 0.2, leave_out: str | None = None) -> Split:
-    """Divides a cohort by patient (by group after `Cohort.grouped`), stratified by the first label.
+    """Divides a cohort by patient (by group after `Cohort.grouped`), stratified by the first label. Of boxes,
+    images without any are not needed.
 
     An official split in the manifest is taken as it is: one fold; where it has no tune part, one is
     taken from the training patients.
@@ -103,31 +104,32 @@ def split_cohort(cohort: Cohort, folds: int = 5, seed: int = 0, tune: float = 0.
     """
     table = cohort.images[[c for c in ("image", "patient", "group") if c in cohort.images.columns]].copy()
     label = cohort.images[cohort.labels[0]].to_numpy(int)
+    needed = (1,) if cohort.detects else (0, 1)
     # Numbered as they appear: the folds do not depend on how patients are called.
     groups = pd.factorize(cohort.units)[0]
     official = "split" in cohort.images.columns and leave_out is None
     if leave_out is not None:
         for index, inside in enumerate(_values_of(cohort, leave_out)):
             parts = np.where(inside, "test", "train").astype(object)
-            table[f"fold_{index}"] = _hold_back(parts, label, groups, tune, seed + 1 + index)
+            table[f"fold_{index}"] = _hold_back(parts, label, groups, tune, seed + 1 + index, needed)
     elif official:
         parts = cohort.images["split"].to_numpy(object).copy()
         absent = [part for part in ("train", "test") if part not in parts]
         if absent:
             raise CohortError(f"the manifest's split has no {' and no '.join(absent)} part. Add it, or remove column split.")
         if "tune" not in parts:
-            parts = _hold_back(parts, label, groups, tune, seed)
+            parts = _hold_back(parts, label, groups, tune, seed, needed)
         table["fold_0"] = parts
     else:
-        _require_patients(cohort, folds)
+        _require_patients(cohort, folds, needed)
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
         for index, (_, test) in enumerate(splitter.split(label, label, groups)):
             parts = np.full(len(label), "train", dtype=object)
             parts[test] = "test"
-            table[f"fold_{index}"] = _hold_back(parts, label, groups, tune, seed + 1 + index)
+            table[f"fold_{index}"] = _hold_back(parts, label, groups, tune, seed + 1 + index, needed)
     split = Split(table, seed, cohort.digest, official)
     # A site may have patients of one class only; models are trained and tuned on both.
-    _require_both_classes(split, label, PARTS if leave_out is None else PARTS[:2])
+    _require_classes(split, label, PARTS if leave_out is None else PARTS[:2], needed)
     return split
 
 
@@ -145,10 +147,10 @@ def _values_of(cohort: Cohort, column: str) -> list[Any]:
     return [(values == name).to_numpy() for name in names]
 
 
-def _hold_back(parts: Any, label: Any, groups: Any, tune: float, seed: int) -> Any:
+def _hold_back(parts: Any, label: Any, groups: Any, tune: float, seed: int, needed: tuple[int, ...]) -> Any:
     """Moves about a share `tune` of the training patients, stratified, to the tune part."""
     train = np.flatnonzero(parts == "train")
-    patients_per_class = min(len(set(groups[train][label[train] == c])) for c in (0, 1))
+    patients_per_class = min(len(set(groups[train][label[train] == c])) for c in needed)
     if patients_per_class < 2:
         raise CohortError(
             f"the training part has {patients_per_class} patient(s) of a class; at least 2 are needed, one of them to tune on. "
@@ -162,9 +164,9 @@ def _hold_back(parts: Any, label: Any, groups: Any, tune: float, seed: int) -> A
     return parts
 
 
-def _require_patients(cohort: Cohort, folds: int) -> None:
+def _require_patients(cohort: Cohort, folds: int, needed: tuple[int, ...]) -> None:
     by_patient = cohort.unit_labels(cohort.labels[0])
-    for value in (0, 1):
+    for value in needed:
         count = int((by_patient == value).sum())
         # Each fold needs a test patient, and the rest at least one to train and one to tune on.
         if count < max(folds, 3):
@@ -174,13 +176,14 @@ def _require_patients(cohort: Cohort, folds: int) -> None:
             )
 
 
-def _require_both_classes(split: Split, label: Any, parts: tuple[str, ...]) -> None:
+def _require_classes(split: Split, label: Any, parts: tuple[str, ...], needed: tuple[int, ...]) -> None:
     for index in range(len(split)):
         fold = split.fold(index)
         for part in parts:
             rows = getattr(fold, part)
-            if len(set(label[rows])) < 2:
+            if not set(needed) <= set(label[rows]):
+                lacks = "one of the two classes" if len(needed) > 1 else "lesions"
                 raise CohortError(
-                    f"the {part} part of fold {index} ({len(rows)} images) lacks one of the two classes. "
+                    f"the {part} part of fold {index} ({len(rows)} images) lacks {lacks}. "
                     "Use fewer folds, another split_seed, or more patients."
                 )

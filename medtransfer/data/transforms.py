@@ -58,11 +58,16 @@ class Fixed:
         """Where the pixels of this image go."""
         if image.provenance["axes"].startswith("frame"):
             raise ImageError(f"{where}: is a film, not a volume. Name one frame of it behind a #.")
-        if self.spacing is not None and image.provenance["spacing_from"] == "none":
+        return self.place_shape(image.array.shape[1:], () if image.provenance["spacing_from"] == "none" else image.spacing, where)
+
+    def place_shape(self, shape: Sequence[int], spacing: Sequence[float], where: str) -> Placement:
+        """Where the pixels of an image of this shape go; `spacing` in mm along each axis, empty where it is not known."""
+        if self.spacing is not None and not spacing:
             raise ImageError(f"{where}: states no pixel spacing, so image.spacing cannot be applied. Leave image.spacing out.")
-        if self.slices is None or image.array.ndim != 4:
-            return place(image.array.shape[1:], image.spacing, self.size, self.spacing, where)
-        if self.slices.spacing is not None and image.provenance["spacing_from"] == "none":
+        stated, spacing = bool(spacing), spacing or (1.0,) * len(shape)
+        if self.slices is None or len(shape) != 3:
+            return place(shape, spacing, self.size, self.spacing, where)
+        if self.slices.spacing is not None and not stated:
             raise ImageError(f"{where}: states no spacing of its slices, so image.slice_spacing cannot be applied. Leave it out.")
         axis = self.slices.axis
         if isinstance(self.spacing, tuple) and len(self.spacing) != 3:
@@ -72,7 +77,7 @@ class Fixed:
         size[axis] = self.slices.count
         if not isinstance(self.spacing, tuple) or self.slices.spacing is not None:
             target[axis] = self.slices.spacing
-        return place(image.array.shape[1:], image.spacing, size, target, where, axis)
+        return place(shape, spacing, size, target, where, axis)
 
     def apply(self, path: str, image: Image) -> tuple[Tensor, Placement]:
         """An image of `read_image(path)` -> float32 (channel, *size), 0..1, and where its pixels went."""

@@ -137,16 +137,25 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-def verdict(entry: dict[str, Any], auc_a: float, auc_b: float, comparisons: int = 1, seeds: int = 2) -> str:
-    """A sentence or two that say no more than the interval of the AUC difference does.
+def verdict(
+    entry: dict[str, Any],
+    value_a: float,
+    value_b: float,
+    comparisons: int = 1,
+    seeds: int = 2,
+    key: str = "delta_auc",
+    metric: str = "AUC",
+    does: str = "separates the classes",
+) -> str:
+    """A sentence or two that say no more than the interval of a difference does, that of the AUC where nothing else is said.
 
     `seeds`: of the arm with the fewest; a single one shows nothing of how trainings differ, so the sentence is about the models trained.
     """
-    a, b, delta = isolate(entry["a"]), isolate(entry["b"]), entry["delta_auc"]
+    a, b, delta = isolate(entry["a"]), isolate(entry["b"]), entry[key]
     if delta["low"] is None:
-        return f"Cannot tell whether {a} or {b} separates the classes better: the difference in AUC cannot be estimated on these patients."
+        return f"Cannot tell whether {a} or {b} {does} better: the difference in {metric} cannot be estimated on these patients."
     figures = (
-        f"AUC {auc_a:.3f} against {auc_b:.3f}, difference {delta['estimate']:+.3f} "
+        f"{metric} {value_a:.3f} against {value_b:.3f}, difference {delta['estimate']:+.3f} "
         f"(95 % interval {delta['low']:+.3f} to {delta['high']:+.3f}, {_p(delta['p'])}"
     )
     several = comparisons > 1 and delta.get("p_holm") is not None
@@ -159,18 +168,15 @@ def verdict(entry: dict[str, Any], auc_a: float, auc_b: float, comparisons: int 
         word = "is" if margin["shown"] else "is not shown to be"
         added += f" With the margin of {margin['margin']:g}, {a} {word} non-inferior to {b}."
     if different and several and delta["p_holm"] >= 0.05:
-        return (
-            f"{a} seems to separate the classes {direction} than {b}, but among {comparisons} comparisons this may be chance: "
-            f"{figures}.{added}"
-        )
+        return f"It seems that {a} {does} {direction} than {b}, but among {comparisons} comparisons this may be chance: {figures}.{added}"
     if different:
-        return f"{a} separates the classes {direction} than {b}: {figures}.{added}"
+        return f"{a} {does} {direction} than {b}: {figures}.{added}"
     unseen = (
         f" These patients would have shown a difference of {delta['detectable']:.3f} in four of five studies."
-        if delta["detectable"]
+        if delta.get("detectable")
         else ""
     )
-    return f"Cannot tell whether {a} or {b} separates the classes better: {figures}; the interval includes 0.{unseen}{added}"
+    return f"Cannot tell whether {a} or {b} {does} better: {figures}; the interval includes 0.{unseen}{added}"
 
 
 def trust(arm: str, entry: dict[str, Any]) -> str:

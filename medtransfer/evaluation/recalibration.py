@@ -71,6 +71,12 @@ class Recalibrated:
     chosen: str
 
 
+def log_losses(logits: Float, labels: NDArray[Any]) -> Float:
+    """Log-loss of each image, in nats; logits (..., image)."""
+    losses: Float = np.logaddexp(0.0, np.where(labels == 1, -logits, logits))
+    return losses
+
+
 def fit_temperature(logit: Float, target: NDArray[Any]) -> float:
     """Temperature T > 0 that minimises the log-loss of logit / T (Guo et al. 2017, arXiv:1706.04599), with log T ~ Normal(0, 1)."""
     truth = np.asarray(target) == 1

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from medtransfer.evaluation.detection import describe_arm
 from medtransfer.evaluation.predictions import write_aside
 
 
@@ -43,7 +44,9 @@ class EvaluationReport:
         return pd.DataFrame(rows, columns=["arm", "recalibrated", "metric", "estimate", "low", "high"])
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """By name, those that are not empty: `metrics`, `comparisons`, `operating_points`, `subgroups`, `learning_curve`."""
+        """By name, those that are not empty: `metrics`, `comparisons`, `operating_points`, `subgroups`, `learning_curve`;
+        of detection `lesions`, `lesion_sizes`, `lesion_comparisons`."""
+        found = self.data.get("detection", {"arms": {}, "comparisons": []})
         points = [{"arm": arm, **point} for arm, entry in self.data["arms"].items() for point in entry.get("operating_points", [])]
         groups = [
             {
@@ -59,13 +62,27 @@ class EvaluationReport:
             "operating_points": points,
             "subgroups": groups,
             "learning_curve": self.data["learning_curve"],
+            "lesions": [
+                {"arm": arm, "metric": name, **value}
+                for arm, entry in found["arms"].items()
+                for name, value in entry.items()
+                if isinstance(value, dict) and "estimate" in value
+            ],
+            "lesion_sizes": [{"arm": arm, **row} for arm, entry in found["arms"].items() for row in entry["by_size"]],
+            "lesion_comparisons": found["comparisons"],
         }
         return {"metrics": self.to_frame(), **{name: _flatten(entries) for name, entries in rows.items() if entries}}
 
     @property
     def sentences(self) -> list[str]:
         """The verdict on each pair of arms, then on the probabilities of each arm."""
-        verdicts = [str(entry["verdict"]) for entry in self.data["comparisons"]]
+        verdicts = []
+        if found := self.data.get("detection"):
+            verdicts += [str(entry["verdict"]) for entry in found["comparisons"]]
+            verdicts += [describe_arm(arm, entry) for arm, entry in found["arms"].items()]
+            if self.data["prevalence"] in {0.0, 1.0}:  # of images with a lesion against those without nothing can be said
+                return verdicts
+        verdicts += [str(entry["verdict"]) for entry in self.data["comparisons"]]
         for entry in self.data["arms"].values():
             verdicts += [str(part["trust"]) for part in (entry, entry["recalibrated"]) if part is not None and part["trust"]]
         return verdicts

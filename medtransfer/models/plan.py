@@ -9,7 +9,7 @@ from medtransfer.errors import ConfigError, WeightsError
 from medtransfer.models.backbone import Backbone, NormPolicy, Tuned
 from medtransfer.models.costs import StageCost, measure_stages
 
-Strategy = Literal["linear_probe", "lp_ft", "scratch"]
+Strategy = Literal["linear_probe", "lp_ft", "fine_tune", "scratch"]
 Unfreeze = Literal["at_once", "gradual"]
 Read = Literal["last", "all"]
 
@@ -20,7 +20,8 @@ class FreezePlan:
 
     Attributes:
         strategy: linear_probe (convex head on frozen features), lp_ft (that head first, then
-            fine-tuning; Kumar et al. 2022, arXiv:2202.10054), or scratch (all from random weights).
+            fine-tuning; Kumar et al. 2022, arXiv:2202.10054), fine_tune (no head first, as of detection, where none is convex), or
+            scratch (all from random weights).
         stages: number of stages of the backbone.
         frozen_stages: so many stages never change: the first ones, or the last ones where tuned is first.
         trainable_fraction: share of the backbone's parameters that train, 0 to 1.
@@ -75,6 +76,11 @@ class FreezePlan:
     def kept_stages(self) -> int:
         """Stages that run."""
         return self.stages - self.dropped_stages
+
+    @property
+    def convex(self) -> bool:
+        """Whether a convex head comes first."""
+        return self.strategy in {"linear_probe", "lp_ft"}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -133,6 +139,10 @@ def fix_plan(plan: FreezePlan, backbone: Backbone, **fields: Any) -> FreezePlan:
     frozen, strategy = fields.get("frozen_stages"), fields.get("strategy")
     if frozen is not None and frozen > kept:
         raise ConfigError(f"plan: frozen_stages is {frozen}; {kept} of {plan.stages} stages are left after dropped_stages.")
+    if plan.strategy == "fine_tune":
+        # No head of boxes is convex: all frozen, its head still trains step by step.
+        changed = dict(fields)
+        return _described(replace(plan, **changed), backbone, fields)
     by_default = "linear_probe" if plan.strategy == "linear_probe" and frozen is None else "lp_ft"
     probe = frozen == kept if strategy is None and frozen is not None else (strategy or by_default) == "linear_probe"
     if probe:
@@ -155,10 +165,15 @@ def fix_plan(plan: FreezePlan, backbone: Backbone, **fields: Any) -> FreezePlan:
         }
     else:
         changed = dict(fields)
+    return _described(replace(plan, **changed), backbone, fields)
+
+
+def _described(plan: FreezePlan, backbone: Backbone, fields: dict[str, Any]) -> FreezePlan:
+    """The plan with what follows from its other fields, and the reason."""
     reason = plan.reason + (f" Set by hand: {', '.join(f'{key} {fields[key]}' for key in sorted(fields))}." if fields else "")
-    plan = replace(plan, **changed, reason=reason)
+    plan = replace(plan, reason=reason)
     plan = replace(plan, trainable_fraction=_trainable_fraction(backbone, plan))
-    if plan.tuned == "norms" and plan.strategy == "lp_ft" and not trained_sizes(backbone, plan):
+    if plan.tuned == "norms" and plan.strategy in {"lp_ft", "fine_tune"} and not trained_sizes(backbone, plan):
         raise ConfigError(f"plan: tuned is norms, but {backbone.name} has no norms with parameters behind its frozen stages.")
     return plan
 
@@ -167,6 +182,8 @@ def _check_field(plan: FreezePlan, key: str, value: Any) -> None:
     if plan.strategy == "scratch" and key not in {*_RATES, "dropout"}:
         # A frozen stage of random weights would learn nothing.
         raise ConfigError(f"plan: {key} cannot be set for an arm trained from scratch; it trains everything.")
+    if plan.strategy == "fine_tune" and key in {"strategy", "dropped_stages", "read", "mix"}:
+        raise ConfigError(f"plan: {key} is for heads that classify whole images; a detector reads a stage of every size.")
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     whole = type(value) is int
     if key in _CHOICES:

@@ -12,8 +12,10 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 from torch import Tensor, nn
+from torchmetrics.functional.classification import binary_auroc
 
 from medtransfer.errors import CohortError
+from medtransfer.evaluation.recalibration import fit_temperature, log_losses
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.heads import LinearHead, Pooling
 
@@ -48,7 +50,7 @@ class Classification:
         for name in ("positive_weights", "mean_weights"):
             object.__setattr__(self, name, tuple(getattr(self, name)) or (1.0,) * len(self.labels))
 
-    def weighted(self, targets: NDArray[Any]) -> Classification:
+    def fitted(self, targets: NDArray[Any]) -> Classification:
         """The same task with weights from the training targets (image, label), 0 or 1.
 
         Raises:
@@ -68,25 +70,40 @@ class Classification:
         stages = backbone.stages if self.read == "all" else backbone.stages[-1:]
         return LinearHead(stages, len(self.labels), self.pooling)
 
-    def loss(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def loss(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Weighted binary cross-entropy, in float32.
 
         Divided by the mean weight of the training part, not of the batch: the latter varies with the
         positives in it, which would bias the fit (by 0.3 in the logit at 9 % positives and 16 images).
         """
-        weights, means = (torch.tensor(w, device=logits.device) for w in (self.positive_weights, self.mean_weights))
-        each = nn.functional.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none")
+        weights, means = (torch.tensor(w, device=outputs.device) for w in (self.positive_weights, self.mean_weights))
+        each = nn.functional.binary_cross_entropy_with_logits(outputs.float(), targets, reduction="none")
         scale = torch.where(targets > 0, weights, torch.ones_like(weights))
         return {"loss": (each * scale / means).mean()}
 
-    def correct(self, logits: NDArray[Any]) -> NDArray[Any]:
-        """Subtracts log w; (image, label) -> the same, float64."""
-        return np.asarray(logits, np.float64) - np.log(self.positive_weights)
+    def predict(self, outputs: Tensor) -> Tensor:
+        """The logits, float32 (batch, label)."""
+        return outputs.float()
 
-    def decode(self, logits: NDArray[Any], targets: NDArray[Any], images: Sequence[str], patients: Sequence[str]) -> pd.DataFrame:
+    def correct(self, predictions: NDArray[Any]) -> NDArray[Any]:
+        """Subtracts log w; (image, label) -> the same, float64."""
+        return np.asarray(predictions, np.float64) - np.log(self.positive_weights)
+
+    def score(self, predictions: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
+        """Unweighted log-loss at the best temperature, and as it is, and the AUC.
+
+        The first one chooses the epoch ("refine, then calibrate", Berta et al. 2025, arXiv:2501.19195):
+        over-confidence grows while discrimination still improves, and a temperature takes it away.
+        """
+        temperatures = [fit_temperature(predictions[:, i], targets[:, i]) for i in range(predictions.shape[1])]
+        refined, raw = (float(log_losses(z, targets).mean()) for z in (predictions / temperatures, predictions))
+        auc = float(binary_auroc(torch.from_numpy(predictions[:, 0]), torch.from_numpy(targets[:, 0]).int()))
+        return {"loss": refined, "raw": raw, "auc": auc}
+
+    def decode(self, predictions: NDArray[Any], targets: NDArray[Any], images: Sequence[str], patients: Sequence[str]) -> pd.DataFrame:
         """One row per image and label."""
         count = len(self.labels)
-        flat = np.asarray(logits, np.float64).reshape(-1)
+        flat = np.asarray(predictions, np.float64).reshape(-1)
         return pd.DataFrame(
             {
                 "image": np.repeat(np.asarray(images, dtype=object), count),

@@ -18,7 +18,8 @@ class Batch(TypedDict):
 
     `features`: activations by name, at first `{"image": (batch, channel, *space)}`, of volumes for a network of
     planes (batch, slice, channel, row, column); `present`: bool (batch, slice), False where a slice only pads the
-    volume; `targets`: float32 (batch, label); `rows`: int64 (batch,), row numbers of the cohort.
+    volume; `targets`: float32 (batch, label), or boxes (batch, box, 4 or 6), see `Detection`; `rows`: int64 (batch,),
+    row numbers of the cohort.
     """
 
     features: dict[str, Tensor]
@@ -41,17 +42,25 @@ class Task(Protocol):
         ...
 
     def make_head(self, backbone: Backbone) -> Head:
-        """A head for this backbone; its logits start at 0."""
+        """A head for this backbone."""
         ...
 
-    def loss(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Scalars by name; `"loss"` is minimised."""
+    def loss(self, outputs: Any, targets: Tensor) -> dict[str, Tensor]:
+        """Scalars by name, of what the head gives; `"loss"` is minimised."""
         ...
 
-    def correct(self, logits: NDArray[Any]) -> NDArray[Any]:
-        """Logits of the network -> logits of the cohort's own prevalence, float64."""
+    def predict(self, outputs: Any) -> Tensor:
+        """What the head gives -> float32 (batch, ...): what is kept of it for each image."""
         ...
 
-    def decode(self, logits: NDArray[Any], targets: NDArray[Any], images: Sequence[str], patients: Sequence[str]) -> pd.DataFrame:
-        """Rows `image, patient, label, target, probability, logit`; the logits already corrected."""
+    def correct(self, predictions: NDArray[Any]) -> NDArray[Any]:
+        """Predictions of the network -> those of the cohort's own prevalence, float64."""
+        ...
+
+    def score(self, predictions: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
+        """`loss`, by which epochs are chosen, lower is better; `raw`, of the predictions as they are; and what else is worth knowing."""
+        ...
+
+    def decode(self, predictions: NDArray[Any], targets: NDArray[Any], images: Sequence[str], patients: Sequence[str]) -> pd.DataFrame:
+        """Rows `image, patient, label, target, probability, logit`; the predictions already corrected."""
         ...

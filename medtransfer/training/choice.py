@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from medtransfer.evaluation.recalibration import fit_temperature
+from medtransfer.evaluation.recalibration import fit_temperature, log_losses
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.plan import FreezePlan, fix_plan
-from medtransfer.training.probe import log_losses
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]

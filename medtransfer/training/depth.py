@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
+from medtransfer.evaluation.recalibration import log_losses
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.costs import StageCost
 from medtransfer.models.heads import LinearHead
@@ -29,7 +30,7 @@ from medtransfer.training.engine import Engine
 from medtransfer.training.features import Keep
 from medtransfer.training.loop import Budget
 from medtransfer.training.predicting import predict
-from medtransfer.training.probe import Features, choose_penalty, features_by_stage, fit_head, fit_path, inner_folds, log_losses
+from medtransfer.training.probe import Features, choose_penalty, features_by_stage, fit_head, fit_path, inner_folds
 from medtransfer.training.trainer import Progress, Trainer
 
 _FOLDS, _REPEATS, _INNER = 5, 3, 3

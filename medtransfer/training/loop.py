@@ -22,7 +22,7 @@ from medtransfer.training.batches import Loader
 from medtransfer.training.checkpoint import Checkpoints
 from medtransfer.training.engine import Engine
 from medtransfer.training.interruption import EndAskedError, asked, finishing_steps
-from medtransfer.training.predicting import mean_log_loss, measure
+from medtransfer.training.predicting import measure
 from medtransfer.training.probe import compare_heads, fit_head, pooled_features
 from medtransfer.training.telemetry import EnergyMeter, peak_memory_gb
 from medtransfer.training.trainer import DivergedError, Progress, Trainer
@@ -63,13 +63,14 @@ class FitResult:
 
     Attributes:
         history: per epoch `epoch, train_loss, tune_loss, tune_loss_raw, tune_auc, lr, seconds, images_per_second, waiting,
-            filling, memory_gb`: the tune loss at the best temperature and as it is; the shares of the time spent waiting for
+            filling, memory_gb`: the tune loss at the best temperature and as it is (of detection 1 - average precision, and
+            `tune_average_precision`); the shares of the time spent waiting for
             data and filling the store of kept activations; the most memory held so far. Epoch 0 is the convex head alone.
         best_epoch: the epoch whose weights were kept (lowest tune loss).
         stopped_early: True where patience ran out before the budget did.
         diverged: True where the loss was not finite any more and the best weights until then were kept.
         probe: penalties and losses of the convex head, and of a small cohort `checks`, see `compare_heads`; empty for scratch.
-        kept: log-loss (nats) of the weights kept, as they are, on the `train` and the `tune` images: the gap between
+        kept: log-loss (nats; of detection 1 - average precision) of the weights kept, on the `train` and the `tune` images: the gap between
             them is what was learnt by heart. `mixture`: share of the fine-tuned weights, 1 where they were not mixed.
         seconds, images_per_second, waiting, filling: of the training epochs.
         memory_gb: the most this process held. joules: of the machine meanwhile; None where it does not tell.
@@ -122,16 +123,16 @@ def fit(
         KeyboardInterrupt: an end was asked for, by Ctrl-C or SIGTERM; the state is kept.
     """
     meter = EnergyMeter(engine.device)
-    probe = {} if plan.strategy == "scratch" else _fit_probe(backbone, cast(LinearHead, head), task, parts.plain, engine, groups)
+    probe = _fit_probe(backbone, cast(LinearHead, head), task, parts.plain, engine, groups) if plan.convex else {}
     start = copy_state(backbone, head)
     steps = 0 if plan.strategy == "linear_probe" else budget.steps
     epochs = math.ceil(steps / len(parts.train))
     trainer = Trainer(backbone, head, task, plan, budget.weight_decay, engine, epochs * len(parts.train), say)
     progress = trainer.resume(checkpoints)
     if progress is None:
-        first = measure(backbone, head, task, parts.tune, engine, epoch=0)
-        # An untrained network is not a candidate, however poor the first epochs are.
-        lowest = math.inf if plan.strategy == "scratch" else first["tune_loss"]
+        first = _entry(0, measure(backbone, head, task, parts.tune, engine))
+        # An untrained head is not a candidate, however poor the first epochs are.
+        lowest = first["tune_loss"] if plan.convex else math.inf
         progress = Progress([first], trainer.averages.state(), 0, lowest, probe)
     for entry in progress.history:
         on_epoch(entry, epochs)
@@ -139,7 +140,7 @@ def fit(
     try:
         _train(trainer, progress, parts, epochs, budget.patience or epochs, on_epoch, checkpoints)
     except DivergedError as error:
-        if plan.strategy == "scratch" and not progress.best_epoch:
+        if not plan.convex and not progress.best_epoch:
             raise StudyError(str(error)) from error
         diverged = True
         say(f"the loss is not finite from epoch {len(progress.history)} on; the weights of epoch {progress.best_epoch} are kept")
@@ -147,9 +148,9 @@ def fit(
     mixture = 1.0
     if plan.mix and progress.best_epoch:
         modules = (backbone, head)
-        mixture = choose_mixture(start, progress.best, modules, lambda: measure(*modules, task, parts.tune, engine, 0)["tune_loss"])
+        mixture = choose_mixture(start, progress.best, modules, lambda: measure(*modules, task, parts.tune, engine)["loss"])
     backbone.freeze(plan.frozen_stages, plan.norm_policy, plan.tuned)
-    kept = {name: mean_log_loss(backbone, head, task, part, engine) for name, part in (("train", parts.plain), ("tune", parts.tune))}
+    kept = {name: measure(backbone, head, task, part, engine)["raw"] for name, part in (("train", parts.plain), ("tune", parts.tune))}
     trainer.accelerator.free_memory()
     trained = len(progress.history) - 1
     seconds, waited, filled = (progress.total.get(name, 0.0) for name in _TIMES)
@@ -176,7 +177,7 @@ def settle(backbone: Backbone, head: Head, plan: FreezePlan, engine: Engine, ima
         images: of the training part as they are, for adapted norms.
     """
     engine.place(backbone)
-    head.to(engine.device)
+    engine.place(head)
     backbone.freeze(plan.frozen_stages, plan.norm_policy, plan.tuned)
     head.dropout.p = plan.dropout
     if plan.adapt_norm and plan.strategy != "scratch":
@@ -223,7 +224,7 @@ def _train(
     def run_epoch() -> None:
         epoch = len(progress.history)
         loss = trainer.run_epoch(parts.train, progress, after_step)
-        entry = measure(trainer.averages.backbone, trainer.averages.head, trainer.task, parts.tune, trainer.engine, epoch)
+        entry = _entry(epoch, measure(trainer.averages.backbone, trainer.averages.head, trainer.task, parts.tune, trainer.engine))
         note_time()
         seconds, waited, filled = (progress.now[name] for name in _TIMES)
         entry |= {"train_loss": loss, "lr": trainer.head_rate, "seconds": seconds, "images_per_second": images / seconds}
@@ -244,6 +245,12 @@ def _train(
         except EndAskedError:
             keep()
             raise
+
+
+def _entry(epoch: int, scores: dict[str, float]) -> dict[str, float]:
+    """An entry of the history, from what `measure` gives of the tune part."""
+    names = {"loss": "tune_loss", "raw": "tune_loss_raw"}
+    return {"epoch": epoch, **{names.get(name, f"tune_{name}"): value for name, value in scores.items()}}
 
 
 def _fit_probe(

@@ -16,6 +16,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
+from medtransfer.evaluation.recalibration import log_losses
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.heads import LinearHead
 from medtransfer.tasks.task import Batch
@@ -142,12 +143,6 @@ def inner_folds(labels: Int, groups: Int, folds: int, repeats: int, seed: int = 
         for train, held in splitter.split(labels, labels, groups):
             if len(set(labels[train])) == 2 and len(held):
                 yield train, held
-
-
-def log_losses(logits: Float, labels: Int) -> Float:
-    """Log-loss of each image, in nats; logits (..., image)."""
-    losses: Float = np.logaddexp(0.0, np.where(labels == 1, -logits, logits))
-    return losses
 
 
 def choose_penalty(

@@ -161,8 +161,8 @@ class Trainer:
         for at in range(0, size, length):
             part = slice(at, at + length)
             targets = batch["targets"][part].to(self.engine.device, non_blocking=True)
-            logits = self._network({name: x[part] for name, x in batch["features"].items()}, batch["present"][part])
-            loss = self.task.loss(logits, targets)["loss"] * (len(targets) / size)
+            outputs = self._network({name: x[part] for name, x in batch["features"].items()}, batch["present"][part])
+            loss = self.task.loss(outputs, targets)["loss"] * (len(targets) / size)
             shown += loss.detach()
             self.accelerator.backward(loss)
         if self.anchor is not None:

@@ -41,7 +41,7 @@ def main() -> None:
             plan = mt.plan_freeze(counts, net, views=0)
             store = Path(name) / f"store-{kind}"
             images, rows = Images(cohort, entries, Slices(), 1, TrainSection(batch_size=16), store), np.arange(PATIENTS)
-            task = replace(mt.Classification(cohort.labels).weighted(images.targets), read=plan.read)
+            task = replace(mt.Classification(cohort.labels).fitted(images.targets), read=plan.read)
             budget = Budget(STEPS, None, 0.05)
             source = images.source(net, engine)
             batches = images.batches(source, engine)

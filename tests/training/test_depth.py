@@ -8,10 +8,11 @@ from dataclasses import replace
 import medtransfer as mt
 import numpy as np
 import pytest
+from medtransfer.evaluation.recalibration import log_losses
 from medtransfer.models.freeze import PlainCounts
 from medtransfer.training import depth as module
 from medtransfer.training.choice import DepthChoice, StageProbe, apply_choice, choose_depth, unit_means
-from medtransfer.training.probe import Features, choose_penalty, compare_heads, fit_path, inner_folds, log_losses
+from medtransfer.training.probe import Features, choose_penalty, compare_heads, fit_path, inner_folds
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 

@@ -1,0 +1,67 @@
+"""Lesion boxes between the images of a cohort, the grid of the cache, and what a network sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from medtransfer.data.boxes import PLANE, VOLUME, from_axes, to_axes
+from medtransfer.data.cohort import Cohort
+from medtransfer.data.placement import Placement
+from medtransfer.data.slices import Plane, boxes_of_volume
+from medtransfer.data.transforms import Fixed
+
+Float = NDArray[np.float64]
+
+
+def place_images(fixed: Fixed, facts: pd.DataFrame) -> list[Placement]:
+    """Where the pixels of each image lie in the cache, from what was noted of it."""
+    rows = zip(facts["shape"], facts["spacing"], facts["image"], strict=True)
+    return [fixed.place_shape(tuple(shape), tuple(spacing), image) for shape, spacing, image in rows]
+
+
+def boxes_on_grid(cohort: Cohort, placements: Sequence[Placement]) -> list[Float]:
+    """The boxes of each image of a cohort on the grid of the cache: (box, 4 or 6), lower and then upper ends along its axes."""
+    assert cohort.boxes is not None
+    own = dict(iter(cohort.boxes.groupby("image", sort=False)))
+    found = []
+    for image, placement in zip(cohort.images["image"], placements, strict=True):
+        columns = VOLUME if len(placement.shape) == 3 else PLANE
+        boxes = own[image][list(columns)].to_numpy(float) if image in own else np.zeros((0, len(columns)))
+        found.append(to_axes(placement.place_boxes(boxes)))
+    return found
+
+
+def list_candidates(
+    predictions: NDArray[Any], images: Sequence[str], patients: Sequence[str], placements: Sequence[Placement], plane: Plane
+) -> pd.DataFrame:
+    """Candidates in pixel edges of their images.
+
+    Args:
+        predictions: (image, candidate, 1 + 2 x axes), see `Detection`.
+        images, patients, placements: of each image.
+        plane: of the slices of volumes.
+
+    Returns:
+        `image, patient`, the coordinates, `probability, logit`; best first within an image.
+    """
+    frames = []
+    for found, image, patient, placement in zip(predictions, images, patients, placements, strict=True):
+        own = found[np.isfinite(found[:, 0])]
+        boxes = own[:, 1:]
+        volume = boxes.shape[1] == 6
+        boxes = placement.return_boxes(from_axes(boxes_of_volume(boxes, placement.size, plane) if volume else boxes))
+        table = pd.DataFrame(boxes, columns=list(VOLUME if volume else PLANE))
+        table.insert(0, "image", image)
+        table.insert(1, "patient", patient)
+        # A candidate that lies in the padding alone is nothing in the image.
+        sides = [table["x1"] - table["x0"], table["y1"] - table["y0"], *([table["z1"] - table["z0"]] if volume else [])]
+        inside = np.min(sides, axis=0) > 0
+        frames.append(table.assign(probability=expit(own[:, 0]), logit=own[:, 0])[inside])
+    result: pd.DataFrame = pd.concat(frames, ignore_index=True)
+    return result

@@ -1,0 +1,190 @@
+"""Lesion boxes: what a detector is trained on, and what it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from monai.apps.detection.utils.ATSS_matcher import ATSSMatcher
+from monai.data.box_utils import non_max_suppression
+from numpy.typing import NDArray
+from scipy.special import expit
+from sklearn.cluster import KMeans
+from torch import Tensor, nn
+
+from medtransfer.errors import CohortError
+from medtransfer.evaluation.matching import average_precision, match
+from medtransfer.models.backbone import Backbone
+from medtransfer.models.pyramid import DetectionHead, choose_levels, generalised_overlap, move_boxes
+
+Float = NDArray[np.float64]
+_LEVELS, _SHAPES = 3, 6
+# Strides of the finest level: for small lesions, and for others. Lesions of a level are up to so many strides large.
+_FINE, _COARSE, _MOST_STRIDES = 4, 8, 5
+# Boxes per anchor shape, at least, and how lesions are zoomed in training.
+_BOXES_PER_SHAPE, _ZOOMS = 3, (0.85, 1.0, 1.15)
+# Focal loss (arXiv:1708.02002): weight of positives, and exponent.
+_ALPHA, _GAMMA = 0.25, 2.0
+_BOX_WEIGHT = 2.0
+_NEIGHBOURS = 4
+# Of an image: boxes looked at, those kept, and by how much they may overlap.
+_LOOKED_AT, KEPT, _OVERLAP = 200, 30, 0.3
+_LEAST_SCORE = 0.005
+
+
+@dataclass(frozen=True)
+class Detection:
+    """Detection of lesions, one kind of box.
+
+    An image's own score is that of its best candidate.
+
+    Targets are boxes (image, box, 2 x axes), lower and then upper ends along the axes of the input, rows of NaN where an image
+    has fewer than another. Predictions are candidates (image, 30, 1 + 2 x axes): the logit, then the box; best first.
+
+    Attributes:
+        labels: the one label.
+        space: pixels of the input along rows and columns, or slices, rows and columns.
+        anchors: (level, shape, axis), sides in pixels; see `fitted`.
+        finest: stride of the finest level, in pixels.
+        read: not used; detection heads read a stage of every level.
+    """
+
+    labels: tuple[str, ...]
+    space: tuple[int, ...]
+    anchors: tuple[tuple[tuple[float, ...], ...], ...] = ()
+    finest: int = _COARSE
+    read: str = "last"
+
+    @property
+    def positive_weights(self) -> tuple[float, ...]:
+        """None: the loss has its own balance."""
+        return (1.0,) * len(self.labels)
+
+    def fitted(self, targets: NDArray[Any]) -> Detection:
+        """The same task with strides and anchors from the boxes of the training images.
+
+        A level is for lesions up to five times its stride. Sides of the boxes there, as they are and zoomed as in training, are
+        clustered on the logarithm (k-means, as Redmon & Farhadi 2017, arXiv:1612.08242, section 2, which uses overlap).
+
+        Raises:
+            CohortError: no box.
+        """
+        axes = len(self.space)
+        boxes = np.asarray(targets, float).reshape(-1, 2 * axes)
+        boxes = boxes[np.isfinite(boxes).all(1)]
+        if not len(boxes):
+            raise CohortError("the training part has no lesion box.")
+        sides = np.log(np.maximum(boxes[:, axes:] - boxes[:, :axes], 1.0))
+        # In slices alone, as images are.
+        zooms = np.log(_ZOOMS)[:, None, None] * np.array([0.0] * (axes - 2) + [1.0, 1.0])
+        spread = (sides + zooms).reshape(-1, axes)
+        size = spread[:, -2:].mean(1)
+        finest = _COARSE if np.quantile(size, 0.1) >= np.log(_COARSE) else _FINE
+        shapes = max(1, min(_SHAPES, len(boxes) // _BOXES_PER_SHAPE))
+        anchors, low = [], -np.inf
+        for level in range(_LEVELS):
+            stride = finest * 2**level
+            high = np.log(_MOST_STRIDES * stride) if level < _LEVELS - 1 else np.inf
+            own = (size >= low) & (size < high)
+            if own.sum() < shapes * _BOXES_PER_SHAPE:  # of others the shape alone
+                own = np.ones(len(size), bool)
+            moved = spread[own] + (np.clip(size[own], low, high) - size[own])[:, None] * (np.arange(axes) >= axes - 2)
+            anchors.append(_cluster(moved, shapes))
+            low = high
+        return replace(self, anchors=tuple(anchors), finest=finest)
+
+    def make_head(self, backbone: Backbone) -> DetectionHead:
+        """A pyramid with RetinaNet's heads; needs `fitted`."""
+        return DetectionHead(choose_levels(backbone, self.finest, _LEVELS), self.space, np.asarray(self.anchors, float), len(self.labels))
+
+    def loss(self, outputs: dict[str, Any], targets: Tensor) -> dict[str, Tensor]:
+        """Focal loss of all anchors, and 1 - generalised overlap of those that are to find a lesion; both per such anchor.
+
+        Which anchors these are is found by ATSS (Zhang et al. 2020, arXiv:1912.02424), MONAI's.
+        """
+        anchors, logits = outputs["anchors"], outputs["logits"].float()
+        per_place = len(anchors) // sum(outputs["places"])
+        matcher = ATSSMatcher(_NEIGHBOURS, center_in_gt=False)
+        wanted, aims, at = torch.zeros_like(logits), [], []
+        for image, rows in enumerate(targets):
+            boxes = rows[rows.isfinite().all(1)]
+            if not len(boxes):
+                continue
+            with torch.no_grad():
+                found = matcher.compute_matches(boxes, anchors, outputs["places"], per_place)[1]
+            chosen = (found >= 0).nonzero()[:, 0]
+            wanted[image, chosen] = 1.0
+            aims.append(boxes[found[chosen]])
+            at.append(torch.stack([torch.full_like(chosen, image), chosen]))
+        count = max(1, sum(map(len, aims)))
+        classes = _focal(logits, wanted).sum() / count
+        sides = outputs["moves"].sum() * 0.0
+        if aims:
+            image, chosen = torch.cat(at, 1)
+            moved = move_boxes(anchors[chosen], outputs["moves"].float()[image, chosen])
+            sides = (1 - generalised_overlap(moved, torch.cat(aims))).sum() / count
+        return {"loss": classes + _BOX_WEIGHT * sides, "classes": classes, "sides": sides}
+
+    def predict(self, outputs: dict[str, Any]) -> Tensor:
+        """Candidates, best first, without those that overlap a better one by more than 0.3."""
+        logits, axes = outputs["logits"].float(), len(self.space)
+        limit = torch.tensor(self.space, dtype=torch.float32, device=logits.device).repeat(2)
+        best = logits.amax(-1).topk(min(_LOOKED_AT, logits.shape[1]), dim=1)
+        result = torch.full((len(logits), KEPT, 1 + 2 * axes), torch.nan, device=logits.device)
+        for image, (score, index) in enumerate(zip(*best, strict=True)):
+            boxes = move_boxes(outputs["anchors"][index], outputs["moves"].float()[image, index])
+            boxes = torch.minimum(boxes.clamp(min=0.0), limit)
+            # The best one stays, however poor: it is the score of the image.
+            there = ((boxes[:, axes:] - boxes[:, :axes]) >= 1.0).all(1) & (score.sigmoid() >= _LEAST_SCORE)
+            there[0] |= ~there.any()
+            kept = there.nonzero()[:, 0]
+            kept = kept[non_max_suppression(boxes[kept], score[kept], _OVERLAP)][:KEPT]
+            result[image, : len(kept), 0], result[image, : len(kept), 1:] = score[kept], boxes[kept]
+        return result
+
+    def correct(self, predictions: NDArray[Any]) -> NDArray[Any]:
+        """As they are, float64."""
+        return np.asarray(predictions, np.float64)
+
+    def score(self, predictions: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
+        """1 - average precision at an overlap of 0.5."""
+        scores, hits, lesions = [np.zeros(0)], [np.zeros(0, bool)], 0
+        for candidates, boxes in zip(predictions, np.asarray(targets, float), strict=True):
+            own, truth = candidates[np.isfinite(candidates[:, 0])], boxes[np.isfinite(boxes).all(1)]
+            scores.append(own[:, 0])
+            hits.append(match(own[:, 1:], own[:, 0], truth) >= 0)
+            lesions += len(truth)
+        found = float(average_precision(np.concatenate(scores), np.concatenate(hits), lesions)) if lesions else 0.0
+        return {"loss": 1 - found, "raw": 1 - found, "average_precision": found}
+
+    def decode(self, predictions: NDArray[Any], targets: NDArray[Any], images: Sequence[str], patients: Sequence[str]) -> pd.DataFrame:
+        """One row per image: whether it has a lesion, and the score of its best candidate."""
+        logit = np.asarray(predictions, np.float64)[:, 0, 0]
+        return pd.DataFrame(
+            {
+                "image": np.asarray(images, dtype=object),
+                "patient": np.asarray(patients, dtype=object),
+                "label": self.labels[0],
+                "target": np.isfinite(np.asarray(targets, float)).all(2).any(1).astype(np.int64),
+                "probability": expit(logit),
+                "logit": logit,
+            }
+        )
+
+
+def _cluster(sides: Float, shapes: int) -> tuple[tuple[float, ...], ...]:
+    """So many shapes, (shape, axis), from logarithms of sides; repeated where there are fewer different ones."""
+    wanted = min(shapes, len(np.unique(sides.round(3), axis=0)))
+    found = KMeans(wanted, n_init=4, random_state=0).fit(sides).cluster_centers_
+    found = found[np.arange(shapes) % wanted]
+    return tuple(tuple(round(float(side), 3) for side in shape) for shape in np.exp(found[np.argsort(found.sum(1), kind="stable")]))
+
+
+def _focal(logits: Tensor, wanted: Tensor) -> Tensor:
+    each = nn.functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    missed = (logits.sigmoid() - wanted).abs()
+    return torch.where(wanted > 0, _ALPHA, 1 - _ALPHA) * missed**_GAMMA * each
