@@ -36,15 +36,16 @@ def demo(
     output: Output = Path("studies/demo"),
     patients: Annotated[int, typer.Option(min=30, help="Patients of the phantom cohort.")] = 150,
     volumes: Annotated[bool, typer.Option("--volumes", help="Volumes (DICOM series and NIfTI) in place of images.")] = False,
-    task: Annotated[str, typer.Option(help="classification: is there a malignant lesion; detection: where are the lesions.")] = "classification",
+    task: Annotated[str, typer.Option(help="classification: malignant or not; detection: where lesions are.")] = "classification",
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes on this machine, which divide its cores.")] = 1,
     quiet: Quiet = False,
 ) -> None:
     """Run the main job on an embedded phantom cohort of DICOM images, or of volumes."""
     with _guard():
-        from medtransfer.config import CohortSection, configs_folder, load_config
+        from medtransfer.config import configs_folder, load_config
         from medtransfer.data.phantom import write_phantom
         from medtransfer.record import check_folder
+        from medtransfer.sections import CohortSection
 
         # Beside the study, as the study folder itself is the record and holds no images.
         cohort = output.with_name(f"{output.name}-cohort") if output.name else output.resolve().with_name(f"{output.resolve().name}-cohort")

@@ -11,12 +11,13 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from medtransfer.config import StudyConfig, TrainSection
+from medtransfer.config import StudyConfig
 from medtransfer.data.split import Fold
 from medtransfer.errors import ConfigError
 from medtransfer.models.plan import FreezePlan
 from medtransfer.prepare import batch_size, plan_arm, share_steps
 from medtransfer.record import Prepared
+from medtransfer.sections import TrainSection
 
 
 def refuse_large_sizes(prepared: Prepared) -> None:

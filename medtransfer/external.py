@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from medtransfer.config import ArmSection, StudyConfig, make_config
+from medtransfer.arms import Images
+from medtransfer.config import StudyConfig, make_config
 from medtransfer.data.cohort import Cohort
 from medtransfer.data.fingerprint import make_fingerprint
 from medtransfer.data.inspection import inspect_images
@@ -23,7 +24,7 @@ from medtransfer.prepare import fixed_of, refuse_unreadable
 from medtransfer.progress import Reporter
 from medtransfer.record import images_of_study
 from medtransfer.report.build import build_report
-from medtransfer.runs import Images
+from medtransfer.sections import ArmSection
 from medtransfer.tasks.classification import Classification
 from medtransfer.training.checkpoint import load_weights
 from medtransfer.training.engine import make_engine, use_threads
@@ -52,6 +53,10 @@ def validate(study: str | Path, cohort: Cohort, output: str | Path, quiet: bool 
     """
     study, output = Path(study), Path(output)
     config = _read_config(study)
+    if config.task == "detection":
+        raise StudyError(
+            f"{study}: looks for boxes; --on is for studies that classify. Train on the first cohort, test on the second: cohort.parts."
+        )
     if (output / "study.yaml").is_file() or output.is_file():
         raise StudyError(f"{output}: holds a study, or is a file. Choose another --output.")
     label = _shared_label(study, cohort)

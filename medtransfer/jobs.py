@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
+from medtransfer.arms import backbone_of, images_of, task_of
 from medtransfer.data.split import Fold
 from medtransfer.episodes import draw_fold, plan_draw, train_of_draws
 from medtransfer.errors import StudyError
@@ -21,7 +22,7 @@ from medtransfer.models.plan import FINE_TUNING_STEPS, FreezePlan
 from medtransfer.prepare import cache_budget
 from medtransfer.progress import Reporter
 from medtransfer.record import LOCKS, Prepared, Run, finished_run, run_key
-from medtransfer.runs import backbone_of, images_of, run_fold, search_fold, task_of
+from medtransfer.runs import run_fold, search_fold
 from medtransfer.tasks.classification import Classification
 from medtransfer.training.engine import Engine
 

@@ -16,6 +16,7 @@ from medtransfer.evaluation.candidates import CANDIDATES, LESIONS, read_candidat
 from medtransfer.evaluation.detection import evaluate_boxes
 from medtransfer.gallery import write_gallery
 from medtransfer.jobs import Job, Study, complete
+from medtransfer.located import write_localisation
 from medtransfer.machine import engines_here
 from medtransfer.progress import Reporter
 from medtransfer.record import Run
@@ -59,10 +60,14 @@ def report_runs(study: Study, runs: dict[Job, Run], listed: int, reporter: Repor
         found = read_candidates(output / CANDIDATES)
         write_sightings(study.prepared, table, found, output, config.detection.hit, config.detection.overlap)
         return EvaluationReport(report.data, build_report(output))
-    write_gallery(study.prepared, pd.concat([usable[job].predictions for job in main]), output)
+    here = engines_here(study.engines)
+    write_gallery(study.prepared, here, pd.concat([usable[job].predictions for job in main]), output)
     whole = {(job.fold, job.seed) for job in main} >= {(fold, config.protocol.seeds[0]) for fold in range(len(study.prepared.split))}
+    if whole and study.prepared.cohort.boxes is not None:
+        report = EvaluationReport({**report.data, "localisation": write_localisation(study.prepared, here, output, reporter)})
+        report.save(output / "report.json")
     if whole:
-        write_reuse(study.prepared, engines_here(study.engines), output, report.data["comparisons"], reporter)
+        write_reuse(study.prepared, here, output, report.data["comparisons"], reporter)
     return EvaluationReport(report.data, build_report(output))
 
 

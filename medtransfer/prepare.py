@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from medtransfer.config import ArmSection, CohortSection, StudyConfig, TrainSection
+from medtransfer.config import StudyConfig
 from medtransfer.data.audit import audit
 from medtransfer.data.cohort import Cohort
 from medtransfer.data.fingerprint import Fingerprint, make_fingerprint
@@ -26,6 +26,7 @@ from medtransfer.models.plan import CacheBudget, FreezePlan, fix_plan, plan_cach
 from medtransfer.models.weights import published_recipe
 from medtransfer.progress import Reporter
 from medtransfer.record import Prepared, images_of_study, read_plans, read_salt, refuse_edited_steps
+from medtransfer.sections import ArmSection, CohortSection, TrainSection
 
 
 def fixed_of(config: StudyConfig) -> Fixed:

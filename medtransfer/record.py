@@ -266,7 +266,7 @@ def code_digest() -> str:
     """Digest of the modules that decide a run's numbers."""
     package = Path(__file__).parent
     files = sorted(path for room in ("data", "models", "tasks", "training") for path in (package / room).rglob("*.py"))
-    files += [package / name for name in ("prepare.py", "runs.py", "lesions.py", "episodes.py", "jobs.py")]
+    files += [package / name for name in ("prepare.py", "arms.py", "runs.py", "lesions.py", "episodes.py", "jobs.py")]
     files += [package / "evaluation" / name for name in ("recalibration.py", "matching.py")]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 

@@ -11,14 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from medtransfer.arms import backbone_of, images_of, load_run, task_of
 from medtransfer.evaluation import write_aside
-from medtransfer.models.backbone import Backbone
-from medtransfer.models.heads import Head
-from medtransfer.models.plan import FreezePlan
 from medtransfer.progress import Reporter
 from medtransfer.record import Prepared
-from medtransfer.runs import backbone_of, images_of, task_of
-from medtransfer.training.checkpoint import load_weights
 from medtransfer.training.engine import Engine
 from medtransfer.training.reuse import compare_stages, distances, reset_robustness
 
@@ -83,7 +79,7 @@ def _measure_arm(prepared: Prepared, engine: Engine, output: Path, arm: str, see
     images = images_of(prepared, arm)
     rows: list[Any] = []
     for index in range(len(prepared.split)):
-        after, head, plan = _load_run(prepared, output, arm, index, seed)
+        after, head, plan = load_run(prepared, output, arm, index, seed)
         if plan.strategy != "lp_ft":
             continue
         before = backbone_of(prepared, arm, seed)
@@ -116,7 +112,7 @@ def _measure_pairs(prepared: Prepared, engines: Mapping[str, Engine], output: Pa
                 continue
             values = []
             for index in range(len(prepared.split)):
-                first, second = (_load_run(prepared, output, arm, index, seed)[0] for arm in (a, b))
+                first, second = (load_run(prepared, output, arm, index, seed)[0] for arm in (a, b))
                 second.truncate(len(second.stages) - len(first.stages))
                 values.append(
                     compare_stages(first, second, images_of(prepared, a).plain(_tune_rows(prepared, index), first, engines[a]), engines[a])
@@ -130,13 +126,3 @@ def _measure_pairs(prepared: Prepared, engines: Mapping[str, Engine], output: Pa
 def _tune_rows(prepared: Prepared, index: int) -> Any:
     rows = prepared.split.fold(index).tune
     return rows if len(rows) <= _IMAGES else np.sort(np.random.default_rng(index).permutation(rows)[:_IMAGES])
-
-
-def _load_run(prepared: Prepared, output: Path, arm: str, index: int, seed: int) -> tuple[Backbone, Head, FreezePlan]:
-    folder = output / "runs" / arm / f"fold-{index}" / f"seed-{seed}"
-    plan = FreezePlan(**json.loads((folder / "run.json").read_text(encoding="utf-8"))["plan"])
-    backbone = backbone_of(prepared, arm, seed)
-    backbone.truncate(plan.dropped_stages)
-    head = replace(task_of(prepared, arm), read=plan.read).make_head(backbone)
-    load_weights(folder / "weights.safetensors", backbone, head)
-    return backbone, head, plan

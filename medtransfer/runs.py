@@ -5,39 +5,35 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
-from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
-from medtransfer.config import TrainSection
+from medtransfer.arms import Images, Report
 from medtransfer.data.cache import feature_folder
 from medtransfer.data.cohort import Cohort
-from medtransfer.data.dataset import ImageSource, pad_boxes
 from medtransfer.data.inspection import inspect_images
-from medtransfer.data.placement import Placement
-from medtransfer.data.slices import Slices, boxes_of_stack
+from medtransfer.data.slices import Slices
 from medtransfer.data.split import Fold
 from medtransfer.data.transforms import Fixed
 from medtransfer.data.windows import Window
 from medtransfer.evaluation import read_predictions, write_aside, write_predictions
 from medtransfer.evaluation.candidates import CANDIDATES, write_candidates
-from medtransfer.lesions import boxes_on_grid, list_candidates, place_images
+from medtransfer.lesions import list_candidates, place_images
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.costs import measure_stages
 from medtransfer.models.heads import Head, LinearHead
 from medtransfer.models.plan import CacheBudget, FreezePlan, plan_cache, refuse_random_prefix
-from medtransfer.prepare import batch_size, count_steps, fixed_of, load_arm, refuse_unreadable
+from medtransfer.prepare import count_steps, refuse_unreadable
 from medtransfer.progress import Reporter
-from medtransfer.record import Prepared, Run, code_digest, describe_backbone
+from medtransfer.record import Run, describe_backbone
+from medtransfer.sections import TrainSection
 from medtransfer.tasks.classification import Classification
 from medtransfer.tasks.detection import Detection
 from medtransfer.training.batches import Loader, Source
@@ -45,93 +41,12 @@ from medtransfer.training.checkpoint import Checkpoints, save_weights
 from medtransfer.training.choice import DepthChoice, apply_choice
 from medtransfer.training.depth import search_depth
 from medtransfer.training.engine import Engine, describe_machine, make_engine, seed_everything
-from medtransfer.training.features import FeatureSource
 from medtransfer.training.loop import Budget, Parts, settle
 from medtransfer.training.loop import fit as train_network
 from medtransfer.training.outliers import typicality
 from medtransfer.training.predicting import predict
 from medtransfer.training.probe import pooled_features
 from medtransfer.training.tracking import tracking
-
-Report = Callable[[str, int, int], None]
-# Planes that are predicted at once.
-_EVAL_BATCH = 32
-# The random draws of views that are kept are the same for all arms, folds and seeds, so that these can share them.
-_VIEW_SEED = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Images:
-    """The images of a cohort as they lie in the cache, and how a network is given them.
-
-    Attributes:
-        cohort: the images.
-        entries: files of the image cache, one per image.
-        slices: of volumes. `slab`: neighbouring slices that become the channels of each.
-        train: batch size and budget.
-        store: folder of the activations that are kept of frozen stages; None keeps none.
-        placements: where the pixels of each image lie in the cache; needed for boxes.
-    """
-
-    cohort: Cohort
-    entries: Sequence[Path]
-    slices: Slices
-    slab: int
-    train: TrainSection
-    store: Path | None = None
-    placements: Sequence[Placement] = ()
-
-    @cached_property
-    def boxes(self) -> list[NDArray[np.float64]] | None:
-        """Of each image on the grid of the cache, where boxes are to be found; see `boxes_on_grid`."""
-        return boxes_on_grid(self.cohort, self.placements) if self.cohort.detects else None
-
-    @cached_property
-    def targets(self) -> NDArray[np.float32]:
-        """(image, label), 0 or 1; or boxes as the network sees them, see `ImageSource.targets_of`."""
-        if self.boxes is None:
-            return self.cohort.images[list(self.cohort.labels)].to_numpy(np.float32)
-        padded = pad_boxes(self.boxes)
-        volumes = padded.shape[-1] == 6
-        return (boxes_of_stack(padded, self.placements[0].size, self.slices.plane) if volumes else padded).astype(np.float32)
-
-    @property
-    def groups(self) -> NDArray[np.int64]:
-        """(image,), a number per patient, or per cluster where these are kept together."""
-        codes: NDArray[np.int64] = np.asarray(pd.factorize(self.cohort.units)[0], np.int64)
-        return codes
-
-    def source(self, backbone: Backbone, engine: Engine, seed: int = _VIEW_SEED) -> ImageSource:
-        """The images in the recipe of the weights; `seed` of their random half."""
-        recipe = backbone.recipe
-        plane = self.slices.plane
-        labels = self.cohort.images[list(self.cohort.labels)].to_numpy(np.float32)
-        return ImageSource(self.entries, labels, recipe.mean, recipe.std, backbone.ndim, plane, self.slab, seed, engine.device, self.boxes)
-
-    def keep(
-        self, backbone: Backbone, engine: Engine, cut: str, taps: Sequence[str], pooled: bool = False, report: Report = lambda *_: None
-    ) -> Source:
-        """Activations behind a cut, kept on disk, or the images where there is no store; see `FeatureSource`."""
-        images = self.source(backbone, engine)
-        if self.store is None:
-            return images
-        recipe = backbone.recipe
-        about = [list(map(str, self.entries)), self.targets.tolist(), recipe.mean, recipe.std, self.slices.plane, self.slab]
-        decided = [hashlib.sha256(json.dumps(about).encode()).hexdigest(), code_digest(), torch.__version__, engine.device.type]
-        at_once = self.batches(images, engine)[1]
-        return FeatureSource(backbone, images, len(self.entries), cut, taps, engine, self.store, decided, pooled, at_once, report)
-
-    def plain(self, rows: Any, backbone: Backbone, engine: Engine) -> Loader:
-        """Batches of some images as they are, in order."""
-        source = self.source(backbone, engine)
-        return Loader(source, rows, self.batches(source, engine)[1])
-
-    def batches(self, images: ImageSource, engine: Engine) -> tuple[int, int]:
-        """Images, or volumes, at a step of training, and at once in prediction; of all processes together."""
-        ndim, processes = len(images.shape), engine.share[1]
-        step = batch_size(self.train, ndim, self.cohort.detects)
-        # Every process takes as many.
-        return max(processes, step - step % processes), max(1, _EVAL_BATCH // (1 if ndim == 2 else self.slices.count))
 
 
 def _load(source: Source, rows: Any, engine: Engine, batch: int, seed: int | None = None, views: int = 0) -> Loader:
@@ -379,28 +294,3 @@ def _read_choice(path: Path, key: str) -> DepthChoice | None:
         return DepthChoice.from_dict(values) if values["key"] == key else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def images_of(prepared: Prepared, arm: str, store: Path | None = None) -> Images:
-    """The images of a study as one of its arms sees them."""
-    config = prepared.config
-    entries, image = [Path(entry) for entry in prepared.facts["entry"]], config.image
-    slices = Slices(image.slices, image.slice_spacing, image.plane)
-    placements = place_images(fixed_of(config), prepared.facts) if prepared.cohort.detects else ()
-    kept = store if config.train.cache_gb else None
-    return Images(prepared.cohort, entries, slices, config.arms[arm].slab, config.train, kept, placements)
-
-
-def backbone_of(prepared: Prepared, arm: str, seed: int) -> Backbone:
-    """The backbone of an arm before training: a copy, as training changes it in place; scratch is drawn anew from every seed."""
-    section = prepared.config.arms[arm]
-    return deepcopy(prepared.backbones[arm]) if section.weights else load_arm(section, prepared.config.image.size, seed)
-
-
-def task_of(prepared: Prepared, arm: str) -> Classification | Detection:
-    """What an arm learns; slices are pooled where a network of planes sees volumes."""
-    if prepared.cohort.detects:
-        image, volumes = prepared.config.image, prepared.fingerprint.ndim == 3
-        return Detection(prepared.cohort.labels, (image.slices,) * volumes + (image.size,) * 2)
-    sliced = prepared.fingerprint.ndim > prepared.backbones[arm].ndim
-    return Classification(prepared.cohort.labels, pooling=prepared.config.arms[arm].pooling if sliced else "mean")

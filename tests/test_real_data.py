@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import medtransfer as mt
 import numpy as np
-from medtransfer.config import TrainSection
 from medtransfer.data.cohort import open_cohort
+from medtransfer.sections import TrainSection
 from PIL import Image
 from skimage.transform import resize
 from sklearn.metrics import roc_auc_score

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,16 +15,16 @@ import pandas as pd
 
 from medtransfer.data.boxes import LESION, fit_boxes, read_boxes
 from medtransfer.data.listing import Found, find_owner, list_images, name_patients
-from medtransfer.data.manifest import PART_NAMES, RESERVED, guess_labels, read_manifest, read_table, refuse_reserved
+from medtransfer.data.manifest import RESERVED, guess_labels, read_manifest, read_table, refuse_reserved
 from medtransfer.data.medmnist import PARTS as MEDMNIST_PARTS
 from medtransfer.data.medmnist import is_archive, read_labels
+from medtransfer.data.naming import find_parts, find_patients
 from medtransfer.data.reading import is_image_file
 from medtransfer.data.similarity import cluster_pairs
 from medtransfer.errors import CohortError
 
 if TYPE_CHECKING:
     from medtransfer.data.fingerprint import Fingerprint
-
 
 _Listed = tuple[list[Found], list[tuple[str, str]]]
 _READ = "PNG, JPEG, TIFF, BMP, DICOM, NIfTI, NRRD and MHA files are read."
@@ -191,16 +190,29 @@ class Cohort:
             cohort = cls._from_manifest(Path(manifest), root, (), None, salt, columns)
         else:
             cohort = cls.from_files(root, salt, leave_out=boxes.partition(":")[2] if boxes.startswith("masks:") else "")
-            cohort = _name_by(cohort, patient, unnamed) if patient is not None else cohort
-            cohort = _divide(cohort, parts) if parts else cohort
-        source: dict[str, Any] = {"root": str(root), "manifest": None if manifest is None else str(manifest)}
-        source |= {"patient": patient, "unnamed": unnamed, "parts": dict(parts or {})}
+            if patient is not None:
+                names = find_patients(cohort.images["image"].tolist(), patient, unnamed is None)
+                own = [name or image for name, image in zip(names, cohort.images["image"], strict=True)]
+                cohort = replace(cohort, images=cohort.images.assign(patient=own), patients_known="" not in names or unnamed == "leave_out")
+                cohort = cohort._keeping([bool(name) or unnamed == "own" for name in names], "its name gives no patient")
+            if parts:
+                where = find_parts(cohort.images["image"].tolist(), parts)
+                cohort = replace(cohort, images=cohort.images.assign(split=where))._keeping(
+                    list(map(bool, where)), "in none of cohort.parts"
+                )
+        named: dict[str, Any] = {"patient": patient, "unnamed": unnamed, "parts": dict(parts or {})}
+        source = {"root": str(root), "manifest": None if manifest is None else str(manifest), **named}
         return replace(cohort, source=source).with_boxes(boxes, kinds).detecting()
+
+    def _keeping(self, kept: Sequence[bool], reason: str) -> Cohort:
+        """The cohort with some of its images; why the others were left out is noted."""
+        left_out = ((image, reason) for image, keep in zip(self.images["image"], kept, strict=True) if not keep)
+        return replace(self, images=self.images[list(kept)].reset_index(drop=True), ignored=(*self.ignored, *left_out))
 
     def with_boxes(self, source: str, kinds: Sequence[str] = ()) -> Cohort:
         """The cohort with lesion boxes, from `source`; see `read_boxes`."""
-        about = {**self.source, "boxes": source, "kinds": list(kinds)}
-        return replace(self, boxes=read_boxes(source, self.images, self.root, kinds), source=about)
+        boxes = read_boxes(source, self.images, self.root, kinds)
+        return replace(self, boxes=boxes, source={**self.source, "boxes": source, "kinds": list(kinds)})
 
     def detecting(self) -> Cohort:
         """The cohort with one label, `lesion`: whether an image has a box."""
@@ -211,20 +223,20 @@ class Cohort:
         return replace(self, images=images.assign(**{LESION: there}), labels=(LESION,))
 
     def fitted(self, shapes: Mapping[str, tuple[int, ...]]) -> Cohort:
-        """The cohort with its boxes checked against the pixels of each image, and cut off at its borders; see `fit_boxes`."""
+        """The cohort with its boxes checked against the pixels of each image; see `fit_boxes`."""
         return self if self.boxes is None else replace(self, boxes=fit_boxes(self.boxes, dict(shapes), str(self.root)))
 
     @property
     def detects(self) -> bool:
-        """Whether its label is that of boxes, so that images without any are not needed."""
+        """Whether its label is that of boxes; images without any are then not needed."""
         return self.boxes is not None and self.labels == (LESION,)
 
     @classmethod
     def from_files(cls, root: str | Path, salt: str | None = None, leave_out: str = "") -> Cohort:
-        """Every image below a folder, without labels: to be checked, not to be learnt from. `leave_out`: a folder within."""
+        """Every image below a folder but for one within, without labels: to be checked, not to be learnt from."""
         root = Path(root)
-        files, ignored = list_images(root, root)
-        files = [file for file in files if not leave_out or not file.name.startswith(leave_out.strip("/") + "/")]
+        found, ignored = list_images(root, root)
+        files = [file for file in found if not leave_out or not file.name.startswith(leave_out.strip("/") + "/")]
         if not files:
             raise CohortError(f"{root}: no image in this folder. {_READ}")
         return cls._from_listing(files, pd.DataFrame(index=range(len(files))), (), root, ignored, {"root": str(root)}, salt)
@@ -337,46 +349,6 @@ class Cohort:
         from medtransfer.data.inspection import inspect_images
 
         return make_fingerprint(self, inspect_images(self))
-
-
-def _name_by(cohort: Cohort, pattern: str, unnamed: str | None) -> Cohort:
-    """The cohort with patients from the names of its files."""
-    try:
-        search = re.compile(pattern)
-    except re.error as error:
-        raise CohortError(f"cohort.patient: {pattern!r} is no regular expression ({error}).") from error
-    found = [search.search(image.rsplit("/", 1)[-1]) for image in cohort.images["image"]]
-    names = [(match.group(1) if search.groups else match.group(0)) if match else "" for match in found]
-    silent = [image for image, name in zip(cohort.images["image"], names, strict=True) if not name]
-    if len(silent) == len(names):
-        raise CohortError(f"cohort.patient: {pattern!r} is found in none of {len(names)} file names, such as {silent[0]}.")
-    if silent and unnamed is None:
-        raise CohortError(
-            f"cohort.patient: {pattern!r} is not found in {len(silent)} of {len(names)} file names, such as {silent[0]}. Set "
-            "cohort.unnamed to leave_out, or to own where each of these is known to be of another patient."
-        )
-    images = cohort.images.assign(patient=[name or image for name, image in zip(names, cohort.images["image"], strict=True)])
-    if unnamed == "leave_out":
-        images = images[[bool(name) for name in names]].reset_index(drop=True)
-        ignored = (*cohort.ignored, *((image, "its name gives no patient") for image in silent))
-        return replace(cohort, images=images, patients_known=True, ignored=ignored)
-    return replace(cohort, images=images, patients_known=not silent)
-
-
-def _divide(cohort: Cohort, parts: Mapping[str, str]) -> Cohort:
-    """The cohort with an official split by folders; images elsewhere are left out."""
-    known = {folder.strip("/"): PART_NAMES.get(part.lower(), "") for folder, part in parts.items()}
-    wrong = [f"{folder}: {parts[folder]}" for folder in parts if not known[folder.strip("/")]]
-    if wrong:
-        raise CohortError(f"cohort.parts: {', '.join(wrong)}; a part is train, tune or test.")
-    where = [next((part for folder, part in known.items() if image.startswith(f"{folder}/")), "") for image in cohort.images["image"]]
-    absent = [folder for folder in known if not any(image.startswith(f"{folder}/") for image in cohort.images["image"])]
-    if absent:
-        raise CohortError(f"cohort.parts: no image in {', '.join(str(cohort.root / folder) for folder in absent)}.")
-    images = cohort.images.assign(split=where)
-    outside = images.loc[images["split"] == "", "image"]
-    ignored = (*cohort.ignored, *((image, "in none of cohort.parts") for image in outside))
-    return replace(cohort, images=images[images["split"] != ""].reset_index(drop=True), ignored=ignored)
 
 
 def open_cohort(

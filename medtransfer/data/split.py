@@ -123,7 +123,7 @@ def split_cohort(cohort: Cohort, folds: int = 5, seed: int = 0, tune: float = 0.
     else:
         _require_patients(cohort, folds, needed)
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        for index, (_, test) in enumerate(splitter.split(label, label, groups)):
+        for index, (_, test) in enumerate(splitter.split(label, _strata(label, folds, needed), groups)):
             parts = np.full(len(label), "train", dtype=object)
             parts[test] = "test"
             table[f"fold_{index}"] = _hold_back(parts, label, groups, tune, seed + 1 + index, needed)
@@ -158,10 +158,15 @@ def _hold_back(parts: Any, label: Any, groups: Any, tune: float, seed: int, need
         )
     pieces = min(max(2, round(1 / tune)), patients_per_class)
     splitter = StratifiedGroupKFold(pieces, shuffle=True, random_state=seed)
-    _, held = next(splitter.split(train, label[train], groups[train]))
+    _, held = next(splitter.split(train, _strata(label[train], pieces, needed), groups[train]))
     parts = parts.copy()
     parts[train[held]] = "tune"
     return parts
+
+
+def _strata(label: Any, pieces: int, needed: tuple[int, ...]) -> Any:
+    """What folds are stratified by: the label, or nothing where a class that is not needed is too rare to be divided."""
+    return label if len(needed) > 1 or min(int((label == value).sum()) for value in (0, 1)) >= pieces else np.zeros_like(label)
 
 
 def _require_patients(cohort: Cohort, folds: int, needed: tuple[int, ...]) -> None:

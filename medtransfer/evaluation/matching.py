@@ -88,7 +88,7 @@ def interpolate(hits: NDArray[np.bool_], weights: Float, lesions: Float) -> Floa
     points = np.linspace(0, 1, 101)
     result = np.full(len(weights), np.nan)
     for draw in np.flatnonzero(lesions > 0):
-        place = np.searchsorted(true[draw] / lesions[draw], points - 1e-12, side="left")
+        place = np.searchsorted(true[draw] / lesions[draw], points, side="left")
         reached = place < len(hits)
         result[draw] = envelope[draw, place[reached]].sum() / len(points)
     return result

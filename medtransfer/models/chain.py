@@ -120,6 +120,16 @@ def mean_over_space(activation: Tensor, layout: Layout) -> Tensor:
     return activation.mean((1, 2) if layout == "NHWC" else tuple(range(2, activation.ndim)))
 
 
+def channels_first(activation: Tensor, layout: Layout) -> Tensor:
+    """An activation in space -> (batch, channel, *space); tokens that are no place of the image stand in front and are left out."""
+    if layout == "NHWC":
+        return activation.permute(0, 3, 1, 2)
+    if layout == "NLC":
+        side = math.isqrt(activation.shape[1])
+        return activation[:, activation.shape[1] - side * side :].transpose(1, 2).reshape(len(activation), -1, side, side)
+    return activation
+
+
 @dataclass
 class Call:
     """One call of a module, or of a method of the network, while it runs."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from medtransfer.errors import WeightsError
 from medtransfer.models.backbone import Backbone
-from medtransfer.models.chain import Layout, Stage
+from medtransfer.models.chain import Layout, Stage, channels_first
 from medtransfer.models.heads import Head
 
 # Channels of the pyramid.
@@ -28,6 +28,8 @@ _MOST_GROWTH = float(np.log(1000 / 16))
 class _Scores(RetinaNetClassificationHead):  # type: ignore[misc]  # MONAI carries no types
     """MONAI's with two of its four layers, without its looks at every map for numbers that are not finite: the loss shows them."""
 
+    conv: nn.Sequential
+
     def __init__(self, *sizes: int) -> None:
         super().__init__(*sizes)
         self.conv = self.conv[:_DEPTH]
@@ -38,6 +40,8 @@ class _Scores(RetinaNetClassificationHead):  # type: ignore[misc]  # MONAI carri
 
 class _Sides(RetinaNetRegressionHead):  # type: ignore[misc]  # MONAI carries no types
     """See `_Scores`."""
+
+    conv: nn.Sequential
 
     def __init__(self, *sizes: int) -> None:
         super().__init__(*sizes)
@@ -110,12 +114,7 @@ class DetectionHead(Head):
         """An activation -> (batch, channel, *space of the input's axes)."""
         sliced = activation.ndim > len(layout)
         x = activation.flatten(0, 1) if sliced else activation
-        if layout == "NHWC":
-            x = x.permute(0, 3, 1, 2)
-        elif layout == "NLC":
-            side = int((x.shape[1]) ** 0.5)
-            # Tokens that are no place of the image stand in front.
-            x = x[:, x.shape[1] - side * side :].transpose(1, 2).reshape(len(x), -1, side, side)
+        x = channels_first(x, layout)
         return x.view(*activation.shape[:2], *x.shape[1:]).transpose(1, 2) if sliced else x
 
 
@@ -142,7 +141,10 @@ def choose_levels(backbone: Backbone, finest: int, levels: int = 3) -> list[Stag
     Raises:
         WeightsError: no stage has an activation in space, as of a network that is one single stage and pools.
     """
-    last = {stage.reduction: stage for stage in backbone.stages if stage.layout != "NC" and stage.reduction >= 2}
+    last = {stage.reduction: stage for stage in backbone.stages if stage.layout not in {"NC", "NLC"} and stage.reduction >= 2}
+    plain = [stage for stage in backbone.stages if stage.layout == "NLC"]
+    if not last and plain:  # of a plain transformer, whose stages all have one size, the last
+        last = {finest: plain[-1]}
     if not last:
         raise WeightsError(f"{backbone.name}: no stage has an activation in space that boxes could be read from. Take another backbone.")
     strides = [finest * 2**level for level in range(levels)]

@@ -10,13 +10,17 @@ import jinja2
 import yaml
 
 from medtransfer.evaluation import EvaluationReport
+from medtransfer.evaluation.detection import describe_arm
+from medtransfer.evaluation.localisation import MEASURES
 from medtransfer.evaluation.predictions import write_aside
 from medtransfer.report.checklist import fill_checklists
 from medtransfer.report.figures import (
     COLOURS,
+    draw_candidates,
     draw_decisions,
     draw_depth,
     draw_discrimination,
+    draw_froc,
     draw_learning_curve,
     draw_reliability,
     draw_reuse,
@@ -44,6 +48,14 @@ ROWS = (
     ("calibration.slope", "Calibration slope", "1 is best; below 1: over-confident"),
     ("calibration.observed_expected", "Observed / expected", "1 is best"),
     ("calibration.ici", "ICI", "0 is best; mean distance from the smooth calibration curve"),
+)
+# Key, title, help.
+LESION_ROWS = (
+    ("ap_50", "Average precision, overlap 0.5", "higher is better; area below precision and recall, as COCO's AP50"),
+    ("ap_30", "Average precision, overlap 0.3", ""),
+    ("ap_10", "Average precision, overlap 0.1", "whether the lesion is found at all"),
+    ("map", "mAP, overlaps 0.5 to 0.95", "how well boxes fit, as COCO's AP"),
+    ("cpm", "CPM", "mean sensitivity at 1/8 to 8 false positives per image"),
 )
 _KINDS = ("svg", "pdf", "png")
 
@@ -86,6 +98,10 @@ def build_report(folder: Path) -> Path:
         "small": note_small_cohorts(folder, plans),
         "searches": searches,
         "gallery": gallery,
+        "found": [describe_arm(arm, entry) for arm, entry in report.get("detection", {"arms": {}})["arms"].items()],
+        "one_class": "detection" in report and report["prevalence"] in {0.0, 1.0},
+        "lesion_rows": LESION_ROWS,
+        "measures": MEASURES,
         "methods": paragraphs,
         "references": references,
         "checklists": fill_checklists(next(iter(sections.values())), plans, environment, audit, settings, bool(gallery)),
@@ -99,7 +115,7 @@ def _draw(
     folder: Path, report: dict[str, Any], sections: dict[str, Any], reuse: Any, searches: dict[str, Any], histories: dict[str, Any]
 ) -> dict[str, str]:
     """Draws and writes the figures; by name, as what an <img> shows."""
-    figures = {}
+    figures = {} if "detection" not in report else _draw_lesions(report["detection"])
     for place, part in enumerate(sections.values()):
         figures[f"discrimination-{place}"] = draw_discrimination(part)
         for number, (arm, entry) in enumerate(part["arms"].items()):
@@ -125,6 +141,13 @@ def _draw(
             if kind == "svg":
                 pictures[name] = "data:image/svg+xml;base64," + base64.b64encode(content).decode()
     return pictures
+
+
+def _draw_lesions(found: dict[str, Any]) -> dict[str, Any]:
+    figures = {"froc": draw_froc(found)}
+    if any(entry["calibration"] for entry in found["arms"].values()):
+        figures["candidates"] = draw_candidates(found)
+    return figures
 
 
 def _write_tables(folder: Path, report: dict[str, Any], sections: dict[str, Any]) -> None:

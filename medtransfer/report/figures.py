@@ -96,6 +96,39 @@ def draw_decisions(report: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def draw_froc(found: Mapping[str, Any]) -> Figure:
+    """Sensitivity against false positives per image, with 95 % intervals at the rates of the CPM."""
+    figure, axes = _figure(5.6, 3.8)
+    for number, (colour, (arm, entry)) in enumerate(zip(_colours(found["arms"]), found["arms"].items(), strict=True)):
+        curve, points = entry["froc"]["curve"], entry["froc"]["sensitivity"]
+        axes.plot(curve["false_positives"], curve["sensitivity"], color=colour, label=f"{_short(arm)}: CPM {_number(entry['cpm'])}")
+        for rate, value in zip(entry["froc"]["rates"], points, strict=True):
+            at = rate * 1.03**number  # side by side
+            axes.plot(at, value["estimate"], color=colour, marker="o", markersize=3)
+            if value["low"] is not None:
+                axes.plot([at, at], [value["low"], value["high"]], color=colour, linewidth=1)
+    rates = next(iter(found["arms"].values()))["froc"]["rates"]
+    axes.set(xscale="log", xlim=(0.08, 10), ylim=(0, 1.01), xlabel="False positives per image", ylabel="Sensitivity", title="FROC")
+    axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    axes.minorticks_off()
+    axes.legend(loc="lower right", frameon=False, fontsize=8)
+    return figure
+
+
+def draw_candidates(found: Mapping[str, Any]) -> Figure:
+    """How often candidates are lesions, against their probability."""
+    figure, axes = _figure(3.8, 3.8)
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":")
+    for colour, (arm, entry) in zip(_colours(found["arms"]), found["arms"].items(), strict=True):
+        if entry["calibration"]:
+            curve = entry["calibration"]["curve"]
+            expected, observed = [point["expected"] for point in curve], [point["observed"] for point in curve]
+            axes.plot(expected, observed, color=colour, marker="o", markersize=4, label=_short(arm))
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="Probability of being a lesion", ylabel="Share of lesions", title="Candidates")
+    axes.legend(loc="upper left", frameon=False, fontsize=8)
+    return figure
+
+
 def draw_subgroups(report: Mapping[str, Any]) -> Figure:
     """AUC of every group with its interval, arm by arm; the dotted lines are those of all patients."""
     rows = [row for row in report["subgroups"] if not row["suppressed"]]
@@ -119,7 +152,7 @@ def draw_subgroups(report: Mapping[str, Any]) -> Figure:
 
 
 def draw_training(histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> Figure:
-    """Tune log-loss by epoch: a thin line per run, a dot at the epoch kept. Epoch 0 is the head alone."""
+    """Tune log-loss, or 1 - average precision, by epoch: a thin line per run, a dot at the epoch kept. Epoch 0 is the head alone."""
     figure, axes = _figure(5.2, 3.4)
     for colour, (arm, runs) in zip(_colours(histories), histories.items(), strict=True):
         for number, run in enumerate(runs):
@@ -127,7 +160,9 @@ def draw_training(histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]
             axes.plot(epochs, losses, color=colour, linewidth=0.9, alpha=0.7, label=_short(arm) if number == 0 else None)
             best = min(range(len(losses)), key=losses.__getitem__)
             axes.plot(epochs[best], losses[best], color=colour, marker="o", markersize=3.5)
-    axes.set(xlabel="Epoch", ylabel="Log-loss on the tune part, at best temperature", title="Training (dots: weights kept)")
+    lesions = any("tune_average_precision" in row for runs in histories.values() for run in runs for row in run)
+    name = "1 − average precision on the tune part" if lesions else "Log-loss on the tune part, at best temperature"
+    axes.set(xlabel="Epoch", ylabel=name, title="Training (dots: weights kept)")
     # A few runs of training from scratch start very high and would hide the rest.
     values = sorted(row["tune_loss"] for runs in histories.values() for run in runs for row in run)
     axes.set_ylim(0, max(1.0, 1.1 * values[int(0.97 * (len(values) - 1))]))

@@ -26,6 +26,12 @@ REFERENCES = {
     "claim": "Tejani AS, Klontzas ME, Gatti AA, et al. Checklist for Artificial Intelligence in Medical Imaging (CLAIM): 2024 update. Radiol Artif Intell 2024;6:e240300. doi:10.1148/ryai.240300",
     "monai": "Cardoso MJ, Li W, Brown R, et al. MONAI: an open-source framework for deep learning in healthcare. 2022. arXiv:2211.02701",
     "timm": "Wightman R. PyTorch image models. 2019. doi:10.5281/zenodo.4414861",
+    "retinanet": "Lin TY, Goyal P, Girshick R, He K, Dollar P. Focal loss for dense object detection. ICCV 2017. arXiv:1708.02002",
+    "pyramid": "Lin TY, Dollar P, Girshick R, He K, Hariharan B, Belongie S. Feature pyramid networks for object detection. CVPR 2017. arXiv:1612.03144",
+    "atss": "Zhang S, Chi C, Yao Y, Lei Z, Li SZ. Bridging the gap between anchor-based and anchor-free detection via adaptive training sample selection. CVPR 2020. arXiv:1912.02424",
+    "giou": "Rezatofighi H, Tsoi N, Gwak J, Sadeghian A, Reid I, Savarese S. Generalized intersection over union. CVPR 2019. doi:10.1109/CVPR.2019.00075",
+    "coco": "Lin TY, Maire M, Belongie S, et al. Microsoft COCO: common objects in context. ECCV 2014. arXiv:1405.0312",
+    "cpm": "van Ginneken B, Armato SG, de Hoop B, et al. Comparing and combining algorithms for computer-aided detection of pulmonary nodules in computed tomography scans: the ANODE09 study. Med Image Anal 2010;14:707-722. doi:10.1016/j.media.2010.05.005",
     "radimagenet": "Mei X, Liu Z, Robson PM, et al. RadImageNet. Radiol Artif Intell 2022;4:e210315. doi:10.1148/ryai.210315",
 }
 
@@ -49,6 +55,8 @@ def write_methods(
     paragraphs = []
     if environment:
         paragraphs += _training(plans, environment, audit, study, cite)
+    if "detection" in report:
+        paragraphs.append(_lesions(report["detection"], bool(environment), cite))
     paragraphs.append(_statistics(report, cite))
     return paragraphs, [REFERENCES[key] for key in cited]
 
@@ -82,12 +90,33 @@ def _training(plans: Any, environment: Any, audit: Any, study: Any, cite: Any) -
         mei = f" {cite('radimagenet')}" if weights.startswith("radimagenet") else ""
         frozen = f"{plan['frozen_stages']} of {plan['stages']} stages frozen ({plan['strategy']})" if plan else "as configured"
         arms.append(f"{arm}: {entry['backbone']} from {origin}{mei}, {frozen}")
+    detects = study.get("task") == "detection"
     second = (
         f"The arms were {'; '.join(arms)}. All arms had the same patients, folds, seeds, augmentation and number of optimiser steps; the weights "
-        "of the epoch with the lowest log-loss on the tuning part were kept. Classes were weighted in the loss, and the logits corrected for it, "
-        "so that probabilities refer to the prevalence of the cohort."
+        f"of the epoch with the {'highest average precision' if detects else 'lowest log-loss'} on the tuning part were kept."
     )
+    if not detects:
+        second += " Classes were weighted in the loss, and the logits corrected for it, so that probabilities refer to the prevalence of the cohort."
     return [first, second]
+
+
+def _lesions(found: Mapping[str, Any], trained: bool, cite: Any) -> str:
+    text = ""
+    if trained:
+        text = (
+            f"Lesions were detected by RetinaNet heads {cite('retinanet')} on a feature pyramid {cite('pyramid')}, trained with the focal loss and the "
+            f"generalised overlap {cite('giou')} of the anchors that ATSS {cite('atss')} assigns to lesions; anchors were fitted to the boxes of the "
+            "training part. "
+        )
+    hit = (
+        "its centre lay within the box"
+        if found["hit"]["rule"] == "centre"
+        else f"it overlapped the lesion by {found['hit']['overlap']:g} or more"
+    )
+    return text + (
+        f"A candidate was a hit where {hit}; every lesion can be found once. Detection was measured by average precision as in COCO {cite('coco')}, by "
+        f"FROC and its mean over seven rates of false positives {cite('cpm')}, with intervals from bootstrap draws of patients."
+    )
 
 
 def _statistics(report: Mapping[str, Any], cite: Any) -> str:

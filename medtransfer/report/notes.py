@@ -69,7 +69,8 @@ def note_overfitting(folder: Path, arms: list[str]) -> list[str]:
     notes = []
     for arm in arms:
         runs = _read_runs(folder, arm)
-        gaps = [(run["kept"]["train"], run["kept"]["tune"]) for run in runs if "kept" in run]
+        # Of boxes another loss is kept.
+        gaps = [(run["kept"]["train"], run["kept"]["tune"]) for run in runs if "kept" in run and "anchors" not in run.get("task", {})]
         learnt = [(train, tune) for train, tune in gaps if tune > _GAP_RATIO * train and tune - train > _GAP]
         if len(learnt) > len(gaps) / 2:
             train, tune = (sum(column) / len(learnt) for column in zip(*learnt, strict=True))

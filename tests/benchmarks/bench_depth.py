@@ -11,12 +11,12 @@ from pathlib import Path
 
 import medtransfer as mt
 import numpy as np
-from medtransfer.config import TrainSection
+from medtransfer.arms import Images
 from medtransfer.data.slices import Slices
 from medtransfer.data.transforms import Fixed
 from medtransfer.models.costs import measure_stages
 from medtransfer.models.freeze import PlainCounts
-from medtransfer.runs import Images
+from medtransfer.sections import TrainSection
 from medtransfer.training.batches import Loader
 from medtransfer.training.depth import search_depth
 from medtransfer.training.engine import make_engine

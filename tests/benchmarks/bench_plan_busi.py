@@ -14,10 +14,10 @@ from pathlib import Path
 
 import medtransfer as mt
 import numpy as np
-from medtransfer.config import TrainSection
 from medtransfer.data.split import Fold
 from medtransfer.data.transforms import Fixed
 from medtransfer.models.freeze import PlainCounts
+from medtransfer.sections import TrainSection
 from medtransfer.training.engine import make_engine
 from sklearn.metrics import roc_auc_score
 

@@ -12,13 +12,13 @@ from sklearn.linear_model import LogisticRegression
 def test_weights_are_the_ratio_of_classes_within_bounds():
     targets = np.array([[1, 1]] + [[0, 1]] * 3 + [[0, 0]] * 0, float)
     targets = np.vstack([targets, [[0, 0]]])
-    task = mt.Classification(("a", "b")).weighted(targets)
+    task = mt.Classification(("a", "b")).fitted(targets)
     assert task.positive_weights == (4.0, 0.25)
     rare = np.zeros((100, 1))
     rare[0] = 1
-    assert mt.Classification(("a",)).weighted(rare).positive_weights == (10.0,)
+    assert mt.Classification(("a",)).fitted(rare).positive_weights == (10.0,)
     with pytest.raises(CohortError, match="label a: the training part has 0 positive and 5 negative"):
-        mt.Classification(("a",)).weighted(np.zeros((5, 1)))
+        mt.Classification(("a",)).fitted(np.zeros((5, 1)))
 
 
 def test_loss_of_a_hand_worked_case():
@@ -35,7 +35,7 @@ def test_correction_gives_back_the_probabilities_of_the_cohort():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(40_000, 1))
     y = (rng.random(40_000) < expit(1.5 * x[:, 0] - 2)).astype(int)
-    task = mt.Classification(("a",)).weighted(y[:, None])
+    task = mt.Classification(("a",)).fitted(y[:, None])
     weight = task.positive_weights[0]
     assert weight > 3
     fitted = LogisticRegression(C=np.inf, class_weight={0: 1, 1: weight}).fit(x, y)
@@ -48,7 +48,7 @@ def test_small_batches_do_not_bias_the_fit():
     """Minibatches of a rare class: the corrected intercept is that of the cohort."""
     rng = np.random.default_rng(1)
     y = (rng.random(20_000) < 0.09).astype(np.float32)[:, None]
-    task = mt.Classification(("a",)).weighted(y)
+    task = mt.Classification(("a",)).fitted(y)
     bias = torch.zeros(1, requires_grad=True)
     optimiser = torch.optim.SGD([bias], lr=0.05)
     trace = []

@@ -7,8 +7,8 @@ import json
 import medtransfer as mt
 import pytest
 import torch
-from medtransfer.config import TrainSection
 from medtransfer.models.freeze import PlainCounts
+from medtransfer.sections import TrainSection
 from medtransfer.training import checkpoint, loop
 
 STEPS = 6  # three epochs of two steps

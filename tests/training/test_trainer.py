@@ -11,10 +11,10 @@ import medtransfer as mt
 import numpy as np
 import pytest
 import torch
-from medtransfer.config import TrainSection
 from medtransfer.errors import ConfigError, StudyError
 from medtransfer.models.freeze import PlainCounts
 from medtransfer.progress import Reporter
+from medtransfer.sections import TrainSection
 from medtransfer.training import checkpoint, interruption, loop, predicting, telemetry, tracking, trainer
 from medtransfer.training.engine import Engine, threads_of, use_threads
 from medtransfer.training.interruption import asked, finishing_steps

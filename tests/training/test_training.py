@@ -7,11 +7,11 @@ import medtransfer as mt
 import numpy as np
 import pytest
 import torch
-from medtransfer.config import TrainSection
 from medtransfer.errors import ConfigError, WeightsError
 from medtransfer.models.chain import Stage
 from medtransfer.models.freeze import PlainCounts
 from medtransfer.models.heads import LinearHead
+from medtransfer.sections import TrainSection
 from medtransfer.training import engine as engines
 from medtransfer.training import loop
 from medtransfer.training.checkpoint import load_weights, save_weights

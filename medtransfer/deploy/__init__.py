@@ -1,0 +1,1 @@
+"""A finished run meets images: where it looked."""

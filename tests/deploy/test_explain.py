@@ -1,0 +1,139 @@
+"""Heat maps agree with MONAI's Grad-CAM, and are judged against boxes as worked by hand."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from medtransfer.cli import app
+from medtransfer.data.phantom import write_phantom
+from medtransfer.deploy.explain import heat_maps, read_map
+from medtransfer.evaluation.localisation import evaluate_localisation
+from medtransfer.models.catalog import load_backbone
+from medtransfer.tasks.classification import Classification
+from medtransfer.training.engine import make_engine
+from monai.visualize import GradCAM
+from torch import nn
+from typer.testing import CliRunner
+
+
+class Seen(nn.Module):
+    def __init__(self, net, head):
+        super().__init__()
+        self.net, self.head = net, head
+
+    def forward(self, x):
+        return self.head(self.net({"image": x}, self.head.taps))
+
+
+def batch_of(x, slices: int = 1):
+    count = len(x)
+    present = torch.ones(count, slices, dtype=torch.bool)
+    return {"features": {"image": x}, "present": present, "targets": torch.zeros(count, 1), "rows": torch.arange(count)}
+
+
+def network(name: str, read: str = "last", size: int = 64):
+    torch.manual_seed(0)
+    net = load_backbone(name, size=size)
+    head = Classification(("x",), read=read).make_head(net)
+    nn.init.normal_(head.linear.weight)
+    return net.eval(), head.eval()
+
+
+def test_maps_are_those_of_monai():
+    net, head = network("resnet18")
+    net.freeze(3)  # frozen stages carry gradients all the same
+    x = torch.randn(3, 3, 64, 64)
+    mine = heat_maps(net, head, [batch_of(x)], make_engine("cpu", "fp32"))
+    layer = f"net.network.{net.stages[-1].operations[-1]}"
+    camera = GradCAM(Seen(net, head), layer, postprocessing=lambda y: y)
+    theirs = np.concatenate([camera(x=x[i : i + 1], class_idx=0).detach().numpy() for i in range(3)])[:, 0]
+    highest = theirs.reshape(3, -1).max(1)
+    assert (highest > 0).any()
+    for m, t, h in zip(mine, theirs, highest, strict=True):
+        assert np.allclose(m, t / h if h > 0 else 0 * t, atol=1e-5)
+        assert m.max() == pytest.approx(1.0 if h > 0 else 0.0)
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "convnext_atto", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("read", ["last", "all"])
+def test_any_chain_has_maps(name, read):
+    size = 224 if "224" in name else 64
+    net, head = network(name, read, size)
+    maps = heat_maps(net, head, [batch_of(torch.randn(2, 3, size, size))], make_engine("cpu", "fp32"))
+    assert maps.shape == (2, size, size)
+    assert maps.min() >= 0
+    assert np.isfinite(maps).all()
+
+
+def test_slices_of_a_volume_have_a_map_each():
+    net, head = network("resnet18")
+    maps = heat_maps(net, head, [batch_of(torch.randn(2, 5, 3, 64, 64), 5)], make_engine("cpu", "fp32"))
+    assert maps.shape == (2, 5, 64, 64)
+    assert maps.reshape(2, -1).max(1).tolist() == pytest.approx([1, 1])
+
+
+def test_a_map_is_read_by_hand():
+    heat = np.zeros((10, 12), np.float32)
+    heat[2:4, 3:6] = 0.6
+    heat[3, 4] = 1.0
+    heat[8, 10] = 0.7  # not connected
+    point, box = read_map(heat)
+    assert point.tolist() == [3.5, 4.5]
+    assert box.tolist() == [2, 3, 4, 6]
+    point, box = read_map(np.zeros((4, 4), np.float32))
+    assert np.isnan(point).all()
+    assert np.isnan(box).all()
+
+
+def test_localisation_by_hand():
+    lesions = pd.DataFrame([("a", 0, 0, 10, 10), ("b", 40, 40, 60, 60), ("b", 0, 0, 4, 4)], columns=["image", "x0", "y0", "x1", "y1"])
+    size = {"width": 100, "height": 100}
+    rows = [
+        {"arm": "m", "image": "a", "patient": "p", "x": 5, "y": 5, "x0": 0, "y0": 0, "x1": 10, "y1": 20, **size},  # overlap 0.5
+        {"arm": "m", "image": "b", "patient": "q", "x": 80, "y": 5, "x0": 50, "y0": 50, "x1": 60, "y1": 60, **size},  # overlap 0.25
+        {"arm": "m", "image": "c", "patient": "r", "x": 1, "y": 1, "x0": 0, "y0": 0, "x1": 9, "y1": 9, **size},  # no lesion: does not count
+        {"arm": "n", "image": "a", "patient": "p", **dict.fromkeys(["x", "y", "x0", "y0", "x1", "y1"], np.nan), **size},
+        {"arm": "n", "image": "b", "patient": "q", "x": 50, "y": 50, "x0": 40, "y0": 40, "x1": 60, "y1": 60, **size},
+    ]
+    found = evaluate_localisation(pd.DataFrame(rows).assign(seed=0, fold=0), lesions, 200)
+    assert (found["images"], found["lesions"], found["centre"]) == (2, 3, 0.5)
+    m, n = found["arms"]["m"], found["arms"]["n"]
+    assert [m[key]["estimate"] for key in ("pointing", "found", "overlap")] == [0.5, 0.5, 0.375]
+    assert [n[key]["estimate"] for key in ("pointing", "found", "overlap")] == [0.5, 0.5, 0.5]
+    assert found["comparisons"][0]["delta_overlap"]["estimate"] == -0.125
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_study_with_boxes_says_where_its_classifiers_looked(tmp_path):
+    cohort = write_phantom(tmp_path / "cohort", 24).parent
+    arms = {"imagenet": {"backbone": "tf_efficientnet_lite0", "weights": "imagenet"}, "features": {"kind": "features"}}
+    values = {
+        "cohort": {"manifest": str(cohort / "manifest.csv"), "root": str(cohort), "labels": ["malignant"], "boxes": "boxes.csv"},
+        "image": {"size": 64},
+        "arms": arms,
+        "protocol": {"folds": 2},
+        "train": {"epochs": 1, "precision": "fp32"},
+        "evaluate": {"bootstrap": 100},
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(values))
+    result = CliRunner().invoke(app, ["compare", str(tmp_path / "study.yaml"), "--output", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "out" / "report.json").read_text())["localisation"]
+    assert list(found["arms"]) == ["imagenet"]  # formulas look nowhere
+    table = pd.read_csv(tmp_path / "out" / "localisation.csv")
+    boxes = pd.read_csv(cohort / "boxes.csv")
+    assert set(table["image"]) == set(boxes["image"])
+    assert table[["x", "y", "x1", "y1"]].max().max() <= 128
+    assert table["x"].max() > 70  # in pixels of the image, not of the grid
+    assert evaluate_localisation(table, boxes, 100) == found
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Where the networks looked" in page
+    gallery = json.loads((tmp_path / "out" / "gallery.json").read_text())
+    shown = [row for arm in gallery["arms"] for kind in ("false_positives", "false_negatives") for row in arm[kind]]
+    assert gallery["heat"] == any(row["heat"] for row in shown)
+    assert all(row["heat"] is None for row in gallery["arms"][1]["false_positives"])

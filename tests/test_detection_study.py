@@ -1,0 +1,267 @@
+"""Detection from the command line to the page: planes and volumes, kept activations and plain ones, and what a wrong input gives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from medtransfer.arms import Images
+from medtransfer.cli import app
+from medtransfer.data.cohort import Cohort
+from medtransfer.data.phantom import write_phantom
+from medtransfer.data.slices import Slices
+from medtransfer.evaluation.detection import evaluate_boxes
+from medtransfer.models.catalog import load_backbone
+from medtransfer.models.freeze import PlainCounts, plan_freeze
+from medtransfer.sections import TrainSection
+from medtransfer.study import Arm, compare
+from medtransfer.tasks.detection import Detection
+from medtransfer.training.batches import Loader
+from medtransfer.training.engine import make_engine
+from medtransfer.training.features import FeatureSource
+from medtransfer.training.loop import settle
+from medtransfer.training.predicting import Network
+from typer.testing import CliRunner
+
+NETWORK = "tf_efficientnet_lite0"
+ARMS = {"imagenet": {"backbone": NETWORK, "weights": "imagenet"}, "scratch": {"backbone": NETWORK}}
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def config(folder: Path, data: Path, **sections) -> Path:
+    values = {
+        "task": "detection",
+        "cohort": {"manifest": str(data / "manifest.csv"), "root": str(data), "boxes": "boxes.csv"},
+        "image": {"size": 64},
+        "arms": ARMS,
+        "protocol": {"folds": 2},
+        "train": {"epochs": 2, "precision": "fp32", "layout": "channels_last"},
+        "evaluate": {"bootstrap": 200},
+        **sections,
+    }
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory) -> Path:
+    return write_phantom(tmp_path_factory.mktemp("phantom"), 16).parent
+
+
+@pytest.fixture(scope="module")
+def study(phantom, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    result = invoke("compare", config(folder, phantom), "--output", folder / "out")
+    assert result.exit_code == 0, result.output
+    return folder / "out"
+
+
+def test_the_folder_holds_what_the_numbers_follow_from(study):
+    report = json.loads((study / "report.json").read_text())
+    tables = [study / name for name in ("predictions.csv", "candidates.csv", "boxes.csv")]
+    again = evaluate_boxes(*tables, bootstrap=200)
+    assert again == report["detection"]
+    assert set(report["detection"]["arms"]) == {"imagenet", "scratch"}
+    assert report["arms"]["imagenet"]["auc"]["estimate"] is not None
+    for name in ("lesions", "lesion_sizes", "lesion_comparisons"):
+        assert len(pd.read_csv(study / "tables" / f"{name}.csv"))
+    for arm in ("imagenet", "scratch"):
+        run = json.loads((study / "runs" / arm / "fold-0" / "seed-0" / "run.json").read_text())
+        assert run["task"]["space"] == [64, 64]
+        assert (run["plan"]["strategy"], run["plan"]["frozen_stages"] > 0) == (
+            ("fine_tune", True) if arm == "imagenet" else ("scratch", False)
+        )
+    plan = json.loads((study / "plan.json").read_text())["arms"]["imagenet"]
+    assert plan["cache_cut"]  # activations are kept here too
+
+
+def test_candidates_lie_in_their_images_in_the_pixels_of_the_image(study, phantom):
+    candidates = pd.read_csv(study / "candidates.csv")
+    assert candidates[["x0", "y0"]].min().min() >= 0
+    assert candidates[["x1", "y1"]].max().max() <= 128  # the images have 128 pixels, the network saw 64
+    assert candidates[["x1", "y1"]].max().max() > 80
+    boxes = pd.read_csv(phantom / "boxes.csv")
+    kept = pd.read_csv(study / "boxes.csv")
+    merged = kept.merge(boxes, on="image", suffixes=("", "_true"))
+    assert (merged["x0"] - merged["x0_true"]).abs().max() == 0
+    predictions = pd.read_csv(study / "predictions.csv")
+    best = candidates.groupby(["arm", "image", "part", "fold"])["logit"].max().rename("best").reset_index()
+    both = predictions.merge(best, on=["arm", "image", "part", "fold"])
+    assert len(both) > 20
+    assert np.allclose(both["logit"], both["best"])
+
+
+def test_the_page_shows_what_was_found(study):
+    page = (study / "report.html").read_text()
+    for text in (
+        "Lesions found",
+        "FROC curves",
+        "Hits, misses, false alarms",
+        "RetinaNet",
+        "Average precision, overlap 0.5",
+        "False alarms",
+    ):
+        assert text in page, text
+    assert "over-fitted" not in page
+    gallery = json.loads((study / "gallery.json").read_text())
+    assert {"arm", "hits", "misses", "false_alarms"} == set(gallery["arms"][0])
+
+
+def test_a_second_call_takes_the_runs_as_they_are(study):
+    before = (study / "runs" / "scratch" / "fold-1" / "seed-0" / "run.json").stat().st_mtime_ns
+    result = invoke("compare", study.parent / "study.yaml", "--output", study)
+    assert result.exit_code == 0, result.output
+    assert "4 of 4 runs are there already" in result.output or "finds lesions" in result.output
+    assert (study / "runs" / "scratch" / "fold-1" / "seed-0" / "run.json").stat().st_mtime_ns == before
+
+
+def test_volumes_with_a_network_of_planes_and_one_of_volumes(tmp_path):
+    cohort = write_phantom(tmp_path / "cohort", 12, volumes=True).parent
+    arms = {"planes": ARMS["imagenet"], "volumes": {"backbone": "monai_resnet10", "channels": 1}}
+    path = config(tmp_path, cohort, image={"size": 64, "slices": 24}, arms=arms, train={"epochs": 1, "precision": "fp32"})
+    result = invoke("compare", path, "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    candidates = pd.read_csv(tmp_path / "out" / "candidates.csv")
+    assert {"z0", "z1"} <= set(candidates.columns)
+    assert candidates[["x1", "y1"]].max().max() <= 64
+    assert candidates["z1"].max() <= 22  # the longest volume has so many slices
+    boxes = pd.read_csv(cohort / "boxes.csv").groupby("image").first()
+    # Of the surest candidates many lie near the lesion along z, though hardly trained: boxes come back to the right axis.
+    assert candidates.groupby("image")["z1"].max().le(23).all()
+    assert len(boxes)
+    gallery = json.loads((tmp_path / "out" / "gallery.json").read_text())
+    assert any("slice" in row for arm in gallery["arms"] for kind in ("hits", "misses", "false_alarms") for row in arm[kind])
+
+
+def test_from_python(phantom, tmp_path):
+    cohort = Cohort.from_boxes(phantom, "boxes.csv", manifest=phantom / "manifest.csv")
+    assert cohort.labels == ("lesion",)
+    report = compare(
+        cohort,
+        {"imagenet": Arm(NETWORK, "imagenet")},
+        tmp_path / "out",
+        quiet=True,
+        image={"size": 64},
+        protocol={"folds": 2},
+        train={"epochs": 1, "precision": "fp32"},
+        evaluate={"bootstrap": 100},
+    )
+    assert report.sentences[0].startswith("imagenet finds")
+    assert "Lesions" not in report.tables()["metrics"]
+    assert len(report.tables()["lesions"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"cohort": {"root": "x", "classes": ["a", "b"]}}, "cohort.boxes: detection needs lesion boxes"),
+        ({"arms": {"f": {"kind": "features"}}}, "kind features classifies whole images"),
+        ({"learning_curve": {"sizes": [5]}}, "learning_curve: is of classification"),
+        ({"plan": {"search": True}}, "plan.search: its probes classify"),
+        ({"task": "segmentation"}, "task"),
+        ({"detection": {"overlap": 0}}, "detection.overlap"),
+        ({"plan": {"strategy": "linear_probe"}}, "strategy is for heads that classify whole images"),
+        ({"plan": {"read": "all"}}, "read is for heads that classify whole images"),
+    ],
+)
+def test_what_does_not_fit_detection_is_refused(sections, message, phantom, tmp_path):
+    result = invoke("compare", config(tmp_path, phantom, **sections), "--output", tmp_path / "out")
+    assert result.exit_code == 2, result.output
+    assert message in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_boxes_that_do_not_fit_are_listed_before_anything_is_written(phantom, tmp_path):
+    boxes = pd.read_csv(phantom / "boxes.csv")
+    boxes.loc[0, "x1"] = 900
+    boxes.loc[1, "y1"] = boxes.loc[1, "y0"]
+    boxes.to_csv(tmp_path / "bad.csv", index=False)
+    section = {"manifest": str(phantom / "manifest.csv"), "root": str(phantom), "boxes": str(tmp_path / "bad.csv")}
+    result = invoke("compare", config(tmp_path, phantom, cohort=section), "--output", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "2 of" in result.output
+    assert "outside of its image" in result.output
+    assert "has no extent" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def detection_parts(phantom, store=None):
+    """Images of the phantom in the cache, a detector with its lower stages frozen, and what it needs."""
+    from medtransfer.data.inspection import inspect_images
+    from medtransfer.data.transforms import Fixed
+    from medtransfer.lesions import place_images
+
+    cohort = Cohort.from_boxes(phantom, "boxes.csv", manifest=phantom / "manifest.csv")
+    fixed = Fixed(64)
+    facts = inspect_images(cohort, None, fixed)
+    cohort = cohort.fitted(dict(zip(facts["image"], facts["shape"], strict=True)))
+    images = Images(cohort, [Path(e) for e in facts["entry"]], Slices(), 1, TrainSection(), store, place_images(fixed, facts))
+    net = load_backbone(NETWORK, "imagenet")
+    plan = plan_freeze(PlainCounts({"0": 10, "1": 50}, "far"), net, detects=True)
+    task = Detection(("lesion",), (64, 64)).fitted(images.targets)
+    torch.manual_seed(0)
+    head = task.make_head(net)
+    engine = make_engine("cpu", "fp32")
+    settle(net, head, plan, engine, images.plain(range(4), net, engine))
+    return images, net, head, task, plan, engine
+
+
+def test_kept_activations_give_the_same_losses_and_gradients(phantom, tmp_path):
+    images, net, head, task, plan, engine = detection_parts(phantom, tmp_path)
+    assert plan.cache_cut
+    rows = list(range(8))
+    source = images.source(net, engine)
+    kept = images.keep(net, engine, plan.cache_cut, head.taps)
+    assert isinstance(kept, FeatureSource)
+    seen = []
+    for origin in (source, kept):
+        network = Network(net, head, engine).train()
+        network.zero_grad()
+        batch = next(iter(Loader(origin, rows, 8, None)))
+        batch = origin.load(rows, 3)  # a random view, its boxes moved
+        loss = task.loss(network(batch["features"], batch["present"]), batch["targets"])["loss"]
+        loss.backward()
+        seen.append((batch["targets"], float(loss.detach()), [p.grad.clone() for p in network.parameters() if p.grad is not None]))
+    (boxes, loss, gradients), (kept_boxes, kept_loss, kept_gradients) = seen
+    assert torch.equal(boxes.nan_to_num(-1), kept_boxes.nan_to_num(-1))
+    assert loss == kept_loss
+    assert len(gradients) == len(kept_gradients) > 20
+    assert all(torch.equal(a, b) for a, b in zip(gradients, kept_gradients, strict=True))
+
+
+def test_a_head_that_reads_before_the_cut_is_given_the_images(phantom, tmp_path):
+    from medtransfer.runs import _reads_behind
+
+    _, net, head, *_ = detection_parts(phantom, tmp_path)
+    assert _reads_behind(head, net, head.taps[0])
+    assert not _reads_behind(head, net, head.taps[-1])
+
+
+def test_the_loop_knows_nothing_of_boxes():
+    for name in ("loop", "trainer", "predicting", "batches", "features"):
+        text = (Path(__file__).parents[1] / "medtransfer" / "training" / f"{name}.py").read_text().lower()
+        assert "tasks.detection" not in text
+        assert "isinstance(task" not in text
+
+
+def test_plans_of_detectors():
+    net = load_backbone(NETWORK, "imagenet")
+    few, many = (plan_freeze(PlainCounts({"0": 5, "1": n}, "far"), net, detects=True) for n in (50, 5000))
+    assert few.strategy == many.strategy == "fine_tune"
+    assert net.stages[few.frozen_stages - 1].reduction == 8
+    assert net.stages[few.frozen_stages].reduction == 16
+    assert many.frozen_stages == 0
+    by_hand = plan_freeze(PlainCounts({"0": 0, "1": 50}, "far"), net, detects=True, frozen_stages=len(net.stages))
+    assert by_hand.strategy == "fine_tune"  # its head trains
+    assert by_hand.steps == few.steps
+    scratch = plan_freeze(PlainCounts({"0": 5, "1": 50}, "far"), load_backbone(NETWORK), detects=True)
+    assert (scratch.strategy, scratch.frozen_stages, scratch.steps) == ("scratch", 0, few.steps)
