@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from medtransfer.data.transforms import fixed_transforms
     from medtransfer.errors import MedTransferError
     from medtransfer.evaluation import EvaluationReport, evaluate, read_predictions
+    from medtransfer.evaluation.detection import evaluate_boxes
     from medtransfer.evaluation.recalibration import adjust_prevalence
     from medtransfer.evaluation.sample_size import required_n
     from medtransfer.external import validate
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from medtransfer.runs import fit
     from medtransfer.study import Arm, compare, run_study
     from medtransfer.tasks.classification import Classification
+    from medtransfer.tasks.detection import Detection
 
 __version__ = "0.1.0"
 
@@ -44,6 +46,7 @@ _HOMES = {
     "Backbone": "medtransfer.models.backbone",
     "Classification": "medtransfer.tasks.classification",
     "Cohort": "medtransfer.data.cohort",
+    "Detection": "medtransfer.tasks.detection",
     "EvaluationReport": "medtransfer.evaluation",
     "Fingerprint": "medtransfer.data.fingerprint",
     "Fold": "medtransfer.data.split",
@@ -59,6 +62,7 @@ _HOMES = {
     "audit": "medtransfer.data.audit",
     "compare": "medtransfer.study",
     "evaluate": "medtransfer.evaluation",
+    "evaluate_boxes": "medtransfer.evaluation.detection",
     "fit": "medtransfer.runs",
     "fixed_transforms": "medtransfer.data.transforms",
     "inspect_images": "medtransfer.data.inspection",
@@ -81,6 +85,7 @@ __all__ = [
     "Backbone",
     "Classification",
     "Cohort",
+    "Detection",
     "EvaluationReport",
     "Fingerprint",
     "Fold",
@@ -96,6 +101,7 @@ __all__ = [
     "audit",
     "compare",
     "evaluate",
+    "evaluate_boxes",
     "fit",
     "fixed_transforms",
     "inspect_images",

@@ -180,6 +180,8 @@ def evaluate(
     root: Annotated[Optional[Path], typer.Option(help="Folder that its images are relative to; the manifest's own where left out.")] = None,  # noqa: UP045
     label: Annotated[Optional[list[str]], typer.Option(help="Its label column; the study's where left out.")] = None,  # noqa: UP045
     positive: Annotated[Optional[str], typer.Option(help="Its class that counts as 1.")] = None,  # noqa: UP045
+    candidates: Annotated[Optional[Path], typer.Option(help="Of a detector: CSV with image, x0, y0, x1, y1, probability.")] = None,  # noqa: UP045
+    boxes: Annotated[Optional[Path], typer.Option(help="The lesions they are to find: CSV with image, x0, y0, x1, y1.")] = None,  # noqa: UP045
     output: Annotated[Optional[Path], typer.Option("--output", "-o", help="Folder for the page, tables and figures.")] = None,  # noqa: UP045
     bootstrap: Annotated[int, typer.Option(min=100, help="Draws of the bootstrap.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
@@ -198,7 +200,15 @@ def evaluate(
             return
         if root is not None or label or positive is not None:
             raise ConfigError("--root, --label and --positive describe a second cohort; name it with --on.")
+        if (candidates is None) != (boxes is None):
+            raise ConfigError("--candidates are judged against --boxes; give both.")
         report = evaluate_table(predictions, **settings.model_dump())
+        if candidates is not None and boxes is not None:
+            from medtransfer.evaluation import EvaluationReport
+            from medtransfer.evaluation.detection import evaluate_boxes
+
+            found = evaluate_boxes(predictions, candidates, boxes, settings.bootstrap, settings.seed)
+            report = EvaluationReport({**report.data, "detection": found})
         if output is not None:
             from medtransfer.report.build import build_report
 

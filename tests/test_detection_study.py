@@ -160,6 +160,20 @@ def test_from_python(phantom, tmp_path):
     assert len(report.tables()["lesions"]) == 6
 
 
+def test_candidates_of_any_detector_are_evaluated(study, tmp_path):
+    tables = [study / name for name in ("predictions.csv", "candidates.csv", "boxes.csv")]
+    pd.read_csv(tables[1]).drop(columns=["logit", "patient"]).to_csv(tmp_path / "c.csv", index=False)
+    out = tmp_path / "page"
+    result = invoke("evaluate", tables[0], "--candidates", tmp_path / "c.csv", "--boxes", tables[2], "--bootstrap", 100, "--output", out)
+    assert result.exit_code == 0, result.output
+    assert "finds lesions" in result.output or "finds lesions better" in result.output
+    assert "ap_50" in result.output
+    assert "Lesions found" in (out / "report.html").read_text()
+    result = invoke("evaluate", tables[0], "--candidates", tables[1])
+    assert result.exit_code == 2
+    assert "give both" in result.output
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [

@@ -105,27 +105,38 @@ class EvaluationReport:
         print(self)  # noqa: T201  showing is what was asked for
 
     def __str__(self) -> str:
-        lines = [*self.sentences, "", self._wide_frame().to_string()]
+        lines = [*self.sentences, *(line for frame in self._frames() for line in ("", frame.to_string()))]
         lines += [f"Note: {text}" for text in (*self.data["growth"], *self.data["warnings"])]
         return "\n".join(lines) + (f"\nPage: {self.page}" if self.page else "")
 
-    def _wide_frame(self) -> pd.DataFrame:
-        frame = self.to_frame()
-        frame["text"] = [
-            "not estimable" if pd.isna(e) else f"{e:.3f}" + ("" if pd.isna(low) else f" ({low:.3f} to {high:.3f})")
-            for e, low, high in zip(frame["estimate"], frame["low"], frame["high"], strict=True)
-        ]
-        frame["arm"] = frame["arm"] + frame["recalibrated"].map({True: ", recalibrated", False: ""})
-        order = list(dict.fromkeys(frame["metric"]))
-        wide = frame.pivot_table(index="metric", columns="arm", values="text", aggfunc="first", sort=False).loc[order]
-        wide.index.name, wide.columns.name = None, None
-        return wide
+    def _frames(self) -> list[pd.DataFrame]:
+        """What is shown: of detection the lesions first, and of images nothing where all have the same label."""
+        lesions = self.tables().get("lesions")
+        if lesions is None:
+            return [_widen(self.to_frame())]
+        images = [] if self.data["prevalence"] in {0.0, 1.0} else [_widen(self.to_frame())]
+        return [_widen(lesions.assign(recalibrated=False)), *images]
 
     def _repr_html_(self) -> str:
         sentences = "".join(f"<p>{html.escape(s)}</p>" for s in self.sentences)
+        tables = "".join(frame.to_html(escape=True) for frame in self._frames())
         notes = "".join(f"<li>{html.escape(text)}</li>" for text in (*self.data["growth"], *self.data["warnings"]))
         page = f"<p>Page: <code>{html.escape(str(self.page))}</code></p>" if self.page else ""
-        return f"<div>{sentences}{self._wide_frame().to_html(escape=True)}<ul>{notes}</ul>{page}</div>"
+        return f"<div>{sentences}{tables}<ul>{notes}</ul>{page}</div>"
+
+
+def _widen(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows `arm, recalibrated, metric, estimate, low, high` as a table of metrics by arms, in words."""
+    frame = frame.copy()
+    frame["text"] = [
+        "not estimable" if pd.isna(e) else f"{e:.3f}" + ("" if pd.isna(low) else f" ({low:.3f} to {high:.3f})")
+        for e, low, high in zip(frame["estimate"], frame["low"], frame["high"], strict=True)
+    ]
+    frame["arm"] = frame["arm"] + frame["recalibrated"].map({True: ", recalibrated", False: ""})
+    order = list(dict.fromkeys(frame["metric"]))
+    wide = frame.pivot_table(index="metric", columns="arm", values="text", aggfunc="first", sort=False).loc[order]
+    wide.index.name, wide.columns.name = None, None
+    return wide
 
 
 def _flatten(entries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

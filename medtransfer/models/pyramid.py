@@ -35,7 +35,7 @@ class _Scores(RetinaNetClassificationHead):  # type: ignore[misc]  # MONAI carri
         self.conv = self.conv[:_DEPTH]
 
     def forward(self, x: list[Tensor]) -> list[Tensor]:
-        return [self.cls_logits(self.conv(level)) for level in x]
+        return [_in_float32(self.cls_logits, self.conv(level)) for level in x]
 
 
 class _Sides(RetinaNetRegressionHead):  # type: ignore[misc]  # MONAI carries no types
@@ -48,7 +48,7 @@ class _Sides(RetinaNetRegressionHead):  # type: ignore[misc]  # MONAI carries no
         self.conv = self.conv[:_DEPTH]
 
     def forward(self, x: list[Tensor]) -> list[Tensor]:
-        return [self.bbox_reg(self.conv(level)) for level in x]
+        return [_in_float32(self.bbox_reg, self.conv(level)) for level in x]
 
 
 class DetectionHead(Head):
@@ -116,6 +116,13 @@ class DetectionHead(Head):
         x = activation.flatten(0, 1) if sliced else activation
         x = channels_first(x, layout)
         return x.view(*activation.shape[:2], *x.shape[1:]).transpose(1, 2) if sliced else x
+
+
+def _in_float32(layer: nn.Module, x: Tensor) -> Tensor:
+    """Scores of reduced precision would tie, and boxes would be a pixel off."""
+    with torch.autocast(x.device.type, enabled=False):
+        result: Tensor = layer(x.float())
+    return result
 
 
 def _coarser(x: Tensor, times: int) -> Tensor:
