@@ -279,3 +279,39 @@ def test_plans_of_detectors():
     assert by_hand.steps == few.steps
     scratch = plan_freeze(PlainCounts({"0": 5, "1": 50}, "far"), load_backbone(NETWORK), detects=True)
     assert (scratch.strategy, scratch.frozen_stages, scratch.steps) == ("scratch", 0, few.steps)
+
+
+def test_a_cohort_where_every_image_has_a_lesion(phantom, tmp_path):
+    """Nothing can be said of images with against those without, and nothing breaks."""
+    table, boxes = pd.read_csv(phantom / "manifest.csv"), pd.read_csv(phantom / "boxes.csv")
+    table[table["image"].isin(boxes["image"])].to_csv(tmp_path / "manifest.csv", index=False)
+    section = {"manifest": str(tmp_path / "manifest.csv"), "root": str(phantom), "boxes": "boxes.csv"}
+    path = config(tmp_path, phantom, cohort=section, train={"epochs": 1, "precision": "fp32"}, arms={"imagenet": ARMS["imagenet"]})
+    result = invoke("compare", path, "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "imagenet finds" in result.output
+    assert "separates the classes" not in result.output
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Every test image has the same label, so nothing can be said about this." in page
+    assert "Reliability diagram" not in page
+
+
+def test_one_network_from_python_on_one_fold(phantom, tmp_path):
+    import medtransfer as mt
+
+    cohort = mt.Cohort.from_boxes(phantom, "boxes.csv", manifest=phantom / "manifest.csv", kinds=["malignant"])
+    assert 0 < cohort.images["lesion"].mean() < 0.7
+    net = mt.load_backbone(NETWORK, "imagenet")
+    plan = mt.plan_freeze(PlainCounts({"0": 5, "1": 10}, "far"), net, detects=True)
+    train = TrainSection(epochs=1, precision="fp32")
+    task = mt.Detection(cohort.labels, (64, 64))
+    run = mt.fit(cohort, mt.split_cohort(cohort, 2).fold(0), task, net, plan, tmp_path / "run", size=64, train=train)
+    assert {"run.json", "candidates.csv", "predictions.csv", "weights.safetensors"} <= {p.name for p in run.folder.iterdir()}
+
+
+def test_the_check_reads_a_configuration_with_boxes(phantom, tmp_path):
+    result = invoke("check", config(tmp_path, phantom), "--json", "--quiet")
+    assert result.exit_code in {0, 1}, result.output
+    assert json.loads(result.stdout)["images"] == len(pd.read_csv(phantom / "manifest.csv"))
+    result = invoke("plan", config(tmp_path, phantom))
+    assert "fine_tune" in result.output
