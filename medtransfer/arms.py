@@ -20,7 +20,7 @@ from medtransfer.data.cohort import Cohort
 from medtransfer.data.dataset import ImageSource, pad_boxes
 from medtransfer.data.placement import Placement
 from medtransfer.data.slices import Slices, boxes_of_stack
-from medtransfer.lesions import boxes_on_grid, place_images
+from medtransfer.lesions import boxes_on_grid, drop_padding, place_images
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.heads import Head
 from medtransfer.models.plan import FreezePlan
@@ -75,6 +75,17 @@ class Images:
         padded = pad_boxes(self.boxes)
         volumes = padded.shape[-1] == 6
         return (boxes_of_stack(padded, self.placements[0].size, self.slices.plane) if volumes else padded).astype(np.float32)
+
+    @property
+    def space(self) -> tuple[int, ...]:
+        """Pixels that the network sees along rows and columns, or slices, rows and columns; where boxes are to be found."""
+        size, across = self.placements[0].size, self.slices.axis
+        columns, rows = (axis for axis in range(3) if axis != across) if len(size) == 3 else (1, 0)
+        return (size[across],) * (len(size) == 3) + (size[rows], size[columns])
+
+    def inside(self, rows: NDArray[np.int64], predictions: NDArray[Any]) -> NDArray[Any]:
+        """Candidates of some images without those in the padding; see `drop_padding`."""
+        return drop_padding(predictions, [self.placements[row] for row in rows], self.slices.plane)
 
     @property
     def groups(self) -> NDArray[np.int64]:

@@ -95,6 +95,8 @@ def check(
             output.mkdir(parents=True, exist_ok=True)
         with Reporter(quiet or as_json) as reporter:
             facts = inspect_images(cohort, reporter)
+            read = facts[facts["error"] == ""]
+            cohort = cohort.fitted(dict(zip(read["image"], read["shape"], strict=True)))
             reporter.say("looking for duplicates, near-duplicates and shortcuts")
             findings = audit(cohort, facts, group=group)
         typer.echo(json.dumps(findings.to_dict(), indent=1) if as_json else str(findings))
@@ -182,6 +184,8 @@ def evaluate(
     positive: Annotated[Optional[str], typer.Option(help="Its class that counts as 1.")] = None,  # noqa: UP045
     candidates: Annotated[Optional[Path], typer.Option(help="Of a detector: CSV with image, x0, y0, x1, y1, probability.")] = None,  # noqa: UP045
     boxes: Annotated[Optional[Path], typer.Option(help="The lesions they are to find: CSV with image, x0, y0, x1, y1.")] = None,  # noqa: UP045
+    hit: Annotated[str, typer.Option(help="Of a lesion: overlap, or centre (of the candidate within its box).")] = "overlap",
+    overlap: Annotated[float, typer.Option(help="Least intersection over union of a hit.")] = 0.5,
     output: Annotated[Optional[Path], typer.Option("--output", "-o", help="Folder for the page, tables and figures.")] = None,  # noqa: UP045
     bootstrap: Annotated[int, typer.Option(min=100, help="Draws of the bootstrap.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
@@ -189,25 +193,26 @@ def evaluate(
 ) -> None:
     """Evaluate the predictions of any model: AUC, calibration, decisions, and arm against arm."""
     with _guard():
-        from medtransfer.config import make_choices
+        from medtransfer.config import make_choices, make_rule
         from medtransfer.evaluation import evaluate as evaluate_table
 
         if output is not None and output.is_file():
             raise StudyError(f"{output}: is a file. Choose another --output.")
         settings = make_choices({"bootstrap": bootstrap, "seed": seed}, choices or ())
+        rule = make_rule({"hit": hit, "overlap": overlap})
+        if (candidates is None) != (boxes is None) or (candidates is not None and on is not None):
+            raise ConfigError("--candidates are judged against --boxes; give both, and no --on.")
         if on is not None:
             _validate(predictions, on, root, label, positive, output, settings, as_json)
             return
         if root is not None or label or positive is not None:
             raise ConfigError("--root, --label and --positive describe a second cohort; name it with --on.")
-        if (candidates is None) != (boxes is None):
-            raise ConfigError("--candidates are judged against --boxes; give both.")
         report = evaluate_table(predictions, **settings.model_dump())
         if candidates is not None and boxes is not None:
             from medtransfer.evaluation import EvaluationReport
             from medtransfer.evaluation.detection import evaluate_boxes
 
-            found = evaluate_boxes(predictions, candidates, boxes, settings.bootstrap, settings.seed)
+            found = evaluate_boxes(predictions, candidates, boxes, settings.bootstrap, settings.seed, **rule.model_dump())
             report = EvaluationReport({**report.data, "detection": found})
         if output is not None:
             from medtransfer.report.build import build_report

@@ -131,6 +131,19 @@ def make_choices(values: dict[str, Any], overrides: Sequence[str]) -> EvaluateSe
         raise ConfigError(list_faults(f"evaluate: {len(faults)} fault(s)", faults)) from error
 
 
+def make_rule(values: dict[str, Any]) -> DetectionSection:
+    """The section `detection` alone.
+
+    Raises:
+        ConfigError: with every fault found, each with its key.
+    """
+    try:
+        return DetectionSection.model_validate(values)
+    except ValidationError as error:
+        faults = [_describe_fault(item, DetectionSection) for item in error.errors()]
+        raise ConfigError(list_faults(f"detection: {len(faults)} fault(s)", faults)) from error
+
+
 def configs_folder() -> Path:
     """Folder of the example configurations: inside the installed package, else beside it in a checkout."""
     inside = Path(__file__).parent / "configs"

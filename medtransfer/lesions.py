@@ -37,6 +37,28 @@ def boxes_on_grid(cohort: Cohort, placements: Sequence[Placement]) -> list[Float
     return found
 
 
+def drop_padding(predictions: NDArray[Any], placements: Sequence[Placement], plane: Plane) -> NDArray[Any]:
+    """Candidates that lie wholly in the padding of an image are nothing in it; the best of all stays where no other is left.
+
+    Args:
+        predictions: (image, candidate, 1 + 2 x axes), see `Detection`. placements: of each image. plane: of the slices of volumes.
+    """
+    result = np.full_like(predictions, np.nan)
+    for image, (found, placement) in enumerate(zip(predictions, placements, strict=True)):
+        own = found[np.isfinite(found[:, 0])]
+        boxes = to_axes(_in_image(own[:, 1:], placement, plane))
+        axes = boxes.shape[1] // 2
+        inside = (boxes[:, axes:] > boxes[:, :axes]).all(1)
+        kept = own[inside] if inside.any() else own[:1]
+        result[image, : len(kept)] = kept
+    return result
+
+
+def _in_image(boxes: Float, placement: Placement, plane: Plane) -> Float:
+    """Boxes as the network sees them -> columns of a table, in pixel edges of the image, cut off at its border."""
+    return placement.return_boxes(from_axes(boxes_of_volume(boxes, placement.size, plane) if boxes.shape[1] == 6 else boxes))
+
+
 def list_candidates(
     predictions: NDArray[Any], images: Sequence[str], patients: Sequence[str], placements: Sequence[Placement], plane: Plane
 ) -> pd.DataFrame:
@@ -53,9 +75,8 @@ def list_candidates(
     frames = []
     for found, image, patient, placement in zip(predictions, images, patients, placements, strict=True):
         own = found[np.isfinite(found[:, 0])]
-        boxes = own[:, 1:]
+        boxes = _in_image(own[:, 1:], placement, plane)
         volume = boxes.shape[1] == 6
-        boxes = placement.return_boxes(from_axes(boxes_of_volume(boxes, placement.size, plane) if volume else boxes))
         table = pd.DataFrame(boxes, columns=list(VOLUME if volume else PLANE))
         table.insert(0, "image", image)
         table.insert(1, "patient", patient)

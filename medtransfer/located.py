@@ -41,8 +41,11 @@ def map_images(prepared: Prepared, engine: Engine, output: Path, arm: str, index
     return heat_maps(backbone, head, images_of(prepared, arm).plain(rows, backbone, plain), plain)
 
 
-def write_localisation(prepared: Prepared, engines: Mapping[str, Engine], output: Path, reporter: Reporter) -> dict[str, Any]:
-    """Writes `localisation.csv`, and evaluates it: the maps of the test images that have a lesion box, of the first seed of every fold."""
+def write_localisation(prepared: Prepared, engines: Mapping[str, Engine], output: Path, reporter: Reporter) -> dict[str, Any] | None:
+    """Writes `localisation.csv`, and evaluates it: the maps of the test images that have a lesion box, of the first seed of every fold.
+
+    None where there is nothing to evaluate.
+    """
     cohort, plane = prepared.cohort, prepared.config.image.plane
     assert cohort.boxes is not None
     placements = place_images(fixed_of(prepared.config), prepared.facts)
@@ -70,6 +73,8 @@ def write_localisation(prepared: Prepared, engines: Mapping[str, Engine], output
                         **_told(point, box, placement.shape),
                     }
                 )
+    if not records:  # no network among the arms, or no test image with a box
+        return None
     table = pd.DataFrame(records)
     write_aside(output / LOCALISATION, table.to_csv(index=False, lineterminator="\n"))
     return evaluate_localisation(table, cohort.boxes, prepared.config.evaluate.bootstrap, prepared.config.evaluate.seed)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from medtransfer.errors import StudyError, list_faults
 from medtransfer.evaluation import EvaluationReport, evaluate, write_aside, write_predictions
-from medtransfer.evaluation.candidates import CANDIDATES, LESIONS, read_candidates, write_candidates
+from medtransfer.evaluation.candidates import CANDIDATES, LESIONS, read_candidates, read_table, write_candidates
 from medtransfer.evaluation.detection import evaluate_boxes
 from medtransfer.gallery import write_gallery
 from medtransfer.jobs import Job, Study, complete
@@ -63,8 +63,9 @@ def report_runs(study: Study, runs: dict[Job, Run], listed: int, reporter: Repor
     here = engines_here(study.engines)
     write_gallery(study.prepared, here, pd.concat([usable[job].predictions for job in main]), output)
     whole = {(job.fold, job.seed) for job in main} >= {(fold, config.protocol.seeds[0]) for fold in range(len(study.prepared.split))}
-    if whole and study.prepared.cohort.boxes is not None:
-        report = EvaluationReport({**report.data, "localisation": write_localisation(study.prepared, here, output, reporter)})
+    boxed = whole and study.prepared.cohort.boxes is not None
+    if boxed and (localisation := write_localisation(study.prepared, here, output, reporter)):
+        report = EvaluationReport({**report.data, "localisation": localisation})
         report.save(output / "report.json")
     if whole:
         write_reuse(study.prepared, here, output, report.data["comparisons"], reporter)
@@ -76,7 +77,7 @@ def _evaluate_boxes(study: Study, runs: Sequence[Run]) -> dict[str, Any]:
     output, config = study.output, study.prepared.config
     boxes = study.prepared.cohort.boxes
     assert boxes is not None
-    found = [pd.read_csv(run.folder / CANDIDATES, dtype={"image": str, "patient": str}) for run in runs]
+    found = [read_table(run.folder / CANDIDATES) for run in runs]
     write_candidates(pd.concat(found, ignore_index=True), output / CANDIDATES)
     write_aside(output / LESIONS, boxes.to_csv(index=False, lineterminator="\n"))
     chosen, rule = config.evaluate, config.detection

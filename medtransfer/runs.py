@@ -23,6 +23,7 @@ from medtransfer.data.slices import Slices
 from medtransfer.data.split import Fold
 from medtransfer.data.transforms import Fixed
 from medtransfer.data.windows import Window
+from medtransfer.errors import ConfigError
 from medtransfer.evaluation import read_predictions, write_aside, write_predictions
 from medtransfer.evaluation.candidates import CANDIDATES, write_candidates
 from medtransfer.lesions import list_candidates, place_images
@@ -133,6 +134,8 @@ def run_fold(  # noqa: PLR0915  the order of things, in one place
     output.mkdir(parents=True, exist_ok=True)
     seed_everything(seed)
     backbone.truncate(plan.dropped_stages)
+    if isinstance(task, Detection) and task.space != images.space:
+        raise ConfigError(f"the task is for images of {task.space} pixels, these are seen with {images.space}. Make both alike.")
     task = replace(task.fitted(images.targets[fold.train]), read=plan.read)
     head = task.make_head(backbone)
     source = images.source(backbone, engine, seed)
@@ -144,7 +147,9 @@ def run_fold(  # noqa: PLR0915  the order of things, in one place
         reporter(f"{name}, {what}", done, total)
 
     kept: Source = source
-    if plan.cache_cut and _reads_behind(head, backbone, plan.cache_cut):
+    if plan.cache_cut and not _reads_behind(head, backbone, plan.cache_cut):
+        plan = replace(plan, cache_cut="", bytes_per_image=0, views=0)
+    if plan.cache_cut:
         kept = images.keep(backbone, engine, plan.cache_cut, head.taps, plan.strategy == "linear_probe", report)
     training = _load(kept if plan.views else source, fold.train, engine, step, seed, plan.views)
     plain, tune, test = (_load(kept, rows, engine, at_once) for rows in (fold.train, fold.tune, fold.test))
@@ -169,6 +174,8 @@ def run_fold(  # noqa: PLR0915  the order of things, in one place
         result = train_network(backbone, head, task, parts, plan, budget, engine, images.groups, on_epoch, checkpoints, say)
     predicted = {"tune": (fold.tune, tune), "test": (fold.test, test)}
     found = {part: predict(backbone, head, task, batches, engine) for part, (_, batches) in predicted.items()}
+    if images.boxes is not None:
+        found = {part: (images.inside(predicted[part][0], of), truth) for part, (of, truth) in found.items()}
     about = {part: _name_rows(images.cohort, rows) for part, (rows, _) in predicted.items()}
     table = pd.concat([task.decode(*found[part], *about[part]).assign(part=part) for part in found])
     if whole and isinstance(head, LinearHead):

@@ -43,6 +43,8 @@ class CohortSection(Section):
             raise ValueError("give manifest: FILE.csv with labels: [COLUMN], or classes: [FOLDER, FOLDER] with positive: FOLDER")
         if self.boxes is None and self.kinds:
             raise ValueError("kinds are those of boxes; set boxes")
+        if self.unnamed is not None and self.patient is None:
+            raise ValueError("unnamed is about names that give no patient; set patient")
         if (self.manifest is not None or self.classes) and (self.patient or self.unnamed or self.parts):
             raise ValueError("patient, unnamed and parts are for images without a manifest; it has columns patient and split")
         if self.manifest is not None and self.manifest.suffix.lower() == ".npz":

@@ -21,7 +21,7 @@ from skimage.measure import regionprops
 
 from medtransfer.data.image import Image
 from medtransfer.data.manifest import read_table
-from medtransfer.data.reading import is_image_file, read_image
+from medtransfer.data.reading import is_image_file, read_image, split_member
 from medtransfer.errors import CohortError, ImageError, list_faults
 
 Float = NDArray[np.float64]
@@ -30,18 +30,20 @@ LESION = "lesion"
 # Annotations are rounded: what lies outside by less is cut off, what lies outside by more is a fault.
 _SLACK = 1.5
 _WORDS = ("yolo", "voc", "masks")
+_SUFFIXES = {"png", "jpg", "jpeg", "tif", "tiff", "bmp", "dcm", "dicom", "ima", "nii", "nrrd", "mha", "mhd", "txt", "xml"}
 
 
-def read_boxes(source: str, images: pd.DataFrame, root: Path, kinds: Sequence[str] = ()) -> pd.DataFrame:
+def read_boxes(source: str, images: pd.DataFrame, root: Path, kinds: Sequence[str] = (), left_out: Sequence[str] = ()) -> pd.DataFrame:
     """Boxes of a cohort.
 
     Args:
         source: `FILE.csv` (columns `image, x0, y0, x1, y1[, z0, z1][, label]`), `FILE.json` (COCO), or `yolo`, `voc` or
             `masks`: a file of the same name beside each image, or in a folder `labels`, `Annotations` or `masks` in place of
             `images`; `yolo:FOLDER`, `voc:FOLDER`, `masks:FOLDER` say where, relative to the root.
-        images: columns `image` (id) and `path`.
+        images: columns `image` (id, relative to the root) and `path`.
         root: of the ids, and of relative paths in `source`.
         kinds: labels of boxes that count; the others are left out. All where left out.
+        left_out: images that a table may name though they are not among these.
 
     Returns:
         `image`, the coordinates (four columns, or six where any image is a volume) and `label`, in the order of the source.
@@ -53,7 +55,7 @@ def read_boxes(source: str, images: pd.DataFrame, root: Path, kinds: Sequence[st
     if word in _WORDS:
         boxes = {"yolo": _read_yolo, "voc": _read_voc, "masks": _read_masks}[word](images, root, place)
     elif Path(source).suffix.lower() == ".csv":
-        boxes = _read_csv(_find(source, root), images)
+        boxes = _read_csv(_find(source, root), images, left_out)
     elif Path(source).suffix.lower() == ".json":
         boxes = _read_coco(_find(source, root), images)
     else:
@@ -100,8 +102,9 @@ def fit_boxes(boxes: pd.DataFrame, shapes: dict[str, tuple[int, ...]], where: st
         cut.append(dict(zip(columns, values, strict=True)))
     if faults:
         raise CohortError(list_faults(f"{where}: {len(faults)} of {len(boxes)} boxes do not fit", faults, "Correct or remove them."))
-    fitted = pd.DataFrame(cut, columns=[c for c in VOLUME if c in boxes.columns])
-    return pd.concat([boxes[["image"]], fitted, boxes[["label"]]], axis=1)
+    fitted = pd.DataFrame(cut, columns=[c for c in VOLUME if c in boxes.columns]).dropna(axis=1, how="all")
+    # Twice the same box is one lesion.
+    return pd.concat([boxes[["image"]], fitted, boxes[["label"]]], axis=1).drop_duplicates(["image", *fitted.columns], ignore_index=True)
 
 
 def upper_ends(shape: Sequence[int]) -> Float:
@@ -143,7 +146,7 @@ def _table(rows: list[tuple[Any, ...]], width: int = 4) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[1:-1], float))
 
 
-def _read_csv(path: Path, images: pd.DataFrame) -> pd.DataFrame:
+def _read_csv(path: Path, images: pd.DataFrame, left_out: Sequence[str]) -> pd.DataFrame:
     table = read_table(path)
     volumes = "z0" in table.columns or "z1" in table.columns
     wanted = VOLUME if volumes else PLANE
@@ -151,59 +154,98 @@ def _read_csv(path: Path, images: pd.DataFrame) -> pd.DataFrame:
     if missing:
         raise CohortError(f"{path}: no column {', '.join(missing)}. Columns here: {', '.join(table.columns)}.")
     numbers = table[list(wanted)].apply(pd.to_numeric, errors="coerce")
-    known, name = set(images["image"]), _by_name(images["image"])
-    ids = [image if image in known else name.get(image, "") for image in table["image"]]
-    faults = [
-        f"row {i + 2}: no image {image!r} in the cohort"
-        for i, (image, found) in enumerate(zip(table["image"], ids, strict=True))
-        if not found
-    ]
+    faults: list[str] = []
+    names = _Names(images["image"])
+    ids = [_look_up(names, image, f"row {i + 2}", faults) for i, image in enumerate(table["image"])]
+    known = _Names([*images["image"], *left_out])
+    for i, (image, found) in enumerate(zip(table["image"], ids, strict=True)):
+        if not found and not known.find(image):
+            faults.append(f"row {i + 2}: no image {image!r} in the cohort")
     # A table of planes and volumes leaves z0 and z1 of planes empty.
-    empty = (table[list(wanted)] == "").to_numpy() & volumes
-    for i in np.flatnonzero((numbers.isna().to_numpy() & ~empty).any(axis=1)):
+    empty = (table[list(wanted)] == "").to_numpy() & np.array([volumes and c in {"z0", "z1"} for c in wanted])
+    for i in map(int, np.flatnonzero((numbers.isna().to_numpy() & ~empty).any(axis=1))):
         faults.append(f"row {i + 2}: {', '.join(c for c in wanted if pd.isna(numbers.loc[i, c]))} is no number")
     if faults:
         raise CohortError(list_faults(f"{path}: {len(faults)} fault(s)", faults))
     label = table["label"] if "label" in table.columns else pd.Series(LESION, index=table.index)
-    return pd.DataFrame({"image": ids, **{c: numbers[c] for c in wanted}, "label": label.replace("", LESION)})
+    boxes = pd.DataFrame({"image": ids, **{c: numbers[c] for c in wanted}, "label": label.replace("", LESION)})
+    return boxes[boxes["image"] != ""].reset_index(drop=True)
 
 
-def _by_name(ids: Iterable[str]) -> dict[str, str]:
-    """Image by the last part of its id, where only one has it."""
-    names = pd.Series(list(ids))
-    last = names.str.rsplit("/", n=1).str[-1]
-    alone = ~last.duplicated(keep=False)
-    return dict(zip(last[alone], names[alone], strict=True))
+class _Names:
+    """Images by their ids, or by what ends them, such as the name of the file."""
+
+    def __init__(self, ids: Iterable[str]) -> None:
+        self.ids = set(ids)
+        self.by_last: dict[str, list[str]] = {}
+        for image in self.ids:
+            self.by_last.setdefault(image.rsplit("/", 1)[-1], []).append(image)
+
+    def find(self, name: str) -> list[str]:
+        """The images that a name may mean: all that end with it, whole folders at a time; none where it has other folders."""
+        if name in self.ids:
+            return [name]
+        alike = self.by_last.get(name.rsplit("/", 1)[-1], [])
+        return [image for image in alike if image.endswith(f"/{name}") or name.endswith(f"/{image}")]
+
+
+def _look_up(names: _Names, name: str, where: str, faults: list[str]) -> str:
+    """The one image that a name means, or "" (and a fault where there are several)."""
+    found = names.find(name)
+    if len(found) > 1:
+        faults.append(f"{where}: {name!r} may be {' or '.join(sorted(found)[:3])}; name the folder too")
+    return found[0] if len(found) == 1 else ""
 
 
 def _read_coco(path: Path, images: pd.DataFrame) -> pd.DataFrame:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         files = {entry["id"]: str(entry["file_name"]) for entry in content["images"]}
-        names = {entry["id"]: str(entry["name"]) for entry in content.get("categories", [])}
-        marks = [(a["image_id"], *map(float, a["bbox"]), a.get("category_id"), bool(a.get("iscrowd", 0))) for a in content["annotations"]]
+        kinds = {entry["id"]: str(entry["name"]) for entry in content.get("categories", [])}
+        annotations = list(content["annotations"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CohortError(
             f"{path}: not a COCO annotation file ({type(error).__name__}: {error}). It needs images and annotations."
         ) from error
-    known, by_name = set(images["image"]), _by_name(images["image"])
-    rows, faults = [], []
-    for number, (image, x, y, width, height, category, crowd) in enumerate(marks):
-        if image not in files:
-            faults.append(f"annotation {number}: no image with id {image}")
+    names, rows, faults = _Names(images["image"]), [], []
+    for number, mark in enumerate(annotations):
+        where = f"annotation {number}"
+        try:
+            image, crowd = mark["image_id"], bool(mark.get("iscrowd", 0))
+            x, y, width, height = map(float, mark["bbox"])
+        except (KeyError, TypeError, ValueError, AttributeError):
+            faults.append(f"{where}: needs image_id and bbox (x, y, width, height); of masks alone, boxes have to be made first")
             continue
-        file = files[image]
-        found = file if file in known else by_name.get(file.rsplit("/", 1)[-1])
+        if image not in files:
+            faults.append(f"{where}: no image with id {image}")
+            continue
+        found = _look_up(names, files[image], where, faults)
         # A file of annotations may be about more images than are studied; a crowd is no lesion.
-        if found is not None and not crowd:
-            rows.append((found, x, y, x + width, y + height, names.get(category, LESION)))
+        if found and not crowd:
+            rows.append((found, x, y, x + width, y + height, kinds.get(mark.get("category_id"), LESION)))
     if faults:
         raise CohortError(list_faults(f"{path}: {len(faults)} fault(s)", faults))
     return _table(rows)
 
 
+def is_annotation(name: str, source: str) -> bool:
+    """Whether a file below the root, by its name, is one that `source` reads boxes from."""
+    word, _, place = source.partition(":")
+    inside = Path(place).parts if place and not Path(place).is_absolute() else ()
+    parts = Path(name).parts
+    if word == "masks":
+        # A `x_mask.png` beside `x.png` is known as a mask anyway.
+        folder = tuple(part for part in inside if part != ".")
+        return parts[: len(folder)] == folder if folder else "masks" in parts[:-1]
+    return name.lower().endswith({"yolo": ".txt", "voc": ".xml"}.get(word, "\0")) or name == source
+
+
 def _beside(images: pd.DataFrame, root: Path, place: str, folder: str, suffixes: Callable[[Path], bool]) -> dict[str, list[Path]]:
-    """Files that annotate each image, by the same stem: in `place`, else beside it, else in `folder` in place of `images`."""
+    """Files that annotate each image, by the same stem: in `place`, else beside it, else in `folder` in place of `images`.
+
+    Raises:
+        CohortError: none at all, images that would share a file, or one of several in a file.
+    """
     listed: dict[Path, dict[str, list[Path]]] = {}
 
     def files_in(where: Path) -> dict[str, list[Path]]:
@@ -215,19 +257,24 @@ def _beside(images: pd.DataFrame, root: Path, place: str, folder: str, suffixes:
             listed[where] = own
         return listed[where]
 
-    found = {}
-    for image, path in zip(images["image"], images["path"], strict=True):
-        file = Path(path)
-        if place:
-            inner = file.parent.relative_to(root) if file.parent.is_relative_to(root) else Path()
-            places = [root / place / inner, root / place]
-        else:
-            places = [file.parent, file.parent.parent / folder]
-            if "images" in file.parent.parts:
-                at = len(file.parent.parts) - 1 - file.parent.parts[::-1].index("images")
-                places.append(Path(*file.parent.parts[:at], folder, *file.parent.parts[at + 1 :]))
+    found: dict[str, list[Path]] = {}
+    faults: list[str] = []
+    owner: dict[Path, str] = {}
+    for image in images["image"]:
+        file, member = split_member(root / image)
+        if member:
+            faults.append(f"{image}: is one of several in a file, which no file of the same name can annotate; use a CSV of boxes")
+            continue
+        places = [root / place / file.parent.relative_to(root), root / place] if place else [file.parent, file.parent.parent / folder]
+        if not place and "images" in file.parent.parts:
+            at = len(file.parent.parts) - 1 - file.parent.parts[::-1].index("images")
+            places.append(Path(*file.parent.parts[:at], folder, *file.parent.parts[at + 1 :]))
         own = next((own for where in places if (own := [p for p in files_in(where).get(_stem(file), []) if p != file])), [])
         found[image] = own
+        faults += [f"{image}: has the annotation of {owner[path]} ({path}); rename one" for path in own if path in owner]
+        owner |= dict.fromkeys(own, image)
+    if faults:
+        raise CohortError(list_faults(f"boxes: {len(faults)} image(s) cannot be told apart", faults))
     if not any(found.values()):
         where = str(root / place) if place else f"beside the images, nor in folders {folder}"
         raise CohortError(f"boxes: no file in {where} has the name of an image. Say where they are, such as yolo:FOLDER.")
@@ -235,30 +282,39 @@ def _beside(images: pd.DataFrame, root: Path, place: str, folder: str, suffixes:
 
 
 def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").rsplit(".", 1)[0] if "." in path.name else path.name
+    """The name without the suffix of a kind of file; a UID has dots that are none."""
+    name = path.name.removesuffix(".gz")
+    stem, _, suffix = name.rpartition(".")
+    return stem if stem and suffix.lower() in _SUFFIXES else name
 
 
 def _read_yolo(images: pd.DataFrame, root: Path, place: str) -> pd.DataFrame:
-    """Lines `class x y width height`, the centre and the sides as shares of the image. An image without a file has no box."""
+    """Lines `class x y width height [confidence]`, the centre and the sides as shares of the image; or `class x y x y x y ...`, an outline.
+
+    An image without a file has no box.
+    """
     files = _beside(images, root, place, "labels", lambda path: path.suffix.lower() == ".txt" and path.name != "classes.txt")
     paths = dict(zip(images["image"], images["path"], strict=True))
-    rows, faults = [], []
+    rows: list[tuple[Any, ...]] = []
+    faults: list[str] = []
     for image, (file, *_) in ((image, own) for image, own in files.items() if own):
-        for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-            if not line.strip():
-                continue
+        lines = [line.split() for line in file.read_text(encoding="utf-8", errors="replace").splitlines()]
+        size = _size_of(paths[image], faults, image) if any(lines) else None
+        if size is None:
+            continue
+        for number, (kind, *rest) in ((number, line) for number, line in enumerate(lines, 1) if line):
             try:
-                kind, x, y, width, height = line.split()[:5]
-                shares = np.array([x, y, width, height], float)
+                shares = np.array(rest, float)
             except ValueError:
-                faults.append(f"{file}, line {number}: expected class, x, y, width, height, found {line[:60]!r}")
+                shares = np.zeros(0)
+            if len(shares) in {4, 5}:
+                low, high = shares[:2] - shares[2:4] / 2, shares[:2] + shares[2:4] / 2
+            elif len(shares) >= 6 and len(shares) % 2 == 0:
+                low, high = shares.reshape(-1, 2).min(0), shares.reshape(-1, 2).max(0)
+            else:
+                faults.append(f"{file}, line {number}: expected class, x, y, width, height, found {' '.join([kind, *rest])[:60]!r}")
                 continue
-            size = _size_of(paths[image], faults, image)
-            if size is None:
-                break
-            x0, y0 = (shares[:2] - shares[2:] / 2) * size
-            x1, y1 = (shares[:2] + shares[2:] / 2) * size
-            rows.append((image, x0, y0, x1, y1, kind))
+            rows.append((image, *(low * size), *(high * size), kind))
     if faults:
         raise CohortError(list_faults(f"boxes: {len(faults)} fault(s)", faults))
     return _table(rows)
@@ -277,7 +333,7 @@ def _size_of(path: str, faults: list[str], image: str) -> Float | None:
 
 
 def _read_voc(images: pd.DataFrame, root: Path, place: str) -> pd.DataFrame:
-    """`object` elements with `name` and `bndbox`; pixels count from 1 and both ends belong to the box, unless one begins at 0."""
+    """`object` elements with `name` and `bndbox`. Both ends belong to the box; pixels count from 1, or from 0 where any begins there."""
     files = _beside(images, root, place, "Annotations", lambda path: path.suffix.lower() == ".xml")
     rows, faults = [], []
     for image, (file, *_) in ((image, own) for image, own in files.items() if own):
@@ -310,6 +366,9 @@ def _read_masks(images: pd.DataFrame, root: Path, place: str) -> pd.DataFrame:
     paths = dict(zip(images["image"], images["path"], strict=True))
     for image, own in files.items():
         for file in own:
+            if file.suffix.lower() in {".jpg", ".jpeg"}:
+                faults.append(f"{file}: JPEG blurs the edges of a mask; save masks as PNG")
+                continue
             try:
                 mask, shape = _read_mask(file), read_image(paths[image]).array.shape[1:]
             except ImageError as error:

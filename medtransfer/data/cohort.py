@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from medtransfer.data.boxes import LESION, fit_boxes, read_boxes
+from medtransfer.data.boxes import LESION, fit_boxes, is_annotation, read_boxes
 from medtransfer.data.listing import Found, find_owner, list_images, name_patients
 from medtransfer.data.manifest import RESERVED, guess_labels, read_manifest, read_table, refuse_reserved
 from medtransfer.data.medmnist import PARTS as MEDMNIST_PARTS
@@ -46,6 +46,7 @@ class Cohort:
         salt: what the ids of patients from DICOM headers were hashed with; "" where ids were given.
         boxes: lesions, `image, x0, y0, x1, y1[, z0, z1], label` in pixel edges of the image; None where nobody drew any. See
             `read_boxes`.
+        detects: its label is that of boxes; images without any are then not needed. See `detecting`.
     """
 
     images: pd.DataFrame
@@ -56,6 +57,7 @@ class Cohort:
     source: dict[str, Any] = field(default_factory=dict)
     salt: str = field(default="", repr=False)
     boxes: pd.DataFrame | None = None
+    detects: bool = False
 
     @classmethod
     def from_csv(
@@ -189,7 +191,7 @@ class Cohort:
         if manifest is not None:
             cohort = cls._from_manifest(Path(manifest), root, (), None, salt, columns)
         else:
-            cohort = cls.from_files(root, salt, leave_out=boxes.partition(":")[2] if boxes.startswith("masks:") else "")
+            cohort = cls.from_files(root, salt, boxes)
             if patient is not None:
                 names = find_patients(cohort.images["image"].tolist(), patient, unnamed is None)
                 own = [name or image for name, image in zip(names, cohort.images["image"], strict=True)]
@@ -211,7 +213,7 @@ class Cohort:
 
     def with_boxes(self, source: str, kinds: Sequence[str] = ()) -> Cohort:
         """The cohort with lesion boxes, from `source`; see `read_boxes`."""
-        boxes = read_boxes(source, self.images, self.root, kinds)
+        boxes = read_boxes(source, self.images, self.root, kinds, [name for name, _ in self.ignored])
         return replace(self, boxes=boxes, source={**self.source, "boxes": source, "kinds": list(kinds)})
 
     def detecting(self) -> Cohort:
@@ -220,23 +222,19 @@ class Cohort:
             raise CohortError("detection needs lesion boxes. Set cohort.boxes.")
         images = self.images.drop(columns=[label for label in self.labels if label in self.images.columns])
         there = images["image"].isin(set(self.boxes["image"])).astype(float)
-        return replace(self, images=images.assign(**{LESION: there}), labels=(LESION,))
+        return replace(self, images=images.assign(**{LESION: there}), labels=(LESION,), detects=True)
 
     def fitted(self, shapes: Mapping[str, tuple[int, ...]]) -> Cohort:
         """The cohort with its boxes checked against the pixels of each image; see `fit_boxes`."""
         return self if self.boxes is None else replace(self, boxes=fit_boxes(self.boxes, dict(shapes), str(self.root)))
 
-    @property
-    def detects(self) -> bool:
-        """Whether its label is that of boxes; images without any are then not needed."""
-        return self.boxes is not None and self.labels == (LESION,)
-
     @classmethod
-    def from_files(cls, root: str | Path, salt: str | None = None, leave_out: str = "") -> Cohort:
-        """Every image below a folder but for one within, without labels: to be checked, not to be learnt from."""
+    def from_files(cls, root: str | Path, salt: str | None = None, boxes: str = "") -> Cohort:
+        """Every image below a folder, without labels: to be checked, not to be learnt from. What `boxes` is read from is none."""
         root = Path(root)
-        found, ignored = list_images(root, root)
-        files = [file for file in found if not leave_out or not file.name.startswith(leave_out.strip("/") + "/")]
+        found, left_out = list_images(root, root)
+        files = [file for file in found if not is_annotation(file.name, boxes)]
+        ignored = [(name, reason) for name, reason in left_out if not is_annotation(name, boxes)]
         if not files:
             raise CohortError(f"{root}: no image in this folder. {_READ}")
         return cls._from_listing(files, pd.DataFrame(index=range(len(files))), (), root, ignored, {"root": str(root)}, salt)

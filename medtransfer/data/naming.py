@@ -45,4 +45,5 @@ def find_parts(images: Sequence[str], parts: Mapping[str, str]) -> list[str]:
     absent = [folder for folder in known if not any(image.startswith(folder) for image in images)]
     if absent:
         raise CohortError(f"cohort.parts: no image in {', '.join(absent)}.")
-    return [next((part for folder, part in known.items() if image.startswith(folder)), "") for image in images]
+    inner = sorted(known, key=len, reverse=True)
+    return [next((known[folder] for folder in inner if image.startswith(folder)), "") for image in images]

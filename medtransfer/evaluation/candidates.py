@@ -21,6 +21,9 @@ def coordinates(table: pd.DataFrame) -> tuple[str, ...]:
     return ("x0", "y0", "z0", "x1", "y1", "z1") if "z0" in table.columns else _PLANE
 
 
+PARTS = ("train", "tune", "test")
+
+
 def write_candidates(table: pd.DataFrame, path: Path) -> None:
     """Writes `arm, seed, fold, part, image, patient, x0, ..., probability, logit`, one row per candidate."""
     box = [c for c in _VOLUME if c in table.columns]
@@ -37,7 +40,7 @@ def read_candidates(path: str | Path) -> pd.DataFrame:
         PredictionsError: with every fault, each with its row (the header is row 1).
     """
     path = Path(path)
-    table = _read(path)
+    table = read_table(path)
     if not {"probability", "logit"} & set(table.columns):
         raise PredictionsError(f"{path}: no column probability. Columns here: {', '.join(table.columns)}.")
     for column, value in (("arm", "model"), ("part", "test"), ("seed", 0), ("fold", 0)):
@@ -47,6 +50,9 @@ def read_candidates(path: str | Path) -> pd.DataFrame:
     if "logit" not in table.columns:
         score = score.where(score.between(0, 1))
     faults = [f"row {i + 2}: the score is missing, or no probability from 0 to 1" for i in np.flatnonzero(score.isna())]
+    faults += [
+        f"row {i + 2}: part is {table['part'].iloc[i]!r}; use {', '.join(PARTS)}" for i in np.flatnonzero(~table["part"].isin(PARTS))
+    ]
     if faults:
         raise PredictionsError(list_faults(f"{path}: {len(faults)} fault(s)", faults))
     # Certain ones stay apart from all others, and finite.
@@ -60,11 +66,16 @@ def read_lesions(path: str | Path) -> pd.DataFrame:
     Raises:
         PredictionsError: with every fault.
     """
-    table = _read(Path(path))
+    table = read_table(Path(path))
     return table[["image", *coordinates(table)]]
 
 
-def _read(path: Path) -> pd.DataFrame:
+def read_table(path: Path) -> pd.DataFrame:
+    """A table of boxes as it stands: names as text, coordinates as finite numbers, upper ends above lower ones.
+
+    Raises:
+        PredictionsError: with every fault.
+    """
     try:
         table = pd.read_csv(path, dtype={"image": str, "arm": str, "patient": str, "part": str}, keep_default_na=False, na_values=[""])
     except (OSError, ValueError, pd.errors.ParserError) as error:
@@ -74,7 +85,7 @@ def _read(path: Path) -> pd.DataFrame:
     if missing:
         raise PredictionsError(f"{path}: no column {', '.join(missing)}. Columns here: {', '.join(table.columns)}.")
     columns = list(_VOLUME if volumes else _PLANE)
-    table[columns] = table[columns].apply(pd.to_numeric, errors="coerce")
+    table[columns] = table[columns].apply(pd.to_numeric, errors="coerce").astype(float)
     faults = [f"row {i + 2}: the box lacks numbers" for i in np.flatnonzero(~np.isfinite(table[columns]).all(axis=1))]
     for low, high in (("x0", "x1"), ("y0", "y1"), *([("z0", "z1")] if volumes else [])):
         faults += [f"row {i + 2}: {high} is not above {low}" for i in np.flatnonzero(table[high] <= table[low])]

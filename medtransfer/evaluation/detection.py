@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import combinations, pairwise
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from medtransfer.errors import PredictionsError
+from medtransfer.errors import PredictionsError, list_faults
 from medtransfer.evaluation.candidates import coordinates, read_candidates, read_lesions
 from medtransfer.evaluation.comparison import holm, isolate, verdict
 from medtransfer.evaluation.matching import Rule, by_image, interpolate, match
@@ -103,8 +102,13 @@ def evaluate_boxes(
     tested = predictions if isinstance(predictions, pd.DataFrame) else read_predictions(predictions)
     found = candidates if isinstance(candidates, pd.DataFrame) else read_candidates(candidates)
     boxes = lesions if isinstance(lesions, pd.DataFrame) else read_lesions(lesions)
-    test = tested[tested["part"] == "test"]
+    test = tested[tested["part"] == "test"].drop_duplicates(["arm", "seed", "image"])
     arms = list(dict.fromkeys(test["arm"]))
+    if not arms:
+        raise PredictionsError("the predictions have no test rows. Leave the column part out, or call test rows test.")
+    if set(found["arm"]) == {"model"} and len(arms) == 1:  # a table without the column
+        found = found.assign(arm=arms[0])
+    _refuse_strangers(found, tested, test, boxes)
     owner = _owners(test, arms)
     patients = np.array(sorted(set(owner.values())), object)
     draws = Draws(patients, bootstrap, seed)
@@ -127,6 +131,22 @@ def evaluate_boxes(
         "arms": entries,
         "comparisons": _compare(drawn, entries, seeds),
     }
+
+
+def _refuse_strangers(found: pd.DataFrame, tested: pd.DataFrame, test: pd.DataFrame, boxes: pd.DataFrame) -> None:
+    """Candidates that belong to nothing would be left out without a word, and an arm be called blind."""
+    faults = []
+    for name in ("arm", "image"):
+        strange = sorted(set(found[name].astype(str)) - set(tested[name].astype(str)))
+        if strange:
+            faults.append(f"{len(strange)} {name}(s) of the candidates are not in the predictions, such as {strange[0]}")
+    pairs = [set(zip(table["arm"], table["seed"].astype(int), strict=True)) for table in (test, found)]
+    silent = sorted(pairs[0] - pairs[1]) if len(found) and not faults else []
+    faults += [f"{arm}, seed {seed}, has no candidate at all" for arm, seed in silent]
+    if ("z0" in found.columns) != ("z0" in boxes.columns) and len(found):
+        faults.append("of candidates and lesions one has z0 and z1 and the other has not")
+    if faults:
+        raise PredictionsError(list_faults("candidates and predictions do not fit each other", faults))
 
 
 def _owners(test: pd.DataFrame, arms: Sequence[str]) -> dict[str, str]:
@@ -197,9 +217,9 @@ def _calibrate(own: pd.DataFrame, boxes: Mapping[str, Float], columns: list[str]
 
 def _draw(seeds: list[Found], truth: Truth, draws: Draws) -> dict[str, Drawn]:
     """Every number and its draws, mean over seeds."""
-    names = [*(f"ap_{round(100 * t)}" for t in OVERLAPS), *(f"rate_{rate}" for rate in RATES), *(f"size_{i}" for i in range(_SIZES))]
-    names += ["expected", "observed"]
     bins = _size_bins(truth)
+    names = [*(f"ap_{round(100 * t)}" for t in OVERLAPS), *(f"rate_{rate}" for rate in RATES)]
+    names += [*(f"size_{i}" for i in range(bins.max() + 1)), "expected", "observed"]
     whole = np.ones((1, len(truth.images)))
     by_seed = np.stack([_measure(found, truth, whole, bins)[0] for found in seeds])
     drawn = np.empty((draws.number, by_seed.shape[1]))
@@ -218,9 +238,10 @@ def _draw(seeds: list[Found], truth: Truth, draws: Draws) -> dict[str, Drawn]:
 
 
 def _size_bins(truth: Truth) -> NDArray[np.int64]:
-    """Thirds of the lesions by size, (lesion,)."""
-    edges = np.quantile(truth.size, np.arange(1, _SIZES) / _SIZES)
-    return np.asarray(np.searchsorted(edges, truth.size, side="left"))
+    """Thirds of the lesions by size, (lesion,), numbered from 0; fewer where many are equal."""
+    size = truth.size.round(6)
+    edges = np.quantile(size, np.arange(1, _SIZES) / _SIZES)
+    return np.asarray(np.unique(np.searchsorted(edges, size, side="left"), return_inverse=True)[1], np.int64)
 
 
 def _measure(found: Found, truth: Truth, counts: Float, bins: NDArray[np.int64]) -> Float:
@@ -230,12 +251,13 @@ def _measure(found: Found, truth: Truth, counts: Float, bins: NDArray[np.int64])
     precision = [interpolate(found.hits[:, place], weights, lesions) for place in range(len(OVERLAPS))]
     sensitivity = froc(found.score, found.hit, weights, lesions, images)
     # Of sizes, at the score that lets one false positive through on each image of the sample.
-    alone = np.cumsum(~found.hit) / truth.images.sum()
-    least = found.score[np.searchsorted(alone, 1.0, side="right") - 1] if len(alone) and alone[0] <= 1 else np.inf
+    last = np.append(np.flatnonzero(np.diff(found.score)), len(found.score) - 1) if len(found.score) else np.zeros(0, int)
+    few = last[np.cumsum(~found.hit)[last] <= truth.images.sum()]
+    least = found.score[few[-1]] if len(few) else np.inf
     caught = np.zeros(len(truth.owner), bool)
     caught[found.lesion[(found.score >= least) & found.hit]] = True
     by_size = []
-    for place in range(_SIZES):
+    for place in range(bins.max() + 1):
         weight = counts[:, truth.owner] * (bins == place)
         with np.errstate(invalid="ignore"):
             by_size.append((weight * caught).sum(1) / weight.sum(1))
@@ -270,27 +292,38 @@ def froc_curve(score: Float, hit: NDArray[np.bool_], weights: Float, lesions: Fl
 
 
 def _describe(drawn: Mapping[str, Drawn], seeds: list[Found], truth: Truth) -> dict[str, Any]:
-    share = partial(Drawn.interval, least=0.0, greatest=1.0)
-    edges = np.quantile(truth.size, np.linspace(0, 1, _SIZES + 1))
     bins = _size_bins(truth)
     sizes = [
-        {"from": float(low), "to": float(high), "lesions": int((bins == i).sum()), "sensitivity": share(drawn[f"size_{i}"])}
-        for i, (low, high) in enumerate(pairwise(edges))
+        {
+            "from": float(truth.size[bins == i].min()),
+            "to": float(truth.size[bins == i].max()),
+            "lesions": int((bins == i).sum()),
+            "sensitivity": _share(drawn[f"size_{i}"]),
+        }
+        for i in range(bins.max() + 1)
     ]
     return {
-        **{f"ap_{round(100 * t)}": share(drawn[f"ap_{round(100 * t)}"]) for t in ALONE},
-        "map": share(drawn["map"]),
-        "cpm": share(drawn["cpm"]),
-        "sensitivity_1": share(drawn["sensitivity_1"]),
+        **{f"ap_{round(100 * t)}": _share(drawn[f"ap_{round(100 * t)}"]) for t in ALONE},
+        "map": _share(drawn["map"]),
+        "cpm": _share(drawn["cpm"]),
+        "sensitivity_1": _share(drawn["sensitivity_1"]),
         "froc": {
             "rates": list(RATES),
-            "sensitivity": [share(drawn[f"rate_{rate}"]) for rate in RATES],
+            "sensitivity": [_share(drawn[f"rate_{rate}"]) for rate in RATES],
             "curve": _curve(seeds, truth),
         },
         "by_size": sizes,
         "candidates": round(float(np.mean([len(found.score) for found in seeds])), 1),
         "calibration": _describe_calibration(drawn, seeds),
     }
+
+
+def _share(drawn: Drawn) -> dict[str, Any]:
+    """A share with its interval."""
+    found = drawn.interval(least=0.0, greatest=1.0)
+    if str(found.get("reason", "")).startswith("not estimable"):
+        found["reason"] = "not estimable: too few patients have such a lesion"
+    return found
 
 
 def _curve(seeds: list[Found], truth: Truth, points: int = 200) -> dict[str, list[float]]:
@@ -339,10 +372,14 @@ def _compare(drawn: Mapping[str, Mapping[str, Drawn]], entries: Mapping[str, Any
 def describe_arm(arm: str, entry: Mapping[str, Any]) -> str:
     """One sentence on what an arm finds."""
     ap, at_one = entry["ap_50"], entry["sensitivity_1"]
-    if ap["low"] is None or at_one["low"] is None:
-        return f"{isolate(arm)}: no interval of what it finds ({ap.get('reason', at_one.get('reason', 'not estimable'))})."
+
+    def told(value: Mapping[str, Any], factor: int, digits: int) -> str:
+        if value["estimate"] is None:
+            return str(value.get("reason", "not estimable"))
+        shown = f"{factor * value['estimate']:.{digits}f}"
+        return shown if value["low"] is None else f"{shown} ({factor * value['low']:.{digits}f} to {factor * value['high']:.{digits}f})"
+
     return (
-        f"{isolate(arm)} finds {100 * at_one['estimate']:.0f} % of the lesions ({100 * at_one['low']:.0f} to {100 * at_one['high']:.0f}) "
-        f"at one false positive per image; average precision at an overlap of 0.5 {ap['estimate']:.3f} "
-        f"({ap['low']:.3f} to {ap['high']:.3f})."
+        f"{isolate(arm)} finds {told(at_one, 100, 0)} % of the lesions at one false positive per image; average precision at an overlap "
+        f"of 0.5: {told(ap, 1, 3)}."
     )

@@ -74,13 +74,19 @@ class EvaluationReport:
         return {"metrics": self.to_frame(), **{name: _flatten(entries) for name, entries in rows.items() if entries}}
 
     @property
+    def one_class(self) -> bool:
+        """Whether all images have the same label, where there is one label."""
+        prevalence = self.data["prevalence"]
+        return isinstance(prevalence, float) and prevalence in {0.0, 1.0}
+
+    @property
     def sentences(self) -> list[str]:
         """The verdict on each pair of arms, then on the probabilities of each arm."""
         verdicts = []
         if found := self.data.get("detection"):
             verdicts += [str(entry["verdict"]) for entry in found["comparisons"]]
             verdicts += [describe_arm(arm, entry) for arm, entry in found["arms"].items()]
-            if self.data["prevalence"] in {0.0, 1.0}:  # of images with a lesion against those without nothing can be said
+            if self.one_class:  # of images with a lesion against those without nothing can be said
                 return verdicts
         verdicts += [str(entry["verdict"]) for entry in self.data["comparisons"]]
         for entry in self.data["arms"].values():
@@ -114,7 +120,7 @@ class EvaluationReport:
         lesions = self.tables().get("lesions")
         if lesions is None:
             return [_widen(self.to_frame())]
-        images = [] if self.data["prevalence"] in {0.0, 1.0} else [_widen(self.to_frame())]
+        images = [] if self.one_class else [_widen(self.to_frame())]
         return [_widen(lesions.assign(recalibrated=False)), *images]
 
     def _repr_html_(self) -> str:

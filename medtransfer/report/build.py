@@ -99,7 +99,7 @@ def build_report(folder: Path) -> Path:
         "searches": searches,
         "gallery": gallery,
         "found": [describe_arm(arm, entry) for arm, entry in report.get("detection", {"arms": {}})["arms"].items()],
-        "one_class": "detection" in report and report["prevalence"] in {0.0, 1.0},
+        "one_class": "detection" in report and EvaluationReport(report).one_class,
         "lesion_rows": LESION_ROWS,
         "measures": MEASURES,
         "methods": paragraphs,

@@ -7,6 +7,7 @@ Topics are in our own words; the checklists themselves are Collins et al. 2024 (
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 AUTHORS = "TO BE WRITTEN BY THE AUTHORS"
@@ -111,12 +112,16 @@ def fill_checklists(
 
 
 def _facts(report: Any, plans: Any, environment: Any, audit: Any, study: Any, gallery: bool) -> dict[str, str]:
-    arms = report["arms"]
+    arms, found = report["arms"], report.get("detection")
     facts = {
         "numbers": f"{report['patients']} patients, {report['images']} test {report['unit']}s, {report['positive_images']} positive.",
         "measures": "AUC, average precision, Brier score, log-loss, calibration intercept, slope, observed / expected, ICI, ECE; see the methods paragraph.",
         "performance": "; ".join(f"{arm}: AUC {_figure(entry['auc'])}" for arm, entry in arms.items()) + ". All measures: table Numbers.",
     }
+    if found:
+        lesions = "; ".join(f"{arm}: average precision at 0.5 {_figure(entry['ap_50'])}" for arm, entry in found["arms"].items())
+        facts["measures"] = f"Average precision, FROC, CPM, sensitivity by size; of images with a lesion: {facts['measures']}"
+        facts["performance"] = f"{lesions}. Table Lesions found. Of images with a lesion: {facts['performance']}"
     methods = sorted({entry["recalibrated"]["method"] for entry in arms.values() if entry["recalibrated"]})
     if methods:
         facts["recalibration"] = f"Recalibrated on tuning patients ({', '.join(methods)}); before and after in table Numbers."
@@ -131,7 +136,9 @@ def _facts(report: Any, plans: Any, environment: Any, audit: Any, study: Any, ga
     if points:
         facts["output"] = "A probability; thresholds were locked on tuning patients: table Decisions."
     if gallery:
-        facts["failures"] = "The worst false positives and negatives are shown: section Failures."
+        facts["failures"] = (
+            "Hits, misses and false alarms are shown." if found else "The worst false positives and negatives are shown: section Failures."
+        )
     if report.get("shift"):
         facts["shift"] = "The two cohorts are compared: section The second cohort."
     if environment:
@@ -141,7 +148,9 @@ def _facts(report: Any, plans: Any, environment: Any, audit: Any, study: Any, ga
 
 def _facts_of_study(plans: Any, environment: Any, audit: Any, study: Any) -> dict[str, str]:
     flow, cohort = audit["flow"], study["cohort"]
-    source = f"the manifest {cohort['manifest']}" if cohort["manifest"] else f"the class folders {', '.join(cohort['classes'])}"
+    folders = f"the class folders {', '.join(cohort['classes'])}" if cohort["classes"] else f"the images below {Path(cohort['root']).name}"
+    source = f"the manifest {cohort['manifest']}" if cohort["manifest"] else folders
+    detects = study.get("task") == "detection"
     versions = environment["versions"]
     commit = f" Commit {environment['git_commit'][:12]}." if environment.get("git_commit") else ""
     unit = "patient and cluster of near-duplicates" if flow["group"] == "cluster" else "patient"
@@ -161,7 +170,9 @@ def _facts_of_study(plans: Any, environment: Any, audit: Any, study: Any) -> dic
         + ". Freezing: "
         + "; ".join(f"{arm}: {plan['reason']}" for arm, plan in plans.items()),
         "training": "Steps, rates, augmentation, early stopping: plan.json, study.yaml, runs/; the epoch was chosen on tuning patients.",
-        "imbalance": "Positives weighted in the loss, the logits corrected for it afterwards.",
+        "imbalance": "Focal loss over all anchors."
+        if detects
+        else "Positives weighted in the loss, the logits corrected for it afterwards.",
         "software": f"medtransfer {versions['medtransfer']}, torch {versions['torch']}; all versions and SHA-256 of weights in environment.json.{commit}",
         "identity": "Names and birth dates are never copied; patient ids from DICOM headers are hashed with a salt.",
         "flow": f"{flow['found']} found, {flow['images']} images, {flow['readable']} readable, {flow['used']} used.",

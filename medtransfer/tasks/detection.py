@@ -32,6 +32,8 @@ _BOX_WEIGHT = 2.0
 _NEIGHBOURS = 4
 # Of an image: boxes looked at, those kept, and by how much they may overlap.
 _LOOKED_AT, KEPT, _OVERLAP = 200, 30, 0.3
+# Kept for each lesion of the training image that has most of them, and looked at for each kept.
+_PER_LESION, _PER_KEPT = 3, 4
 _LEAST_SCORE = 0.005
 
 
@@ -42,13 +44,14 @@ class Detection:
     An image's own score is that of its best candidate.
 
     Targets are boxes (image, box, 2 x axes), lower and then upper ends along the axes of the input, rows of NaN where an image
-    has fewer than another. Predictions are candidates (image, 30, 1 + 2 x axes): the logit, then the box; best first.
+    has fewer than another. Predictions are candidates (image, `kept`, 1 + 2 x axes): the logit, then the box; best first.
 
     Attributes:
         labels: the one label.
         space: pixels of the input along rows and columns, or slices, rows and columns.
         anchors: (level, shape, axis), sides in pixels; see `fitted`.
         finest: stride of the finest level, in pixels.
+        kept: candidates of an image, at most; three for each lesion of the training image with most, 30 at least.
         read: not used; detection heads read a stage of every level.
     """
 
@@ -56,6 +59,7 @@ class Detection:
     space: tuple[int, ...]
     anchors: tuple[tuple[tuple[float, ...], ...], ...] = ()
     finest: int = _COARSE
+    kept: int = KEPT
     read: str = "last"
 
     @property
@@ -94,7 +98,8 @@ class Detection:
             moved = spread[own] + (np.clip(size[own], low, high) - size[own])[:, None] * (np.arange(axes) >= axes - 2)
             anchors.append(_cluster(moved, shapes))
             low = high
-        return replace(self, anchors=tuple(anchors), finest=finest)
+        most = int(np.isfinite(np.asarray(targets, float)).all(-1).sum(-1).max())
+        return replace(self, anchors=tuple(anchors), finest=finest, kept=max(KEPT, _PER_LESION * most))
 
     def make_head(self, backbone: Backbone) -> DetectionHead:
         """A pyramid with RetinaNet's heads; needs `fitted`."""
@@ -132,8 +137,8 @@ class Detection:
         """Candidates, best first, without those that overlap a better one by more than 0.3."""
         logits, axes = outputs["logits"].float(), len(self.space)
         limit = torch.tensor(self.space, dtype=torch.float32, device=logits.device).repeat(2)
-        best = logits.amax(-1).topk(min(_LOOKED_AT, logits.shape[1]), dim=1)
-        result = torch.full((len(logits), KEPT, 1 + 2 * axes), torch.nan, device=logits.device)
+        best = logits.amax(-1).topk(min(max(_LOOKED_AT, _PER_KEPT * self.kept), logits.shape[1]), dim=1)
+        result = torch.full((len(logits), self.kept, 1 + 2 * axes), torch.nan, device=logits.device)
         for image, (score, index) in enumerate(zip(*best, strict=True)):
             boxes = move_boxes(outputs["anchors"][index], outputs["moves"].float()[image, index])
             boxes = torch.minimum(boxes.clamp(min=0.0), limit)
@@ -141,7 +146,7 @@ class Detection:
             there = ((boxes[:, axes:] - boxes[:, :axes]) >= 1.0).all(1) & (score.sigmoid() >= _LEAST_SCORE)
             there[0] |= ~there.any()
             kept = there.nonzero()[:, 0]
-            kept = kept[suppress(boxes[kept], _OVERLAP)][:KEPT]
+            kept = kept[suppress(boxes[kept], _OVERLAP)][: self.kept]
             result[image, : len(kept), 0], result[image, : len(kept), 1:] = score[kept], boxes[kept]
         return result
 

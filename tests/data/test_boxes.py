@@ -93,7 +93,7 @@ def test_coco(images, tmp_path):
 def test_voc_counts_pixels_from_1(images, tmp_path, first):
     (tmp_path / "Annotations").mkdir()
     for name, own in TRUE.items():
-        # From 0 the upper ends are exclusive; from 1 the last pixel is named.
+        # The last pixel is named: from 1 its number is the upper end, from 0 one less.
         parts = "".join(
             f"<object><name>x</name><bndbox><xmin>{b[0] + first:g}</xmin><ymin>{b[1] + first:g}</ymin>"
             f"<xmax>{b[2]:g}</xmax><ymax>{b[3]:g}</ymax></bndbox></object>"
@@ -267,3 +267,93 @@ def test_patients_from_names_and_parts_from_folders(tmp_path):
         Cohort.from_boxes(tmp_path, "yolo", parts={"other": "train"})
     assert divided.digest != Cohort.from_boxes(tmp_path, "yolo").digest
     assert len(divided.without(["train/odd.png"]).boxes) == 5
+
+
+def test_masks_are_no_images_of_the_cohort(tmp_path):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        for name in "ab":
+            Image.fromarray(np.pad(np.full((8, 8), 200, np.uint8), 6)).save(tmp_path / folder / f"{name}.png")
+    for source in ("masks", "masks:masks", "masks:./masks"):
+        cohort = Cohort.from_boxes(tmp_path, source)
+        assert cohort.images["image"].tolist() == ["images/a.png", "images/b.png"], source
+        assert cohort.images["lesion"].tolist() == [1, 1]
+    Image.fromarray(np.pad(np.full((8, 8), 200, np.uint8), 6)).save(tmp_path / "masks" / "a.jpg")
+    with pytest.raises(CohortError, match="JPEG blurs the edges of a mask"):
+        Cohort.from_boxes(tmp_path, "masks")
+
+
+def test_outlines_of_yolo_are_boxed_and_other_lines_refused(images, tmp_path):
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("0 .5 .4 .6 .4 .6 .6 .5 .6\n0 .25 .5 .25 .5 .9\n")
+    assert found(read_boxes("yolo", images, tmp_path))["a.png"] == [(20, 12, 24, 18), (5, 7.5, 15, 22.5)]
+    (tmp_path / "labels" / "a.txt").write_text("0 .5 .4 .6 .4 .6 .6 .5\n")
+    with pytest.raises(CohortError, match="line 1: expected class, x, y"):
+        read_boxes("yolo", images, tmp_path)
+
+
+def test_names_that_could_mean_several_images_are_refused(tmp_path):
+    rows = []
+    for folder in ("p1", "p2"):
+        (tmp_path / folder).mkdir()
+        for name in ("s1.png", f"{folder}.png"):
+            Image.fromarray(np.zeros((30, 40), np.uint8)).save(tmp_path / folder / name)
+            rows.append((f"{folder}/{name}", str(tmp_path / folder / name)))
+    images = pd.DataFrame(rows, columns=["image", "path"])
+
+    def coco(*names):
+        content = {"images": [{"id": i, "file_name": n} for i, n in enumerate(names)]}
+        content["annotations"] = [{"image_id": i, "bbox": [1, 1, 5, 5]} for i in range(len(names))]
+        (tmp_path / "c.json").write_text(json.dumps(content))
+        return read_boxes("c.json", images, tmp_path)["image"].tolist()
+
+    assert coco("p1/s1.png", "data/p2/s1.png", "p1.png") == ["p1/s1.png", "p2/s1.png", "p1/p1.png"]
+    with pytest.raises(CohortError, match=r"annotation 0: 's1.png' may be p1/s1.png or p2/s1.png; name the folder"):
+        coco("s1.png")
+    with pytest.raises(CohortError, match="holds no box of these"):
+        coco("p3/s1.png")  # another folder's: not a box of p1 or p2
+    (tmp_path / "c.json").write_text(
+        json.dumps({"images": [{"id": 0, "file_name": "p1.png"}], "annotations": [{"image_id": 0, "bbox": []}]})
+    )
+    with pytest.raises(CohortError, match="annotation 0: needs image_id and bbox"):
+        read_boxes("c.json", images, tmp_path)
+
+
+def test_one_annotation_is_not_shared(images, tmp_path):
+    Image.fromarray(np.zeros((30, 40), np.uint8)).save(tmp_path / "images" / "a.bmp")
+    more = pd.concat([images, pd.DataFrame([{"image": "images/a.bmp", "path": str(tmp_path / "images" / "a.bmp")}])])
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("0 .5 .5 .2 .2\n")
+    with pytest.raises(CohortError, match="images/a.bmp: has the annotation of images/a.png"):
+        read_boxes("yolo", more, tmp_path)
+
+
+def test_boxes_of_images_that_were_left_out_are_no_fault(tmp_path):
+    for name in ("p1_a.png", "odd.png"):
+        Image.fromarray(np.zeros((30, 40), np.uint8)).save(tmp_path / name)
+    table = pd.DataFrame([(n, 1, 1, 9, 9) for n in ("p1_a.png", "odd.png", "p1_a.png")], columns=["image", "x0", "y0", "x1", "y1"])
+    table.to_csv(tmp_path / "boxes.csv", index=False)
+    cohort = Cohort.from_boxes(tmp_path, "boxes.csv", patient=r"^(p\d)_", unnamed="leave_out")
+    assert cohort.images["image"].tolist() == ["p1_a.png"]
+    fitted = cohort.fitted({"p1_a.png": (30, 40)})
+    assert len(fitted.boxes) == 1  # twice the same box is one lesion
+
+
+def test_planes_may_leave_z_empty(images, tmp_path):
+    table = pd.DataFrame([("images/a.png", 1, 1, 9, 9, "", "")], columns=["image", "x0", "y0", "x1", "y1", "z0", "z1"])
+    table.to_csv(tmp_path / "boxes.csv", index=False)
+    boxes = fit_boxes(read_boxes("boxes.csv", images, tmp_path), {"images/a.png": (30, 40)})
+    assert boxes.columns.tolist() == ["image", "x0", "y0", "x1", "y1", "label"]
+
+
+def test_a_label_called_lesion_is_a_label(tmp_path):
+    for i in range(4):
+        Image.fromarray(np.zeros((30, 40), np.uint8)).save(tmp_path / f"{i}.png")
+    pd.DataFrame({"image": [f"{i}.png" for i in range(4)], "patient": list("abcd"), "lesion": [0, 1, 0, 1]}).to_csv(
+        tmp_path / "m.csv", index=False
+    )
+    pd.DataFrame([("1.png", 1, 1, 9, 9)], columns=["image", "x0", "y0", "x1", "y1"]).to_csv(tmp_path / "b.csv", index=False)
+    cohort = Cohort.from_csv(tmp_path / "m.csv", tmp_path, ["lesion"]).with_boxes("b.csv")
+    assert not cohort.detects
+    assert cohort.detecting().detects
+    assert cohort.detecting().images["lesion"].tolist() == [0, 1, 0, 0]
