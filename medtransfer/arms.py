@@ -80,8 +80,10 @@ class Images:
     def space(self) -> tuple[int, ...]:
         """Pixels that the network sees along rows and columns, or slices, rows and columns; where boxes are to be found."""
         size, across = self.placements[0].size, self.slices.axis
-        columns, rows = (axis for axis in range(3) if axis != across) if len(size) == 3 else (1, 0)
-        return (size[across],) * (len(size) == 3) + (size[rows], size[columns])
+        if len(size) == 2:
+            return size
+        columns, rows = (axis for axis in range(3) if axis != across)
+        return size[across], size[rows], size[columns]
 
     def inside(self, rows: NDArray[np.int64], predictions: NDArray[Any]) -> NDArray[Any]:
         """Candidates of some images without those in the padding; see `drop_padding`."""

@@ -373,13 +373,11 @@ def describe_arm(arm: str, entry: Mapping[str, Any]) -> str:
     """One sentence on what an arm finds."""
     ap, at_one = entry["ap_50"], entry["sensitivity_1"]
 
-    def told(value: Mapping[str, Any], factor: int, digits: int) -> str:
+    def told(value: Mapping[str, Any], factor: int, digits: int, unit: str) -> str:
         if value["estimate"] is None:
             return str(value.get("reason", "not estimable"))
-        shown = f"{factor * value['estimate']:.{digits}f}"
+        shown = f"{factor * value['estimate']:.{digits}f}{unit}"
         return shown if value["low"] is None else f"{shown} ({factor * value['low']:.{digits}f} to {factor * value['high']:.{digits}f})"
 
-    return (
-        f"{isolate(arm)} finds {told(at_one, 100, 0)} % of the lesions at one false positive per image; average precision at an overlap "
-        f"of 0.5: {told(ap, 1, 3)}."
-    )
+    found = f"{isolate(arm)} finds {told(at_one, 100, 0, ' %')} of the lesions at one false positive per image"
+    return f"{found}; average precision at an overlap of 0.5: {told(ap, 1, 3, '')}."
