@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from medtransfer.data.cohort import Cohort
-from medtransfer.data.dataset import ImageSource, pad_boxes
+from medtransfer.data.dataset import ImageSource, boxes_as_seen, pad_boxes
 from medtransfer.data.placement import Placement
-from medtransfer.data.slices import Slices, boxes_of_stack
-from medtransfer.lesions import boxes_on_grid, drop_padding, place_images
+from medtransfer.data.slices import Slices
+from medtransfer.lesions import boxes_on_grid, place_images
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.heads import Head
 from medtransfer.models.plan import FreezePlan
@@ -72,9 +72,7 @@ class Images:
         """(image, label), 0 or 1; or boxes as the network sees them, see `ImageSource.targets_of`."""
         if self.boxes is None:
             return self.cohort.images[list(self.cohort.labels)].to_numpy(np.float32)
-        padded = pad_boxes(self.boxes)
-        volumes = padded.shape[-1] == 6
-        return (boxes_of_stack(padded, self.placements[0].size, self.slices.plane) if volumes else padded).astype(np.float32)
+        return boxes_as_seen(pad_boxes(self.boxes), self.placements[0].size, self.slices.plane)
 
     @property
     def space(self) -> tuple[int, ...]:
@@ -84,10 +82,6 @@ class Images:
             return size
         columns, rows = (axis for axis in range(3) if axis != across)
         return size[across], size[rows], size[columns]
-
-    def inside(self, rows: NDArray[np.int64], predictions: NDArray[Any]) -> NDArray[Any]:
-        """Candidates of some images without those in the padding; see `drop_padding`."""
-        return drop_padding(predictions, [self.placements[row] for row in rows], self.slices.plane)
 
     @property
     def groups(self) -> NDArray[np.int64]:
@@ -124,9 +118,9 @@ class Images:
         """Images, or volumes, at a step of training, and at once in prediction; of all processes together."""
         ndim, processes = len(images.shape), engine.share[1]
         step = batch_size(self.train, ndim, self.cohort.detects)
-        # Every process takes as many.
         # Images with boxes are larger: many at once leave the caches of the processor.
         at_once = step if self.cohort.detects else max(1, _EVAL_BATCH // (1 if ndim == 2 else self.slices.count))
+        # Every process takes as many.
         return max(processes, step - step % processes), at_once
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -109,11 +109,7 @@ def make_config(values: dict[str, Any], source: str = "configuration") -> StudyC
     Raises:
         ConfigError: with every fault found, each with its key.
     """
-    try:
-        return StudyConfig.model_validate(values)
-    except ValidationError as error:
-        faults = [_describe_fault(item) for item in error.errors()]
-        raise ConfigError(list_faults(f"{source}: {len(faults)} fault(s)", faults)) from error
+    return _validate(StudyConfig, values, source)
 
 
 def make_choices(values: dict[str, Any], overrides: Sequence[str]) -> EvaluateSection:
@@ -124,11 +120,7 @@ def make_choices(values: dict[str, Any], overrides: Sequence[str]) -> EvaluateSe
     """
     for override in overrides:
         _apply_override(values, override)
-    try:
-        return EvaluateSection.model_validate(values)
-    except ValidationError as error:
-        faults = [_describe_fault(item, EvaluateSection) for item in error.errors()]
-        raise ConfigError(list_faults(f"evaluate: {len(faults)} fault(s)", faults)) from error
+    return _validate(EvaluateSection, values, "evaluate")
 
 
 def make_rule(values: dict[str, Any]) -> DetectionSection:
@@ -137,11 +129,18 @@ def make_rule(values: dict[str, Any]) -> DetectionSection:
     Raises:
         ConfigError: with every fault found, each with its key.
     """
+    return _validate(DetectionSection, values, "detection")
+
+
+_Model = TypeVar("_Model", bound=Section)
+
+
+def _validate(model: type[_Model], values: dict[str, Any], source: str) -> _Model:
     try:
-        return DetectionSection.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
-        faults = [_describe_fault(item, DetectionSection) for item in error.errors()]
-        raise ConfigError(list_faults(f"detection: {len(faults)} fault(s)", faults)) from error
+        faults = [_describe_fault(item, model) for item in error.errors()]
+        raise ConfigError(list_faults(f"{source}: {len(faults)} fault(s)", faults)) from error
 
 
 def configs_folder() -> Path:
@@ -169,7 +168,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     section[parts[-1]] = value
 
 
-def _describe_fault(item: Any, model: type[Section] = StudyConfig) -> str:
+def _describe_fault(item: Any, model: type[Section]) -> str:
     where = ".".join(str(part) for part in item["loc"]) or "top level"
     if item["type"] == "extra_forbidden":
         known = _known_keys(item["loc"][:-1], model)

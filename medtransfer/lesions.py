@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from medtransfer.data.boxes import PLANE, VOLUME, from_axes, to_axes
+from medtransfer.data.boxes import PLANE, VOLUME, extents, from_axes, to_axes
 from medtransfer.data.cohort import Cohort
 from medtransfer.data.placement import Placement
 from medtransfer.data.slices import Plane, boxes_of_volume
@@ -46,15 +46,13 @@ def drop_padding(predictions: NDArray[Any], placements: Sequence[Placement], pla
     result = np.full_like(predictions, np.nan)
     for image, (found, placement) in enumerate(zip(predictions, placements, strict=True)):
         own = found[np.isfinite(found[:, 0])]
-        boxes = to_axes(_in_image(own[:, 1:], placement, plane))
-        axes = boxes.shape[1] // 2
-        inside = (boxes[:, axes:] > boxes[:, :axes]).all(1)
+        inside = (extents(boxes_in_image(own[:, 1:], placement, plane)) > 0).all(1)
         kept = own[inside] if inside.any() else own[:1]
         result[image, : len(kept)] = kept
     return result
 
 
-def _in_image(boxes: Float, placement: Placement, plane: Plane) -> Float:
+def boxes_in_image(boxes: Float, placement: Placement, plane: Plane) -> Float:
     """Boxes as the network sees them -> columns of a table, in pixel edges of the image, cut off at its border."""
     return placement.return_boxes(from_axes(boxes_of_volume(boxes, placement.size, plane) if boxes.shape[1] == 6 else boxes))
 
@@ -75,14 +73,12 @@ def list_candidates(
     frames = []
     for found, image, patient, placement in zip(predictions, images, patients, placements, strict=True):
         own = found[np.isfinite(found[:, 0])]
-        boxes = _in_image(own[:, 1:], placement, plane)
-        volume = boxes.shape[1] == 6
-        table = pd.DataFrame(boxes, columns=list(VOLUME if volume else PLANE))
+        boxes = boxes_in_image(own[:, 1:], placement, plane)
+        # A candidate that lies in the padding alone is nothing in the image.
+        inside = (extents(boxes) > 0).all(1)
+        table = pd.DataFrame(boxes[inside], columns=list(VOLUME if boxes.shape[1] == 6 else PLANE))
         table.insert(0, "image", image)
         table.insert(1, "patient", patient)
-        # A candidate that lies in the padding alone is nothing in the image.
-        sides = [table["x1"] - table["x0"], table["y1"] - table["y0"], *([table["z1"] - table["z0"]] if volume else [])]
-        inside = np.min(sides, axis=0) > 0
-        frames.append(table.assign(probability=expit(own[:, 0]), logit=own[:, 0])[inside])
+        frames.append(table.assign(probability=expit(own[inside, 0]), logit=own[inside, 0]))
     result: pd.DataFrame = pd.concat(frames, ignore_index=True)
     return result

@@ -12,12 +12,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medtransfer.arms import images_of, load_run
-from medtransfer.data.boxes import PLANE, VOLUME, from_axes
-from medtransfer.data.slices import boxes_of_volume
+from medtransfer.data.boxes import PLANE, VOLUME
 from medtransfer.deploy.explain import heat_maps, read_map
 from medtransfer.evaluation import write_aside
 from medtransfer.evaluation.localisation import evaluate_localisation
-from medtransfer.lesions import place_images
+from medtransfer.lesions import boxes_in_image, place_images
 from medtransfer.models.heads import LinearHead
 from medtransfer.prepare import fixed_of
 from medtransfer.progress import Reporter
@@ -61,8 +60,7 @@ def write_localisation(prepared: Prepared, engines: Mapping[str, Engine], output
                 point, box = read_map(heat)
                 placement = placements[row]
                 ends = np.concatenate([[*point, *point], box]).reshape(2, -1)
-                ends = from_axes(boxes_of_volume(ends, placement.size, plane) if heat.ndim == 3 else ends)
-                point, box = placement.return_boxes(ends) if np.isfinite(ends).all() else ends
+                point, box = boxes_in_image(ends, placement, plane) if np.isfinite(ends).all() else ends
                 records.append(
                     {
                         "arm": arm,

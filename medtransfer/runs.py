@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +26,7 @@ from medtransfer.data.windows import Window
 from medtransfer.errors import ConfigError
 from medtransfer.evaluation import read_predictions, write_aside, write_predictions
 from medtransfer.evaluation.candidates import CANDIDATES, write_candidates
-from medtransfer.lesions import list_candidates, place_images
+from medtransfer.lesions import drop_padding, list_candidates, place_images
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.costs import measure_stages
 from medtransfer.models.heads import Head, LinearHead
@@ -111,7 +111,7 @@ def fit(
         return run_fold(images, fold, task, backbone, plan, output, seed, arm, engine, key, reporter)
 
 
-def run_fold(  # noqa: PLR0915  the order of things, in one place
+def run_fold(
     images: Images,
     fold: Fold,
     task: Classification | Detection,
@@ -134,9 +134,7 @@ def run_fold(  # noqa: PLR0915  the order of things, in one place
     output.mkdir(parents=True, exist_ok=True)
     seed_everything(seed)
     backbone.truncate(plan.dropped_stages)
-    if isinstance(task, Detection) and task.space != images.space:
-        raise ConfigError(f"the task is for images of {task.space} pixels, these are seen with {images.space}. Make both alike.")
-    task = replace(task.fitted(images.targets[fold.train]), read=plan.read)
+    task = _fit_task(task, images, fold, plan)
     head = task.make_head(backbone)
     source = images.source(backbone, engine, seed)
     step, at_once = images.batches(source, engine)
@@ -146,11 +144,10 @@ def run_fold(  # noqa: PLR0915  the order of things, in one place
     def report(what: str, done: int, total: int) -> None:
         reporter(f"{name}, {what}", done, total)
 
-    kept: Source = source
     if plan.cache_cut and not _reads_behind(head, backbone, plan.cache_cut):
         plan = replace(plan, cache_cut="", bytes_per_image=0, views=0)
-    if plan.cache_cut:
-        kept = images.keep(backbone, engine, plan.cache_cut, head.taps, plan.strategy == "linear_probe", report)
+    probe = plan.strategy == "linear_probe"
+    kept: Source = images.keep(backbone, engine, plan.cache_cut, head.taps, probe, report) if plan.cache_cut else source
     training = _load(kept if plan.views else source, fold.train, engine, step, seed, plan.views)
     plain, tune, test = (_load(kept, rows, engine, at_once) for rows in (fold.train, fold.tune, fold.test))
     budget = Budget(count_steps(plan, images.train, len(training)), images.train.patience, images.train.weight_decay)
@@ -173,14 +170,9 @@ def run_fold(  # noqa: PLR0915  the order of things, in one place
     with tracking(images.train.track if engine.first else None, name, output) as log:
         result = train_network(backbone, head, task, parts, plan, budget, engine, images.groups, on_epoch, checkpoints, say)
     predicted = {"tune": (fold.tune, tune), "test": (fold.test, test)}
-    found = {part: predict(backbone, head, task, batches, engine) for part, (_, batches) in predicted.items()}
-    if images.boxes is not None:
-        found = {part: (images.inside(predicted[part][0], of), truth) for part, (of, truth) in found.items()}
-    about = {part: _name_rows(images.cohort, rows) for part, (rows, _) in predicted.items()}
-    table = pd.concat([task.decode(*found[part], *about[part]).assign(part=part) for part in found])
+    table, candidates = _predict_parts(images, backbone, head, task, engine, predicted)
     if whole and isinstance(head, LinearHead):
-        seen, known, new = (pooled_features(backbone, head, batches, engine) for batches in (plain, tune, test))
-        table["typical"] = np.concatenate([typicality(seen, known, of) for of in (known, new)])
+        table["typical"] = _typicality(backbone, head, engine, plain, tune, test)
     table = table.assign(arm=arm, seed=seed, fold=fold.index).reset_index(drop=True)
     summary = {
         "arm": arm,
@@ -200,8 +192,7 @@ def run_fold(  # noqa: PLR0915  the order of things, in one place
         if whole:
             save_weights(output / "weights.safetensors", backbone, head, {**describe_backbone(backbone), "tap": ", ".join(head.taps)})
         write_predictions(table, output / "predictions.csv")
-        if images.boxes is not None:
-            candidates = _list_candidates(images, {part: (of[0], found[part][0]) for part, of in predicted.items()})
+        if candidates is not None:
             write_candidates(candidates.assign(arm=arm, seed=seed, fold=fold.index), output / CANDIDATES)
         # Written last: a folder with run.json is a finished run.
         write_aside(output / "run.json", json.dumps({"key": key, **summary}, indent=1))
@@ -210,17 +201,38 @@ def run_fold(  # noqa: PLR0915  the order of things, in one place
     return Run(output, arm, fold.index, seed, read_predictions(output / "predictions.csv"), summary)
 
 
-def _list_candidates(images: Images, found: dict[str, tuple[NDArray[np.int64], NDArray[Any]]]) -> pd.DataFrame:
-    """The candidates of each part, from its rows and what was predicted of them."""
-    frames = []
-    for part, (rows, predictions) in found.items():
-        placements = [images.placements[row] for row in rows]
-        frames.append(list_candidates(predictions, *_name_rows(images.cohort, rows), placements, images.slices.plane).assign(part=part))
-    return pd.concat(frames, ignore_index=True)
+def _fit_task(task: Classification | Detection, images: Images, fold: Fold, plan: FreezePlan) -> Classification | Detection:
+    """The task with what it takes from the training part, and from the plan."""
+    if isinstance(task, Detection) and task.space != images.space:
+        raise ConfigError(f"the task is for images of {task.space} pixels, these are seen with {images.space}. Make both alike.")
+    return replace(task.fitted(images.targets[fold.train]), read=plan.read)
 
 
-def _name_rows(cohort: Cohort, rows: NDArray[np.int64]) -> tuple[list[str], list[str]]:
-    return cohort.images["image"].iloc[rows].tolist(), cohort.units.iloc[rows].tolist()
+def _typicality(backbone: Backbone, head: LinearHead, engine: Engine, plain: Loader, tune: Loader, test: Loader) -> NDArray[np.float64]:
+    """Of the tune images, then of the test images, against the training images."""
+    seen, known, new = (pooled_features(backbone, head, batches, engine) for batches in (plain, tune, test))
+    return np.concatenate([typicality(seen, known, of) for of in (known, new)])
+
+
+def _predict_parts(
+    images: Images,
+    backbone: Backbone,
+    head: Head,
+    task: Classification | Detection,
+    engine: Engine,
+    parts: Mapping[str, tuple[NDArray[np.int64], Loader]],
+) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Rows of every part, and where boxes are looked for, its candidates."""
+    tables, candidates = [], []
+    for part, (rows, batches) in parts.items():
+        predictions, truth = predict(backbone, head, task, batches, engine)
+        about = images.cohort.images["image"].iloc[rows].tolist(), images.cohort.units.iloc[rows].tolist()
+        if images.boxes is not None:
+            placements, plane = [images.placements[row] for row in rows], images.slices.plane
+            predictions = drop_padding(predictions, placements, plane)
+            candidates.append(list_candidates(predictions, *about, placements, plane).assign(part=part))
+        tables.append(task.decode(predictions, truth, *about).assign(part=part))
+    return pd.concat(tables), pd.concat(candidates, ignore_index=True) if candidates else None
 
 
 def _reads_behind(head: Head, backbone: Backbone, cut: str) -> bool:

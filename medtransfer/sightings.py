@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from skimage.draw import rectangle_perimeter
 from skimage.transform import resize
 
-from medtransfer.data.boxes import PLANE, VOLUME
+from medtransfer.data.boxes import from_axes
 from medtransfer.data.cache import read_entry
 from medtransfer.data.placement import Placement
 from medtransfer.evaluation import write_aside
 from medtransfer.evaluation.candidates import coordinates
+from medtransfer.evaluation.detection import least_score
 from medtransfer.evaluation.matching import Rule, by_image, match
 from medtransfer.lesions import place_images
 from medtransfer.prepare import fixed_of
@@ -69,10 +70,10 @@ def _sort(
             found.append({"image": image, "score": float(own), "candidate": box, "hit": lesion >= 0, "lesions": lesions[image]})
     found.sort(key=lambda sight: -sight["score"])
     alarms = [sight for sight in found if not sight["hit"]]
-    least = alarms[len(images)]["score"] if len(alarms) > len(images) else -np.inf
+    least = least_score(np.array([sight["score"] for sight in found]), np.array([sight["hit"] for sight in found], bool), len(images))
     missed: list[dict[str, Any]] = []
     for image in images:
-        sure = [place for place, best in caught[image].items() if best > least]
+        sure = [place for place, best in caught[image].items() if best >= least]
         left = [place for place in range(len(lesions[image])) if place not in sure]
         missed += [{"image": image, "candidate": None, "lesions": lesions[image], "missed": place} for place in left]
     missed.sort(key=lambda sight: -float(np.prod(np.diff(sight["lesions"][sight["missed"]].reshape(2, -1), axis=0))))
@@ -109,9 +110,7 @@ def _draw(sight: dict[str, Any], entries: dict[str, str], placements: dict[str, 
 
 def _on_grid(boxes: Float, placement: Placement) -> Float:
     """Lower and upper ends as `matching` has them -> columns of a table, on the grid of the cache."""
-    names = ("x0", "y0", "z0", "x1", "y1", "z1") if boxes.shape[1] == 6 else PLANE
-    wanted = VOLUME if boxes.shape[1] == 6 else PLANE
-    return placement.place_boxes(boxes[:, [names.index(name) for name in wanted]])
+    return placement.place_boxes(from_axes(boxes) if boxes.shape[1] == 6 else boxes)
 
 
 def _colour(pixels: NDArray[Any]) -> NDArray[np.uint8]:

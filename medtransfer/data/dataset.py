@@ -114,15 +114,18 @@ class ImageSource:
         boxes = self.boxes[list(rows)]
         if changes is not None:
             boxes = change_boxes(boxes, changes, self.shape, self.across)
-        if boxes.shape[-1] == 6:
-            boxes = boxes_of_stack(boxes, self.shape, self.plane)
-        return torch.from_numpy(boxes.astype(np.float32))
+        return torch.from_numpy(boxes_as_seen(boxes, self.shape, self.plane))
 
     def _read(self, row: int) -> Tensor:
         array = read_entry(self.entries[row])
         if array is None:
             raise ImageError(f"{self.entries[row]}: this entry of the image cache is gone or cut short. Run the same command again.")
         return torch.from_numpy(np.array(array, np.float32))
+
+
+def boxes_as_seen(boxes: NDArray[np.float64], shape: Sequence[int], plane: Plane) -> NDArray[np.float32]:
+    """Boxes on the grid of the cache, (..., 4 or 6), as a network sees them; see `ImageSource.targets_of`."""
+    return (boxes_of_stack(boxes, shape, plane) if boxes.shape[-1] == 6 else boxes).astype(np.float32)
 
 
 def pad_boxes(boxes: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:

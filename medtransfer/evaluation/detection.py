@@ -251,9 +251,7 @@ def _measure(found: Found, truth: Truth, counts: Float, bins: NDArray[np.int64])
     precision = [interpolate(found.hits[:, place], weights, lesions) for place in range(len(OVERLAPS))]
     sensitivity = froc(found.score, found.hit, weights, lesions, images)
     # Of sizes, at the score that lets one false positive through on each image of the sample.
-    last = np.append(np.flatnonzero(np.diff(found.score)), len(found.score) - 1) if len(found.score) else np.zeros(0, int)
-    few = last[np.cumsum(~found.hit)[last] <= truth.images.sum()]
-    least = found.score[few[-1]] if len(few) else np.inf
+    least = least_score(found.score, found.hit, truth.images.sum())
     caught = np.zeros(len(truth.owner), bool)
     caught[found.lesion[(found.score >= least) & found.hit]] = True
     by_size = []
@@ -282,13 +280,28 @@ def froc(score: Float, hit: NDArray[np.bool_], weights: Float, lesions: Float, i
 
 def froc_curve(score: Float, hit: NDArray[np.bool_], weights: Float, lesions: Float, images: Float) -> tuple[Float, Float]:
     """False positives per image and sensitivity, (draw, point) each, from no candidate at all to all; see `froc`."""
-    # Candidates of one score are let through together.
-    last = np.append(np.flatnonzero(np.diff(score)), len(score) - 1) if len(score) else np.zeros(0, int)
+    last = _last_of_ties(score)
     with np.errstate(divide="ignore", invalid="ignore"):
         false = np.cumsum(weights * ~hit, 1)[:, last] / images[:, None]
         true = np.cumsum(weights * hit, 1)[:, last] / lesions[:, None]
     start = np.zeros((len(weights), 1))
     return np.concatenate([start, false], 1), np.concatenate([start + 0 * lesions[:, None], true], 1)
+
+
+def least_score(score: Float, hit: NDArray[np.bool_], images: float) -> float:
+    """The lowest score down to which candidates bring one false positive per image at most; infinite where the first bring more.
+
+    Args:
+        score: (candidate,), descending. hit: whether it finds a lesion. images: how many there are.
+    """
+    last = _last_of_ties(score)
+    few = last[np.cumsum(~hit)[last] <= images]
+    return float(score[few[-1]]) if len(few) else np.inf
+
+
+def _last_of_ties(score: Float) -> NDArray[np.int64]:
+    """Places of the last candidate of each score, as those of one score are let through together."""
+    return np.append(np.flatnonzero(np.diff(score)), len(score) - 1).astype(np.int64) if len(score) else np.zeros(0, np.int64)
 
 
 def _describe(drawn: Mapping[str, Drawn], seeds: list[Found], truth: Truth) -> dict[str, Any]:

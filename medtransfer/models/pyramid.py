@@ -25,32 +25,6 @@ _DEPTH = 6
 _MOST_GROWTH = float(np.log(1000 / 16))
 
 
-class _Scores(RetinaNetClassificationHead):  # type: ignore[misc]  # MONAI carries no types
-    """MONAI's with two of its four layers, without its looks at every map for numbers that are not finite: the loss shows them."""
-
-    conv: nn.Sequential
-
-    def __init__(self, *sizes: int) -> None:
-        super().__init__(*sizes)
-        self.conv = self.conv[:_DEPTH]
-
-    def forward(self, x: list[Tensor]) -> list[Tensor]:
-        return [_in_float32(self.cls_logits, self.conv(level)) for level in x]
-
-
-class _Sides(RetinaNetRegressionHead):  # type: ignore[misc]  # MONAI carries no types
-    """See `_Scores`."""
-
-    conv: nn.Sequential
-
-    def __init__(self, *sizes: int) -> None:
-        super().__init__(*sizes)
-        self.conv = self.conv[:_DEPTH]
-
-    def forward(self, x: list[Tensor]) -> list[Tensor]:
-        return [_in_float32(self.bbox_reg, self.conv(level)) for level in x]
-
-
 class DetectionHead(Head):
     """RetinaNet (Lin et al. 2017, arXiv:1708.02002) on a feature pyramid, MONAI's heads, for planes or volumes.
 
@@ -74,8 +48,10 @@ class DetectionHead(Head):
         self.register_buffer("shapes", torch.tensor(np.asarray(anchors), dtype=torch.float32))
         per_place = self.shapes.shape[1]
         self.pyramid = FeaturePyramidNetwork(axes, [stage.channels for stage in stages], _WIDTH)
-        self.scores = _Scores(_WIDTH, per_place, outputs, axes)
-        self.sides = _Sides(_WIDTH, per_place, axes)
+        self.scores = RetinaNetClassificationHead(_WIDTH, per_place, outputs, axes)
+        self.sides = RetinaNetRegressionHead(_WIDTH, per_place, axes)
+        for tower in (self.scores, self.sides):
+            tower.conv = tower.conv[:_DEPTH]
 
     shapes: Tensor
 
@@ -92,8 +68,8 @@ class DetectionHead(Head):
         levels = list(self.pyramid({str(place): self.dropout(row) for place, row in enumerate(rows)}).values())
         shapes = [tuple(level.shape[2:]) for level in levels]
         return {
-            "logits": _join(self.scores(levels), self.outputs),
-            "moves": _join(self.sides(levels), 2 * len(self.space)),
+            "logits": _join(_run_tower(self.scores.conv, self.scores.cls_logits, levels), self.outputs),
+            "moves": _join(_run_tower(self.sides.conv, self.sides.bbox_reg, levels), 2 * len(self.space)),
             "anchors": self.place_anchors(shapes),
             "places": [int(np.prod(shape)) for shape in shapes],
         }
@@ -118,11 +94,14 @@ class DetectionHead(Head):
         return x.view(*activation.shape[:2], *x.shape[1:]).transpose(1, 2) if sliced else x
 
 
-def _in_float32(layer: nn.Module, x: Tensor) -> Tensor:
-    """Scores of reduced precision would tie, and boxes would be a pixel off."""
-    with torch.autocast(x.device.type, enabled=False):
-        result: Tensor = layer(x.float())
-    return result
+def _run_tower(conv: nn.Module, last: nn.Module, levels: Sequence[Tensor]) -> list[Tensor]:
+    """The maps of a head of MONAI's, without its looks at every map for numbers that are not finite: the loss shows them.
+
+    The last layer runs in float32: scores of reduced precision would tie, and boxes would be a pixel off.
+    """
+    features = [conv(level) for level in levels]
+    with torch.autocast(levels[0].device.type, enabled=False):
+        return [last(x.float()) for x in features]
 
 
 def _coarser(x: Tensor, times: int) -> Tensor:

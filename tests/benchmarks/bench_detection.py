@@ -5,12 +5,9 @@ Usage: bench_detection.py.
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
-
 import numpy as np
 import torch
+from bench_core import median_seconds
 from medtransfer.models.catalog import load_backbone
 from medtransfer.models.freeze import PlainCounts, plan_freeze
 from medtransfer.tasks.detection import Detection, suppress
@@ -18,18 +15,6 @@ from medtransfer.training.engine import make_engine
 from medtransfer.training.predicting import Network
 from monai.data.box_utils import non_max_suppression
 from torchvision.ops import nms
-
-_REPEATS = 5
-
-
-def median(work: Callable[[], object]) -> float:
-    work()
-    taken = []
-    for _ in range(_REPEATS):
-        begun = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - begun)
-    return statistics.median(taken)
 
 
 def bench_steps(size: int = 256, batch: int = 8) -> None:
@@ -50,13 +35,13 @@ def bench_steps(size: int = 256, batch: int = 8) -> None:
     def step(features) -> None:
         task.loss(network(features, present), targets)["loss"].backward()
 
-    whole = median(lambda: step(images))
+    whole = median_seconds(lambda: step(images))
     net.freeze(plan.frozen_stages, "eval")
-    frozen = median(lambda: step(images))
+    frozen = median_seconds(lambda: step(images))
     cut = net.names[plan.frozen_stages - 1]
     with torch.no_grad():
         kept = net(engine.move(images), [cut])
-    replayed = median(lambda: step(kept))
+    replayed = median_seconds(lambda: step(kept))
     print(f"a step of {batch} images of {size} pixels, all trained: {whole:.2f} s")
     print(f"{plan.frozen_stages} stages frozen: {whole / frozen:.2f} times as fast; kept behind {cut}: {whole / replayed:.2f} times")
 
@@ -64,8 +49,8 @@ def bench_steps(size: int = 256, batch: int = 8) -> None:
 def bench_suppression(count: int = 200) -> None:
     low = torch.tensor(np.random.default_rng(0).uniform(0, 200, (count, 2)), dtype=torch.float32)
     boxes, score = torch.cat([low, low + 40], 1), torch.linspace(1, 0, count)
-    own = median(lambda: suppress(boxes, 0.3))
-    monai, torchvision = median(lambda: non_max_suppression(boxes, score, 0.3)), median(lambda: nms(boxes, score, 0.3))
+    own = median_seconds(lambda: suppress(boxes, 0.3))
+    monai, torchvision = median_seconds(lambda: non_max_suppression(boxes, score, 0.3)), median_seconds(lambda: nms(boxes, score, 0.3))
     print(f"suppression of {count} boxes: {1000 * own:.2f} ms; MONAI takes {monai / own:.1f}, torchvision {torchvision / own:.2f} times it")
 
 
