@@ -17,14 +17,14 @@ import torch
 from numpy.typing import NDArray
 
 from medtransfer.data.cohort import Cohort
-from medtransfer.data.dataset import ImageSource, boxes_as_seen, pad_boxes
+from medtransfer.data.dataset import ImageSource
 from medtransfer.data.placement import Placement
 from medtransfer.data.slices import Slices
-from medtransfer.lesions import boxes_on_grid, place_images
+from medtransfer.lesions import boxes_on_grid, boxes_seen, place_images
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.heads import Head
 from medtransfer.models.plan import FreezePlan
-from medtransfer.prepare import batch_size, fixed_of, load_arm
+from medtransfer.prepare import batch_size, fixed_of, load_arm, train_of
 from medtransfer.record import Prepared, code_digest
 from medtransfer.sections import TrainSection
 from medtransfer.tasks.classification import Classification
@@ -72,7 +72,7 @@ class Images:
         """(image, label), 0 or 1; or boxes as the network sees them, see `ImageSource.targets_of`."""
         if self.boxes is None:
             return self.cohort.images[list(self.cohort.labels)].to_numpy(np.float32)
-        return boxes_as_seen(pad_boxes(self.boxes), self.placements[0].size, self.slices.plane)
+        return boxes_seen(self.cohort, self.placements, self.slices.plane)
 
     @property
     def space(self) -> tuple[int, ...]:
@@ -131,7 +131,7 @@ def images_of(prepared: Prepared, arm: str, store: Path | None = None) -> Images
     slices = Slices(image.slices, image.slice_spacing, image.plane)
     placements = place_images(fixed_of(config), prepared.facts) if prepared.cohort.detects else ()
     kept = store if config.train.cache_gb else None
-    return Images(prepared.cohort, entries, slices, config.arms[arm].slab, config.train, kept, placements)
+    return Images(prepared.cohort, entries, slices, config.arms[arm].slab, train_of(config, arm), kept, placements)
 
 
 def backbone_of(prepared: Prepared, arm: str, seed: int) -> Backbone:

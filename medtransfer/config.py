@@ -46,6 +46,8 @@ class StudyConfig(Section):
     @model_validator(mode="after")
     def _fits_task(self) -> StudyConfig:
         if self.task == "classification":
+            if any(plan.finest for plan in (self.plan, *(arm.plan for arm in self.arms.values()))):
+                raise ValueError("plan.finest: is of the pyramid of a detector; set task: detection, or leave it out")
             if (
                 not self.cohort.labels
                 and not self.cohort.classes

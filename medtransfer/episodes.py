@@ -11,13 +11,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from medtransfer.config import StudyConfig
 from medtransfer.data.split import Fold
 from medtransfer.errors import ConfigError
 from medtransfer.models.plan import FreezePlan
 from medtransfer.prepare import batch_size, plan_arm, share_steps
 from medtransfer.record import Prepared
-from medtransfer.sections import TrainSection
 
 
 def refuse_large_sizes(prepared: Prepared) -> None:
@@ -77,9 +75,4 @@ def plan_draw(prepared: Prepared, fold: Fold) -> dict[str, FreezePlan]:
     plans = {name: plan_arm(config, name, backbone, counts, counts.ndim, len(cohort)) for name, backbone in prepared.backbones.items()}
     if steps := config.learning_curve.steps:
         plans = {name: plan if plan.strategy == "linear_probe" else replace(plan, steps=steps) for name, plan in plans.items()}
-    return share_steps(plans, train_of_draws(config), max(1, len(fold.train) // batch_size(config.train, counts.ndim)))
-
-
-def train_of_draws(config: StudyConfig) -> TrainSection:
-    """The budget of draws: steps that are set for them come before epochs."""
-    return config.train.model_copy(update={"epochs": None}) if config.learning_curve.steps else config.train
+    return share_steps(plans, config, max(1, len(fold.train) // batch_size(config.train, counts.ndim)), draws=True)

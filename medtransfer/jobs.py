@@ -15,11 +15,11 @@ from filelock import FileLock, Timeout
 
 from medtransfer.arms import backbone_of, images_of, task_of
 from medtransfer.data.split import Fold
-from medtransfer.episodes import draw_fold, plan_draw, train_of_draws
+from medtransfer.episodes import draw_fold, plan_draw
 from medtransfer.errors import StudyError
 from medtransfer.models.costs import measure_stages
 from medtransfer.models.plan import FINE_TUNING_STEPS, FreezePlan
-from medtransfer.prepare import cache_budget
+from medtransfer.prepare import cache_budget, train_of
 from medtransfer.progress import Reporter
 from medtransfer.record import LOCKS, Prepared, Run, finished_run, run_key
 from medtransfer.runs import run_fold, search_fold
@@ -69,7 +69,8 @@ def _operations(prepared: Prepared, arm: str) -> int:
     """Multiply-accumulate operations of the stages that train, about what a run takes."""
     backbone, plan = prepared.backbones[arm], prepared.plans[arm]
     costs = measure_stages(backbone, prepared.config.image.size, prepared.config.image.slices if backbone.ndim == 3 else 1)
-    return 0 if plan.strategy == "linear_probe" else sum(cost.macs for cost in costs[plan.frozen_stages :])
+    macs = 0 if plan.strategy == "linear_probe" else sum(cost.macs for cost in costs[plan.frozen_stages :])
+    return round(macs * prepared.config.arms[arm].budget)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +164,7 @@ class Study:
             plan = self._search(job, fold, plan, reporter)
         seed = job.seed + job.episode
         if job.size:
-            images = replace(images, train=train_of_draws(prepared.config))
+            images = replace(images, train=train_of(prepared.config, job.arm, draws=True))
         return run_fold(
             images,
             fold,
@@ -190,7 +191,9 @@ class Study:
         def report(what: str, done: int, total: int) -> None:
             reporter(f"{job.arm}, fold {job.fold}, {what}", done, total)
 
-        steps = max(other.steps for other in prepared.plans.values()) or FINE_TUNING_STEPS
+        arms = prepared.config.arms
+        longest = max(other.steps / arms[name].budget for name, other in prepared.plans.items()) or FINE_TUNING_STEPS
+        steps = max(1, round(longest * arms[job.arm].budget))
         images, task = images_of(prepared, job.arm, self.store), task_of(prepared, job.arm)
         assert isinstance(task, Classification)  # the configuration refuses a search for detection
         lock = self.output / LOCKS / f"{hashlib.sha256(str(path.relative_to(self.output)).encode()).hexdigest()[:16]}.lock"

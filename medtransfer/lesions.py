@@ -12,6 +12,7 @@ from scipy.special import expit
 
 from medtransfer.data.boxes import PLANE, VOLUME, extents, from_axes, to_axes
 from medtransfer.data.cohort import Cohort
+from medtransfer.data.dataset import boxes_as_seen, pad_boxes
 from medtransfer.data.placement import Placement
 from medtransfer.data.slices import Plane, boxes_of_volume
 from medtransfer.data.transforms import Fixed
@@ -35,6 +36,11 @@ def boxes_on_grid(cohort: Cohort, placements: Sequence[Placement]) -> list[Float
         boxes = own[image][list(columns)].to_numpy(float) if image in own else np.zeros((0, len(columns)))
         found.append(to_axes(placement.place_boxes(boxes)))
     return found
+
+
+def boxes_seen(cohort: Cohort, placements: Sequence[Placement], plane: Plane) -> NDArray[np.float32]:
+    """The boxes of a cohort as a network sees them, (image, box, 4 or 6); see `boxes_as_seen`."""
+    return boxes_as_seen(pad_boxes(boxes_on_grid(cohort, placements)), placements[0].size, plane)
 
 
 def drop_padding(predictions: NDArray[Any], placements: Sequence[Placement], plane: Plane) -> NDArray[Any]:

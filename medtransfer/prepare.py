@@ -19,6 +19,7 @@ from medtransfer.data.split import Split, split_cohort
 from medtransfer.data.transforms import Fixed
 from medtransfer.data.windows import parse_window
 from medtransfer.errors import CohortError, ConfigError, LeakageError, StudyError, list_faults
+from medtransfer.lesions import boxes_seen, place_images
 from medtransfer.models.backbone import Backbone, Recipe
 from medtransfer.models.catalog import load_backbone
 from medtransfer.models.freeze import Counts, plan_freeze
@@ -27,6 +28,7 @@ from medtransfer.models.weights import published_recipe
 from medtransfer.progress import Reporter
 from medtransfer.record import Prepared, images_of_study, read_plans, read_salt, refuse_edited_steps
 from medtransfer.sections import ArmSection, CohortSection, TrainSection
+from medtransfer.tasks.detection import choose_finest
 
 
 def fixed_of(config: StudyConfig) -> Fixed:
@@ -90,7 +92,8 @@ def prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, rep
     for name, backbone in backbones.items():
         _require_dimensions(name, config.arms[name].slab, backbone, fingerprint.ndim)
     batch = batch_size(config.train, fingerprint.ndim, cohort.detects)
-    plans = {name: plan_arm(config, name, backbone, fingerprint, fingerprint.ndim, len(cohort)) for name, backbone in backbones.items()}
+    finest = _choose_finest(config, cohort, facts, split) if cohort.detects else 0
+    plans = {name: plan_arm(config, name, net, fingerprint, fingerprint.ndim, len(cohort), finest) for name, net in backbones.items()}
     edited = output / "plan.json" if output is not None else None
     if edited is not None and edited.is_file():
         cache = cache_budget(config, fingerprint.ndim, len(cohort))
@@ -104,18 +107,19 @@ def prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, rep
             raise ConfigError(f"arms.{name}: plan.search looks for how many first stages to freeze, and plan.tuned=first freezes the last.")
     smallest = min(len(split.fold(index).train) for index in range(len(split)))
     batches = max(1, smallest // batch)
-    plans = share_steps(plans, config.train, batches)
+    plans = share_steps(plans, config, batches)
     if edited is not None and edited.is_file():
         refuse_edited_steps(edited, plans)
     return Prepared(config, cohort, facts, split, fingerprint, plans, backbones, findings, seen)
 
 
-def plan_arm(config: StudyConfig, name: str, backbone: Backbone, counts: Counts, ndim: int, images: int) -> FreezePlan:
+def plan_arm(config: StudyConfig, name: str, backbone: Backbone, counts: Counts, ndim: int, images: int, finest: int = 0) -> FreezePlan:
     """The plan of an arm: from counts and architecture, with what is set by hand for all arms, then for this one.
 
-    `images` are those of the whole cohort, whose folds share what is kept of frozen stages.
+    `images` are those of the whole cohort, whose folds share what is kept of frozen stages; `finest` as in `plan_freeze`.
     """
     own = config.arms[name].plan.model_dump(exclude_none=True)
+    by_hand = {**config.plan.by_hand(), **own}
     cache = cache_budget(config, ndim, images)
     if config.arms[name].kind == "features":  # nothing of it can be trained, whatever is set for all arms
         plan = plan_freeze(counts, backbone, cache=cache, strategy="linear_probe")
@@ -128,8 +132,8 @@ def plan_arm(config: StudyConfig, name: str, backbone: Backbone, counts: Counts,
             config.plan.domain,
             batch=batch_size(config.train, ndim, config.task == "detection"),
             cache=cache,
-            detects=config.task == "detection",
-            **{**config.plan.by_hand(), **own},
+            finest=by_hand.pop("finest", finest),
+            **by_hand,
         )
         # What is set for all arms leaves one from scratch as it is; what is set for it alone must fit it.
         return fix_plan(plan, backbone, **own) if plan.strategy == "scratch" and own else plan
@@ -227,15 +231,38 @@ def _training_fingerprint(cohort: Cohort, facts: pd.DataFrame, split: Split) -> 
     return min(prints, key=lambda print_: print_.patients_per_class["1"] if cohort.detects else print_.smallest_class)
 
 
+def _choose_finest(config: StudyConfig, cohort: Cohort, facts: pd.DataFrame, split: Split) -> int:
+    """Stride of the finest level of a detector, the same in all folds: the least that a training part asks for."""
+    seen = boxes_seen(cohort, place_images(fixed_of(config), facts), config.image.plane)
+    return min(choose_finest(seen[split.fold(index).train]) for index in range(len(split)))
+
+
 def batch_size(train: TrainSection, ndim: int, detects: bool = False) -> int:
     """Images, or volumes, at a step of training."""
     return train.batch_size or ((8 if ndim == 2 else 2) if detects else (32 if ndim == 2 else 8))
 
 
-def share_steps(plans: dict[str, FreezePlan], train: TrainSection, batches: int) -> dict[str, FreezePlan]:
-    """The plans with one budget: the one that is set, or the longest any of them asks for."""
-    steps = max(count_steps(plan, train, batches) for plan in plans.values())
-    return {name: plan if plan.strategy == "linear_probe" else replace(plan, steps=steps) for name, plan in plans.items()}
+def share_steps(plans: dict[str, FreezePlan], config: StudyConfig, batches: int, draws: bool = False) -> dict[str, FreezePlan]:
+    """The plans with one budget, times that of each arm: the one that is set, or the longest any of them asks for.
+
+    `batches` are those of an epoch; `draws` of a learning curve have their own budget.
+    """
+    longest = max(plan.steps for plan in plans.values())
+    shared = {}
+    for name, plan in plans.items():
+        budget = config.arms[name].budget
+        steps = max(1, round(longest * budget))
+        steps = count_steps(replace(plan, steps=steps), train_of(config, name, draws), batches)
+        reason = plan.reason if budget == 1 else f"{plan.reason} Its budget is {budget:g} times that of the study."
+        shared[name] = plan if plan.strategy == "linear_probe" else replace(plan, steps=steps, reason=reason)
+    return shared
+
+
+def train_of(config: StudyConfig, arm: str, draws: bool = False) -> TrainSection:
+    """The training of an arm, whose epochs are its budget times those of the study; steps that are set for draws come before epochs."""
+    train = config.train
+    epochs = None if train.epochs is None or (draws and config.learning_curve.steps) else train.epochs
+    return train.model_copy(update={"epochs": epochs and max(1, round(epochs * config.arms[arm].budget))})
 
 
 def count_steps(plan: FreezePlan, train: TrainSection, batches: int) -> int:

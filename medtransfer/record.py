@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from medtransfer.config import StudyConfig
 from medtransfer.data.audit import Audit
 from medtransfer.data.cohort import Cohort
 from medtransfer.data.fingerprint import Fingerprint
 from medtransfer.data.split import Split
-from medtransfer.errors import ConfigError, StudyError, WeightsError
+from medtransfer.errors import ConfigError, StudyError, WeightsError, list_faults
 from medtransfer.evaluation.predictions import read_predictions, write_aside
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.plan import FreezePlan, fix_plan
@@ -96,7 +97,7 @@ class Prepared:
 
 
 def check_folder(output: Path, config: StudyConfig) -> None:
-    """Refuses a folder that holds anything else than this study.
+    """Refuses a folder that holds anything else than this study, or this study with fewer arms: arms may be added.
 
     Raises:
         StudyError: not a folder, not writable, or holding another study or other files.
@@ -105,9 +106,13 @@ def check_folder(output: Path, config: StudyConfig) -> None:
         raise StudyError(f"{output}: is a file. Choose another --output.")
     record = output / "study.yaml"
     if record.is_file():
-        if record.read_text(encoding="utf-8") != config.to_yaml():
+        if differing := _differences(_read_settings(record), yaml.safe_load(config.to_yaml())):
             raise StudyError(
-                f"{output}: holds a study with other settings (see its study.yaml). Choose another --output, or remove the folder."
+                list_faults(
+                    f"{output}: holds a study with other settings",
+                    differing,
+                    "Choose another --output, or remove the folder. Arms can be added to a study, behind those it has.",
+                )
             )
     elif output.is_dir() and any(path.name not in {"plan.json", LOCKS} for path in output.iterdir()):
         raise StudyError(f"{output}: is not empty and holds no study. Choose another --output.")
@@ -116,6 +121,35 @@ def check_folder(output: Path, config: StudyConfig) -> None:
         parent = parent.parent
     if not os.access(parent, os.W_OK):
         raise StudyError(f"{parent}: cannot be written. Choose another --output.")
+
+
+def _read_settings(record: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        values = None
+    return values if isinstance(values, dict) else {}
+
+
+def _differences(there: Any, here: Any, key: str = "") -> list[str]:
+    """Settings that a study has and this one has not, or has otherwise; arms behind those it has make no difference."""
+    if not isinstance(there, dict) or not isinstance(here, dict):
+        return [] if there == here else [f"{key}: {there} there, {here} here"]
+    if key == "arms" and list(here)[: len(there)] != list(there):
+        return [f"arms: {', '.join(there)} there, {', '.join(here)} here"]
+    names = [name for name in (*there, *(n for n in here if n not in there)) if key != "arms" or name in there]
+    return [line for name in names for line in _differences(there.get(name), here.get(name), f"{key}.{name}".strip("."))]
+
+
+def _added_later(output: Path, config: StudyConfig) -> list[str]:
+    """Arms that were added to a study when it had been reported already."""
+    try:
+        before = list(json.loads((output / "environment.json").read_text(encoding="utf-8")).get("added_later", []))
+    except (OSError, ValueError, AttributeError):
+        before = []
+    known = _read_settings(output / "study.yaml").get("arms", {})
+    new = [arm for arm in config.arms if known and arm not in known and (output / "report.json").is_file()]
+    return list(dict.fromkeys([*before, *new]))
 
 
 def read_plans(path: Path, plans: dict[str, FreezePlan], backbones: dict[str, Backbone]) -> dict[str, FreezePlan]:
@@ -146,7 +180,7 @@ def read_plans(path: Path, plans: dict[str, FreezePlan], backbones: dict[str, Ba
 
 
 def refuse_edited_steps(path: Path, plans: dict[str, FreezePlan]) -> None:
-    """The budget is one for all arms, so that none is favoured; it is set in the configuration."""
+    """The budget is one for all arms, so that none is favoured unseen; it is set in the configuration."""
     stored = json.loads(path.read_text(encoding="utf-8"))["arms"]
     for name, plan in plans.items():
         # A file from `plan` may name a strategy that was edited since; its steps follow.
@@ -154,7 +188,8 @@ def refuse_edited_steps(path: Path, plans: dict[str, FreezePlan]) -> None:
         steps = stored.get(name, {}).get("steps", plan.steps)
         if same and steps != plan.steps:
             raise ConfigError(
-                f"{path}: arm {name}: steps is {steps!r}, not {plan.steps}; the budget is one for all arms. Set train.epochs instead."
+                f"{path}: arm {name}: steps is {steps!r}, not {plan.steps}; the budget is one for all arms. Set train.epochs, or "
+                f"arms.{name}.budget, instead."
             )
 
 
@@ -166,7 +201,9 @@ def write_plans(plans: dict[str, FreezePlan], path: Path) -> None:
 def write_record(prepared: Prepared, engines: dict[str, Engine], output: Path) -> None:
     """study.yaml, cohort.csv, audit.json, plan.json, environment.json."""
     cohort, facts = prepared.cohort, prepared.facts
-    write_aside(output / "study.yaml", prepared.config.to_yaml())
+    record, added_later = output / "study.yaml", _added_later(output, prepared.config)
+    if not record.is_file():  # first, so that a folder that is left half-written is known again
+        write_aside(record, prepared.config.to_yaml())
     write_salt(cohort, output)
     table = cohort.images.drop(columns="path").merge(facts[["image", "file_digest", "pixel_digest"]], on="image", validate="one_to_one")
     if len(prepared.seen):
@@ -208,8 +245,11 @@ def write_record(prepared: Prepared, engines: dict[str, Engine], output: Path) -
         "processors": os.cpu_count(),
         "git_commit": _git_commit(),
         "arms": arms,
+        "added_later": added_later,
     }
     write_aside(output / "environment.json", json.dumps(environment, indent=1))
+    # Last: until then it says which arms the other files know of.
+    write_aside(record, prepared.config.to_yaml())
 
 
 def _describe_slices(prepared: Prepared, name: str) -> str:

@@ -144,8 +144,6 @@ def run_fold(
     def report(what: str, done: int, total: int) -> None:
         reporter(f"{name}, {what}", done, total)
 
-    if plan.cache_cut and not _reads_behind(head, backbone, plan.cache_cut):
-        plan = replace(plan, cache_cut="", bytes_per_image=0, views=0)
     probe = plan.strategy == "linear_probe"
     kept: Source = images.keep(backbone, engine, plan.cache_cut, head.taps, probe, report) if plan.cache_cut else source
     training = _load(kept if plan.views else source, fold.train, engine, step, seed, plan.views)
@@ -205,6 +203,11 @@ def _fit_task(task: Classification | Detection, images: Images, fold: Fold, plan
     """The task with what it takes from the training part, and from the plan."""
     if isinstance(task, Detection) and task.space != images.space:
         raise ConfigError(f"the task is for images of {task.space} pixels, these are seen with {images.space}. Make both alike.")
+    if isinstance(task, Detection) != bool(plan.finest):
+        raise ConfigError(
+            f"the plan is for {'boxes' if plan.finest else 'whole images'}, the task is not. Give plan_freeze the finest stride."
+        )
+    task = replace(task, finest=plan.finest) if isinstance(task, Detection) else task
     return replace(task.fitted(images.targets[fold.train]), read=plan.read)
 
 
@@ -233,11 +236,6 @@ def _predict_parts(
             candidates.append(list_candidates(predictions, *about, placements, plane).assign(part=part))
         tables.append(task.decode(predictions, truth, *about).assign(part=part))
     return pd.concat(tables), pd.concat(candidates, ignore_index=True) if candidates else None
-
-
-def _reads_behind(head: Head, backbone: Backbone, cut: str) -> bool:
-    """Whether what is kept at a cut is enough for a head: of activations before it only the mean over space is kept."""
-    return isinstance(head, LinearHead) or backbone.names.index(cut) <= min(map(backbone.names.index, head.taps))
 
 
 def _state_key(

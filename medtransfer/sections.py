@@ -122,6 +122,7 @@ class PlanFields(Section):
     adapt_norm: bool | None = Field(None, description="Batch-norm statistics taken anew from the training images (AdaBN).")
     mix: bool | None = Field(None, description="Keep the best mixture of pretrained and fine-tuned weights (WiSE-FT).")
     views: int | None = Field(None, ge=0, description="Random views per image whose frozen activations are kept; 0: none.")
+    finest: Literal[4, 8, 16] | None = Field(None, description="Of a detector: stride of the finest level of its pyramid, in pixels.")
 
 
 class PlanSection(PlanFields):
@@ -149,6 +150,7 @@ class ArmSection(Section):
     recipe: RecipeSection | None = Field(None, description="Mean and std of the input, in place of those of the weights.")
     pooling: Literal["attention", "mean", "max"] = Field("attention", description="How the slices of a volume become one case.")
     slab: int = Field(1, ge=1, le=15, description="Odd number of neighbouring slices that become the channels of each (2.5D).")
+    budget: float = Field(1.0, gt=0, le=100, description="So many times the training of the other arms, such as 3 for a longer scratch.")
     plan: PlanFields = Field(PlanFields(), description="Fields of the freeze plan for this arm alone, before those of the section plan.")
 
     @model_validator(mode="before")
@@ -158,8 +160,10 @@ class ArmSection(Section):
             return value
         plan = value.get("plan")
         empty = plan is None or (isinstance(plan, dict) and all(field is None for field in plan.values()))
-        given = {key for key, setting in value.items() if setting is not None and setting != "none" and not (key == "plan" and empty)}
-        extra = sorted(given - {"kind", "backbone", "pooling", "channels", "slab"})
+        idle = {"plan"} if empty else set()
+        idle |= {"budget"} if value.get("budget") == 1 else set()
+        given = {key for key, setting in value.items() if setting is not None and setting != "none"}
+        extra = sorted(given - idle - {"kind", "backbone", "pooling", "channels", "slab"})
         if extra or value.get("backbone", "features") != "features":
             raise ValueError(f"kind: features takes no {', '.join(extra) or 'backbone'}; it is measured by formula")
         return {**value, "kind": "features", "backbone": "features"}
@@ -208,7 +212,7 @@ class ProtocolSection(Section):
 
 
 class TrainSection(Section):
-    """The budget, the same for every arm."""
+    """The budget, the same for every arm whose own `budget` does not say otherwise."""
 
     epochs: int | None = Field(None, ge=1, description="Passes over the training images; the plan's steps where left out.")
     patience: int | None = Field(

@@ -24,7 +24,7 @@ ALLOWED = {
     "training": {"errors", "training", "tasks", "models", "evaluation"},
     "report": {"errors", "report", "evaluation"},
     "record": {"errors", "config", "data", "models", "training", "evaluation"},
-    "prepare": {"errors", "config", "sections", "record", "progress", "data", "models"},
+    "prepare": {"errors", "config", "sections", "record", "progress", "lesions", "data", "models", "tasks"},
     "lesions": {"errors", "data"},
     "arms": {"errors", "sections", "record", "prepare", "lesions", "data", "models", "tasks", "training"},
     "runs": {"errors", "arms", "config", "sections", "record", "prepare", "lesions", "progress"}

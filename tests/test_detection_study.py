@@ -15,9 +15,11 @@ from medtransfer.cli import app
 from medtransfer.data.cohort import Cohort
 from medtransfer.data.phantom import write_phantom
 from medtransfer.data.slices import Slices
+from medtransfer.errors import ConfigError
 from medtransfer.evaluation.detection import evaluate_boxes
 from medtransfer.models.catalog import load_backbone
 from medtransfer.models.freeze import PlainCounts, plan_freeze
+from medtransfer.models.pyramid import choose_levels
 from medtransfer.sections import TrainSection
 from medtransfer.study import Arm, compare
 from medtransfer.tasks.detection import Detection
@@ -220,7 +222,7 @@ def detection_parts(phantom, store=None):
     cohort = cohort.fitted(dict(zip(facts["image"], facts["shape"], strict=True)))
     images = Images(cohort, [Path(e) for e in facts["entry"]], Slices(), 1, TrainSection(), store, place_images(fixed, facts))
     net = load_backbone(NETWORK, "imagenet")
-    plan = plan_freeze(PlainCounts({"0": 10, "1": 50}, "far"), net, detects=True)
+    plan = plan_freeze(PlainCounts({"0": 10, "1": 50}, "far"), net, finest=8)
     task = Detection(("lesion",), (64, 64)).fitted(images.targets)
     torch.manual_seed(0)
     head = task.make_head(net)
@@ -252,12 +254,19 @@ def test_kept_activations_give_the_same_losses_and_gradients(phantom, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(gradients, kept_gradients, strict=True))
 
 
-def test_a_head_that_reads_before_the_cut_is_given_the_images(phantom, tmp_path):
-    from medtransfer.runs import _reads_behind
-
-    _, net, head, *_ = detection_parts(phantom, tmp_path)
-    assert _reads_behind(head, net, head.taps[0])
-    assert not _reads_behind(head, net, head.taps[-1])
+def test_a_head_that_reads_before_the_cut_is_given_the_images():
+    """What is kept of the stages before a cut is their mean over space, and a pyramid needs all of it."""
+    net = load_backbone(NETWORK, "imagenet")
+    counts = PlainCounts({"0": 5, "1": 50}, "far")
+    below = [stage.reduction for stage in net.stages].index(8)
+    for finest, frozen in ((4, below), (8, below + 2)):
+        plan = plan_freeze(counts, net, finest=finest)
+        assert (plan.frozen_stages, plan.finest) == (frozen, finest)
+        assert plan.cache_cut == choose_levels(net, finest)[0].name == net.names[frozen - 1]
+        deeper = plan_freeze(counts, net, finest=finest, frozen_stages=frozen + 1)
+        assert (deeper.frozen_stages, deeper.cache_cut, deeper.views) == (frozen + 1, "", 0)
+        with pytest.raises(ConfigError, match="no more frozen stages than lie below its finest level"):
+            plan_freeze(counts, net, finest=finest, frozen_stages=frozen + 1, views=4)
 
 
 def test_the_loop_knows_nothing_of_boxes():
@@ -269,15 +278,15 @@ def test_the_loop_knows_nothing_of_boxes():
 
 def test_plans_of_detectors():
     net = load_backbone(NETWORK, "imagenet")
-    few, many = (plan_freeze(PlainCounts({"0": 5, "1": n}, "far"), net, detects=True) for n in (50, 5000))
+    few, many = (plan_freeze(PlainCounts({"0": 5, "1": n}, "far"), net, finest=8) for n in (50, 5000))
     assert few.strategy == many.strategy == "fine_tune"
     assert net.stages[few.frozen_stages - 1].reduction == 8
     assert net.stages[few.frozen_stages].reduction == 16
     assert many.frozen_stages == 0
-    by_hand = plan_freeze(PlainCounts({"0": 0, "1": 50}, "far"), net, detects=True, frozen_stages=len(net.stages))
+    by_hand = plan_freeze(PlainCounts({"0": 0, "1": 50}, "far"), net, finest=8, frozen_stages=len(net.stages))
     assert by_hand.strategy == "fine_tune"  # its head trains
     assert by_hand.steps == few.steps
-    scratch = plan_freeze(PlainCounts({"0": 5, "1": 50}, "far"), load_backbone(NETWORK), detects=True)
+    scratch = plan_freeze(PlainCounts({"0": 5, "1": 50}, "far"), load_backbone(NETWORK), finest=8)
     assert (scratch.strategy, scratch.frozen_stages, scratch.steps) == ("scratch", 0, few.steps)
 
 
@@ -302,7 +311,7 @@ def test_one_network_from_python_on_one_fold(phantom, tmp_path):
     cohort = mt.Cohort.from_boxes(phantom, "boxes.csv", manifest=phantom / "manifest.csv", kinds=["malignant", "benign"])
     assert 0 < cohort.images["lesion"].mean() < 1
     net = mt.load_backbone(NETWORK, "imagenet")
-    plan = mt.plan_freeze(PlainCounts({"0": 5, "1": 10}, "far"), net, detects=True)
+    plan = mt.plan_freeze(PlainCounts({"0": 5, "1": 10}, "far"), net, finest=8)
     train = TrainSection(epochs=1, precision="fp32")
     task = mt.Detection(cohort.labels, (64, 64))
     run = mt.fit(cohort, mt.split_cohort(cohort, 2).fold(0), task, net, plan, tmp_path / "run", size=64, train=train)
@@ -314,7 +323,7 @@ def test_a_task_of_another_size_is_refused(phantom, tmp_path):
 
     cohort = mt.Cohort.from_boxes(phantom, "boxes.csv", manifest=phantom / "manifest.csv")
     net = mt.load_backbone(NETWORK, "imagenet")
-    plan = mt.plan_freeze(PlainCounts({"0": 5, "1": 10}, "far"), net, detects=True)
+    plan = mt.plan_freeze(PlainCounts({"0": 5, "1": 10}, "far"), net, finest=8)
     with pytest.raises(mt.MedTransferError, match=r"images of \(64, 64\) pixels, these are seen with \(96, 96\)"):
         mt.fit(cohort, mt.split_cohort(cohort, 2).fold(0), mt.Detection(cohort.labels, (64, 64)), net, plan, tmp_path / "run", size=96)
 

@@ -145,6 +145,61 @@ def test_an_interrupted_study_is_continued(fresh, study):
     assert (out / "predictions.csv").read_bytes() == (study / "out" / "predictions.csv").read_bytes()
 
 
+def test_an_arm_with_a_larger_budget_is_added_to_a_finished_study(fresh):
+    out = fresh / "out"
+    record = {arm: (out / "runs" / arm / "fold-1" / "seed-0" / "run.json") for arm in (*ARMS, "longer")}
+    stamps = {arm: record[arm].stat().st_mtime_ns for arm in ARMS}
+    before = pd.read_csv(out / "predictions.csv")
+    longer = f"arms.longer={{backbone: {LITE}, weights: none, budget: 3}}"
+    result = run("compare", fresh / "study.config.yaml", longer, "--output", out)
+    assert result.exit_code == 0, result.output
+    assert stamps == {arm: record[arm].stat().st_mtime_ns for arm in ARMS}
+    runs = {arm: json.loads(path.read_text()) for arm, path in record.items()}
+    assert runs["longer"]["budget"]["steps"] == 3 * runs["scratch"]["budget"]["steps"] > 0
+    assert (runs["longer"]["epochs"], runs["scratch"]["epochs"]) == (3, 1)
+    after = pd.read_csv(out / "predictions.csv")
+    assert after[after["arm"] != "longer"].reset_index(drop=True).equals(before)
+    pairs = {(pair["a"], pair["b"]) for pair in json.loads((out / "report.json").read_text())["comparisons"]}
+    assert pairs == {("imagenet", "scratch"), ("imagenet", "longer"), ("scratch", "longer")}
+    page = (out / "report.html").read_text()
+    assert page.count("number of optimiser steps (longer: 3 times as many)") == 2
+    assert "Of these, longer was added when the others had been evaluated." in page
+    # A third call knows that still.
+    assert run("compare", fresh / "study.config.yaml", longer, "--output", out).exit_code == 0
+    assert json.loads((out / "environment.json").read_text())["added_later"] == ["longer"]
+
+
+def test_budgets_are_times_that_of_the_study():
+    from medtransfer.config import make_config
+    from medtransfer.models.freeze import PlainCounts, plan_freeze
+    from medtransfer.prepare import share_steps, train_of
+
+    arms = {
+        "probe": {"backbone": LITE, "weights": "imagenet", "budget": 5},
+        "scratch": {"backbone": LITE},
+        "longer": {"backbone": LITE, "budget": 2.5},
+    }
+    nets = {name: mt.load_backbone(LITE, arm.get("weights")) for name, arm in arms.items()}
+    plans = {name: plan_freeze(PlainCounts({"0": 6, "1": 6}, "far"), net) for name, net in nets.items()}
+    planned = plans["scratch"].steps
+    assert planned > 0
+    assert plans["probe"].strategy == "linear_probe"
+    section = {"manifest": "m.csv", "labels": ["y"]}
+    for train, curve, draws, steps, epochs in (
+        ({}, {}, False, planned, None),
+        ({"epochs": 4}, {}, False, 4 * 7, 4),
+        ({"epochs": 4}, {"sizes": [5], "steps": 30}, False, 4 * 7, 4),
+        ({"epochs": 4}, {"sizes": [5], "steps": 30}, True, planned, None),
+    ):
+        config = make_config({"cohort": section, "arms": arms, "train": train, "learning_curve": curve})
+        shared = share_steps(plans, config, 7, draws)
+        assert [shared[name].steps for name in arms] == [0, steps, round(2.5 * steps)]
+        assert "2.5 times" in shared["longer"].reason
+        assert shared["scratch"].reason == plans["scratch"].reason
+        assert train_of(config, "scratch", draws).epochs == epochs
+        assert train_of(config, "longer", draws).epochs == (None if epochs is None else 10)
+
+
 def test_interruption_exits_130_and_says_how_to_go_on(fresh, monkeypatch):
     def interrupt(*_args, **_kwargs):
         raise KeyboardInterrupt
@@ -179,7 +234,7 @@ def test_a_plan_edited_by_hand_is_honoured(fresh):
         ("imagenet", "frozen_stages", 99, "frozen_stages is 99; expected a whole number from 0 to 18"),
         ("imagenet", "head_lr", "fast", "head_lr is 'fast'"),
         ("imagenet", "norm_policy", "freeze", "expected train or eval"),
-        ("imagenet", "steps", 5, "Set train.epochs instead"),
+        ("imagenet", "steps", 5, "Set train.epochs, or arms.imagenet.budget, instead"),
         ("imagenet", "speed", 5, "unknown field speed"),
         ("scratch", "frozen_stages", 3, "trains everything"),
     ],
@@ -198,6 +253,13 @@ def test_another_study_in_the_folder_is_refused(study, tmp_path):
     result = run("compare", study / "study.config.yaml", "image.size=48", "--output", study / "out")
     assert result.exit_code == 2
     assert "holds a study with other settings" in result.output
+    assert "image.size: 32 there, 48 here" in result.output
+    for change, said in (
+        ("arms.scratch.budget=2", "arms.scratch.budget: 1.0 there, 2.0 here"),
+        ("arms={scratch: {backbone: tf_efficientnet_lite0}}", "arms: imagenet, scratch there, scratch here"),
+    ):
+        result = run("compare", study / "study.config.yaml", change, "--output", study / "out")
+        assert (result.exit_code, said in result.output) == (2, True), result.output
     (tmp_path / "note.txt").write_text("mine")
     result = run("compare", study / "study.config.yaml", "--output", tmp_path)
     assert (result.exit_code, "is not empty and holds no study" in result.output) == (2, True)

@@ -63,7 +63,7 @@ _DECAY_LAYERS = 12
 # AUC 0.748 at 1e-3, 0.830 at 3e-3, 0.826 at 6e-3.
 _SCRATCH_LR = 3e-3
 # Of detectors: brain MRI with 893 training images; see `configs/brain_tumor_detection.yaml`.
-_MANY_LESIONS, _PYRAMID = 1000, 8
+_MANY_LESIONS = 1000
 _DETECTION_LR, _DETECTION_BODY_LR = 5e-4, 1.5e-4
 _DETECTION_EPOCHS, _FEWEST_DETECTION_STEPS = 12, 600
 
@@ -107,7 +107,7 @@ def plan_freeze(
     transfer: bool | None = None,
     batch: int = _BATCH,
     cache: CacheBudget | None = None,
-    detects: bool = False,
+    finest: int = 0,
     **fixed: Any,
 ) -> FreezePlan:
     """Plans from the fingerprint of the *training* images and the backbone.
@@ -119,16 +119,17 @@ def plan_freeze(
         transfer: plan for pretrained weights; left out: whether the backbone has any.
         batch: images at a step of training.
         cache: budget of the cache of frozen activations; the defaults where left out.
-        detects: plan for lesion boxes; patients are then those with a lesion.
+        finest: plan for lesion boxes, found on a pyramid whose finest level has this stride in pixels; patients are then those with a
+            lesion. 0: for the classification of whole images.
         **fixed: fields of `FreezePlan` set by hand; None means planned.
 
     Raises:
         ConfigError: a field that does not exist or does not fit the backbone.
     """
     counts = dict(fingerprint.patients_per_class)
-    units, images = counts["1"] if detects else min(counts.values()), sum(fingerprint.images_per_class.values())
-    if detects:
-        return _detection_plan(backbone, units, images, batch, cache or CacheBudget(), transfer, fixed)
+    units, images = counts["1"] if finest else min(counts.values()), sum(fingerprint.images_per_class.values())
+    if finest:
+        return _detection_plan(backbone, units, images, batch, cache or CacheBudget(), transfer, finest, fixed)
     if not (backbone.weights.source != "none" if transfer is None else transfer):
         # A frozen stage of random weights would learn nothing: this arm trains everything, whatever is set by hand.
         return _scratch_plan(len(backbone.stages), units, images, batch)
@@ -179,15 +180,16 @@ def _transfer_plan(backbone: Backbone, units: int, images: int, domain: str, bat
 
 
 def _detection_plan(
-    backbone: Backbone, units: int, images: int, batch: int, cache: CacheBudget, transfer: bool | None, fixed: dict[str, Any]
+    backbone: Backbone, units: int, images: int, batch: int, cache: CacheBudget, transfer: bool | None, finest: int, fixed: dict[str, Any]
 ) -> FreezePlan:
     """Of detectors: the stages below the pyramid rest where lesions are few; what lies above, and the head, trains."""
     pretrained = backbone.weights.source != "none" if transfer is None else transfer
     few = units < _MANY_LESIONS
-    below = [place for place, stage in enumerate(backbone.stages, 1) if stage.reduction <= _PYRAMID and stage.layout == "NCHW"]
+    below = [place for place, stage in enumerate(backbone.stages, 1) if stage.reduction <= finest and stage.layout == "NCHW"]
     frozen = max(below, default=0) if few and pretrained and backbone.exact else 0
     steps = _DETECTION_EPOCHS * max(1, images // batch)
     what = f"the stages below the pyramid ({frozen} of {len(backbone.stages)}) rest" if frozen else "everything trains"
+    what += f"; the finest level has a stride of {finest} pixels"
     plan = FreezePlan(
         strategy="fine_tune" if pretrained else "scratch",
         stages=len(backbone.stages),
@@ -202,6 +204,7 @@ def _detection_plan(
         reason=f"{units} patients with lesions in the training part, {backbone.name}: weak evidence (one cohort of brain MRI): {what}."
         if pretrained
         else "Random weights: everything is trained.",
+        finest=finest,
     )
     if not pretrained:
         return plan

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from medtransfer.errors import ConfigError, WeightsError
 from medtransfer.models.backbone import Backbone, NormPolicy, Tuned
 from medtransfer.models.costs import StageCost, measure_stages
+from medtransfer.models.pyramid import choose_levels
 
 Strategy = Literal["linear_probe", "lp_ft", "fine_tune", "scratch"]
 Unfreeze = Literal["at_once", "gradual"]
@@ -47,6 +48,7 @@ class FreezePlan:
         cache_cut: the stage up to which activations are computed once and kept; "" for none.
         bytes_per_image: of one view of an image in that cache.
         views: random views per image in that cache, replayed in turn; 0: every epoch draws its own and nothing is kept.
+        finest: stride in pixels of the finest level of a detector's pyramid; 0 of a classifier.
     """
 
     strategy: Strategy
@@ -71,6 +73,7 @@ class FreezePlan:
     cache_cut: str = ""
     bytes_per_image: int = 0
     views: int = 0
+    finest: int = 0
 
     @property
     def kept_stages(self) -> int:
@@ -117,6 +120,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "read": get_args(Read),
     "adapt_norm": (True, False),
     "mix": (True, False),
+    "finest": (4, 8, 16),
 }
 _RATES = ("head_lr", "backbone_lr", "stage_decay")
 # Of fine-tuning by hand where a probe was planned.
@@ -132,7 +136,7 @@ def fix_plan(plan: FreezePlan, backbone: Backbone, **fields: Any) -> FreezePlan:
     """
     for key, value in fields.items():
         if key not in _BY_HAND:
-            hint = "; the budget is one for all arms, set train.epochs" if key == "steps" else ""
+            hint = "; the budget is one for all arms, set train.epochs, or budget of an arm" if key == "steps" else ""
             raise ConfigError(f"plan: {key} cannot be set by hand{hint}. These can: {', '.join(_BY_HAND)}.")
         _check_field(plan, key, value)
     kept = plan.stages - fields.get("dropped_stages", plan.dropped_stages)
@@ -179,7 +183,9 @@ def _described(plan: FreezePlan, backbone: Backbone, fields: dict[str, Any]) -> 
 
 
 def _check_field(plan: FreezePlan, key: str, value: Any) -> None:
-    if plan.strategy == "scratch" and key not in {*_RATES, "dropout"}:
+    if key == "finest" and not plan.finest:
+        raise ConfigError("plan: finest is for detectors, which read stages of several strides.")
+    if plan.strategy == "scratch" and key not in {*_RATES, "dropout", "finest"}:
         # A frozen stage of random weights would learn nothing.
         raise ConfigError(f"plan: {key} cannot be set for an arm trained from scratch; it trains everything.")
     if plan.strategy == "fine_tune" and key in {"strategy", "dropped_stages", "read", "mix"}:
@@ -223,9 +229,12 @@ def plan_cache(plan: FreezePlan, backbone: Backbone, images: int, budget: CacheB
     """
     probe = plan.strategy == "linear_probe"
     prefix = plan.frozen_stages if plan.tuned != "first" and plan.strategy != "scratch" else 0
+    if plan.finest and prefix > backbone.names.index(choose_levels(backbone, plan.finest)[0].name) + 1:
+        prefix = 0  # of activations before the cut only the mean over space is kept, and the pyramid reads them whole
     if plan.views and not choose and (probe or not prefix):
         raise ConfigError(
-            "plan: views is set, but there is no frozen prefix to cache: set strategy lp_ft, frozen stages, and tuned last or norms."
+            "plan: views is set, but there is no frozen prefix to cache: set strategy lp_ft, frozen stages, and tuned last or norms; of "
+            "a detector, no more frozen stages than lie below its finest level."
         )
     if not prefix:
         return replace(plan, cache_cut="", bytes_per_image=0, views=0)

@@ -28,7 +28,7 @@ from medtransfer.report.figures import (
     draw_training,
     render,
 )
-from medtransfer.report.methods import write_methods
+from medtransfer.report.methods import describe_budgets, write_methods
 from medtransfer.report.notes import note_overfitting, note_small_cohorts, note_training, read_histories, read_json, read_searches
 
 # Path in the report, title, help.
@@ -93,6 +93,7 @@ def build_report(folder: Path) -> Path:
         "environment": environment,
         "config": config,
         "notes": note_training(folder, arms),
+        "budgets": describe_budgets(settings) if settings else "",
         "overfitted": note_overfitting(folder, arms),
         "reuse": reuse,
         "small": note_small_cohorts(folder, plans),

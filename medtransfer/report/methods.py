@@ -61,6 +61,14 @@ def write_methods(
     return paragraphs, [REFERENCES[key] for key in cited]
 
 
+def describe_budgets(study: Any) -> str:
+    """The steps that arms were given, in words; `study` is its configuration."""
+    # A study of an earlier version names no budgets.
+    own = {arm: section["budget"] for arm, section in study["arms"].items() if section.get("budget", 1) != 1}
+    exceptions = ", ".join(f"{arm}: {budget:g} times as many" for arm, budget in own.items())
+    return f"number of optimiser steps{f' ({exceptions})' if own else ''}"
+
+
 def _training(plans: Any, environment: Any, audit: Any, study: Any, cite: Any) -> list[str]:
     versions, protocol = environment["versions"], study["protocol"]
     seeds = len(protocol["seeds"])
@@ -92,9 +100,11 @@ def _training(plans: Any, environment: Any, audit: Any, study: Any, cite: Any) -
         arms.append(f"{arm}: {entry['backbone']} from {origin}{mei}, {frozen}")
     detects = study.get("task") == "detection"
     second = (
-        f"The arms were {'; '.join(arms)}. All arms had the same patients, folds, seeds, augmentation and number of optimiser steps; the weights "
+        f"The arms were {'; '.join(arms)}. All arms had the same patients, folds, seeds, augmentation and {describe_budgets(study)}; the weights "
         f"of the epoch with the {'highest average precision' if detects else 'lowest log-loss'} on the tuning part were kept."
     )
+    if later := environment.get("added_later"):
+        second += f" Of these, {' and '.join(later)} {'was' if len(later) == 1 else 'were'} added when the others had been evaluated."
     if not detects:
         second += " Classes were weighted in the loss, and the logits corrected for it, so that probabilities refer to the prevalence of the cohort."
     return [first, second]

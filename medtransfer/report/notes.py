@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-# Log-loss on tune images against training images: a gap beyond both is worth a warning.
+# Log-loss, or 1 - average precision, on tune images against training images: a gap beyond both is worth a warning.
 _GAP_RATIO, _GAP = 2.0, 0.1
 
 
@@ -68,16 +68,18 @@ def note_overfitting(folder: Path, arms: list[str]) -> list[str]:
     """Per arm, a warning where its networks know their training images much better than others."""
     notes = []
     for arm in arms:
-        runs = _read_runs(folder, arm)
-        # Of boxes another loss is kept.
-        gaps = [(run["kept"]["train"], run["kept"]["tune"]) for run in runs if "kept" in run and "anchors" not in run.get("task", {})]
+        runs = [run for run in _read_runs(folder, arm) if "kept" in run]
+        gaps = [(run["kept"]["train"], run["kept"]["tune"]) for run in runs]
         learnt = [(train, tune) for train, tune in gaps if tune > _GAP_RATIO * train and tune - train > _GAP]
         if len(learnt) > len(gaps) / 2:
             train, tune = (sum(column) / len(learnt) for column in zip(*learnt, strict=True))
+            boxes = "anchors" in runs[0].get("task", {})  # of which 1 - average precision is kept
+            what = f"average precision is {1 - train:.2f}" if boxes else f"log-loss is {train:.2f}"
+            extreme = "" if boxes else "Its probabilities are too extreme until a temperature is applied; "
+            remedy = f"{extreme}more patients, more frozen stages or L2-SP would narrow the gap."
             notes.append(
-                f"{arm} is over-fitted in {len(learnt)} of {len(gaps)} runs: its log-loss is {train:.2f} on images it was trained on and "
-                f"{tune:.2f} on others. Its probabilities are too extreme until a temperature is applied; more patients, more frozen "
-                "stages or L2-SP would narrow the gap."
+                f"{arm} is over-fitted in {len(learnt)} of {len(gaps)} runs: its {what} on images it was trained on and "
+                f"{1 - tune if boxes else tune:.2f} on others. {remedy[0].upper()}{remedy[1:]}"
             )
     return notes
 
@@ -96,6 +98,6 @@ def note_training(folder: Path, arms: list[str]) -> list[str]:
         spread = f"{min(epochs)} to {max(epochs)} epochs, weights kept from epochs {kept}"
         note = f"{arm}: {len(runs)} runs of {spread}; {seconds:.0f} s of training."
         if unfinished:
-            note += f" In {unfinished} of {len(runs)} runs the best epoch was among the last: this arm might gain from more train.epochs."
+            note += f" In {unfinished} of {len(runs)} runs the best epoch was among the last: this arm might gain from a larger budget."
         notes.append(note)
     return notes

@@ -50,7 +50,7 @@ class Detection:
         labels: the one label.
         space: pixels of the input along rows and columns, or slices, rows and columns.
         anchors: (level, shape, axis), sides in pixels; see `fitted`.
-        finest: stride of the finest level, in pixels.
+        finest: stride of the finest level, in pixels; 0: `fitted` chooses it, see `choose_finest`.
         kept: candidates of an image, at most; three for each lesion of the training image with most, 30 at least.
         read: not used; detection heads read a stage of every level.
     """
@@ -58,7 +58,7 @@ class Detection:
     labels: tuple[str, ...]
     space: tuple[int, ...]
     anchors: tuple[tuple[tuple[float, ...], ...], ...] = ()
-    finest: int = _COARSE
+    finest: int = 0
     kept: int = KEPT
     read: str = "last"
 
@@ -77,16 +77,12 @@ class Detection:
             CohortError: no box.
         """
         axes = len(self.space)
-        boxes = np.asarray(targets, float).reshape(-1, 2 * axes)
-        boxes = boxes[np.isfinite(boxes).all(1)]
-        if not len(boxes):
-            raise CohortError("the training part has no lesion box.")
-        sides = np.log(np.maximum(boxes[:, axes:] - boxes[:, :axes], 1.0))
+        boxes, sides = _sides(targets)
+        finest = self.finest or choose_finest(targets)
         # In slices alone, as images are.
         zooms = np.log(_ZOOMS)[:, None, None] * np.array([0.0] * (axes - 2) + [1.0, 1.0])
         spread = (sides + zooms).reshape(-1, axes)
         size = spread[:, -2:].mean(1)
-        finest = _COARSE if np.quantile(size, 0.1) >= np.log(_COARSE) else _FINE
         shapes = max(1, min(_SHAPES, len(boxes) // _BOXES_PER_SHAPE))
         anchors, low = [], -np.inf
         for level in range(_LEVELS):
@@ -178,6 +174,28 @@ class Detection:
                 "logit": logit,
             }
         )
+
+
+def choose_finest(targets: NDArray[Any]) -> int:
+    """Stride of the finest level of a pyramid, from boxes as the network sees them: 4 where a tenth are smaller than 8 pixels, else 8.
+
+    Args:
+        targets: (image, box, 2 x axes), as of `Detection`.
+
+    Raises:
+        CohortError: no box.
+    """
+    return _COARSE if np.quantile(_sides(targets)[1][:, -2:].mean(1), 0.1) >= np.log(_COARSE) else _FINE
+
+
+def _sides(targets: NDArray[Any]) -> tuple[Float, Float]:
+    """The boxes of all images, and the logarithms of their sides, of a pixel at least."""
+    boxes = np.asarray(targets, float)
+    boxes = boxes[np.isfinite(boxes).all(-1)]
+    if not len(boxes):
+        raise CohortError("the training part has no lesion box.")
+    axes = boxes.shape[1] // 2
+    return boxes, np.log(np.maximum(boxes[:, axes:] - boxes[:, :axes], 1.0))
 
 
 def suppress(boxes: Tensor, most: float) -> Tensor:

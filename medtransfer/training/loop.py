@@ -34,7 +34,7 @@ _LEAST_GAIN = 1e-6
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to train, the same for every arm.
+    """How long to train.
 
     Attributes:
         steps: optimiser steps at the most.

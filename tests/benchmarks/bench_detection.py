@@ -25,7 +25,7 @@ def bench_steps(size: int = 256, batch: int = 8) -> None:
     net = load_backbone("tf_efficientnet_lite0", "imagenet")
     task = Detection(("lesion",), (size, size)).fitted(boxes)
     head = task.make_head(net)
-    plan = plan_freeze(PlainCounts({"0": 50, "1": 400}, "far"), net, detects=True)
+    plan = plan_freeze(PlainCounts({"0": 50, "1": 400}, "far"), net, finest=8)
     engine.place(net)
     engine.place(head)
     images = {"image": torch.randn(batch, 3, size, size)}
