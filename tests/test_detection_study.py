@@ -328,6 +328,16 @@ def test_a_task_of_another_size_is_refused(phantom, tmp_path):
         mt.fit(cohort, mt.split_cohort(cohort, 2).fold(0), mt.Detection(cohort.labels, (64, 64)), net, plan, tmp_path / "run", size=96)
 
 
+def test_a_plan_for_whole_images_is_refused(phantom, tmp_path):
+    import medtransfer as mt
+
+    cohort = mt.Cohort.from_boxes(phantom, "boxes.csv", manifest=phantom / "manifest.csv")
+    net = mt.load_backbone(NETWORK, "imagenet")
+    plan = mt.plan_freeze(PlainCounts({"0": 5, "1": 10}, "far"), net)
+    with pytest.raises(mt.MedTransferError, match="the plan is for whole images, the task is not. See `finest`"):
+        mt.fit(cohort, mt.split_cohort(cohort, 2).fold(0), mt.Detection(cohort.labels, (64, 64)), net, plan, tmp_path / "run", size=64)
+
+
 def test_what_lies_in_the_padding_is_nothing():
     from medtransfer.data.placement import place
     from medtransfer.lesions import drop_padding, list_candidates

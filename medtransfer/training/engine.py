@@ -79,6 +79,7 @@ class Engine:
 
     def place(self, network: nn.Module) -> nn.Module:
         """A network to the device, in the same order of memory; in place."""
+        keep_freed_memory()  # here, as every process that computes comes by
         for tensor in network.parameters():
             if tensor.ndim == 4:
                 tensor.data = tensor.data.contiguous(memory_format=self.memory_format)
@@ -145,7 +146,6 @@ def make_engine(
     Raises:
         ConfigError: CUDA asked for and absent, or fp16 without CUDA.
     """
-    keep_freed_memory()
     has_cuda = torch.cuda.is_available()
     if device == "cuda" and not has_cuda:
         raise ConfigError("train.device is cuda, but torch sees no CUDA device here. Use auto or cpu.")
@@ -255,7 +255,6 @@ def use_threads(jobs: int = 1) -> None:
 
     What the environment says (OMP_NUM_THREADS) stays.
     """
-    keep_freed_memory()
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads_of(jobs))
 

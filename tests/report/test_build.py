@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from medtransfer.evaluation import evaluate
 from medtransfer.report.build import build_report, format_interval
+from medtransfer.report.notes import note_overfitting
 
 HOSTILE = "<script>alert('x')</script>\"&$x^2$"
 
@@ -114,3 +115,19 @@ def test_a_page_of_one_class_says_why_there_are_no_numbers(tmp_path):
     page = build(pd.DataFrame({"patient": range(6), "target": 1, "probability": [0.2, 0.9, 0.5, 0.4, 0.3, 0.7]}), tmp_path)
     assert "no negative image" in page
     assert "nothing that compares the classes can be estimated" in page
+
+
+@pytest.mark.parametrize(
+    ("boxes", "said"),
+    [(True, "average precision is 0.95 on images it was trained on and 0.70 on others. More"), (False, "log-loss is 0.05")],
+)
+def test_over_fitting_is_told_in_what_was_measured(tmp_path, boxes, said):
+    folder = tmp_path / "runs" / "scratch" / "fold-0" / "seed-0"
+    folder.mkdir(parents=True)
+    run = {"kept": {"train": 0.05, "tune": 0.3}, "task": {"anchors": []} if boxes else {}}
+    (folder / "run.json").write_text(json.dumps(run))
+    (note,) = note_overfitting(tmp_path, ["scratch"])
+    assert said in note
+    assert ("temperature" in note) is not boxes
+    (folder / "run.json").write_text(json.dumps({**run, "kept": {"train": 0.05, "tune": 0.12}}))
+    assert note_overfitting(tmp_path, ["scratch"]) == []

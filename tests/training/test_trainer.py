@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
+from types import SimpleNamespace
 
 import medtransfer as mt
 import numpy as np
@@ -16,7 +20,7 @@ from medtransfer.models.freeze import PlainCounts
 from medtransfer.progress import Reporter
 from medtransfer.sections import TrainSection
 from medtransfer.training import checkpoint, interruption, loop, predicting, telemetry, tracking, trainer
-from medtransfer.training.engine import Engine, threads_of, use_threads
+from medtransfer.training.engine import Engine, keep_freed_memory, threads_of, use_threads
 from medtransfer.training.interruption import asked, finishing_steps
 
 LITE = "tf_efficientnet_lite0"
@@ -255,6 +259,42 @@ def test_threads_are_divided_and_the_environment_is_obeyed(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS")
     use_threads(2)
     assert chosen == [4]
+
+
+def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch):
+    keep = keep_freed_memory.__wrapped__  # what is called once
+    told = []
+    library = SimpleNamespace(mallopt=lambda name, value: told.append((name, value)))
+    monkeypatch.setattr("medtransfer.training.engine.sys.platform", "linux")
+    monkeypatch.delenv("MALLOC_MMAP_MAX_", raising=False)
+    monkeypatch.setattr("medtransfer.training.engine.ctypes.CDLL", lambda _: library)
+    keep()
+    assert told == [(-4, 0), (-1, 2**31 - 1)]  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
+    monkeypatch.setattr("medtransfer.training.engine.ctypes.CDLL", lambda _: SimpleNamespace())
+    keep()  # another C library
+    monkeypatch.setattr("medtransfer.training.engine.ctypes.CDLL", lambda _: library)
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", "65536")
+    keep()
+    monkeypatch.delenv("MALLOC_MMAP_MAX_")
+    monkeypatch.setattr("medtransfer.training.engine.sys.platform", "darwin")
+    keep()
+    assert len(told) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="of glibc")
+def test_every_process_that_computes_keeps_freed_memory():
+    """Large blocks come from the heap then, which grows, and not from pages mapped for each."""
+    code = (
+        "import torch, resource\n"
+        "from medtransfer.training.engine import Engine\n"
+        "Engine(torch.device('cpu'), 'fp32').place(torch.nn.Linear(1, 1))\n"
+        "torch.ones(2**26).sum()\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(5): torch.ones(2**26).sum()\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1000  # of 327,680 pages
 
 
 def test_one_process_is_not_distributed():
