@@ -95,8 +95,10 @@ def note_training(folder: Path, arms: list[str]) -> list[str]:
         unfinished = sum(run["epochs"] > 0 and run["best_epoch"] >= 0.9 * run["epochs"] and not run["stopped_early"] for run in runs)
         seconds = sum(run["seconds"] for run in runs)
         kept = ", ".join(str(run["best_epoch"]) for run in runs)
-        spread = f"{min(epochs)} to {max(epochs)} epochs, weights kept from epochs {kept}"
-        note = f"{arm}: {len(runs)} runs of {spread}; {seconds:.0f} s of training."
+        several = len(runs) > 1
+        length = f"{min(epochs)}" if min(epochs) == max(epochs) else f"{min(epochs)} to {max(epochs)}"
+        spread = f"{length} epochs, weights kept from epoch{'s' if several else ''} {kept}"
+        note = f"{arm}: {len(runs)} run{'s' if several else ''} of {spread}; {seconds:.0f} s of training."
         if unfinished:
             note += f" In {unfinished} of {len(runs)} runs the best epoch was among the last: this arm might gain from a larger budget."
         notes.append(note)
