@@ -44,7 +44,7 @@ def demo(
     with _guard():
         from medtransfer.config import configs_folder, load_config
         from medtransfer.data.phantom import write_phantom
-        from medtransfer.record import check_folder
+        from medtransfer.folder import check_folder
         from medtransfer.sections import CohortSection
 
         # Beside the study, as the study folder itself is the record and holds no images.

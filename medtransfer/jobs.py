@@ -17,11 +17,12 @@ from medtransfer.arms import backbone_of, images_of, task_of
 from medtransfer.data.split import Fold
 from medtransfer.episodes import draw_fold, plan_draw
 from medtransfer.errors import StudyError
+from medtransfer.folder import LOCKS
 from medtransfer.models.costs import measure_stages
 from medtransfer.models.plan import FINE_TUNING_STEPS, FreezePlan
 from medtransfer.prepare import cache_budget, train_of
 from medtransfer.progress import Reporter
-from medtransfer.record import LOCKS, Prepared, Run, finished_run, run_key
+from medtransfer.record import Prepared, Run, finished_run, longest_steps, run_key
 from medtransfer.runs import run_fold, search_fold
 from medtransfer.tasks.classification import Classification
 from medtransfer.training.engine import Engine
@@ -191,9 +192,7 @@ class Study:
         def report(what: str, done: int, total: int) -> None:
             reporter(f"{job.arm}, fold {job.fold}, {what}", done, total)
 
-        arms = prepared.config.arms
-        longest = max(other.steps / arms[name].budget for name, other in prepared.plans.items()) or FINE_TUNING_STEPS
-        steps = max(1, round(longest * arms[job.arm].budget))
+        steps = max(1, round((longest_steps(prepared) or FINE_TUNING_STEPS) * prepared.config.arms[job.arm].budget))
         images, task = images_of(prepared, job.arm, self.store), task_of(prepared, job.arm)
         assert isinstance(task, Classification)  # the configuration refuses a search for detection
         lock = self.output / LOCKS / f"{hashlib.sha256(str(path.relative_to(self.output)).encode()).hexdigest()[:16]}.lock"

@@ -25,7 +25,8 @@ def choose_engines(prepared: Prepared, output: Path) -> dict[str, Engine]:
         plan, backbone = prepared.plans[arm], deepcopy(prepared.backbones[arm])
         backbone.truncate(plan.dropped_stages)
         backbone.freeze(plan.frozen_stages, plan.norm_policy, plan.tuned)
-        recorded = recorded_engine(output, arm)
+        # Of any of them: an arm that was added trains as those before it did.
+        recorded = next((found for other in (arm, *arms) if (found := recorded_engine(output, other))), {})
         precision, layout = (
             getattr(config.train, field) if getattr(config.train, field) != "auto" else recorded.get(field, "auto")
             for field in ("precision", "layout")

@@ -96,11 +96,7 @@ def prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, rep
     plans = {name: plan_arm(config, name, net, fingerprint, fingerprint.ndim, len(cohort), finest) for name, net in backbones.items()}
     edited = output / "plan.json" if output is not None else None
     if edited is not None and edited.is_file():
-        cache = cache_budget(config, fingerprint.ndim, len(cohort))
-        for name, plan in read_plans(edited, plans, backbones).items():
-            # Where the depth was edited and the views were not, they follow it.
-            by_hand = config.plan.views is not None or config.arms[name].plan.views is not None or plan.views != plans[name].views
-            plans[name] = plan_cache(plan, backbones[name], len(cohort), cache, choose=not by_hand)
+        plans = _take_up_edits(edited, config, plans, backbones, fingerprint.ndim, len(cohort))
     for name, backbone in backbones.items():
         refuse_random_prefix(backbone, plans[name])
         if config.plan.search and plans[name].tuned == "first":
@@ -111,6 +107,21 @@ def prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, rep
     if edited is not None and edited.is_file():
         refuse_edited_steps(edited, plans)
     return Prepared(config, cohort, facts, split, fingerprint, plans, backbones, findings, seen)
+
+
+def _take_up_edits(
+    path: Path, config: StudyConfig, plans: dict[str, FreezePlan], backbones: dict[str, Backbone], ndim: int, images: int
+) -> dict[str, FreezePlan]:
+    """The plans with what was edited in `plan.json`; where a depth was edited and the views were not, these follow it."""
+    cache, edited = cache_budget(config, ndim, images), {}
+    for name, plan in read_plans(path, plans, backbones).items():
+        by_hand = config.plan.views is not None or config.arms[name].plan.views is not None or plan.views != plans[name].views
+        try:
+            edited[name] = plan_cache(plan, backbones[name], images, cache, choose=not by_hand)
+        except ConfigError as error:
+            more = "Where an arm was added, it shares the cache; start another study with all arms."
+            raise ConfigError(f"{path}: arm {name}: {error} {more}") from error
+    return edited
 
 
 def plan_arm(config: StudyConfig, name: str, backbone: Backbone, counts: Counts, ndim: int, images: int, finest: int = 0) -> FreezePlan:
@@ -248,7 +259,7 @@ def share_steps(plans: dict[str, FreezePlan], config: StudyConfig, batches: int,
     `batches` are those of an epoch; `draws` of a learning curve have their own budget.
     """
     longest = max(plan.steps for plan in plans.values())
-    shared = {}
+    shared: dict[str, FreezePlan] = {}
     for name, plan in plans.items():
         budget = config.arms[name].budget
         steps = max(1, round(longest * budget))

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from medtransfer.config import StudyConfig
 from medtransfer.data.audit import Audit
 from medtransfer.data.cohort import Cohort
 from medtransfer.data.fingerprint import Fingerprint
 from medtransfer.data.split import Split
-from medtransfer.errors import ConfigError, StudyError, WeightsError, list_faults
+from medtransfer.errors import ConfigError, WeightsError
 from medtransfer.evaluation.predictions import read_predictions, write_aside
+from medtransfer.folder import added_later
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.plan import FreezePlan, fix_plan
 from medtransfer.training.engine import Engine, describe_machine
@@ -48,8 +48,6 @@ _PACKAGES = (
 )
 
 
-# Locks of runs under way; the system frees those of a dead process.
-LOCKS = ".locks"
 # Kept apart, so that a study can be handed on without it: with it, ids could be guessed at.
 _SALT = "patient-salt.txt"
 # Images that the weights of earlier studies were trained on.
@@ -96,62 +94,6 @@ class Prepared:
     seen: pd.DataFrame
 
 
-def check_folder(output: Path, config: StudyConfig) -> None:
-    """Refuses a folder that holds anything else than this study, or this study with fewer arms: arms may be added.
-
-    Raises:
-        StudyError: not a folder, not writable, or holding another study or other files.
-    """
-    if output.exists() and not output.is_dir():
-        raise StudyError(f"{output}: is a file. Choose another --output.")
-    record = output / "study.yaml"
-    if record.is_file():
-        if differing := _differences(_read_settings(record), yaml.safe_load(config.to_yaml())):
-            raise StudyError(
-                list_faults(
-                    f"{output}: holds a study with other settings",
-                    differing,
-                    "Choose another --output, or remove the folder. Arms can be added to a study, behind those it has.",
-                )
-            )
-    elif output.is_dir() and any(path.name not in {"plan.json", LOCKS} for path in output.iterdir()):
-        raise StudyError(f"{output}: is not empty and holds no study. Choose another --output.")
-    parent = output
-    while not parent.exists():
-        parent = parent.parent
-    if not os.access(parent, os.W_OK):
-        raise StudyError(f"{parent}: cannot be written. Choose another --output.")
-
-
-def _read_settings(record: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        values = None
-    return values if isinstance(values, dict) else {}
-
-
-def _differences(there: Any, here: Any, key: str = "") -> list[str]:
-    """Settings that a study has and this one has not, or has otherwise; arms behind those it has make no difference."""
-    if not isinstance(there, dict) or not isinstance(here, dict):
-        return [] if there == here else [f"{key}: {there} there, {here} here"]
-    if key == "arms" and list(here)[: len(there)] != list(there):
-        return [f"arms: {', '.join(there)} there, {', '.join(here)} here"]
-    names = [name for name in (*there, *(n for n in here if n not in there)) if key != "arms" or name in there]
-    return [line for name in names for line in _differences(there.get(name), here.get(name), f"{key}.{name}".strip("."))]
-
-
-def _added_later(output: Path, config: StudyConfig) -> list[str]:
-    """Arms that were added to a study when it had been reported already."""
-    try:
-        before = list(json.loads((output / "environment.json").read_text(encoding="utf-8")).get("added_later", []))
-    except (OSError, ValueError, AttributeError):
-        before = []
-    known = _read_settings(output / "study.yaml").get("arms", {})
-    new = [arm for arm in config.arms if known and arm not in known and (output / "report.json").is_file()]
-    return list(dict.fromkeys([*before, *new]))
-
-
 def read_plans(path: Path, plans: dict[str, FreezePlan], backbones: dict[str, Backbone]) -> dict[str, FreezePlan]:
     """The plans with what was edited in `plan.json`; what it does not name stays as planned.
 
@@ -189,7 +131,7 @@ def refuse_edited_steps(path: Path, plans: dict[str, FreezePlan]) -> None:
         if same and steps != plan.steps:
             raise ConfigError(
                 f"{path}: arm {name}: steps is {steps!r}, not {plan.steps}; the budget is one for all arms. Set train.epochs, or "
-                f"arms.{name}.budget, instead."
+                f"arms.{name}.budget, instead. Where an arm that was added asks for more steps than the others had, start another study."
             )
 
 
@@ -201,7 +143,7 @@ def write_plans(plans: dict[str, FreezePlan], path: Path) -> None:
 def write_record(prepared: Prepared, engines: dict[str, Engine], output: Path) -> None:
     """study.yaml, cohort.csv, audit.json, plan.json, environment.json."""
     cohort, facts = prepared.cohort, prepared.facts
-    record, added_later = output / "study.yaml", _added_later(output, prepared.config)
+    record, later = output / "study.yaml", added_later(output, prepared.config)
     if not record.is_file():  # first, so that a folder that is left half-written is known again
         write_aside(record, prepared.config.to_yaml())
     write_salt(cohort, output)
@@ -245,7 +187,7 @@ def write_record(prepared: Prepared, engines: dict[str, Engine], output: Path) -
         "processors": os.cpu_count(),
         "git_commit": _git_commit(),
         "arms": arms,
-        "added_later": added_later,
+        "added_later": later,
     }
     write_aside(output / "environment.json", json.dumps(environment, indent=1))
     # Last: until then it says which arms the other files know of.
@@ -275,6 +217,11 @@ def _describe_input(prepared: Prepared, name: str) -> str:
     return f"window {window if isinstance(window, str) else list(window)}{repeated}"
 
 
+def longest_steps(prepared: Prepared) -> int:
+    """The most steps of any arm, where an arm's own budget is left aside."""
+    return max(round(plan.steps / prepared.config.arms[name].budget) for name, plan in prepared.plans.items())
+
+
 def run_key(prepared: Prepared, engine: Engine, seed: int, fold: int, arm: str) -> str:
     """Digest of all that decides a run's numbers."""
     config, backbone = prepared.config, prepared.backbones[arm]
@@ -292,7 +239,8 @@ def run_key(prepared: Prepared, engine: Engine, seed: int, fold: int, arm: str) 
         "arm": config.arms[arm].model_dump(mode="json"),
         "weights": backbone.weights.digest,
         "plan": prepared.plans[arm].decisive(),
-        "search": config.plan.search,
+        # A probe that is fine-tuned after the search takes the steps of the others.
+        "search": config.plan.search and longest_steps(prepared),
         "precision": engine.precision,
         "layout": engine.layout,
         "device": engine.device.type,

@@ -51,6 +51,8 @@ def flag_negative_transfer(prepared: Prepared, comparisons: Sequence[Mapping[str
             delta = comparison["delta_auc"]
             if delta["low"] is None or max(sign * delta["low"], sign * delta["high"]) >= 0:
                 continue
+            if arms[worse].budget < arms[better].budget:
+                continue  # it was trained less
             low, high = sorted(abs(delta[key]) for key in ("low", "high"))
             by = f"lower by {abs(delta['estimate']):.3f} ({low:.3f} to {high:.3f})"
             if arms[worse].weights is not None and arms[better].weights is None and arms[better].kind == "network":

@@ -204,9 +204,8 @@ def _fit_task(task: Classification | Detection, images: Images, fold: Fold, plan
     if isinstance(task, Detection) and task.space != images.space:
         raise ConfigError(f"the task is for images of {task.space} pixels, these are seen with {images.space}. Make both alike.")
     if isinstance(task, Detection) != bool(plan.finest):
-        raise ConfigError(
-            f"the plan is for {'boxes' if plan.finest else 'whole images'}, the task is not. Give plan_freeze the finest stride."
-        )
+        made, remedy = ("boxes", "Leave finest of plan_freeze out") if plan.finest else ("whole images", "Give plan_freeze finest=8")
+        raise ConfigError(f"the plan is for {made}, the task is not. {remedy}.")
     task = replace(task, finest=plan.finest) if isinstance(task, Detection) else task
     return replace(task.fitted(images.targets[fold.train]), read=plan.read)
 

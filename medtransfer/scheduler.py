@@ -58,6 +58,8 @@ def run_jobs(
     left = [job for job in jobs if job not in runs]
     if runs and left:
         reporter.say(f"{len(runs)} of {len(jobs)} runs are there already")
+    if again := sum((job.folder(study.output) / "run.json").is_file() for job in left):
+        reporter.say(f"{again} finished runs were made with another plan, code, library or device, and are done again")
     make = _on_ray if where == "ray" else _in_processes if workers > 1 else _here
     begun = time.monotonic()
 

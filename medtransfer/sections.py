@@ -268,7 +268,9 @@ class LearningCurveSection(Section):
 
     sizes: tuple[Annotated[int, Field(ge=2)], ...] = Field((), description="Patients per class, such as [5, 10, 20, 50].")
     episodes: int = Field(3, ge=1, le=1000, description="Draws of each size, in every fold.")
-    steps: int | None = Field(None, ge=1, description="Of every draw, for all arms; left out: train.epochs, else those of the plan.")
+    steps: int | None = Field(
+        None, ge=1, description="Of every draw (times an arm's budget); left out: train.epochs, else those of the plan."
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -21,6 +21,7 @@ from medtransfer.data.cohort import Cohort
 from medtransfer.episodes import refuse_large_sizes
 from medtransfer.errors import ConfigError, MedTransferError, StudyError
 from medtransfer.evaluation import EvaluationReport
+from medtransfer.folder import LOCKS, check_folder
 from medtransfer.jobs import Job, Study, list_jobs
 from medtransfer.machine import choose_engines, recorded_engines
 from medtransfer.models.backbone import Backbone
@@ -29,7 +30,7 @@ from medtransfer.models.plan import FreezePlan
 from medtransfer.outcome import read_failures, report_runs, write_failures
 from medtransfer.prepare import fixed_of, prepare
 from medtransfer.progress import Reporter
-from medtransfer.record import LOCKS, Prepared, check_folder, write_record, write_salt
+from medtransfer.record import Prepared, write_record, write_salt
 from medtransfer.scheduler import run_jobs
 from medtransfer.training.engine import join_processes, use_threads
 from medtransfer.training.tracking import refuse_missing
@@ -68,7 +69,7 @@ def compare(
     Args:
         cohort: the images.
         arms: contestants by name; pairs are compared in this order.
-        output: folder of the study; an unfinished study with the same settings is continued.
+        output: folder of the study; an unfinished study with the same settings is continued, and arms may be added to it.
         quiet: no progress.
         jobs: processes on this machine, which divide its cores.
         **sections: `image`, `protocol`, `plan`, `train`, `evaluate`: the sections of a configuration, such as
@@ -99,8 +100,8 @@ def run_study(
 ) -> EvaluationReport | None:
     """Carries out a configuration; the main job.
 
-    Everything is checked before the folder is touched. Finished runs of an earlier, interrupted study
-    with the same settings are taken as they are. A run that fails is listed, and the others go on.
+    Everything is checked before the folder is touched. Finished runs of an earlier study with the same settings, interrupted or
+    with fewer arms, are taken as they are. A run that fails is listed, and the others go on.
 
     Args:
         config: the study.

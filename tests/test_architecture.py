@@ -23,13 +23,15 @@ ALLOWED = {
     "tasks": {"errors", "tasks", "models.heads", "models.pyramid", "models.backbone", "evaluation"},
     "training": {"errors", "training", "tasks", "models", "evaluation"},
     "report": {"errors", "report", "evaluation"},
-    "record": {"errors", "config", "data", "models", "training", "evaluation"},
+    "folder": {"errors", "config"},
+    "record": {"errors", "config", "folder", "data", "models", "training", "evaluation"},
     "prepare": {"errors", "config", "sections", "record", "progress", "lesions", "data", "models", "tasks"},
     "lesions": {"errors", "data"},
     "arms": {"errors", "sections", "record", "prepare", "lesions", "data", "models", "tasks", "training"},
     "runs": {"errors", "arms", "config", "sections", "record", "prepare", "lesions", "progress"}
     | {"data", "models", "tasks", "training", "evaluation"},
-    "jobs": {"errors", "arms", "config", "record", "prepare", "runs", "episodes", "progress", "data", "models", "tasks", "training"},
+    "jobs": {"errors", "arms", "config", "folder", "record", "prepare", "runs", "episodes", "progress"}
+    | {"data", "models", "tasks", "training"},
     "scheduler": {"errors", "jobs", "progress", "record", "training"},
     "reused": {"errors", "arms", "config", "record", "prepare", "runs", "progress", "models", "training", "evaluation"},
     "episodes": {"errors", "config", "sections", "record", "prepare", "data", "models"},
@@ -41,13 +43,14 @@ ALLOWED = {
     "gallery": {"errors", "record", "located", "data", "training", "evaluation", "report"},
     "machine": {"errors", "record", "prepare", "data", "training"},
     "outcome": {"errors", "gallery", "located", "sightings", "jobs", "machine", "record", "reused", "progress", "evaluation", "report"},
-    "study": {"errors", "config", "record", "prepare", "jobs", "machine", "scheduler", "outcome", "episodes"}
+    "study": {"errors", "config", "folder", "record", "prepare", "jobs", "machine", "scheduler", "outcome", "episodes"}
     | {"progress", "data", "models", "training", "evaluation"},
     "cli": {
         "errors",
         "config",
         "sections",
         "external",
+        "folder",
         "progress",
         "record",
         "prepare",

@@ -334,7 +334,7 @@ def test_a_plan_for_whole_images_is_refused(phantom, tmp_path):
     cohort = mt.Cohort.from_boxes(phantom, "boxes.csv", manifest=phantom / "manifest.csv")
     net = mt.load_backbone(NETWORK, "imagenet")
     plan = mt.plan_freeze(PlainCounts({"0": 5, "1": 10}, "far"), net)
-    with pytest.raises(mt.MedTransferError, match="the plan is for whole images, the task is not. See `finest`"):
+    with pytest.raises(mt.MedTransferError, match="the plan is for whole images, the task is not. Give plan_freeze finest=8"):
         mt.fit(cohort, mt.split_cohort(cohort, 2).fold(0), mt.Detection(cohort.labels, (64, 64)), net, plan, tmp_path / "run", size=64)
 
 

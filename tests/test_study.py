@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import medtransfer as mt
 import numpy as np
@@ -164,9 +165,45 @@ def test_an_arm_with_a_larger_budget_is_added_to_a_finished_study(fresh):
     page = (out / "report.html").read_text()
     assert page.count("number of optimiser steps (longer: 3 times as many)") == 2
     assert "Of these, longer was added when the others had been evaluated." in page
-    # A third call knows that still.
-    assert run("compare", fresh / "study.config.yaml", longer, "--output", out).exit_code == 0
+    # A third call knows that still. Runs that something decides otherwise are done again, which is said.
+    again = json.loads(record["longer"].read_text())
+    record["longer"].write_text(json.dumps({**again, "key": "of other code"}))
+    result = run("compare", fresh / "study.config.yaml", longer, "--output", out)
+    assert result.exit_code == 0
+    assert "1 finished runs were made with another plan, code, library or device, and are done again" in result.output
     assert json.loads((out / "environment.json").read_text())["added_later"] == ["longer"]
+    assert json.loads(record["longer"].read_text())["key"] == again["key"]
+    # An arm with a finished run stays; one without can be given up again.
+    assert run("compare", fresh / "study.config.yaml", "--output", out).exit_code == 2
+    shutil.rmtree(out / "runs" / "longer")
+    assert run("compare", fresh / "study.config.yaml", "--output", out).exit_code == 0
+    assert json.loads((out / "environment.json").read_text())["added_later"] == []
+
+
+def test_an_added_arm_trains_in_the_precision_of_those_before_it(tmp_path):
+    """Measured anew, another one might be chosen, and finished runs of the architecture be done again."""
+    from medtransfer.machine import choose_engines
+
+    plan = SimpleNamespace(frozen_stages=5, dropped_stages=0, norm_policy="eval", tuned="last")
+    whole = SimpleNamespace(**{**vars(plan), "frozen_stages": 0})
+    train = SimpleNamespace(precision="auto", layout="auto", device="cpu", batch_size=2)
+    config = SimpleNamespace(train=train, image=SimpleNamespace(size=32, slices=1), task="classification")
+    nets = {"imagenet": mt.load_backbone(LITE), "scratch": mt.load_backbone(LITE)}
+    prepared = SimpleNamespace(config=config, backbones=nets, plans={"imagenet": plan, "scratch": whole})
+    stored = {"imagenet": {"device": "cpu", "precision": "bf16", "layout": "contiguous"}}
+    (tmp_path / "environment.json").write_text(json.dumps({"arms": stored}))
+    engines = choose_engines(prepared, tmp_path)
+    assert {(engine.precision, engine.layout) for engine in engines.values()} == {("bf16", "contiguous")}
+
+
+def test_budgets_are_told_as_they_were_spent():
+    from medtransfer.report.methods import describe_budgets
+
+    study = {"arms": {"a": {}, "b": {"budget": 1.5}, "probe": {"budget": 5}}}
+    plans = {"a": {"steps": 50}, "b": {"steps": 80}, "probe": {"steps": 0}}
+    assert describe_budgets(study, plans) == "number of optimiser steps (b: 1.6 times as many)"
+    assert describe_budgets({"arms": {"a": {}}}, {"a": {"steps": 50}}) == "number of optimiser steps"
+    assert describe_budgets({"arms": {"b": {"budget": 3}}}, {"b": {"steps": 1500}}) == "number of optimiser steps (b: 1,500)"
 
 
 def test_budgets_are_times_that_of_the_study():

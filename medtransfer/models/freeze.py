@@ -11,8 +11,9 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
+from medtransfer.errors import ConfigError
 from medtransfer.models.backbone import Backbone
-from medtransfer.models.plan import CacheBudget, FreezePlan, Read, Unfreeze, fix_plan, plan_cache
+from medtransfer.models.plan import STRIDES, CacheBudget, FreezePlan, Read, Unfreeze, fix_plan, plan_cache
 
 Domain = Literal["near", "far"]
 Family = Literal["cnn", "dense_or_hierarchical", "plain_vit"]
@@ -126,6 +127,8 @@ def plan_freeze(
     Raises:
         ConfigError: a field that does not exist or does not fit the backbone.
     """
+    if isinstance(finest, bool) or finest not in (0, *STRIDES):
+        raise ConfigError(f"plan: finest is {finest!r}; expected 0, or of a detector {', '.join(map(str, STRIDES))}.")
     counts = dict(fingerprint.patients_per_class)
     units, images = counts["1"] if finest else min(counts.values()), sum(fingerprint.images_per_class.values())
     if finest:

@@ -111,6 +111,8 @@ class CacheBudget:
     images: int | None = None
 
 
+# Of the finest level of a detector.
+STRIDES = (4, 8, 16)
 # Fields that can be set by hand: their words, or the range of their numbers (the upper end of a share is excluded).
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "strategy": ("linear_probe", "lp_ft"),
@@ -120,7 +122,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "read": get_args(Read),
     "adapt_norm": (True, False),
     "mix": (True, False),
-    "finest": (4, 8, 16),
+    "finest": STRIDES,
 }
 _RATES = ("head_lr", "backbone_lr", "stage_decay")
 # Of fine-tuning by hand where a probe was planned.

@@ -61,12 +61,14 @@ def write_methods(
     return paragraphs, [REFERENCES[key] for key in cited]
 
 
-def describe_budgets(study: Any) -> str:
-    """The steps that arms were given, in words; `study` is its configuration."""
-    # A study of an earlier version names no budgets.
-    own = {arm: section["budget"] for arm, section in study["arms"].items() if section.get("budget", 1) != 1}
-    exceptions = ", ".join(f"{arm}: {budget:g} times as many" for arm, budget in own.items())
-    return f"number of optimiser steps{f' ({exceptions})' if own else ''}"
+def describe_budgets(study: Any, plans: Any) -> str:
+    """The steps that arms were given, in words, from the configuration of a study and its plans; probes have none."""
+    budgets = {arm: study["arms"][arm].get("budget", 1) for arm, plan in plans.items() if plan["steps"]}
+    shared = next((plans[arm]["steps"] for arm, budget in budgets.items() if budget == 1), None)
+    own = {arm: plans[arm]["steps"] for arm, budget in budgets.items() if budget != 1}
+    said = [f"{arm}: {steps / shared:.3g} times as many" if shared else f"{arm}: {steps:,}" for arm, steps in own.items()]
+    exceptions = f" ({', '.join(said)})" if said else ""
+    return f"number of optimiser steps{exceptions}"
 
 
 def _training(plans: Any, environment: Any, audit: Any, study: Any, cite: Any) -> list[str]:
@@ -100,7 +102,7 @@ def _training(plans: Any, environment: Any, audit: Any, study: Any, cite: Any) -
         arms.append(f"{arm}: {entry['backbone']} from {origin}{mei}, {frozen}")
     detects = study.get("task") == "detection"
     second = (
-        f"The arms were {'; '.join(arms)}. All arms had the same patients, folds, seeds, augmentation and {describe_budgets(study)}; the weights "
+        f"The arms were {'; '.join(arms)}. All arms had the same patients, folds, seeds, augmentation and {describe_budgets(study, plans)}; the weights "
         f"of the epoch with the {'highest average precision' if detects else 'lowest log-loss'} on the tuning part were kept."
     )
     if later := environment.get("added_later"):

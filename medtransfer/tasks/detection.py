@@ -50,7 +50,7 @@ class Detection:
         labels: the one label.
         space: pixels of the input along rows and columns, or slices, rows and columns.
         anchors: (level, shape, axis), sides in pixels; see `fitted`.
-        finest: stride of the finest level, in pixels; 0: `fitted` chooses it, see `choose_finest`.
+        finest: stride of the finest level, in pixels; 0: `fitted` chooses it, see `choose_finest`. A training takes that of its plan.
         kept: candidates of an image, at most; three for each lesion of the training image with most, 30 at least.
         read: not used; detection heads read a stage of every level.
     """
