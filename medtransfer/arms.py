@@ -72,7 +72,7 @@ class Images:
         """(image, label), 0 or 1; or boxes as the network sees them, see `ImageSource.targets_of`."""
         if self.boxes is None:
             return self.cohort.images[list(self.cohort.labels)].to_numpy(np.float32)
-        return boxes_seen(self.cohort, self.placements, self.slices.plane)
+        return boxes_seen(self.boxes, self.placements, self.slices.plane)
 
     @property
     def space(self) -> tuple[int, ...]:

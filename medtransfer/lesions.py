@@ -38,9 +38,9 @@ def boxes_on_grid(cohort: Cohort, placements: Sequence[Placement]) -> list[Float
     return found
 
 
-def boxes_seen(cohort: Cohort, placements: Sequence[Placement], plane: Plane) -> NDArray[np.float32]:
-    """The boxes of a cohort as a network sees them, (image, box, 4 or 6); see `boxes_as_seen`."""
-    return boxes_as_seen(pad_boxes(boxes_on_grid(cohort, placements)), placements[0].size, plane)
+def boxes_seen(boxes: Sequence[Float], placements: Sequence[Placement], plane: Plane) -> NDArray[np.float32]:
+    """Boxes of `boxes_on_grid` as a network sees them, (image, box, 4 or 6); see `boxes_as_seen`."""
+    return boxes_as_seen(pad_boxes(boxes), placements[0].size, plane)
 
 
 def drop_padding(predictions: NDArray[Any], placements: Sequence[Placement], plane: Plane) -> NDArray[Any]:

@@ -19,7 +19,7 @@ from medtransfer.data.split import Split, split_cohort
 from medtransfer.data.transforms import Fixed
 from medtransfer.data.windows import parse_window
 from medtransfer.errors import CohortError, ConfigError, LeakageError, StudyError, list_faults
-from medtransfer.lesions import boxes_seen, place_images
+from medtransfer.lesions import boxes_on_grid, boxes_seen, place_images
 from medtransfer.models.backbone import Backbone, Recipe
 from medtransfer.models.catalog import load_backbone
 from medtransfer.models.freeze import Counts, plan_freeze
@@ -130,7 +130,6 @@ def plan_arm(config: StudyConfig, name: str, backbone: Backbone, counts: Counts,
     `images` are those of the whole cohort, whose folds share what is kept of frozen stages; `finest` as in `plan_freeze`.
     """
     own = config.arms[name].plan.model_dump(exclude_none=True)
-    by_hand = {**config.plan.by_hand(), **own}
     cache = cache_budget(config, ndim, images)
     if config.arms[name].kind == "features":  # nothing of it can be trained, whatever is set for all arms
         plan = plan_freeze(counts, backbone, cache=cache, strategy="linear_probe")
@@ -143,8 +142,7 @@ def plan_arm(config: StudyConfig, name: str, backbone: Backbone, counts: Counts,
             config.plan.domain,
             batch=batch_size(config.train, ndim, config.task == "detection"),
             cache=cache,
-            finest=by_hand.pop("finest", finest),
-            **by_hand,
+            **{"finest": finest, **config.plan.by_hand(), **own},
         )
         # What is set for all arms leaves one from scratch as it is; what is set for it alone must fit it.
         return fix_plan(plan, backbone, **own) if plan.strategy == "scratch" and own else plan
@@ -244,7 +242,8 @@ def _training_fingerprint(cohort: Cohort, facts: pd.DataFrame, split: Split) -> 
 
 def _choose_finest(config: StudyConfig, cohort: Cohort, facts: pd.DataFrame, split: Split) -> int:
     """Stride of the finest level of a detector, the same in all folds: the least that a training part asks for."""
-    seen = boxes_seen(cohort, place_images(fixed_of(config), facts), config.image.plane)
+    placements = place_images(fixed_of(config), facts)
+    seen = boxes_seen(boxes_on_grid(cohort, placements), placements, config.image.plane)
     return min(choose_finest(seen[split.fold(index).train]) for index in range(len(split)))
 
 
@@ -261,19 +260,20 @@ def share_steps(plans: dict[str, FreezePlan], config: StudyConfig, batches: int,
     longest = max(plan.steps for plan in plans.values())
     shared: dict[str, FreezePlan] = {}
     for name, plan in plans.items():
-        budget = config.arms[name].budget
-        steps = max(1, round(longest * budget))
-        steps = count_steps(replace(plan, steps=steps), train_of(config, name, draws), batches)
-        reason = plan.reason if budget == 1 else f"{plan.reason} Its budget is {budget:g} times that of the study."
-        shared[name] = plan if plan.strategy == "linear_probe" else replace(plan, steps=steps, reason=reason)
+        shared[name] = plan
+        if plan.strategy != "linear_probe":
+            budget = config.arms[name].budget
+            train = train_of(config, name, draws)
+            steps = max(1, round(longest * budget)) if train.epochs is None else train.epochs * batches
+            reason = plan.reason if budget == 1 else f"{plan.reason} Its budget is {budget:g} times that of the study."
+            shared[name] = replace(plan, steps=steps, reason=reason)
     return shared
 
 
 def train_of(config: StudyConfig, arm: str, draws: bool = False) -> TrainSection:
     """The training of an arm, whose epochs are its budget times those of the study; steps that are set for draws come before epochs."""
-    train = config.train
-    epochs = None if train.epochs is None or (draws and config.learning_curve.steps) else train.epochs
-    return train.model_copy(update={"epochs": epochs and max(1, round(epochs * config.arms[arm].budget))})
+    epochs = None if draws and config.learning_curve.steps else config.train.epochs
+    return config.train.model_copy(update={"epochs": epochs and max(1, round(epochs * config.arms[arm].budget))})
 
 
 def count_steps(plan: FreezePlan, train: TrainSection, batches: int) -> int:
