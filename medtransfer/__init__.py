@@ -16,12 +16,11 @@ if TYPE_CHECKING:
     from medtransfer.data.fingerprint import Fingerprint
     from medtransfer.data.image import Image
     from medtransfer.data.inspection import inspect_images
-    from medtransfer.data.loading import ImageReader
+    from medtransfer.data.loading import ImageReader, fixed_transforms
     from medtransfer.data.phantom import write_phantom
     from medtransfer.data.reading import read_image
     from medtransfer.data.slices import Slices
     from medtransfer.data.split import Fold, Split, split_cohort
-    from medtransfer.data.transforms import fixed_transforms
     from medtransfer.errors import MedTransferError
     from medtransfer.evaluation import EvaluationReport, evaluate, read_predictions
     from medtransfer.evaluation.detection import evaluate_boxes
@@ -64,7 +63,7 @@ _HOMES = {
     "evaluate": "medtransfer.evaluation",
     "evaluate_boxes": "medtransfer.evaluation.detection",
     "fit": "medtransfer.runs",
-    "fixed_transforms": "medtransfer.data.transforms",
+    "fixed_transforms": "medtransfer.data.loading",
     "inspect_images": "medtransfer.data.inspection",
     "list_backbones": "medtransfer.models.catalog",
     "load_backbone": "medtransfer.models.catalog",

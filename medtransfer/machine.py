@@ -5,6 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,9 +16,13 @@ from medtransfer.record import Prepared, recorded_engine
 from medtransfer.training.engine import Engine, make_engine
 
 
-def choose_engines(prepared: Prepared, output: Path) -> dict[str, Engine]:
-    """One engine per architecture, so that arms of the same one train alike; measured on the one that trains most of it."""
+def choose_engines(prepared: Prepared, output: Path, workers: int = 1) -> dict[str, Engine]:
+    """One engine per architecture, so that arms of the same one train alike; measured on the one that trains most of it.
+
+    `workers`: processes that share the runs.
+    """
     config = prepared.config
+    on_cuda = torch.cuda.is_available() and config.train.device != "cpu"
     engines: dict[str, Engine] = {}
     for name in dict.fromkeys(backbone.name for backbone in prepared.backbones.values()):
         arms = [arm for arm, backbone in prepared.backbones.items() if backbone.name == name]
@@ -26,18 +31,29 @@ def choose_engines(prepared: Prepared, output: Path) -> dict[str, Engine]:
         backbone.truncate(plan.dropped_stages)
         backbone.freeze(plan.frozen_stages, plan.norm_policy, plan.tuned)
         # Of any of them: an arm that was added trains as those before it did.
-        recorded = next((found for other in (arm, *arms) if (found := recorded_engine(output, other))), {})
-        precision, layout = (
-            getattr(config.train, field) if getattr(config.train, field) != "auto" else recorded.get(field, "auto")
-            for field in ("precision", "layout")
-        )
+        recorded = next((found for other in arms if (found := recorded_engine(output, other))), {})
+        if not on_cuda:
+            recorded.pop("compiled", None)  # takes minutes on a processor, and what was trained on a GPU is trained anew there
+        by_hand = {"precision": config.train.precision, "layout": config.train.layout, "compiled": config.train.compile}
+        chosen: dict[str, Any] = {field: recorded.get(field, "auto") if own == "auto" else own for field, own in by_hand.items()}
         space = (config.image.size,) * 2 if backbone.ndim == 2 else (config.image.slices, config.image.size, config.image.size)
-        # What is measured is a ratio, and more images take long.
-        count = min(16, batch_size(config.train, 2, config.task == "detection")) if backbone.ndim == 2 else 2
-        image = torch.zeros(count, len(backbone.recipe.mean), *space)
-        engine = make_engine(config.train.device, precision, backbone, image, layout, cache_folder() / "engines.json")
+        # On a processor more images take long and change no ratio; a GPU they keep busy.
+        batch = batch_size(config.train, backbone.ndim, config.task == "detection")
+        count = batch if on_cuda else min(batch, 16 if backbone.ndim == 2 else 2)
+        image = torch.rand(count, len(backbone.recipe.mean), *space, generator=torch.Generator().manual_seed(0))
+        memory, steps = cache_folder() / "engines.json", _steps_of_one(prepared, arms, workers)
+        engine = make_engine(config.train.device, probe=backbone, image=image, memory=memory, steps=steps, **chosen)
         engines |= dict.fromkeys(arms, engine)
     return {arm: engines[arm] for arm in prepared.backbones}
+
+
+def _steps_of_one(prepared: Prepared, arms: list[str], workers: int) -> int:
+    """Steps that a process trains with what is compiled once: what is frozen decides what is compiled."""
+    config, folds = prepared.config, len(prepared.split)
+    plans = [plan for arm in arms if (plan := prepared.plans[arm]).strategy != "linear_probe"]
+    steps = sum(plan.steps for plan in plans) * folds * len(config.protocol.seeds) // workers
+    kinds = sum(1 if plan.unfreeze == "at_once" else plan.kept_stages - plan.frozen_stages for plan in plans)
+    return steps // max(1, kinds * (folds if config.plan.search else 1))
 
 
 def recorded_engines(prepared: Prepared, output: Path) -> dict[str, Engine]:
@@ -47,7 +63,8 @@ def recorded_engines(prepared: Prepared, output: Path) -> dict[str, Engine]:
         stored = recorded_engine(output, arm)
         if not stored:
             raise StudyError(f"{output / 'environment.json'}: does not say how arm {arm} was trained. Run the study again.")
-        engines[arm] = Engine(torch.device(stored["device"]), stored["precision"], stored["layout"])  # type: ignore[arg-type]  # written by this program
+        stored["device"] = torch.device(stored["device"])
+        engines[arm] = Engine(**stored)
     return engines
 
 

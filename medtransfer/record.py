@@ -243,6 +243,7 @@ def run_key(prepared: Prepared, engine: Engine, seed: int, fold: int, arm: str) 
         "search": config.plan.search and longest_steps(prepared),
         "precision": engine.precision,
         "layout": engine.layout,
+        "compiled": engine.compiled,
         "device": engine.device.type,
         "seed": seed,
     }
@@ -310,11 +311,11 @@ def images_of_study(folder: Path) -> pd.DataFrame:
     )
 
 
-def recorded_engine(output: Path, arm: str) -> dict[str, str]:
-    """Device, precision and layout that an earlier part of this study chose, as a second measurement might choose others; else empty."""
+def recorded_engine(output: Path, arm: str) -> dict[str, Any]:
+    """What of an engine an earlier part of this study chose, as a second measurement might choose otherwise; else empty."""
     try:
         stored = json.loads((output / "environment.json").read_text(encoding="utf-8"))["arms"][arm]
-        return {name: str(stored[name]) for name in ("device", "precision", "layout")}
+        return {name: str(stored[name]) for name in ("device", "precision", "layout")} | {"compiled": bool(stored.get("compiled"))}
     except (OSError, ValueError, KeyError):
         return {}
 

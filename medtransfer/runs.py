@@ -104,7 +104,7 @@ def fit(
     refuse_unreadable(facts, cohort)
     cohort = cohort.fitted(dict(zip(facts["image"], facts["shape"], strict=True)))
     entries = [Path(entry) for entry in facts["entry"]]
-    engine = engine or make_engine(train.device, train.precision, layout=train.layout)
+    engine = engine or make_engine(train.device, train.precision, layout=train.layout, compiled=train.compile)
     with TemporaryDirectory(dir=feature_folder()) as store:
         placements = place_images(fixed, facts) if cohort.detects else ()
         images = Images(cohort, entries, slices or Slices(), slab, train, Path(store) if train.cache_gb else None, placements)
@@ -249,6 +249,7 @@ def _state_key(
         asdict(budget),
         engine.precision,
         engine.layout,
+        engine.compiled,
         seed,
         backbone.name,
         backbone.weights.digest,

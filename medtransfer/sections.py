@@ -222,6 +222,9 @@ class TrainSection(Section):
     weight_decay: float = Field(0.05, ge=0)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     layout: Literal["auto", "contiguous", "channels_last"] = Field("auto", description="Order of memory of images and convolutions.")
+    compile: bool | Literal["auto"] = Field(
+        "auto", description="Whether torch compiles what trains; auto: on CUDA, where that saves more time than it takes."
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cache_gb: float = Field(4.0, ge=0, description="Disk for activations of frozen stages during a study, in 2^30 bytes; 0: none.")
     track: Literal["tensorboard", "mlflow"] | None = Field(None, description="Where the curves of trainings go, besides metrics.jsonl.")

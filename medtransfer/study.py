@@ -125,9 +125,9 @@ def run_study(
     use_threads(jobs)
     with Reporter(quiet or not _is_first()) as reporter:
         if task[1] > 1:
-            study = _settle_among_tasks(config, output, cohort, reporter)
+            study = _settle_among_tasks(config, output, cohort, reporter, task[1])
         else:
-            study = _settle(config, output, cohort, reporter, report_only)
+            study = _settle(config, output, cohort, reporter, jobs, report_only)
         listed = list_jobs(study.prepared)
         own = listed[task[0] :: task[1]]
         failures: dict[Job, str] = {}
@@ -169,11 +169,11 @@ def _refuse_settings(config: StudyConfig, jobs: int, task: tuple[int, int], repo
         raise ConfigError("several processes train one network here (torchrun); run them without --jobs and without engine: ray.")
 
 
-def _settle(config: StudyConfig, output: Path, cohort: Cohort | None, reporter: Reporter, report_only: bool = False) -> Study:
-    """Checks and plans everything, then writes the record."""
+def _settle(config: StudyConfig, output: Path, cohort: Cohort | None, reporter: Reporter, workers: int, report_only: bool = False) -> Study:
+    """Checks and plans everything, then writes the record; `workers`: processes that share the runs."""
     prepared = _prepare_in_turn(config, output, cohort, reporter)
     refuse_large_sizes(prepared)
-    engines = recorded_engines(prepared, output) if report_only else choose_engines(prepared, output)
+    engines = recorded_engines(prepared, output) if report_only else choose_engines(prepared, output, workers)
     output.mkdir(parents=True, exist_ok=True)
     if _is_first() and not report_only:
         write_record(prepared, engines, output)
@@ -192,12 +192,12 @@ def _prepare_in_turn(config: StudyConfig, output: Path, cohort: Cohort | None, r
     return prepared
 
 
-def _settle_among_tasks(config: StudyConfig, output: Path, cohort: Cohort | None, reporter: Reporter) -> Study:
+def _settle_among_tasks(config: StudyConfig, output: Path, cohort: Cohort | None, reporter: Reporter, tasks: int) -> Study:
     """The first task chooses salt and precision; the others, which wait for it, take them up."""
     (output / LOCKS).mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(output / LOCKS / "study.lock"):
-            return _settle(config, output, cohort, reporter)
+            return _settle(config, output, cohort, reporter, tasks)
     except MedTransferError:
         if not (output / "study.yaml").is_file():
             rmtree(output / LOCKS, ignore_errors=True)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,8 +20,10 @@ import safetensors.numpy
 import torch
 import yaml
 from medtransfer.cli import app
+from medtransfer.config import make_config
 from medtransfer.data.dicom_write import write_grey_dicom
 from medtransfer.errors import CohortError, StudyError, WeightsError
+from medtransfer.models.freeze import PlainCounts
 from typer.testing import CliRunner
 
 RUNNER = CliRunner()
@@ -184,12 +187,19 @@ def test_an_added_arm_trains_in_the_precision_of_those_before_it(tmp_path):
     """Measured anew, another one might be chosen, and finished runs of the architecture be done again."""
     from medtransfer.machine import choose_engines
 
-    plan = SimpleNamespace(frozen_stages=5, dropped_stages=0, norm_policy="eval", tuned="last")
-    whole = SimpleNamespace(**{**vars(plan), "frozen_stages": 0})
-    train = SimpleNamespace(precision="auto", layout="auto", device="cpu", batch_size=2)
-    config = SimpleNamespace(train=train, image=SimpleNamespace(size=32, slices=1), task="classification")
     nets = {"imagenet": mt.load_backbone(LITE), "scratch": mt.load_backbone(LITE)}
-    prepared = SimpleNamespace(config=config, backbones=nets, plans={"imagenet": plan, "scratch": whole})
+    plan = mt.plan_freeze(PlainCounts({"0": 200, "1": 200}, "near"), nets["imagenet"], transfer=True)
+    train = {"device": "cpu", "batch_size": 2}
+    config = make_config(
+        {
+            "cohort": {"manifest": "m.csv", "labels": ["y"]},
+            "arms": {arm: {"backbone": LITE} for arm in nets},
+            "image": {"size": 32},
+            "train": train,
+        }
+    )
+    plans = {"imagenet": plan, "scratch": replace(plan, frozen_stages=0)}
+    prepared = SimpleNamespace(config=config, backbones=nets, plans=plans, split=range(3))
     stored = {"imagenet": {"device": "cpu", "precision": "bf16", "layout": "contiguous"}}
     (tmp_path / "environment.json").write_text(json.dumps({"arms": stored}))
     engines = choose_engines(prepared, tmp_path)

@@ -81,7 +81,11 @@ class ImageSource:
         """
         given = [self._read(row) for row in rows]
         channels = max(len(image) for image in given)
-        images = torch.stack([image.expand(channels, *image.shape[1:]) for image in given])
+        shape = (len(given), channels, *given[0].shape[1:])
+        # Memory that a GPU copies from by itself, while it computes.
+        images = torch.empty(shape, pin_memory=torch.device(self.device).type == "cuda")
+        for place, image in zip(images, given, strict=True):
+            place.copy_(image)  # where it has one channel, to all of them
         volumes = images.ndim == 5
         # Before the random half, which brightens what only pads a volume too.
         there = [present_slices(image, self.plane) for image in given] if volumes else [torch.ones(1, dtype=torch.bool)] * len(given)

@@ -34,7 +34,7 @@ Progress = Callable[[str, int, int], None]
 # Side of the small picture: 64 x 64, or 16 x 16 x 16.
 THUMBNAIL = {2: 64, 3: 16}
 # Starting processes takes some seconds; more where they load torch.
-_WORTH_PROCESSES, _WORTH_TORCH = 4.0, 15.0
+_WORTH_PROCESSES, _WORTH_TORCH = 4.0, 8.0
 _UNREAD: dict[str, Any] = {
     "file_digest": "",
     "pixel_digest": "",

@@ -1,17 +1,21 @@
-"""`read_image` as a reader for MONAI's `LoadImage`."""
+"""For use with MONAI, which takes seconds to import: `read_image` as a reader for its `LoadImage`, the fixed half as a transform."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from monai.data.image_reader import ImageReader as MonaiImageReader
+from monai.transforms import Transform
 from numpy.typing import NDArray
 
 from medtransfer.data.image import Image
 from medtransfer.data.reading import read_image
+from medtransfer.data.slices import Slices
+from medtransfer.data.transforms import Fixed
 from medtransfer.data.windows import parse_window
 from medtransfer.errors import ImageError
 
@@ -55,3 +59,48 @@ class ImageReader(MonaiImageReader):  # type: ignore[misc]  # MONAI carries no t
             "provenance": img.provenance,
         }
         return img.array, meta
+
+
+class ApplyFixed(Transform):  # type: ignore[misc]  # MONAI carries no types
+    """`Fixed` on a dictionary: `image` is a path; `mask` and `boxes` follow where given.
+
+    A `mask` is best given as a path, as it is then turned as its image is; an array (channel, *space), and
+    the table of `boxes`, are on the grid of `read_image(path)`, which is not that of a NIfTI file turned to RAS.
+
+    Adds `placement`, which brings masks and boxes of the network back to the image.
+    """
+
+    def __init__(self, fixed: Fixed) -> None:
+        self.fixed = fixed
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """See the class."""
+        path = str(data["image"])
+        result = dict(data)
+        result["image"], placement = self.fixed.apply(path, read_image(path))
+        if "mask" in data:
+            given = data["mask"]
+            mask = torch.as_tensor(read_image(given).array if isinstance(given, (str, Path)) else given)
+            if tuple(mask.shape[1:]) != placement.shape:
+                raise ImageError(f"{path}: its mask has {tuple(mask.shape[1:])} pixels, the image {placement.shape}.")
+            result["mask"] = placement.place(mask, smooth=False)
+        if "boxes" in data:
+            result["boxes"] = placement.place_boxes(data["boxes"])
+        result["placement"] = placement
+        return result
+
+
+def fixed_transforms(
+    size: int | Sequence[int], window: Any = "percentile", spacing: float | Sequence[float] | None = None, slices: Slices | None = None
+) -> ApplyFixed:
+    """The cacheable half: `{"image": path}` -> `{"image": float32 tensor (channel, *size), 0..1, "placement": ...}`.
+
+    Args:
+        size, window, spacing, slices: see `Fixed`. A study sets `slices`; without them a volume is a block of `size` along every axis.
+
+    Raises:
+        ConfigError: an unknown window.
+    """
+    grid = tuple(size) if isinstance(size, (list, tuple)) else size
+    mm = tuple(spacing) if isinstance(spacing, (list, tuple)) else spacing
+    return ApplyFixed(Fixed(grid, parse_window(window), mm, slices))  # type: ignore[arg-type]  # checked there

@@ -12,20 +12,17 @@ recipes share one cache, and the random half works on 0..1 whatever the recipe.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
-from monai.transforms import Transform
 from torch import Tensor
 
 from medtransfer.data.image import Image
 from medtransfer.data.placement import Placement, place
-from medtransfer.data.reading import read_image, window_image
+from medtransfer.data.reading import window_image
 from medtransfer.data.slices import Slices
-from medtransfer.data.windows import Window, parse_window
+from medtransfer.data.windows import Window
 from medtransfer.errors import ConfigError, ImageError
 
 
@@ -84,51 +81,6 @@ class Fixed:
         placement = self.place(image, path)
         scaled = window_image(path, image, self.window)
         return placement.place(torch.from_numpy(scaled.array)).clamp(0.0, 1.0), placement
-
-
-class ApplyFixed(Transform):  # type: ignore[misc]  # MONAI carries no types
-    """`Fixed` on a dictionary: `image` is a path; `mask` and `boxes` follow where given.
-
-    A `mask` is best given as a path, as it is then turned as its image is; an array (channel, *space), and
-    the table of `boxes`, are on the grid of `read_image(path)`, which is not that of a NIfTI file turned to RAS.
-
-    Adds `placement`, which brings masks and boxes of the network back to the image.
-    """
-
-    def __init__(self, fixed: Fixed) -> None:
-        self.fixed = fixed
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """See the class."""
-        path = str(data["image"])
-        result = dict(data)
-        result["image"], placement = self.fixed.apply(path, read_image(path))
-        if "mask" in data:
-            given = data["mask"]
-            mask = torch.as_tensor(read_image(given).array if isinstance(given, (str, Path)) else given)
-            if tuple(mask.shape[1:]) != placement.shape:
-                raise ImageError(f"{path}: its mask has {tuple(mask.shape[1:])} pixels, the image {placement.shape}.")
-            result["mask"] = placement.place(mask, smooth=False)
-        if "boxes" in data:
-            result["boxes"] = placement.place_boxes(data["boxes"])
-        result["placement"] = placement
-        return result
-
-
-def fixed_transforms(
-    size: int | Sequence[int], window: Any = "percentile", spacing: float | Sequence[float] | None = None, slices: Slices | None = None
-) -> ApplyFixed:
-    """The cacheable half: `{"image": path}` -> `{"image": float32 tensor (channel, *size), 0..1, "placement": ...}`.
-
-    Args:
-        size, window, spacing, slices: see `Fixed`. A study sets `slices`; without them a volume is a block of `size` along every axis.
-
-    Raises:
-        ConfigError: an unknown window.
-    """
-    grid = tuple(size) if isinstance(size, (list, tuple)) else size
-    mm = tuple(spacing) if isinstance(spacing, (list, tuple)) else spacing
-    return ApplyFixed(Fixed(grid, parse_window(window), mm, slices))  # type: ignore[arg-type]  # checked there
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], axis: int = 1) -> Tensor:

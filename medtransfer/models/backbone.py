@@ -100,6 +100,7 @@ class Backbone(nn.Module):
         self.resting = range(0)
         self.norm_policy: NormPolicy = "train"
         self._still: list[nn.Module] = []
+        self._places: dict[str, int | None] = {}
 
     @property
     def names(self) -> list[str]:
@@ -209,6 +210,11 @@ class Backbone(nn.Module):
 
         Dropped stages count on from the last. A container of stages (`blocks`) is not itself part of one: None.
         """
+        if name not in self._places:  # asked for often, and where a network is cut off changes none
+            self._places[name] = self._find_stage(name)
+        return self._places[name]
+
+    def _find_stage(self, name: str) -> int | None:
         chain = (*self.stages, *self.dropped)
         for index, stage in enumerate(chain):
             if any(name == owned or name.startswith(f"{owned}.") for owned in stage.owns):

@@ -19,7 +19,7 @@ from medtransfer.models.chain import NECK, Chain, build_chain
 from medtransfer.models.handcrafted import NAME as FEATURES
 from medtransfer.models.handcrafted import build_handcrafted
 from medtransfer.models.proof import prove
-from medtransfer.models.volumes import NAMES, SIZE, build_volume_network
+from medtransfer.models.volumes import NAMES, SIZE
 from medtransfer.models.weights import fill_network, locate, published_recipe
 
 RANDOM = WeightsRecord("none", "random", "")
@@ -128,10 +128,16 @@ def _build_network(name: str, channels: int, size: int | None, seed: int, unused
     # Forked, so that building one arm never moves the random numbers of another.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = build_volume_network(name, channels) if name in NAMES else _build_planar(name, channels, size)
+        network = _build_volume(name, channels) if name in NAMES else _build_planar(name, channels, size)
     for child in unused:
         setattr(network, child, nn.Identity())
     return network
+
+
+def _build_volume(name: str, channels: int) -> nn.Module:
+    from medtransfer.models.volume_networks import build_volume_network  # MONAI, which takes seconds to import
+
+    return build_volume_network(name, channels)
 
 
 def _build_planar(name: str, channels: int, size: int | None) -> nn.Module:

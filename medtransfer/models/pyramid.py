@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.apps.detection.networks.retinanet_network import RetinaNetClassificationHead, RetinaNetRegressionHead
-from monai.networks.blocks.feature_pyramid_network import FeaturePyramidNetwork
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -38,6 +36,10 @@ class DetectionHead(Head):
     """
 
     def __init__(self, stages: Sequence[Stage], space: Sequence[int], anchors: NDArray[np.float64], outputs: int = 1) -> None:
+        # Takes seconds, which only detectors need.
+        from monai.apps.detection.networks.retinanet_network import RetinaNetClassificationHead, RetinaNetRegressionHead
+        from monai.networks.blocks.feature_pyramid_network import FeaturePyramidNetwork
+
         super().__init__()
         self.levels = [stage.name for stage in stages]
         self.layouts: dict[str, Layout] = {stage.name: stage.layout for stage in stages}

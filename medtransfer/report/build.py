@@ -27,6 +27,7 @@ from medtransfer.report.figures import (
     draw_subgroups,
     draw_training,
     render,
+    settle,
 )
 from medtransfer.report.methods import describe_budgets, write_methods
 from medtransfer.report.notes import note_overfitting, note_small_cohorts, note_training, read_histories, read_json, read_searches
@@ -136,6 +137,7 @@ def _draw(
     (folder / "figures").mkdir(exist_ok=True)
     pictures = {}
     for name, figure in figures.items():
+        settle(figure)
         for kind in _KINDS:
             content = render(figure, kind)
             write_aside(folder / "figures" / f"{name}.{kind}", content)

@@ -239,6 +239,13 @@ def draw_learning_curve(report: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def settle(figure: Figure) -> None:
+    """Finds the places of all parts, once for all kinds of file."""
+    with mpl.rc_context(_STYLE):
+        figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+
+
 def render(figure: Figure, kind: str) -> bytes:
     """The figure as `svg`, `pdf` or `png`, without a date."""
     stream = io.BytesIO()

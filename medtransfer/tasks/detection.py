@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from monai.apps.detection.utils.ATSS_matcher import ATSSMatcher
 from numpy.typing import NDArray
 from scipy.special import expit
 from sklearn.cluster import KMeans
@@ -106,6 +105,8 @@ class Detection:
 
         Which anchors these are is found by ATSS (Zhang et al. 2020, arXiv:1912.02424), MONAI's.
         """
+        from monai.apps.detection.utils.ATSS_matcher import ATSSMatcher
+
         anchors, logits = outputs["anchors"], outputs["logits"].float()
         per_place = len(anchors) // sum(outputs["places"])
         matcher = ATSSMatcher(_NEIGHBOURS, center_in_gt=False)

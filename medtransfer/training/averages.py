@@ -32,7 +32,7 @@ class Averages:
         pairs = [*zip(self._moving(self.backbone, self.head), self._moving(backbone, head), strict=True)]
         # What rests is left alone: it is most of the network where much is frozen.
         self._means, self._current = ([pair[side] for pair in pairs if pair[0].is_floating_point()] for side in (0, 1))
-        self._counts = [pair for pair in pairs if not pair[0].is_floating_point()]
+        self._counts, self._counted = ([pair[side] for pair in pairs if not pair[0].is_floating_point()] for side in (0, 1))
 
     @staticmethod
     def _moving(backbone: Backbone, head: nn.Module) -> list[Tensor]:
@@ -44,8 +44,8 @@ class Averages:
         """One step towards the current weights; what is frozen stays exactly as it is."""
         if self._means:
             torch._foreach_lerp_(self._means, self._current, 1 - _AVERAGE)
-        for mean, current in self._counts:
-            mean.copy_(current)
+        if self._counts:
+            torch._foreach_copy_(self._counts, self._counted)
 
     def state(self) -> State:
         """A copy of the averaged states of backbone and head."""
@@ -54,7 +54,7 @@ class Averages:
 
 def copy_state(*modules: nn.Module) -> State:
     """Copies of the states of modules."""
-    return [copy.deepcopy(module.state_dict()) for module in modules]
+    return [{name: value.clone() for name, value in module.state_dict().items()} for module in modules]
 
 
 def load_state(state: Sequence[dict[str, Tensor]], *modules: nn.Module) -> None:

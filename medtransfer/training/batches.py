@@ -9,7 +9,6 @@ from typing import Any, Protocol, cast
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from monai.data import ThreadBuffer
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -90,7 +89,7 @@ class Loader:
         self.source.prepare(self.rows, view)
         self.filled += time.perf_counter() - begun
         loaded = self._load([batch for batch in chosen if batch], view)
-        batches = iter(ThreadBuffer(loaded, buffer_size=2) if self.ahead else loaded)
+        batches = iter(_ahead(loaded) if self.ahead else loaded)
         while True:
             begun = time.perf_counter()
             batch = next(batches, None)
@@ -108,6 +107,13 @@ class Loader:
                 yield self.source.load(batch, view)
         except Exception as error:
             yield error
+
+
+def _ahead(batches: Iterator[Any]) -> Iterable[Any]:
+    from monai.data import ThreadBuffer  # takes seconds to import
+
+    buffered: Iterable[Any] = ThreadBuffer(batches, buffer_size=2)
+    return buffered
 
 
 def collect(

@@ -12,8 +12,8 @@ import platform
 import random
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -32,11 +32,14 @@ from medtransfer.models.backbone import Backbone
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Layout = Literal["contiguous", "channels_last"]
-# Seconds that fp32 may take longer than reduced precision before it is given up.
+# Times as long that fp32 may take as reduced precision before it is given up.
 _WORTH_IT = 1.05
 # A candidate that takes so many times as long as the best one is not timed again.
 _HOPELESS = 1.3
 _ROUNDS = 3
+_COMPILING = "compiling"
+# Share of a step's time that compiling saves at the best, and seconds that it takes at the least: where these do not fit, it is not tried.
+_MOST_SAVED, _LEAST_COMPILING = 0.5, 15.0
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _ACCELERATE_NAMES = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -53,6 +56,7 @@ class Engine:
         layout: of images and of the weights of convolutions of planes.
         seconds: per step of training by candidate (`bf16 channels_last`) where they were measured, else empty.
         share: rank and number of the processes that train one network together.
+        compiled: what trains is compiled by torch.
     """
 
     device: torch.device
@@ -60,6 +64,7 @@ class Engine:
     layout: Layout = "channels_last"
     seconds: Mapping[str, float] = field(default_factory=dict)
     share: tuple[int, int] = (0, 1)
+    compiled: bool = False
 
     def autocast(self) -> torch.autocast:
         """The context of a forward pass."""
@@ -79,7 +84,7 @@ class Engine:
 
     def place(self, network: nn.Module) -> nn.Module:
         """A network to the device, in the same order of memory; in place."""
-        keep_freed_memory()  # here, as every process that computes comes by
+        settle_process(self.device.type == "cuda")  # here, as every process that computes comes by
         for tensor in network.parameters():
             if tensor.ndim == 4:
                 tensor.data = tensor.data.contiguous(memory_format=self.memory_format)
@@ -92,6 +97,15 @@ class Engine:
         """
         AcceleratorState._reset_state(self.share[1] == 1)  # accelerate keeps one precision per process
         return Accelerator(mixed_precision=_ACCELERATE_NAMES[self.precision], cpu=self.device.type == "cpu")
+
+    def compile(self, network: nn.Module) -> Any:
+        """The network compiled, where this engine does so; what was compiled of one like it in this process is used again."""
+        if not self.compiled:
+            return network
+        # Every depth of every architecture is one more; beyond the limit torch would silently not compile.
+        dynamo = torch._dynamo.config
+        setattr(dynamo, next(name for name in ("recompile_limit", "cache_size_limit") if hasattr(dynamo, name)), 256)
+        return torch.compile(network, dynamic=False)
 
     def distribute(self, network: nn.Module) -> nn.Module:
         """The network as each of several processes trains it: gradients are averaged. Itself where there is one process."""
@@ -131,8 +145,10 @@ def make_engine(
     image: Tensor | None = None,
     layout: str = "auto",
     memory: Path | None = None,
+    compiled: bool | Literal["auto"] = "auto",
+    steps: int = 0,
 ) -> Engine:
-    """Chooses the device, and precision and order of memory by measurement.
+    """Chooses the device, and by measurement precision, order of memory, and whether what trains is compiled.
 
     Args:
         device: auto (CUDA where there is one), cpu or cuda.
@@ -142,9 +158,11 @@ def make_engine(
         image: a batch for it (batch, channel, *space).
         layout: auto, contiguous or channels_last.
         memory: file in which measurements of this machine are kept; None: of none.
+        compiled: auto: on CUDA, in a process that trains alone, where it saves more time than it takes.
+        steps: that one process trains with what is compiled once.
 
     Raises:
-        ConfigError: CUDA asked for and absent, or fp16 without CUDA.
+        ConfigError: CUDA asked for and absent, fp16 without CUDA, or compiling asked for where it fails.
     """
     has_cuda = torch.cuda.is_available()
     if device == "cuda" and not has_cuda:
@@ -152,11 +170,9 @@ def make_engine(
     on_cuda = has_cuda and device != "cpu"
     if precision == "fp16" and not on_cuda:
         raise ConfigError("train.precision is fp16, which needs a CUDA device. Use auto, fp32 or bf16.")
+    settle_process(on_cuda)
     state = join_processes(on_cuda)
-    where = torch.device("cpu")
-    if on_cuda:
-        where = torch.device("cuda", state[2] % torch.cuda.device_count())
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    where = torch.device("cuda", state[2] % torch.cuda.device_count()) if on_cuda else torch.device("cpu")
     chosen: tuple[str, str] = ("fp32" if precision == "auto" else precision, "channels_last" if layout == "auto" else layout)
     seconds: dict[str, float] = {}
     if "auto" in {precision, layout} and probe is not None and image is not None:
@@ -165,13 +181,23 @@ def make_engine(
         candidates = [(p, order) for p in precisions for order in layouts]
         seconds = _measured(probe, image, where, candidates, memory)
         chosen = _fastest(candidates, seconds)
-    return Engine(where, *chosen, seconds, state[:2])  # type: ignore[arg-type]  # validated by the configuration
+    engine = Engine(where, *chosen, seconds, state[:2], compiled is True)  # type: ignore[arg-type]  # validated by the configuration
+    if probe is not None and image is not None and (compiled is True or (compiled == "auto" and on_cuda and state[1] == 1)):
+        engine = _compiled(engine, probe, image, memory, steps, compiled is True)
+    return engine
 
 
 def join_processes(on_cuda: bool) -> tuple[int, int, int]:
-    """Rank, number and local rank where this is one of several processes of `torchrun` or `accelerate launch`."""
+    """Rank, number and local rank where this is one of several processes of `torchrun` or `accelerate launch`.
+
+    Raises:
+        ConfigError: of those on this machine, more than it has GPUs: they would wait for each other for ever.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return 0, 1, 0
+    here, count = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if on_cuda and here > count:
+        raise ConfigError(f"{here} processes are to train on this machine, which has {count} GPU. Start {count}, or set train.device=cpu.")
     state = PartialState(cpu=not on_cuda)
     return state.process_index, state.num_processes, state.local_process_index
 
@@ -190,10 +216,28 @@ def _fastest(candidates: list[tuple[str, str]], seconds: Mapping[str, float]) ->
     return plain if seconds[" ".join(plain)] <= _WORTH_IT * seconds[" ".join(best)] else best
 
 
+def _compiled(engine: Engine, probe: Backbone, image: Tensor, memory: Path | None, steps: int, wanted: bool) -> Engine:
+    """The engine with what trains compiled, where that is wanted, or saves more over so many steps than it takes."""
+    plain = engine.precision, engine.layout
+    fast = (*plain, "compiled")
+    seconds = engine.seconds or _measured(probe, image, engine.device, [plain], memory)
+    if not wanted and seconds[" ".join(plain)] * steps * _MOST_SAVED < _LEAST_COMPILING:
+        return engine
+    try:
+        found = _measured(probe, image, engine.device, [plain, fast], memory)
+    except Exception as error:  # no compiler of C, no Triton, a network it does not know: torch tells it in many types
+        if not wanted:
+            return engine
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ConfigError(f"train.compile is true, but {probe.name} cannot be compiled here ({said}). Use auto or false.") from error
+    saved = (found[" ".join(plain)] - found[" ".join(fast)]) * steps
+    return replace(engine, seconds={**found, **seconds}, compiled=wanted or saved > found[_COMPILING])
+
+
 def _measured(
-    probe: Backbone, image: Tensor, device: torch.device, candidates: list[tuple[str, str]], memory: Path | None
+    probe: Backbone, image: Tensor, device: torch.device, candidates: Sequence[tuple[str, ...]], memory: Path | None
 ) -> dict[str, float]:
-    """Seconds per step, from what was measured on this machine before or anew."""
+    """Seconds per step, from what was measured on this machine before or anew; see `_time_steps`."""
     about = [
         _name_of(device),
         platform.node(),
@@ -219,25 +263,30 @@ def _measured(
     return seconds[0]
 
 
-def _time_steps(probe: Backbone, image: Tensor, device: torch.device, candidates: list[tuple[str, str]]) -> dict[str, float]:
-    """Best of a few training steps after a warm-up, in turns, so that a busy moment hits all candidates alike."""
+def _time_steps(probe: Backbone, image: Tensor, device: torch.device, candidates: Sequence[tuple[str, ...]]) -> dict[str, float]:
+    """Best of a few training steps after a warm-up, in turns, so that a busy moment hits all candidates alike.
+
+    Args:
+        probe, image, device: see `make_engine`.
+        candidates: precision, order of memory, and `compiled` where it is; the compiling itself is told beside them.
+    """
     models: dict[str, Any] = {}
-    for precision, layout in candidates:
-        engine = Engine(device, precision, layout)  # type: ignore[arg-type]  # of the lists above
-        models[f"{precision} {layout}"] = engine, engine.place(copy.deepcopy(probe)).train(), engine.move({"image": image})
-    for parts in models.values():
-        _time_step(*parts)
+    for precision, layout, *rest in candidates:
+        engine = Engine(device, precision, layout, compiled=bool(rest))  # type: ignore[arg-type]  # of the lists above
+        model = engine.place(copy.deepcopy(probe)).train()
+        models[" ".join((precision, layout, *rest))] = engine, engine.compile(model), probe.names[-1], engine.move({"image": image})
     seconds: dict[str, float] = {}
+    first = {name: _time_step(*parts) for name, parts in models.items()}
+    compiling = sum(taken for name, taken in first.items() if models[name][0].compiled)
     for _ in range(_ROUNDS):
         limit = _HOPELESS * min(seconds.values(), default=float("inf"))
         for name, parts in models.items():
             if seconds.get(name, 0.0) <= limit:
                 seconds[name] = min(_time_step(*parts), seconds.get(name, float("inf")))
-    return seconds
+    return {**seconds, _COMPILING: compiling} if compiling else seconds
 
 
-def _time_step(engine: Engine, model: Any, batch: dict[str, Tensor]) -> float:
-    last = model.names[-1]
+def _time_step(engine: Engine, model: Any, last: str, batch: dict[str, Tensor]) -> float:
     begun = time.perf_counter()
     with engine.autocast():
         out = model(batch, [last])[last]
@@ -257,6 +306,20 @@ def use_threads(jobs: int = 1) -> None:
     """
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads_of(jobs))
+
+
+@cache
+def settle_process(on_cuda: bool) -> None:
+    """What holds for all that a process computes: deterministic algorithms where torch has them, TF32 on CUDA, freed memory kept."""
+    keep_freed_memory()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Debugging aid of that mode: fills every new tensor with NaN, which costs a seventh of a training step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # not in torch's stubs
+    # Its choice among algorithms is one of timing; two runs of one seed would differ.
+    torch.backends.cudnn.benchmark = False
+    if on_cuda:
+        torch.set_float32_matmul_precision("high")  # of convolutions TF32 is torch's own choice
 
 
 @cache
@@ -281,16 +344,10 @@ def threads_of(jobs: int) -> int:
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds Python, numpy and torch, and asks torch for deterministic algorithms where it has them."""
+    """Seeds Python, numpy and torch."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002  MONAI and others draw from the global generator
     torch.manual_seed(seed)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # Debugging aid of that mode: fills every new tensor with NaN, which costs a seventh of a training step.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # not in torch's stubs
-    # Its choice among algorithms is one of timing; two runs of one seed would differ.
-    torch.backends.cudnn.benchmark = False
 
 
 def describe_machine(engine: Engine) -> dict[str, Any]:
@@ -302,6 +359,7 @@ def describe_machine(engine: Engine) -> dict[str, Any]:
         "processes": engine.share[1],
         "precision": engine.precision,
         "layout": engine.layout,
+        "compiled": engine.compiled,
         "step_seconds": dict(engine.seconds),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }

@@ -108,7 +108,7 @@ class Trainer:
             if (now := frozen_at(self.plan, progress.step, self.steps)) != frozen:
                 frozen = now
                 self.backbone.freeze(frozen, self.plan.norm_policy, self.plan.tuned)
-                self._network = self.engine.distribute(Network(self.backbone, self.head, self.engine))
+                self._network = self.engine.compile(self.engine.distribute(Network(self.backbone, self.head, self.engine)))
             rate = rate_at(progress.step, self.steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = group["peak"] * rate

@@ -16,7 +16,7 @@ import SimpleITK
 from medtransfer.data import cache
 from medtransfer.data.cache import cache_folder, digest_file, entry_path, read_entry, read_facts, write_entry
 from medtransfer.data.inspection import inspect_image
-from medtransfer.data.transforms import Fixed, fixed_transforms
+from medtransfer.data.transforms import Fixed
 
 # Loads torch once; the workers are forked from it, so that they start within milliseconds.
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -134,7 +134,7 @@ def test_a_kill_while_filling_leaves_no_wrong_entry(own_cache, cohort):
     """Twenty kills at random moments; whatever is there afterwards is right, and the rest is filled."""
     rng = np.random.default_rng(0)
     paths = cohort.images["path"].tolist()
-    plain = {path: fixed_transforms(64)({"image": path})["image"].numpy() for path in paths}
+    plain = {path: mt.fixed_transforms(64)({"image": path})["image"].numpy() for path in paths}
     entries = {path: Path(entry_path(own_cache, digest_file(Path(path)), repr(Fixed(64)))) for path in paths}
     partial = 0
     running = []

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from medtransfer.data.dicom_write import write_grey_dicom
+from medtransfer.data.loading import fixed_transforms
 from medtransfer.data.placement import Placement, place
-from medtransfer.data.transforms import fixed_transforms, normalise
+from medtransfer.data.transforms import normalise
 from medtransfer.data.windows import parse_window, scale
 from medtransfer.errors import ConfigError, ImageError
 from PIL import Image

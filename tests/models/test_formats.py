@@ -53,7 +53,6 @@ TORCHVISION = {
     "resnet18": "resnet18",
     "resnet50": "resnet50",
     "densenet121": "densenet121",
-    "vgg11": "vgg11",
     "vgg11_bn": "vgg11_bn",
     "inception_v3": "inception_v3",
     "efficientnet_b0": "efficientnet_b0",

@@ -7,7 +7,8 @@ import pytest
 import timm
 import torch
 from medtransfer.errors import WeightsError
-from medtransfer.models.volumes import build_volume_network, inflate
+from medtransfer.models.volume_networks import build_volume_network
+from medtransfer.models.volumes import inflate
 from monai.networks.nets import DenseNet121, resnet18
 
 
