@@ -27,7 +27,7 @@ from medtransfer.report.build import build_report
 from medtransfer.sections import ArmSection
 from medtransfer.tasks.classification import Classification
 from medtransfer.training.checkpoint import load_weights
-from medtransfer.training.engine import make_engine, use_threads
+from medtransfer.training.engine import make_engine, use_threads, uses_cuda
 from medtransfer.training.predicting import predict
 
 _OWN = "development: "
@@ -132,7 +132,9 @@ def _predict(config: StudyConfig, arm: str, run: Path, cohort: Cohort, facts: pd
     task = Classification((label,), tuple(summary["positive_weights"]), pooling=pooling, read=summary["plan"]["read"])
     head = task.make_head(backbone)
     load_weights(run / "weights.safetensors", backbone, head)
-    engine = make_engine(config.train.device, summary["engine"]["precision"], layout=summary["engine"]["layout"])
+    made = summary["engine"]
+    alike = str(made["device"]).startswith("cuda") == uses_cuda(config.train.device)
+    engine = make_engine(config.train.device, made["precision"] if alike else "fp32", layout=made["layout"])
     engine.place(backbone)
     head.to(engine.device)
     slices = Slices(image.slices, image.slice_spacing, image.plane)

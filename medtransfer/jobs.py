@@ -82,12 +82,14 @@ class Study:
         prepared: what is settled.
         engines: by arm.
         output: folder of the study. store: of the activations that are kept while it lasts.
+        workers: processes on this machine that share the runs.
     """
 
     prepared: Prepared
     engines: dict[str, Engine]
     output: Path
     store: Path
+    workers: int = 1
 
     @property
     def note(self) -> Path:
@@ -103,7 +105,9 @@ class Study:
     def engine_of(self, job: Job) -> Engine:
         """That of its arm; of several GPUs, runs that are done at the same time take different ones."""
         engine, count = self.engines[job.arm], torch.cuda.device_count()
-        if engine.device.type != "cuda" or engine.share[1] > 1:
+        if job.size:  # few images, whose batches and depths differ from draw to draw
+            engine = replace(engine, compiled=False)
+        if engine.device.type != "cuda" or engine.share[1] > 1 or self.workers == 1:
             return engine
         return replace(engine, device=torch.device("cuda", self._numbers[job] % max(1, count)))
 
@@ -197,6 +201,8 @@ class Study:
         assert isinstance(task, Classification)  # the configuration refuses a search for detection
         lock = self.output / LOCKS / f"{hashlib.sha256(str(path.relative_to(self.output)).encode()).hexdigest()[:16]}.lock"
         with FileLock(lock) if engine.first else nullcontext():
+            # Each depth is trained for a few steps alone, which no compiling pays for.
+            engine = replace(engine, compiled=False)
             return search_fold(images, fold, task, prepared.backbones[job.arm], plan, path, first, engine, key, cache, steps, report)
 
 

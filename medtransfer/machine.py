@@ -13,7 +13,7 @@ from medtransfer.data.cache import cache_folder
 from medtransfer.errors import StudyError
 from medtransfer.prepare import batch_size
 from medtransfer.record import Prepared, recorded_engine
-from medtransfer.training.engine import Engine, make_engine
+from medtransfer.training.engine import Engine, make_engine, uses_cuda
 
 
 def choose_engines(prepared: Prepared, output: Path, workers: int = 1) -> dict[str, Engine]:
@@ -22,7 +22,7 @@ def choose_engines(prepared: Prepared, output: Path, workers: int = 1) -> dict[s
     `workers`: processes that share the runs.
     """
     config = prepared.config
-    on_cuda = torch.cuda.is_available() and config.train.device != "cpu"
+    on_cuda = uses_cuda(config.train.device)
     engines: dict[str, Engine] = {}
     for name in dict.fromkeys(backbone.name for backbone in prepared.backbones.values()):
         arms = [arm for arm, backbone in prepared.backbones.items() if backbone.name == name]
@@ -30,12 +30,13 @@ def choose_engines(prepared: Prepared, output: Path, workers: int = 1) -> dict[s
         plan, backbone = prepared.plans[arm], deepcopy(prepared.backbones[arm])
         backbone.truncate(plan.dropped_stages)
         backbone.freeze(plan.frozen_stages, plan.norm_policy, plan.tuned)
-        # Of any of them: an arm that was added trains as those before it did.
-        recorded = next((found for other in arms if (found := recorded_engine(output, other))), {})
-        if not on_cuda:
-            recorded.pop("compiled", None)  # takes minutes on a processor, and what was trained on a GPU is trained anew there
-        by_hand = {"precision": config.train.precision, "layout": config.train.layout, "compiled": config.train.compile}
+        # Of any of them: an arm that was added trains as those before it did. On another kind of device all is done again.
+        recorded = next((found for other in arms if (found := recorded_engine(output, other, "cuda" if on_cuda else "cpu"))), {})
+        by_hand = {"precision": config.train.precision, "layout": config.train.layout}
         chosen: dict[str, Any] = {field: recorded.get(field, "auto") if own == "auto" else own for field, own in by_hand.items()}
+        if config.arms[arm].kind == "features":
+            chosen = {"precision": "fp32", "layout": "contiguous"}  # computed on the processor: nothing to measure
+        chosen["compiled"] = False if recorded and config.train.compile == "auto" else config.train.compile
         space = (config.image.size,) * 2 if backbone.ndim == 2 else (config.image.slices, config.image.size, config.image.size)
         # On a processor more images take long and change no ratio; a GPU they keep busy.
         batch = batch_size(config.train, backbone.ndim, config.task == "detection")
@@ -43,6 +44,8 @@ def choose_engines(prepared: Prepared, output: Path, workers: int = 1) -> dict[s
         image = torch.rand(count, len(backbone.recipe.mean), *space, generator=torch.Generator().manual_seed(0))
         memory, steps = cache_folder() / "engines.json", _steps_of_one(prepared, arms, workers)
         engine = make_engine(config.train.device, probe=backbone, image=image, memory=memory, steps=steps, **chosen)
+        if recorded and config.train.compile == "auto":
+            engine = replace(engine, compiled=recorded["compiled"] and engine.share[1] == 1)
         engines |= dict.fromkeys(arms, engine)
     return {arm: engines[arm] for arm in prepared.backbones}
 

@@ -311,11 +311,15 @@ def images_of_study(folder: Path) -> pd.DataFrame:
     )
 
 
-def recorded_engine(output: Path, arm: str) -> dict[str, Any]:
-    """What of an engine an earlier part of this study chose, as a second measurement might choose otherwise; else empty."""
+def recorded_engine(output: Path, arm: str, kind: str = "") -> dict[str, Any]:
+    """What of an engine an earlier part of this study chose, as a second measurement might choose otherwise; else empty.
+
+    `kind`: of device, `cpu` or `cuda`; empty where it was another.
+    """
     try:
         stored = json.loads((output / "environment.json").read_text(encoding="utf-8"))["arms"][arm]
-        return {name: str(stored[name]) for name in ("device", "precision", "layout")} | {"compiled": bool(stored.get("compiled"))}
+        found = {name: str(stored[name]) for name in ("device", "precision", "layout")}
+        return {**found, "compiled": bool(stored.get("compiled"))} if found["device"].startswith(kind) else {}
     except (OSError, ValueError, KeyError):
         return {}
 

@@ -222,7 +222,7 @@ class TrainSection(Section):
     weight_decay: float = Field(0.05, ge=0)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     layout: Literal["auto", "contiguous", "channels_last"] = Field("auto", description="Order of memory of images and convolutions.")
-    compile: bool | Literal["auto"] = Field(
+    compile: Literal["auto", True, False] = Field(
         "auto", description="Whether torch compiles what trains; auto: on CUDA, where that saves more time than it takes."
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"

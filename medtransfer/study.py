@@ -11,7 +11,6 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from filelock import FileLock
 
@@ -32,7 +31,7 @@ from medtransfer.prepare import fixed_of, prepare
 from medtransfer.progress import Reporter
 from medtransfer.record import Prepared, write_record, write_salt
 from medtransfer.scheduler import run_jobs
-from medtransfer.training.engine import join_processes, use_threads
+from medtransfer.training.engine import join_processes, use_threads, uses_cuda
 from medtransfer.training.tracking import refuse_missing
 
 
@@ -125,9 +124,9 @@ def run_study(
     use_threads(jobs)
     with Reporter(quiet or not _is_first()) as reporter:
         if task[1] > 1:
-            study = _settle_among_tasks(config, output, cohort, reporter, task[1])
+            study = _settle_among_tasks(config, output, cohort, reporter, jobs, task[1])
         else:
-            study = _settle(config, output, cohort, reporter, jobs, report_only)
+            study = _settle(config, output, cohort, reporter, jobs, report_only=report_only)
         listed = list_jobs(study.prepared)
         own = listed[task[0] :: task[1]]
         failures: dict[Job, str] = {}
@@ -169,21 +168,24 @@ def _refuse_settings(config: StudyConfig, jobs: int, task: tuple[int, int], repo
         raise ConfigError("several processes train one network here (torchrun); run them without --jobs and without engine: ray.")
 
 
-def _settle(config: StudyConfig, output: Path, cohort: Cohort | None, reporter: Reporter, workers: int, report_only: bool = False) -> Study:
-    """Checks and plans everything, then writes the record; `workers`: processes that share the runs."""
+def _settle(
+    config: StudyConfig, output: Path, cohort: Cohort | None, reporter: Reporter, jobs: int, tasks: int = 1, report_only: bool = False
+) -> Study:
+    """Checks and plans everything, then writes the record."""
     prepared = _prepare_in_turn(config, output, cohort, reporter)
     refuse_large_sizes(prepared)
-    engines = recorded_engines(prepared, output) if report_only else choose_engines(prepared, output, workers)
+    engines = recorded_engines(prepared, output) if report_only else choose_engines(prepared, output, jobs * tasks)
+    next(iter(engines.values())).wait()  # all have read what is recorded before it is written anew
     output.mkdir(parents=True, exist_ok=True)
     if _is_first() and not report_only:
         write_record(prepared, engines, output)
     store = feature_folder() / hashlib.sha256(str(output.resolve()).encode()).hexdigest()[:16]
-    return Study(prepared, engines, output, store)
+    return Study(prepared, engines, output, store, jobs)
 
 
 def _prepare_in_turn(config: StudyConfig, output: Path, cohort: Cohort | None, reporter: Reporter) -> Prepared:
     """Of several processes that train together the first one decodes and chooses the salt; the others find both."""
-    _, processes, _ = join_processes(torch.cuda.is_available() and config.train.device != "cpu")
+    _, processes, _ = join_processes(uses_cuda(config.train.device))
     with PartialState().main_process_first() if processes > 1 else nullcontext():
         prepared = prepare(config, cohort, output, reporter, fixed_of(config))
         if processes > 1 and _is_first():
@@ -192,12 +194,12 @@ def _prepare_in_turn(config: StudyConfig, output: Path, cohort: Cohort | None, r
     return prepared
 
 
-def _settle_among_tasks(config: StudyConfig, output: Path, cohort: Cohort | None, reporter: Reporter, tasks: int) -> Study:
+def _settle_among_tasks(config: StudyConfig, output: Path, cohort: Cohort | None, reporter: Reporter, jobs: int, tasks: int) -> Study:
     """The first task chooses salt and precision; the others, which wait for it, take them up."""
     (output / LOCKS).mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(output / LOCKS / "study.lock"):
-            return _settle(config, output, cohort, reporter, tasks)
+            return _settle(config, output, cohort, reporter, jobs, tasks)
     except MedTransferError:
         if not (output / "study.yaml").is_file():
             rmtree(output / LOCKS, ignore_errors=True)

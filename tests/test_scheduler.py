@@ -282,10 +282,11 @@ def test_runs_at_the_same_time_take_different_gpus(plain, monkeypatch):
     prepared = prepare(config, None, None, QUIET, fixed_of(config))
     engine = Engine(torch.device("cuda", 0), "bf16")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    study = Study(prepared, dict.fromkeys(prepared.backbones, engine), plain[0], plain[0])
+    study = Study(prepared, dict.fromkeys(prepared.backbones, engine), plain[0], plain[0], workers=3)
     listed = list_jobs(prepared)
     assert [study.engine_of(job).device.index for job in listed[:4]] == [0, 1, 2, 0]
     assert {study.engine_of(job).precision for job in listed} == {"bf16"}
+    assert {replace(study, workers=1).engine_of(job).device.index for job in listed} == {0}
     together = Study(prepared, dict.fromkeys(prepared.backbones, replace(engine, share=(1, 2))), plain[0], plain[0])
     assert {together.engine_of(job).device.index for job in listed} == {0}
 

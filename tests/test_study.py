@@ -206,6 +206,15 @@ def test_an_added_arm_trains_in_the_precision_of_those_before_it(tmp_path):
     assert {(engine.precision, engine.layout) for engine in engines.values()} == {("bf16", "contiguous")}
 
 
+def test_what_a_gpu_was_given_does_not_bind_a_processor(tmp_path):
+    from medtransfer.record import recorded_engine
+
+    stored = {"a": {"device": "cuda:0", "precision": "fp16", "layout": "contiguous", "compiled": True}}
+    (tmp_path / "environment.json").write_text(json.dumps({"arms": stored}))
+    assert recorded_engine(tmp_path, "a", "cpu") == {}
+    assert recorded_engine(tmp_path, "a", "cuda") == recorded_engine(tmp_path, "a") == stored["a"]
+
+
 def test_budgets_are_told_as_they_were_spent():
     from medtransfer.report.methods import describe_budgets
 

@@ -84,17 +84,20 @@ def change(images: Tensor, changes: Changes, across: int = 2) -> Tensor:
     Returns:
         The same shape, on the same device; brightness may leave 0..1.
     """
-    flip = torch.from_numpy(changes.flip).to(images.device)
+    # Copied without waiting: a GPU would first have to finish all that it was given.
+    flip = torch.from_numpy(changes.flip).to(images.device, non_blocking=True)
     side = 3 if images.ndim == 4 else 2
     shape = (-1, *(1 for _ in images.shape[1:]))
     images = torch.where(flip.view(shape), images.flip(side), images)
     # Slices stand beside the channels: what is done to a plane is done to all of them.
     planes = images if images.ndim == 4 else images.movedim(2 + across, 2).flatten(1, 2)
-    grid = nn.functional.affine_grid(_matrices(changes, planes.shape[2:]).to(planes.device), list(planes.shape), align_corners=False)
+    matrices = _matrices(changes, planes.shape[2:]).to(planes.device, non_blocking=True)
+    grid = nn.functional.affine_grid(matrices, list(planes.shape), align_corners=False)
     planes = nn.functional.grid_sample(planes, grid, padding_mode="border", align_corners=False)
     images = planes if images.ndim == 4 else planes.view(*planes.shape[:1], images.shape[1], -1, *planes.shape[2:]).movedim(2, 2 + across)
     gamma, contrast, brightness = (
-        torch.from_numpy(values).to(images).view(shape) for values in (changes.gamma, changes.contrast, changes.brightness)
+        torch.from_numpy(values).to(images.dtype).to(images.device, non_blocking=True).view(shape)
+        for values in (changes.gamma, changes.contrast, changes.brightness)
     )
     lowest = images.flatten(1).amin(1).view(shape)
     span = images.flatten(1).amax(1).view(shape) - lowest

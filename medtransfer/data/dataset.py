@@ -96,7 +96,7 @@ class ImageSource:
             images = change(images, changes, self.across)
         if volumes:
             stacks = torch.stack([cut(image, self.plane, self.slab, there) for image, there in zip(images, present, strict=True)])
-            stacks = torch.where(present.to(stacks.device)[:, :, None, None, None], stacks, stacks.new_zeros(()))
+            stacks = torch.where(present.to(stacks.device, non_blocking=True)[:, :, None, None, None], stacks, stacks.new_zeros(()))
             images = normalise(stacks, self.mean, self.std, axis=2)
             images = images if self.ndim == 2 else images.transpose(1, 2)
         else:

@@ -95,5 +95,5 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], axis:
     if given not in {1, channels}:
         raise ImageError(f"an image of {given} channels meets a network of {channels}. Set channels of the arm, or image.window.")
     shape = [channels if n == axis else 1 for n in range(images.ndim)]
-    center, scale = (torch.tensor(values, device=images.device).view(shape) for values in (mean, std))
+    center, scale = (torch.tensor(values).to(images.device, non_blocking=True).view(shape) for values in (mean, std))
     return (images.float().clamp(0.0, 1.0) - center) / scale

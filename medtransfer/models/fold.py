@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ def fold_norms(backbone: Backbone, stages: int, image: Tensor) -> Backbone:
     """
     plain = copy.deepcopy(backbone).eval()
     operations = [operation for stage in plain.stages[:stages] for operation in stage.operations]
-    with torch.inference_mode():
+    with torch.inference_mode(), _in_float32():
         outer, expected = watch(plain.network, lambda: run(plain.network, operations, image))
     calls = list(_flatten(outer))
     folded = copy.deepcopy(plain)
@@ -37,9 +38,17 @@ def fold_norms(backbone: Backbone, stages: int, image: Tensor) -> Backbone:
     for call in calls:
         if id(call.given) in given and isinstance(_module(plain, call.path), nn.BatchNorm2d | nn.BatchNorm3d):
             _fold(folded.network, given[id(call.given)], call.path)
-    with torch.inference_mode():
+    with torch.inference_mode(), _in_float32():
         found = run(folded.network, operations, image)
     return folded if torch.allclose(found, expected, rtol=0.0, atol=_TOLERANCE * float(expected.abs().max())) else plain
+
+
+def _in_float32() -> AbstractContextManager[None]:
+    """Convolutions without TF32, whose rounding is larger than what the proof allows."""
+    cudnn = torch.backends.cudnn
+    settings = {"enabled": cudnn.enabled, "benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic, "allow_tf32": False}
+    context: AbstractContextManager[None] = cudnn.flags(**settings)
+    return context
 
 
 def _flatten(calls: Iterable[Call]) -> Iterator[Call]:

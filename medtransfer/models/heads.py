@@ -77,7 +77,7 @@ class LinearHead(Head):
         if present is None:
             present = torch.ones(slices.shape[:2], dtype=torch.bool)
         # A volume without a single slice is pooled over all of them: nothing is divided by 0.
-        present = (present | ~present.any(1, keepdim=True)).to(slices.device)
+        present = (present | ~present.any(1, keepdim=True)).to(slices.device, non_blocking=True)
         if self.pooling == "max":
             return slices.masked_fill(~present[..., None], -torch.inf).amax(1)
         weights: Tensor = self._attend(slices, present)

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -107,15 +108,18 @@ class Engine:
         setattr(dynamo, next(name for name in ("recompile_limit", "cache_size_limit") if hasattr(dynamo, name)), 256)
         return torch.compile(network, dynamic=False)
 
-    def distribute(self, network: nn.Module) -> nn.Module:
-        """The network as each of several processes trains it: gradients are averaged. Itself where there is one process."""
+    def distribute(self, network: nn.Module, unread: bool = False) -> nn.Module:
+        """The network as each of several processes trains it: gradients are averaged. Itself where there is one process.
+
+        `unread`: some of it that trains is read by no head, and has no gradient.
+        """
         if self.share[1] == 1 or not any(parameter.requires_grad for parameter in network.parameters()):
             return network
         devices = [self.device] if self.device.type == "cuda" else None
         # Batch statistics stay each process's own within an epoch; their mean is taken after it. torch 2.14 renamed the argument.
         known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
         name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        settings: dict[str, Any] = {"device_ids": devices, name: False}
+        settings: dict[str, Any] = {"device_ids": devices, name: False, "find_unused_parameters": unread}
         return nn.parallel.DistributedDataParallel(network, **settings)
 
     def mean(self, values: Tensor) -> Tensor:
@@ -152,8 +156,8 @@ def make_engine(
 
     Args:
         device: auto (CUDA where there is one), cpu or cuda.
-        precision: auto, fp32, bf16 or fp16. auto times training steps of `probe` on `image` in each that the device has,
-            and takes the fastest; fp32 where it is within 5 % of it.
+        precision: auto, fp32, bf16 or fp16. auto times training steps of `probe` on `image` in fp32 and in bf16 (fp16 on a GPU without
+            bf16), and takes the fastest; fp32 where it is within 5 % of it.
         probe: a backbone, frozen as it will be trained; where it is missing, auto is fp32 and channels_last.
         image: a batch for it (batch, channel, *space).
         layout: auto, contiguous or channels_last.
@@ -164,10 +168,9 @@ def make_engine(
     Raises:
         ConfigError: CUDA asked for and absent, fp16 without CUDA, or compiling asked for where it fails.
     """
-    has_cuda = torch.cuda.is_available()
-    if device == "cuda" and not has_cuda:
+    on_cuda = uses_cuda(device)
+    if device == "cuda" and not on_cuda:
         raise ConfigError("train.device is cuda, but torch sees no CUDA device here. Use auto or cpu.")
-    on_cuda = has_cuda and device != "cpu"
     if precision == "fp16" and not on_cuda:
         raise ConfigError("train.precision is fp16, which needs a CUDA device. Use auto, fp32 or bf16.")
     settle_process(on_cuda)
@@ -182,9 +185,16 @@ def make_engine(
         seconds = _measured(probe, image, where, candidates, memory)
         chosen = _fastest(candidates, seconds)
     engine = Engine(where, *chosen, seconds, state[:2], compiled is True)  # type: ignore[arg-type]  # validated by the configuration
-    if probe is not None and image is not None and (compiled is True or (compiled == "auto" and on_cuda and state[1] == 1)):
+    trains = probe is not None and any(parameter.requires_grad for parameter in probe.parameters())
+    tries = compiled is True or (compiled == "auto" and on_cuda and state[1] == 1)
+    if probe is not None and image is not None and trains and tries:
         engine = _compiled(engine, probe, image, memory, steps, compiled is True)
     return engine
+
+
+def uses_cuda(device: str) -> bool:
+    """Whether `train.device` means CUDA here."""
+    return device != "cpu" and torch.cuda.is_available()
 
 
 def join_processes(on_cuda: bool) -> tuple[int, int, int]:
@@ -198,14 +208,16 @@ def join_processes(on_cuda: bool) -> tuple[int, int, int]:
     here, count = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if on_cuda and here > count:
         raise ConfigError(f"{here} processes are to train on this machine, which has {count} GPU. Start {count}, or set train.device=cpu.")
-    state = PartialState(cpu=not on_cuda)
+    # The first one decodes a whole cohort while the others wait.
+    state = PartialState(cpu=not on_cuda, timeout=timedelta(hours=12))
     return state.process_index, state.num_processes, state.local_process_index
 
 
 def _precisions(device: torch.device) -> tuple[str, ...]:
     if device.type == "cpu":
         return ("fp32", "bf16")
-    return ("fp32", "bf16", "fp16") if torch.cuda.is_bf16_supported(including_emulation=False) else ("fp32", "fp16")
+    # Where there is bf16, fp16 is no faster, and overflows.
+    return ("fp32", "bf16") if torch.cuda.is_bf16_supported(including_emulation=False) else ("fp32", "fp16")
 
 
 def _fastest(candidates: list[tuple[str, str]], seconds: Mapping[str, float]) -> tuple[str, str]:
@@ -254,13 +266,26 @@ def _measured(
     except (OSError, ValueError):
         known = {}
     if key not in known:
-        known[key] = _time_steps(probe, image, device, candidates)
+        known[key] = _time_what_fits(probe, image, device, candidates)
         if memory is not None:
             write_aside(memory, json.dumps(known))
     seconds = [{str(name): float(value) for name, value in known[key].items()}]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         broadcast_object_list(seconds)  # all processes choose alike
     return seconds[0]
+
+
+def _time_what_fits(probe: Backbone, image: Tensor, device: torch.device, candidates: Sequence[tuple[str, ...]]) -> dict[str, float]:
+    """Of as many of the images as the memory holds; what was taken of a GPU is given back to other processes."""
+    try:
+        return _time_steps(probe, image, device, candidates)
+    except torch.OutOfMemoryError:
+        if len(image) == 1:
+            raise
+    finally:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return _time_what_fits(probe, image[: len(image) // 2], device, candidates)
 
 
 def _time_steps(probe: Backbone, image: Tensor, device: torch.device, candidates: Sequence[tuple[str, ...]]) -> dict[str, float]:

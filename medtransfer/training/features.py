@@ -133,8 +133,9 @@ class FeatureSource:
             batch = self.images.load(rows, view)
             images = {name: _pad(x, self.at_once) for name, x in batch["features"].items()}
             moved = self.engine.move(images)
+            prefix = self._prefix(moved["image"])  # folded in float32, or its proof would fail
             with self.engine.autocast():
-                found = self._prefix(moved["image"])(moved, [*self.before, self.cut])
+                found = prefix(moved, [*self.before, self.cut])
             values = {name: self._reduce(name, x)[: len(rows)].cpu() for name, x in found.items()}
             self._write(rows, view, {**values, "present": batch["present"], "targets": batch["targets"]})
         finally:

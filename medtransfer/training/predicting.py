@@ -22,6 +22,11 @@ class Network(nn.Module):
         super().__init__()
         self.backbone, self.head, self.engine = backbone, head, engine
 
+    @property
+    def unread(self) -> bool:
+        """Whether the head reads nothing of the last stage, so that this has no gradient."""
+        return self.backbone.names[-1] not in cast(Head, self.head).taps
+
     def forward(self, features: dict[str, Tensor], present: Tensor) -> Any:
         """Activations by name, and the slices that count -> what the head gives, such as logits (batch, label)."""
         with self.engine.autocast():

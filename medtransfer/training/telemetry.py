@@ -52,7 +52,8 @@ class EnergyMeter:
                 import pynvml
 
                 pynvml.nvmlInit()
-                handle = pynvml.nvmlDeviceGetHandleByIndex(self.device.index or 0)
+                # By its name: NVML counts all GPUs, also those hidden from this process.
+                handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(self.device).uuid}")
                 found["gpu"] = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
             except Exception:  # an extra that is missing, an old driver, a virtual GPU: then it does not tell
                 return found

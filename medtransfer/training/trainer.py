@@ -24,7 +24,7 @@ from medtransfer.training.engine import Engine
 from medtransfer.training.predicting import Network
 
 _CLIP_NORM = 5.0
-# Steps between two looks at the losses: to look is to wait for an accelerator.
+# Steps between two looks at the losses, and of several processes at each other: to look is to wait for an accelerator.
 _LOOK = 16
 
 
@@ -108,7 +108,8 @@ class Trainer:
             if (now := frozen_at(self.plan, progress.step, self.steps)) != frozen:
                 frozen = now
                 self.backbone.freeze(frozen, self.plan.norm_policy, self.plan.tuned)
-                self._network = self.engine.compile(self.engine.distribute(Network(self.backbone, self.head, self.engine)))
+                network = Network(self.backbone, self.head, self.engine)
+                self._network = self.engine.compile(self.engine.distribute(network, network.unread))
             rate = rate_at(progress.step, self.steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = group["peak"] * rate
@@ -116,7 +117,8 @@ class Trainer:
             progress.step += 1
             if len(self._unseen) >= _LOOK:
                 self.look(progress)
-            after_step()
+            if self.engine.share[1] == 1 or progress.step % _LOOK == 0:
+                after_step()
         self.head_rate = float(self.optimizer.param_groups[-1]["lr"])
         self.look(progress)
         self._share_statistics()

@@ -96,10 +96,23 @@ def test_reduced_precision_loses_nothing_to_the_disk(name, tmp_path):
     net.freeze(5)
     head = LinearHead(net.stages[-1], 1)
     torch.nn.init.normal_(head.linear.weight)
-    kept = keep(net, Noise(), net.names[4], head.taps, tmp_path, BF16)
-    ours, theirs = kept.load([2, 5, 1]), Noise().load([2, 5, 1])
-    assert ours["features"][net.names[4]].dtype == torch.bfloat16
+    kept, cut = keep(net, Noise(), net.names[4], head.taps, tmp_path, BF16), net.names[4]
+    ours = kept.load([2, 5, 1])
+    assert ours["features"][cut].dtype == torch.bfloat16
+    # Its norms are folded, so that less is rounded than in the network as it is.
+    prefix = kept._folded
+    norms = [sum(isinstance(module, torch.nn.BatchNorm2d) for module in whole.modules()) for whole in (prefix, net)]
+    assert norms[0] < norms[1]
+    image = {"image": Noise().load([0, 1, 2, 3, 4, 5])["features"]["image"][[2, 5, 1]]}
+    net.eval()
+    with torch.inference_mode(), BF16.autocast():
+        folded, plain = prefix(image, [cut])[cut], net(image, [cut])[cut]
+    with torch.inference_mode():
+        exact = net(image, [cut])[cut]
+    assert torch.allclose(ours["features"][cut].float(), folded.float(), atol=1e-6)
+    theirs = {**ours, "features": {cut: folded.clone()}}
     assert torch.allclose(step(net, head, ours, BF16)[0], step(net, head, theirs, BF16)[0], atol=1e-6)
+    assert (folded - exact).square().mean() < (plain - exact).square().mean()
 
 
 def test_a_head_on_all_stages_reads_the_same_from_the_store(tmp_path):

@@ -1,4 +1,4 @@
-"""Training with what torch compiles, and when that is chosen."""
+"""What an engine decides: whether torch compiles what trains, what is timed on how many images, and what several processes are told."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from medtransfer.models.freeze import PlainCounts
 from medtransfer.sections import TrainSection
 from medtransfer.training import engine as engines
 from medtransfer.training.engine import Engine, make_engine
+from medtransfer.training.predicting import Network
 from torch._dynamo.utils import counters
 
 SMALL = "test_resnet"
@@ -88,9 +89,44 @@ def test_where_it_cannot_compile_that_is_told_only_if_it_was_asked_for(monkeypat
     assert not make_engine("cpu", "fp32", net, image, "contiguous", steps=10**6).compiled  # of itself on CUDA alone
 
 
+def test_what_does_not_fit_is_timed_on_fewer_images(monkeypatch):
+    asked = []
+
+    def limited(_, image, *__):
+        asked.append(len(image))
+        if len(image) > 3:
+            raise torch.OutOfMemoryError("no memory")
+        return {"fp32 contiguous": 1.0}
+
+    monkeypatch.setattr(engines, "_time_steps", limited)
+    net = mt.load_backbone(SMALL)
+    assert make_engine("cpu", "fp32", net, torch.rand(13, 3, 32, 32)).seconds == {"fp32 contiguous": 1.0}
+    assert asked == [13, 6, 3]
+    monkeypatch.setattr(engines, "_time_steps", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no memory")))
+    with pytest.raises(torch.OutOfMemoryError):
+        make_engine("cpu", "fp32", net, torch.rand(4, 3, 32, 32))
+
+
 def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match="2 processes are to train on this machine, which has 1 GPU"):
         engines.join_processes(on_cuda=True)
+
+
+def test_several_processes_are_told_of_what_no_head_reads(monkeypatch):
+    """A detector with fine levels reads no deep stage; without a word, the others wait for gradients that never come."""
+
+    class Parallel:
+        def __init__(self, network, *, device_ids=None, broadcast_buffers=True, find_unused_parameters=False):  # noqa: ARG002
+            self.unread = find_unused_parameters
+
+    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", Parallel)
+    net, engine = mt.load_backbone("resnet18"), Engine(torch.device("cpu"), "fp32", share=(0, 2))
+    boxes = np.full((20, 1, 4), [8.0, 8.0, 30.0, 30.0], np.float32)
+    for finest, unread in ((4, True), (8, False)):
+        head = mt.Detection(("lesion",), space=(64, 64), finest=finest).fitted(boxes).make_head(net)
+        network = Network(net, head, engine)
+        assert network.unread is unread
+        assert engine.distribute(network, network.unread).unread is unread
