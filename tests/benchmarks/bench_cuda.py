@@ -190,6 +190,9 @@ BENCHES = {"step": bench_step, "agreement": bench_agreement}
 
 
 def main() -> None:
+    if not torch.cuda.is_available():
+        print("no GPU here: nothing measured")
+        return
     for name in sys.argv[1:] or BENCHES:
         BENCHES[name]()
         sys.stdout.flush()
