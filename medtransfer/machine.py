@@ -36,7 +36,8 @@ def choose_engines(prepared: Prepared, output: Path, workers: int = 1) -> dict[s
         chosen: dict[str, Any] = {field: recorded.get(field, "auto") if own == "auto" else own for field, own in by_hand.items()}
         if config.arms[arm].kind == "features":
             chosen = {"precision": "fp32", "layout": "contiguous"}  # computed on the processor: nothing to measure
-        chosen["compiled"] = False if recorded and config.train.compile == "auto" else config.train.compile
+        taken_up = bool(recorded) and config.train.compile == "auto"  # as it was compiled then, and nothing is tried again
+        chosen["compiled"] = False if taken_up else config.train.compile
         space = (config.image.size,) * 2 if backbone.ndim == 2 else (config.image.slices, config.image.size, config.image.size)
         # On a processor more images take long and change no ratio; a GPU they keep busy.
         batch = batch_size(config.train, backbone.ndim, config.task == "detection")
@@ -44,7 +45,7 @@ def choose_engines(prepared: Prepared, output: Path, workers: int = 1) -> dict[s
         image = torch.rand(count, len(backbone.recipe.mean), *space, generator=torch.Generator().manual_seed(0))
         memory, steps = cache_folder() / "engines.json", _steps_of_one(prepared, arms, workers)
         engine = make_engine(config.train.device, probe=backbone, image=image, memory=memory, steps=steps, **chosen)
-        if recorded and config.train.compile == "auto":
+        if taken_up:
             engine = replace(engine, compiled=recorded["compiled"] and engine.share[1] == 1)
         engines |= dict.fromkeys(arms, engine)
     return {arm: engines[arm] for arm in prepared.backbones}
