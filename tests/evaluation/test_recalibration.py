@@ -21,12 +21,13 @@ def sample(seed=0, n=4000):
 
 
 @settings(max_examples=15, deadline=None)
-@given(factor=st.floats(0.4, 3.0), shift=st.floats(-1.0, 1.0), seed=st.integers(0, 99))
-def test_platt_undoes_scale_and_shift(factor, shift, seed):
-    truth, target = sample(seed)
-    fitted = fit_map("platt", factor * truth + shift, target)
-    assert fitted.apply(factor * truth + shift) == pytest.approx(truth, abs=0.6)
-    assert fitted.parameters["factor"] == pytest.approx(1 / factor, rel=0.2)
+@given(factor=st.floats(0.4, 3.0), shift=st.floats(-1.0, 1.0))
+def test_platt_undoes_scale_and_shift(factor, shift):
+    truth, target = sample()
+    plain, fitted = fit_map("platt", truth, target), fit_map("platt", factor * truth + shift, target)
+    assert (plain.parameters["factor"], plain.parameters["shift"]) == (pytest.approx(1, abs=0.1), pytest.approx(0, abs=0.1))
+    # But for the weak priors, it does not matter how the logits were distorted.
+    assert np.abs(fitted.apply(factor * truth + shift) - plain.apply(truth)).max() < 0.04
 
 
 def test_platt_is_logistic_regression_where_data_outweigh_the_prior():
