@@ -20,6 +20,7 @@ from medtransfer.data.cohort import Cohort
 from medtransfer.data.dataset import ImageSource
 from medtransfer.data.placement import Placement
 from medtransfer.data.slices import Slices
+from medtransfer.folder import run_folder
 from medtransfer.lesions import boxes_on_grid, boxes_seen, place_images
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.heads import Head
@@ -151,7 +152,7 @@ def task_of(prepared: Prepared, arm: str) -> Classification | Detection:
 
 def load_run(prepared: Prepared, output: Path, arm: str, index: int, seed: int) -> tuple[Backbone, Head, FreezePlan]:
     """The network of a finished run as it was left, and its plan."""
-    folder = output / "runs" / arm / f"fold-{index}" / f"seed-{seed}"
+    folder = run_folder(output, arm, index, seed)
     plan = FreezePlan(**json.loads((folder / "run.json").read_text(encoding="utf-8"))["plan"])
     backbone = backbone_of(prepared, arm, seed)
     backbone.truncate(plan.dropped_stages)

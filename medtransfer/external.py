@@ -18,6 +18,7 @@ from medtransfer.data.inspection import inspect_images
 from medtransfer.data.slices import Slices
 from medtransfer.errors import CohortError, LeakageError, StudyError
 from medtransfer.evaluation import EvaluationReport, evaluate, read_predictions, write_predictions
+from medtransfer.folder import run_folder
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.catalog import load_backbone
 from medtransfer.prepare import fixed_of, refuse_unreadable
@@ -60,6 +61,7 @@ def validate(study: str | Path, cohort: Cohort, output: str | Path, quiet: bool 
     if (output / "study.yaml").is_file() or output.is_file():
         raise StudyError(f"{output}: holds a study, or is a file. Choose another --output.")
     label = _shared_label(study, cohort)
+    models = _list_models(study)
     use_threads()
     with Reporter(quiet) as reporter:
         facts = inspect_images(cohort, reporter, fixed_of(config))
@@ -70,14 +72,10 @@ def validate(study: str | Path, cohort: Cohort, output: str | Path, quiet: bool 
         facts = facts[facts["error"] == ""].reset_index(drop=True)
         _refuse_known_images(study, facts, cohort)
         frames = []
-        for arm in config.arms:
-            found = (study / "runs" / arm).glob("fold-*/seed-*/run.json")
-            runs = sorted(found, key=lambda path: (path.parent.name, path.parent.parent.name))
-            for number, path in enumerate(runs):
+        for arm, runs in models.items():
+            for number, run in enumerate(runs):
                 reporter(f"{arm}, models", number, len(runs))
-                frames.append(_predict(config, arm, path.parent, cohort, facts, label, number))
-        if not frames:
-            raise StudyError(f"{study}: holds no finished run with its weights.")
+                frames.append(_predict(config, arm, run, cohort, facts, label, number))
         output.mkdir(parents=True, exist_ok=True)
         table = pd.concat(frames, ignore_index=True)
         if columns := [c for c in config.evaluate.subgroups if c in cohort.images.columns]:
@@ -86,10 +84,14 @@ def validate(study: str | Path, cohort: Cohort, output: str | Path, quiet: bool 
         reporter.say(f"evaluating {len(table)} predictions")
         settings = {**config.evaluate.model_dump(), "subgroups": columns, **choices}
         report = evaluate(output / "predictions.csv", **settings)
-    first = next(iter(config.arms))
+    first = next(iter(models))
     shift = describe_shift(study, cohort, facts, table[table["arm"] == first])
-    known = "External validation: every model of the study by itself, with the recalibration and thresholds of its own tune patients."
-    report = EvaluationReport({**report.data, "shift": shift, "warnings": [known, *report.data["warnings"]]})
+    known = (
+        f"External validation: every model of the study by itself ({len(models[first])} of each arm), with the recalibration and "
+        "thresholds of its own tune patients."
+    )
+    absent = [f"Arm {arm} is left out: the study has not compared it yet." for arm in config.arms if arm not in models]
+    report = EvaluationReport({**report.data, "shift": shift, "warnings": [known, *absent, *report.data["warnings"]]})
     report.save(output / "report.json")
     return EvaluationReport(report.data, build_report(output))
 
@@ -110,6 +112,22 @@ def _shared_label(study: Path, cohort: Cohort) -> str:
     raise CohortError(
         f"the second cohort has the labels {', '.join(cohort.labels) or 'none'}, the study has {label}. Name one with --label."
     )
+
+
+def _list_models(study: Path) -> dict[str, list[Path]]:
+    """By arm the folders of the runs that the study compared: the same seeds and folds of all, in the same order.
+
+    Raises:
+        StudyError: one of them is not there any more.
+    """
+    table = read_predictions(study / "predictions.csv")
+    table = table[table["size"] == 0] if "size" in table.columns else table
+    cells = sorted(set(zip(table["seed"], table["fold"], strict=True)))
+    models = {arm: [run_folder(study, arm, fold, seed) for seed, fold in cells] for arm in dict.fromkeys(table["arm"])}
+    for run in (run for runs in models.values() for run in runs):
+        if not ((run / "run.json").is_file() and (run / "weights.safetensors").is_file()):
+            raise StudyError(f"{run}: lacks run.json or weights.safetensors. Run the study again with compare.")
+    return models
 
 
 def _refuse_known_images(study: Path, facts: pd.DataFrame, cohort: Cohort) -> None:

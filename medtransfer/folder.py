@@ -16,6 +16,11 @@ from medtransfer.errors import ConfigError, StudyError, list_faults
 LOCKS = ".locks"
 
 
+def run_folder(output: Path, arm: str, fold: int, seed: int) -> Path:
+    """Where a study keeps the training of an arm on a fold, from a seed."""
+    return output / "runs" / arm / f"fold-{fold}" / f"seed-{seed}"
+
+
 def check_folder(output: Path, config: StudyConfig) -> None:
     """Refuses a folder that holds anything else than this study, or this study with fewer arms: arms may be added.
 

@@ -17,7 +17,7 @@ from medtransfer.arms import backbone_of, images_of, task_of
 from medtransfer.data.split import Fold
 from medtransfer.episodes import draw_fold, plan_draw
 from medtransfer.errors import StudyError
-from medtransfer.folder import LOCKS
+from medtransfer.folder import LOCKS, run_folder
 from medtransfer.models.costs import measure_stages
 from medtransfer.models.plan import FINE_TUNING_STEPS, FreezePlan
 from medtransfer.prepare import cache_budget, train_of
@@ -46,7 +46,7 @@ class Job:
         """Of the run, within the study."""
         if self.size:
             return output / "curve" / self.arm / f"fold-{self.fold}" / f"size-{self.size}" / f"episode-{self.episode}"
-        return output / "runs" / self.arm / f"fold-{self.fold}" / f"seed-{self.seed}"
+        return run_folder(output, self.arm, self.fold, self.seed)
 
 
 class BusyError(StudyError):

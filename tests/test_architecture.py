@@ -27,7 +27,7 @@ ALLOWED = {
     "record": {"errors", "config", "folder", "data", "models", "training", "evaluation"},
     "prepare": {"errors", "config", "sections", "record", "progress", "lesions", "data", "models", "tasks"},
     "lesions": {"errors", "data"},
-    "arms": {"errors", "sections", "record", "prepare", "lesions", "data", "models", "tasks", "training"},
+    "arms": {"errors", "folder", "sections", "record", "prepare", "lesions", "data", "models", "tasks", "training"},
     "runs": {"errors", "arms", "config", "sections", "record", "prepare", "lesions", "progress"}
     | {"data", "models", "tasks", "training", "evaluation"},
     "jobs": {"errors", "arms", "config", "folder", "record", "prepare", "runs", "episodes", "progress"}
@@ -35,7 +35,7 @@ ALLOWED = {
     "scheduler": {"errors", "jobs", "progress", "record", "training"},
     "reused": {"errors", "arms", "config", "record", "prepare", "runs", "progress", "models", "training", "evaluation"},
     "episodes": {"errors", "config", "sections", "record", "prepare", "data", "models"},
-    "external": {"errors", "arms", "config", "sections", "record", "prepare", "runs", "progress"}
+    "external": {"errors", "arms", "config", "folder", "sections", "record", "prepare", "runs", "progress"}
     | {"data", "models", "tasks", "training", "evaluation", "report"},
     "sightings": {"errors", "record", "prepare", "lesions", "data", "evaluation", "report"},
     "deploy": {"errors", "deploy", "data", "models", "tasks", "training", "evaluation"},

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import medtransfer as mt
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from medtransfer.cli import app
 from medtransfer.config import make_config
 from medtransfer.errors import CohortError, ConfigError, LeakageError, StudyError
@@ -115,6 +117,34 @@ def test_a_model_predicts_outside_what_it_predicted_inside(study, monkeypatch):
     merged = inside.merge(outside, on=["arm", "model", "image"], suffixes=("", "_again"))
     assert len(merged) == len(inside)
     assert np.abs(merged["logit"] - merged["logit_again"]).max() < 2e-3
+
+
+def test_of_an_unfinished_study_the_models_that_were_compared_meet_the_second_cohort(study, tmp_path):
+    """Without a run, the models of the arms must not be paired by their order; an arm added later has none yet."""
+    part = tmp_path / "part"
+    shutil.copytree(study / "study", part)
+    shutil.rmtree(part / "runs" / "formulas" / "fold-1")
+    table = pd.read_csv(part / "predictions.csv")
+    table[table["fold"] != 1].to_csv(part / "predictions.csv", index=False)
+    settings = yaml.safe_load((part / "study.yaml").read_text())
+    settings["arms"]["later"] = settings["arms"]["imagenet"]
+    (part / "study.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    mt.write_phantom(tmp_path / "second", 30, seed=9)
+    cohort = mt.Cohort.from_csv(tmp_path / "second" / "manifest.csv", tmp_path / "second", ["malignant"])
+    report = mt.validate(part, cohort, tmp_path / "out", quiet=True, bootstrap=100, subgroups=[])
+    assert "(2 of each arm)" in report.data["warnings"][0]
+    assert report.data["warnings"][1] == "Arm later is left out: the study has not compared it yet."
+    outside = pd.read_csv(tmp_path / "out" / "predictions.csv")
+    outside = outside[outside["part"] == "tune"]
+    for number, fold in enumerate((0, 2)):
+        for arm in ("imagenet", "formulas"):
+            there = table[(table["arm"] == arm) & (table["fold"] == fold) & (table["part"] == "tune")]
+            here = outside[(outside["arm"] == arm) & (outside["seed"] == number)]
+            assert here["logit"].tolist() == pytest.approx(there["logit"].tolist())
+    (part / "runs" / "imagenet" / "fold-2" / "seed-0" / "weights.safetensors").unlink()
+    with pytest.raises(StudyError, match="lacks run.json or weights"):
+        mt.validate(part, cohort, tmp_path / "none", quiet=True)
+    assert not (tmp_path / "none").exists()
 
 
 def test_what_the_models_have_seen_is_refused(study, tmp_path):
