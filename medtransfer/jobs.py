@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
+import platform
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
@@ -103,17 +105,13 @@ class Study:
         return self.prepared.split.fold(job.fold)
 
     def engine_of(self, job: Job) -> Engine:
-        """That of its arm; of several GPUs, runs that are done at the same time take different ones."""
+        """That of its arm; of several GPUs, processes that work at the same time take different ones."""
         engine, count = self.engines[job.arm], torch.cuda.device_count()
         if job.size:  # few images, whose batches and depths differ from draw to draw
             engine = replace(engine, compiled=False)
         if engine.device.type != "cuda" or engine.share[1] > 1 or self.workers == 1:
             return engine
-        return replace(engine, device=torch.device("cuda", self._numbers[job] % max(1, count)))
-
-    @cached_property
-    def _numbers(self) -> dict[Job, int]:
-        return {job: number for number, job in enumerate(list_jobs(self.prepared))}
+        return replace(engine, device=torch.device("cuda", _take_gpu(self.output / LOCKS, count)[0] if count > 1 else 0))
 
     @cached_property
     def _keys(self) -> dict[Job, tuple[str, FreezePlan]]:
@@ -204,6 +202,23 @@ class Study:
             # Each depth is trained for a few steps alone, which no compiling pays for.
             engine = replace(engine, compiled=False)
             return search_fold(images, fold, task, prepared.backbones[job.arm], plan, path, first, engine, key, cache, steps, report)
+
+
+@lru_cache(maxsize=1)
+def _take_gpu(locks: Path, count: int) -> tuple[int, FileLock]:
+    """A GPU for as long as this process lives, one that as few others as possible have, and what shows that it is taken.
+
+    Each process keeps to one, as every GPU that it touches holds a context of some hundred megabytes.
+    """
+    locks.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count():  # over all of them once, then for a second process on each
+        lock = FileLock(locks / f"gpu-{platform.node()}-{number}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        return number % count, lock
+    raise AssertionError  # the numbers do not end
 
 
 def complete(runs: dict[Job, Run], arms: list[str]) -> dict[Job, Run]:

@@ -270,7 +270,7 @@ def test_a_killed_process_takes_only_its_run_with_it(tmp_path, always):
         assert "was killed, most likely for want of memory" in outcomes[listed[0]]
 
 
-def test_runs_at_the_same_time_take_different_gpus(plain, monkeypatch):
+def test_processes_at_the_same_time_take_different_gpus(plain, tmp_path, monkeypatch):
     from dataclasses import replace
 
     from medtransfer.config import load_config
@@ -282,9 +282,16 @@ def test_runs_at_the_same_time_take_different_gpus(plain, monkeypatch):
     prepared = prepare(config, None, None, QUIET, fixed_of(config))
     engine = Engine(torch.device("cuda", 0), "bf16")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    study = Study(prepared, dict.fromkeys(prepared.backbones, engine), plain[0], plain[0], workers=3)
+    study = Study(prepared, dict.fromkeys(prepared.backbones, engine), tmp_path, tmp_path, workers=3)
     listed = list_jobs(prepared)
-    assert [study.engine_of(job).device.index for job in listed[:4]] == [0, 1, 2, 0]
+    held = []
+    for number in range(5):  # the first of five processes that live at the same time, the second, ...
+        jobs._take_gpu.cache_clear()
+        assert {study.engine_of(job).device.index for job in listed} == {number % 3}, "a process keeps to one"
+        held.append(jobs._take_gpu(study.output / ".locks", 3)[1])
+    held[1].release()  # the second has ended
+    jobs._take_gpu.cache_clear()
+    assert {study.engine_of(job).device.index for job in listed} == {1}
     assert {study.engine_of(job).precision for job in listed} == {"bf16"}
     assert {replace(study, workers=1).engine_of(job).device.index for job in listed} == {0}
     together = Study(prepared, dict.fromkeys(prepared.backbones, replace(engine, share=(1, 2))), plain[0], plain[0])
