@@ -20,6 +20,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["MEDTRANSFER_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(autouse=True)
+def _figures_for_the_page_alone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Drawing each figure three times takes as long as a small training; tests of the report, and studies that a whole module shares, do so.
+    if "report" not in request.path.parts:
+        monkeypatch.setattr("medtransfer.report.build._KINDS", ("svg",))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     folder = Path(os.environ.get("MEDTRANSFER_DATA", Path(__file__).parents[2] / "shared" / "data"))

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
@@ -16,6 +17,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
+from medtransfer.errors import StudyError
 from medtransfer.evaluation.recalibration import log_losses
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.heads import LinearHead
@@ -30,7 +32,9 @@ PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 # Where there are too few units for inner folds.
 _PENALTY = 1e-3
 _FOLDS, _FEW_UNITS, _REPEATS = 5, 60, 3
-_NEWTON, _INNER = 200, 3
+_INNER = 3
+# Multiplications for a Hessian up to which Newton's steps are quicker than those of L-BFGS; how many, and the gain at which they end.
+_SMALL, _STEPS, _CLOSE = 8_000_000, 100, 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +103,12 @@ def fit_path(values: Float, labels: Int, weight: float, penalties: tuple[float, 
 
     Returns:
         Coefficients (penalty, channel) and intercepts (penalty,), for the features as they are.
+
+    Raises:
+        StudyError: a feature is not finite.
     """
+    if not np.isfinite(values).all():
+        raise StudyError("features of the backbone are not finite. Set train.precision=fp32, or take other weights.")
     mean, scale = values.mean(0), values.std(0)
     scale[scale < 1e-8] = 1.0  # a channel that never varies carries nothing; its coefficient stays 0
     inputs = (values - mean) / scale
@@ -110,16 +119,52 @@ def fit_path(values: Float, labels: Int, weight: float, penalties: tuple[float, 
         sizes = np.sqrt(np.maximum(squares[there], 0.0))
         directions = (left[:, there] / np.where(sizes > 0, sizes, 1.0)).T @ inputs
         inputs = left[:, there] * sizes
-    # The same solution; Newton's steps are the quicker ones while the Hessian is small.
-    solver = "newton-cholesky" if inputs.shape[1] <= _NEWTON else "lbfgs"
-    model = LogisticRegression(solver=solver, max_iter=5000, tol=1e-6, class_weight={0: 1.0, 1: weight}, warm_start=True)
-    coefficients, intercepts = [], []
+    solve = _solve_small if inputs.size * inputs.shape[1] <= _SMALL else _solve_large
+    found = solve(inputs, labels, weight, penalties)
+    coefficients = (found[:, :-1] if directions is None else found[:, :-1] @ directions) / scale
+    return coefficients, found[:, -1] - coefficients @ mean
+
+
+def _solve_large(inputs: Float, labels: Int, weight: float, penalties: tuple[float, ...]) -> Float:
+    """Coefficients, and behind them the intercept; (penalty, channel + 1)."""
+    model = LogisticRegression(max_iter=5000, tol=1e-9, class_weight={0: 1.0, 1: weight}, warm_start=True)
+    found = []
     for penalty in penalties:
         model.set_params(C=penalty).fit(inputs, labels)
-        found = model.coef_[0] if directions is None else model.coef_[0] @ directions
-        coefficients.append(found / scale)
-        intercepts.append(float(model.intercept_[0]) - float(mean @ coefficients[-1]))
-    return np.array(coefficients), np.array(intercepts)
+        found.append(np.append(model.coef_[0], model.intercept_[0]))
+    return np.array(found)
+
+
+def _solve_small(inputs: Float, labels: Int, weight: float, penalties: tuple[float, ...]) -> Float:
+    """As `_solve_large`, by Newton's method, for a few dozen images ten times as fast: scikit-learn's checks outweigh the arithmetic.
+
+    Steps are halved until the loss falls by a share of what its slope promises (Armijo), so that they cannot overshoot.
+    """
+    design, truth = np.column_stack([inputs, np.ones(len(inputs))]), labels == 1
+    mass = np.where(truth, weight, 1.0)
+    values, found = np.zeros(design.shape[1]), []
+    for penalty in penalties:
+        ridge = np.append(np.full(inputs.shape[1], 1 / penalty), 0.0)
+
+        def loss(at: Float, ridge: Float = ridge) -> float:
+            scores = design @ at
+            return float(mass @ log_losses(scores, labels) + 0.5 * ridge @ at**2)
+
+        now = loss(values)
+        for _ in range(_STEPS):
+            probability = expit(design @ values)
+            slope = design.T @ (mass * (probability - truth)) + ridge * values
+            curvature = (design.T * (mass * probability * (1 - probability))) @ design + np.diag(ridge)
+            step = np.linalg.solve(curvature, slope)
+            promised = float(slope @ step)
+            if promised <= _CLOSE * max(1.0, now):
+                break
+            length = 1.0
+            while (new := loss(values - length * step)) > now - 1e-4 * length * promised and length > 1e-9:
+                length /= 2
+            values, now = values - length * step, new
+        found.append(values)
+    return np.array(found)
 
 
 def inner_folds(labels: Int, groups: Int, folds: int, repeats: int, seed: int = 0) -> Iterator[tuple[Int, Int]]:

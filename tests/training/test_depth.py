@@ -8,11 +8,12 @@ from dataclasses import replace
 import medtransfer as mt
 import numpy as np
 import pytest
+from medtransfer.errors import StudyError
 from medtransfer.evaluation.recalibration import log_losses
 from medtransfer.models.freeze import PlainCounts
 from medtransfer.training import depth as module
 from medtransfer.training.choice import DepthChoice, StageProbe, apply_choice, choose_depth, unit_means
-from medtransfer.training.probe import Features, choose_penalty, compare_heads, fit_path, inner_folds
+from medtransfer.training.probe import PENALTIES, Features, choose_penalty, compare_heads, fit_path, inner_folds
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 
@@ -126,17 +127,26 @@ def test_units_are_averaged_before_they_are_compared():
     assert unit_means(values, np.array([4, 4, 9, 9, 2])).tolist() == [7.0, 2.0, 5.0]
 
 
-def test_the_path_is_scikit_learns_in_the_span_of_the_images():
+@pytest.mark.parametrize("shape", [(4, 30), (40, 300), (150, 20), (400, 300)])
+@pytest.mark.parametrize(("noise", "weight"), [(1.0, 1.7), (0.0, 1.0), (3.0, 12.0)])  # the second divides the classes without an error
+def test_the_path_is_scikit_learns_whatever_solves_it(shape, noise, weight):
     rng = np.random.default_rng(0)
-    wide = rng.normal(size=(40, 300)) * rng.uniform(0.1, 10, 300) + 3
-    labels = (wide[:, 0] + rng.normal(size=40) > 3).astype(int)
-    coefficients, intercepts = fit_path(wide, labels, 1.7, (1e-3, 1e-1))
-    scaled = (wide - wide.mean(0)) / wide.std(0)
-    for penalty, weight, bias in zip((1e-3, 1e-1), coefficients, intercepts, strict=True):
-        model = LogisticRegression(C=penalty, max_iter=10_000, tol=1e-10, class_weight={0: 1, 1: 1.7}).fit(scaled, labels)
-        assert np.allclose(wide @ weight + bias, model.decision_function(scaled), atol=1e-4)
-    constant, _ = fit_path(np.ones((10, 20)), np.arange(10) % 2, 1.0, (1.0,))
+    values = rng.normal(size=shape) * rng.uniform(0.1, 10, shape[1]) + 3
+    labels = (values[:, 0] + noise * rng.normal(size=shape[0]) > np.median(values[:, 0])).astype(int)
+    coefficients, intercepts = fit_path(values, labels, weight)
+    scaled = (values - values.mean(0)) / values.std(0)
+    for penalty, slope, bias in zip(PENALTIES, coefficients, intercepts, strict=True):
+        model = LogisticRegression(C=penalty, max_iter=10_000, tol=1e-10, class_weight={0: 1, 1: weight}).fit(scaled, labels)
+        assert np.allclose(values @ slope + bias, model.decision_function(scaled), atol=2e-4)
+
+
+def test_features_that_never_vary_count_nothing_and_those_that_are_not_finite_are_refused():
+    labels = np.arange(10) % 2
+    constant, intercepts = fit_path(np.ones((10, 20)), labels, 3.0, (1.0,))
     assert np.allclose(constant, 0)
+    assert intercepts == pytest.approx([np.log(3)], abs=1e-5)
+    with pytest.raises(StudyError, match="not finite"):
+        fit_path(np.full((10, 20), np.inf), labels, 1.0)
 
 
 def test_inner_folds_keep_patients_together_and_are_repeated():
