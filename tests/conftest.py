@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,19 @@ def _figures_for_the_page_alone(request: pytest.FixtureRequest, monkeypatch: pyt
     # Drawing each figure three times takes as long as a small training; tests of the report, and studies that a whole module shares, do so.
     if "report" not in request.path.parts:
         monkeypatch.setattr("medtransfer.report.build._KINDS", ("svg",))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Sums over threads differ in their last bits."""
+    import torch
+
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
+        yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from medtransfer.cli import app
+from typer.testing import CliRunner
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 LITE = "tf_efficientnet_lite0"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "medtransfer")
 
@@ -33,14 +35,15 @@ def write_config(folder: Path, **changes) -> Path:
     return path
 
 
-def compare(config: Path, output: Path, prefix=("-m", "medtransfer")) -> pd.DataFrame:
-    done = subprocess.run(
-        [sys.executable, *prefix, "compare", str(config), "--output", str(output)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def compare_here(config: Path, output: Path) -> pd.DataFrame:
+    done = CliRunner().invoke(app, ["compare", str(config), "--output", str(output)])
+    assert done.exit_code == 0, done.output
+    return pd.read_csv(output / "predictions.csv")
+
+
+def compare_by_two(config: Path, output: Path) -> pd.DataFrame:
+    command = [sys.executable, *TORCHRUN, "compare", str(config), "--output", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return pd.read_csv(output / "predictions.csv")
 
@@ -57,7 +60,7 @@ def test_two_processes_train_what_one_trains(tmp_path):
         "transformer": {"backbone": "vit_tiny_patch16_224", "weights": "none"},
     }
     config = write_config(tmp_path, arms=arms)
-    one, two = compare(config, tmp_path / "one"), compare(config, tmp_path / "two", TORCHRUN)
+    one, two = compare_here(config, tmp_path / "one"), compare_by_two(config, tmp_path / "two")
     keys = ["arm", "seed", "fold", "part", "image", "patient", "label", "target"]
     assert two[keys].equals(one[keys])  # every image once, in the same order
     assert np.abs(two["probability"] - one["probability"]).max() < 1e-5
@@ -109,10 +112,9 @@ def test_a_cluster_that_loses_a_node_finishes_the_study(tmp_path):
     pytest.importorskip("ray")
     arms = {"imagenet": {"backbone": LITE, "weights": "imagenet", "plan": {"strategy": "lp_ft"}}, "scratch": {"backbone": LITE}}
     config = write_config(tmp_path, arms=arms)
-    expected = compare(config, tmp_path / "here")
+    expected = compare_here(config, tmp_path / "here")
     done = subprocess.run(
         [sys.executable, "-c", CLUSTER, str(config), str(tmp_path / "there")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,

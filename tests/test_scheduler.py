@@ -47,14 +47,7 @@ def write_config(folder: Path, **changes) -> Path:
     return path
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch):
-    """Sums over threads differ in their last bits."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +56,8 @@ def plain(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plain")
     mt.write_phantom(folder / "cohort", 30, seed=2)
     config = write_config(folder)
-    # In a process of its own: a fixture of a module comes before the one that sets the threads.
-    done = command(config, folder / "out")
-    assert done.returncode == 0, done.stderr
+    done = invoke("compare", config, "--output", folder / "out")
+    assert done.exit_code == 0, done.output
     return folder, config, table_of(folder / "out")
 
 
