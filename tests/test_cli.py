@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import html
 import json
+import shlex
 
 import medtransfer as mt
 import pytest
@@ -231,3 +233,25 @@ def test_check_names_what_it_found(manifest, tmp_path):
     assert result.exit_code == 1
     for part in ("unreadable 3-1.png: ", "such as 0-0.png and 0-1.png", "1 patient(s) under two labels", "patient P2 under two labels"):
         assert part in result.output
+
+
+def test_the_command_on_the_page_gives_the_numbers_of_the_page(scores, tmp_path):
+    table = scores({"a": 1.0, "b": 0.5}, views=2)
+    table["the site"] = ["north" if int(patient[1:]) % 3 else "south" for patient in table["patient"]]
+    table["w"] = 1.0 + (table["patient"].str[1:].astype(int) % 2)
+    table.to_csv(tmp_path / "TABLE.csv", index=False)
+    settings = [
+        "unit=patient",
+        "weight=w",
+        "subgroups=[the site]",
+        "margin=0.05",
+        "prevalences=[0.01,0.1]",
+        "sensitivity=null",
+        "threshold=0.3",
+    ]
+    first = run("evaluate", tmp_path / "TABLE.csv", *settings, "--bootstrap", 100, "--seed", 3, "-o", tmp_path / "out", "--json")
+    assert first.exit_code == 0, first.output
+    page = (tmp_path / "out" / "report.html").read_text()
+    command = shlex.split(html.unescape(page.split("<code>medtransfer ")[1].split("</code>")[0]))
+    command[1] = tmp_path / command[1]
+    assert json.loads(run(*command, "--json").stdout) == json.loads(first.stdout)

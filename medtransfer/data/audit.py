@@ -44,6 +44,7 @@ class Audit:
         found, readable: number of images in the cohort, and of those that can be read.
         patients: number of patients; of images where patients are not known.
         patients_known: False where each image stands for a patient.
+        by_study: images of which the study stands for the patient, see `Cohort`.
         classes: images by label; "label = 0" and "label = 1" where labels are not the classes of folders.
         unreadable: (image, reason).
         hazards: (image, code, sentence): what to know of its pixels.
@@ -61,6 +62,7 @@ class Audit:
     readable: int
     patients: int
     patients_known: bool
+    by_study: tuple[str, ...]
     classes: dict[str, int]
     unreadable: tuple[tuple[str, str], ...]
     hazards: tuple[tuple[str, str, str], ...]
@@ -154,6 +156,7 @@ def audit(cohort: Cohort, facts: pd.DataFrame | None = None, features: Float | N
         readable=len(good),
         patients=int(cohort.images["patient"].nunique()),
         patients_known=cohort.patients_known,
+        by_study=cohort.by_study,
         classes=_count_classes(cohort),
         unreadable=unreadable,
         hazards=hazards,
@@ -238,6 +241,12 @@ def _list_actions(cohort: Cohort, found: Audit, group: str) -> list[str]:
         actions.append(
             f"{len(found.unreadable)} of {found.found} images cannot be read, such as {found.unreadable[0][0]}: mend them, or leave them "
             "out (cohort.skip_unreadable=true)."
+        )
+    if found.by_study:
+        actions.append(
+            f"the headers of {len(found.by_study)} image(s) name no patient, or one and the same for all, such as {found.by_study[0]}: "
+            "each study counts as a patient, so that two studies of one person may be on both sides of a split. Give a manifest with a "
+            "column patient."
         )
     if "manifest" in cohort.source and not cohort.labels:
         left = ", ".join(cohort.source.get("unused", [])) or "none"

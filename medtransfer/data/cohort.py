@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from medtransfer.data.boxes import LESION, fit_boxes, is_annotation, read_boxes
-from medtransfer.data.listing import Found, find_owner, list_images, name_patients
+from medtransfer.data.listing import Found, find_owner, known_by_study, list_images, name_patients
 from medtransfer.data.manifest import RESERVED, guess_labels, read_manifest, read_table, refuse_reserved
 from medtransfer.data.medmnist import PARTS as MEDMNIST_PARTS
 from medtransfer.data.medmnist import is_archive, read_labels
@@ -41,6 +41,7 @@ class Cohort:
         labels: names of the label columns; none for a cohort that is only to be checked.
         root: folder the ids are relative to.
         patients_known: False where the source has no patient ids, so that each image stands for a patient.
+        by_study: images whose header names no patient, or the placeholder of an anonymiser, so that each study stands for one.
         ignored: files of the folder that were left out, with the reason.
         source: the arguments it was read with, for the record.
         salt: what the ids of patients from DICOM headers were hashed with; "" where ids were given.
@@ -53,6 +54,7 @@ class Cohort:
     labels: tuple[str, ...]
     root: Path
     patients_known: bool = True
+    by_study: tuple[str, ...] = ()
     ignored: tuple[tuple[str, str], ...] = ()
     source: dict[str, Any] = field(default_factory=dict)
     salt: str = field(default="", repr=False)
@@ -96,17 +98,17 @@ class Cohort:
     ) -> Cohort:
         images = read_manifest(manifest, root, labels, positive, columns)
         source = {"manifest": str(manifest), "root": str(root), "labels": list(labels), "positive": positive}
-        used = ""
-        if "patient" not in images.columns:
-            owners = [find_owner(path) for path in images["path"]]
-            used = salt or secrets.token_hex(16)
-            images.insert(1, "patient", name_patients(owners, used))
-            if (images["patient"] == "").any():
-                raise CohortError(
-                    f"{manifest}: no column patient, and {int((images['patient'] == '').sum())} image(s) are not DICOM files that name "
-                    "one. Add the column: without it the same patient could be trained and tested on."
-                )
-        return cls(images, labels, root.resolve(), source=source, salt=used)
+        if "patient" in images.columns:
+            return cls(images, labels, root.resolve(), source=source)
+        owners, used = [find_owner(path) for path in images["path"]], salt or secrets.token_hex(16)
+        images.insert(1, "patient", name_patients(owners, used))
+        if unnamed := int((images["patient"] == "").sum()):
+            raise CohortError(
+                f"{manifest}: no column patient, and {unnamed} image(s) are not DICOM files that name one. Add the column: without it the "
+                "same patient could be trained and tested on."
+            )
+        by_study = known_by_study(images["image"].tolist(), owners)
+        return cls(images, labels, root.resolve(), by_study=by_study, source=source, salt=used)
 
     @classmethod
     def from_folders(
@@ -195,15 +197,16 @@ class Cohort:
             if patient is not None:
                 names = find_patients(cohort.images["image"].tolist(), patient, unnamed is None)
                 own = [name or image for name, image in zip(names, cohort.images["image"], strict=True)]
-                cohort = replace(cohort, images=cohort.images.assign(patient=own), patients_known="" not in names or unnamed == "leave_out")
+                named = "" not in names or unnamed == "leave_out"
+                cohort = replace(cohort, images=cohort.images.assign(patient=own), patients_known=named, by_study=())
                 cohort = cohort._keeping([bool(name) or unnamed == "own" for name in names], "its name gives no patient")
             if parts:
                 where = find_parts(cohort.images["image"].tolist(), parts)
                 cohort = replace(cohort, images=cohort.images.assign(split=where))._keeping(
                     list(map(bool, where)), "in none of cohort.parts"
                 )
-        named: dict[str, Any] = {"patient": patient, "unnamed": unnamed, "parts": dict(parts or {})}
-        source = {"root": str(root), "manifest": None if manifest is None else str(manifest), **named}
+        source: dict[str, Any] = {"root": str(root), "manifest": None if manifest is None else str(manifest)}
+        source |= {"patient": patient, "unnamed": unnamed, "parts": dict(parts or {})}
         return replace(cohort, source=source).with_boxes(boxes, kinds).detecting()
 
     def _keeping(self, kept: Sequence[bool], reason: str) -> Cohort:
@@ -220,9 +223,9 @@ class Cohort:
         """The cohort with one label, `lesion`: whether an image has a box."""
         if self.boxes is None:
             raise CohortError("detection needs lesion boxes. Set cohort.boxes.")
-        images = self.images.drop(columns=[label for label in self.labels if label in self.images.columns])
-        there = images["image"].isin(set(self.boxes["image"])).astype(float)
-        return replace(self, images=images.assign(**{LESION: there}), labels=(LESION,), detects=True)
+        there = self.images["image"].isin(set(self.boxes["image"])).astype(float)
+        images = self.images.drop(columns=list(self.labels), errors="ignore").assign(**{LESION: there})
+        return replace(self, images=images, labels=(LESION,), detects=True)
 
     def fitted(self, shapes: Mapping[str, tuple[int, ...]]) -> Cohort:
         """The cohort with its boxes checked against the pixels of each image; see `fit_boxes`."""
@@ -250,14 +253,14 @@ class Cohort:
         source: dict[str, Any],
         salt: str | None,
     ) -> Cohort:
-        names = [file.name for file in files]
+        names, owners = [file.name for file in files], [file.owner for file in files]
         # What cannot be read names nobody; it does not make the others unknown.
-        owned = all(any(file.owner) for file in files if not file.damaged) and any(any(file.owner) for file in files)
-        used = (salt or secrets.token_hex(16)) if any(any(file.owner) for file in files) else ""
-        hashed = name_patients([file.owner for file in files], used)
+        owned = all(any(file.owner) for file in files if not file.damaged) and any(map(any, owners))
+        used = (salt or secrets.token_hex(16)) if any(map(any, owners)) else ""
+        hashed, by_study = name_patients(owners, used), known_by_study(names, owners)
         patients = [patient or name for patient, name in zip(hashed, names, strict=True)]
         images = pd.DataFrame({"image": names, "patient": patients, "path": [file.path for file in files]})
-        return cls(pd.concat([images, targets], axis=1), labels, root.resolve(), owned, tuple(ignored), source, used)
+        return cls(pd.concat([images, targets], axis=1), labels, root.resolve(), owned, by_study, tuple(ignored), source, used)
 
     @classmethod
     def from_medmnist(cls, path: str | Path, positive: str | None = None) -> Cohort:
@@ -394,5 +397,4 @@ def _subfolders(root: Path) -> list[str]:
 
 
 def _label(name: str) -> str:
-    """A class folder may have the name of a column of the study's own tables."""
-    return f"class {name}" if name in RESERVED else name
+    return f"class {name}" if name in RESERVED else name  # a class folder may have the name of a column of the study's own tables

@@ -64,6 +64,11 @@ class DicomFile:
         return _NO_IMAGE.get(self.text("Modality"), "")
 
     @property
+    def lost(self) -> bool:
+        """True where the header ends too early, or lacks the rows that its class of object must have: no more an image, but it was one."""
+        return self.truncated or "Image Storage" in getattr(value(self.dataset, "SOPClassUID"), "name", "")
+
+    @property
     def truncated(self) -> bool:
         """True where the file ends before what it announces."""
         return any(note.startswith("End of file") for note in self.notes)

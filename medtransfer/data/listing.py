@@ -59,7 +59,7 @@ def list_images(folder: Path, root: Path) -> tuple[list[Found], list[tuple[str, 
             ignored.append((name, "mask of another image"))
         elif is_dicom(path):
             header = _open_header(path)
-            if header is None:
+            if header is None or (not header.derived and "Rows" not in header.dataset and header.lost):
                 found.append(Found(name, str(path.resolve()), damaged=True))  # reading it will say why
             elif header.derived or "Rows" not in header.dataset:
                 ignored.append((name, f"DICOM that holds {header.derived or 'no pixels'}, no image"))
@@ -97,7 +97,7 @@ def name_patients(owners: Sequence[tuple[str, str]], salt: str) -> list[str]:
     Returns:
         One id per image, "" for those without an owner.
     """
-    placeholder = len({p.partition("|")[2] for p, _ in owners if p}) == 1 and len({s for _, s in owners if s}) > 1
+    placeholder = _is_placeholder(owners)
     issuers: dict[str, set[str]] = {}
     for patient, _ in owners:
         issuer, _, number = patient.partition("|")
@@ -121,6 +121,16 @@ def name_patients(owners: Sequence[tuple[str, str]], salt: str) -> list[str]:
         first = min(name_of[node] for node in group)
         name_of |= dict.fromkeys(group, first)
     return ["" if node < 0 else "p-" + hashlib.sha256(f"{salt}|{name_of[node]}".encode()).hexdigest()[:12] for node in of_image]
+
+
+def known_by_study(images: Sequence[str], owners: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    """The images of which the study alone stands for the patient, so that two studies of one patient pass for two patients."""
+    named = set() if _is_placeholder(owners) else {study for patient, study in owners if patient.partition("|")[2]}
+    return tuple(image for image, (_, study) in zip(images, owners, strict=True) if study and study not in named)
+
+
+def _is_placeholder(owners: Sequence[tuple[str, str]]) -> bool:
+    return len({p.partition("|")[2] for p, _ in owners if p}) == 1 and len({s for _, s in owners if s}) > 1
 
 
 def _open_header(path: Path) -> DicomFile | None:

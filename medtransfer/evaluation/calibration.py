@@ -43,19 +43,18 @@ def bin_edges(logits: Float) -> Float:
     """Inner edges, as probabilities, of equal-mass bins: 10, or fewer so that a bin holds about 10 images; at least 2.
 
     Args:
-        logits: (seed, image); the bins are shared by the seeds.
+        logits: (image,); or (seed, image), for bins shared by the seeds, as a curve over them needs. Errors are counted in each
+            seed's own: in shared bins, models that differ would fill only some each, and seem better calibrated than they are.
     """
     bins = int(np.clip(logits.shape[-1] // 10, 2, 10))
     return np.unique(np.quantile(expit(logits), np.linspace(0, 1, bins + 1)[1:-1]))
 
 
-def binned_metric(
-    error: Callable[[Float, NDArray[Any], Float, Float], Float], edges: Float
-) -> Callable[[Float, NDArray[Any], Float], Float]:
-    """`weighted_ece` or `weighted_l2_ece` over given bins, as a metric for draws."""
+def binned_metric(error: Callable[[Float, NDArray[Any], Float, Float], Float]) -> Callable[[Float, NDArray[Any], Float], Float]:
+    """`weighted_ece` or `weighted_l2_ece` over the bins of a sample, as a metric for draws from it."""
 
     def metric(logit: Float, target: NDArray[Any], weights: Float) -> Float:
-        return error(logit, target, weights, edges)
+        return error(logit, target, weights, bin_edges(logit))
 
     return metric
 
@@ -107,8 +106,10 @@ def ece_null(logits: Float, weight: Float, codes: NDArray[np.int64], draws: int,
     """
     seeds, images = logits.shape
     null = np.zeros(draws)
-    edges = bin_edges(logits)
-    members = [np.eye(len(edges) + 1)[np.searchsorted(edges, expit(logit), side="right")] for logit in logits]
+    members = []
+    for logit in logits:
+        edges = bin_edges(logit)
+        members.append(np.eye(len(edges) + 1)[np.searchsorted(edges, expit(logit), side="right")])
     for chunk in np.array_split(np.arange(draws), max(1, draws * images // 4_000_000)):
         uniform = rng.random((len(chunk), codes.max() + 1))[:, codes]
         for logit, inside in zip(logits, members, strict=True):

@@ -52,7 +52,10 @@ def list_caveats(
         )
     extreme = int(((table["probability"] <= 0) | (table["probability"] >= 1)).sum())
     if extreme:
-        caveats.append(f"{extreme} probabilities are exactly 0 or 1; without a logit they are taken as {CLIP:g} and {1 - CLIP:g}.")
+        decisions = " Where most are, they are decisions, of which calibration says little." if 2 * extreme > len(table) else ""
+        caveats.append(
+            f"{extreme} probabilities are exactly 0 or 1; without a logit they are taken as {CLIP:g} and {1 - CLIP:g}.{decisions}"
+        )
     if settings.target_prevalence is not None:
         caveats.append(
             f"Predictive values are given for a prevalence of {settings.target_prevalence:g}; the probabilities here are for this "
@@ -70,6 +73,11 @@ def _about_seeds(scores: Sequence[Scores]) -> list[str]:
         caveats.append(
             f"{min(seeds)} seeds: the randomness of training is known from few draws only. Five are advisable below 2,000 images."
         )
+    caveats += [
+        f"{arm.arm}: all seeds give the same predictions, so nothing in its training is random, and more seeds show no more."
+        for arm in scores
+        if len(arm.seeds) > 1 and (arm.logit == arm.logit[0]).all()
+    ]
     if len(scores) > 1 and len({arm.seeds for arm in scores}) > 1:
         alike = len({len(arm.seeds) for arm in scores}) == 1
         caveats.append(

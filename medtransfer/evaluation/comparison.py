@@ -116,6 +116,8 @@ def _folds(a: Scores | None, b: Scores | None) -> dict[str, Any] | None:
     count = len(folds)
     mean, spread = float(np.mean(differences)), float(np.var(differences, ddof=1))
     half = float(student.ppf(0.975, count - 1)) * np.sqrt(spread * (1 / count + 1 / (count - 1)))
+    if abs(mean) + half > 1:  # as with two folds, of one degree of freedom
+        return {"estimate": mean, "low": None, "high": None, "reason": f"no interval: {count} folds tell too little"}
     return {"estimate": mean, "low": mean - half, "high": mean + half, "method": "corrected resampled t over folds"}
 
 
@@ -180,22 +182,27 @@ def verdict(
 
 
 def trust(arm: str, entry: dict[str, Any]) -> str:
-    """One sentence on the probabilities of an arm, from the intervals of slope, intercept and ECE."""
-    arm = isolate(arm)
+    """One sentence on the probabilities of an arm, from the intervals of AUC, slope, intercept, observed / expected and ECE."""
+    arm, auc = isolate(arm), entry["auc"]
     slope, intercept, ece = entry["calibration"]["slope"], entry["calibration"]["intercept"], entry["ece"]
+    if auc["high"] is not None and auc["high"] < 0.5:
+        return (
+            f"The scores of {arm} are lower where the label is there: AUC {auc['estimate']:.3f} ({auc['low']:.3f} to {auc['high']:.3f}). "
+            "Do they refer to the other class?"
+        )
     if slope["low"] is None or intercept["low"] is None:
         return (
-            f"Cannot tell whether the probabilities of {arm} can be trusted: the calibration slope cannot be estimated on these patients."
+            f"Cannot tell whether the probabilities of {arm} can be trusted: calibration slope and intercept have no intervals on these "
+            "patients."
         )
     faults = []
-    if slope["high"] < 1:
+    if slope["low"] <= 0 and slope["high"] < 1:
+        faults.append("over-confident and perhaps without any meaning (the slope may be 0)")
+    elif slope["high"] < 1:
         faults.append("over-confident (too close to 0 and 1)")
     elif slope["low"] > 1:
         faults.append("under-confident (too close to the middle)")
-    if intercept["high"] < 0:
-        faults.append("too high on the whole")
-    elif intercept["low"] > 0:
-        faults.append("too low on the whole")
+    faults += _on_the_whole(intercept, entry["calibration"]["observed_expected"])
     if not faults and ece["estimate"] > ece["null_high"]:
         faults.append("off by more than chance explains")
     figures = (
@@ -208,6 +215,20 @@ def trust(arm: str, entry: dict[str, Any]) -> str:
     if faults:
         return f"The probabilities of {arm} are {' and '.join(faults)}: {figures}."
     return f"No miscalibration of {arm} can be seen on these patients: {figures}."
+
+
+def _on_the_whole(intercept: dict[str, Any], ratio: dict[str, Any]) -> list[str]:
+    """What intercept and observed / expected say of the mean; "perhaps" where only one of them does."""
+    known = ratio["low"] is not None
+    high = [intercept["high"] < 0, known and ratio["high"] < 1]
+    low = [intercept["low"] > 0, known and ratio["low"] > 1]
+    for said, word in ((high, "too high"), (low, "too low")):
+        if all(said) or (said[0] and not known):
+            return [f"{word} on the whole"]
+        if any(said):
+            told = f" (observed / expected {ratio['estimate']:.2f}, {ratio['low']:.2f} to {ratio['high']:.2f})" if known else ""
+            return [f"perhaps {word} on the whole{told}"]
+    return []
 
 
 def isolate(name: str) -> str:

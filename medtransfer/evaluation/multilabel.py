@@ -232,5 +232,5 @@ def _accuracy(scores: Sequence[Scores]) -> dict[str, Any]:
 
 def _confidence_ece(logit: Float, right: NDArray[np.bool_]) -> float:
     """ECE of the most probable class against whether it is the true one (Guo et al. 2017, arXiv:1706.04599), over equal-mass bins."""
-    edges, ones = cal.bin_edges(logit), np.ones((1, logit.shape[1]))
-    return float(np.mean([cal.weighted_ece(z, hit.astype(float), ones, edges)[0] for z, hit in zip(logit, right, strict=True)]))
+    ones, error = np.ones((1, logit.shape[1])), cal.binned_metric(cal.weighted_ece)
+    return float(np.mean([error(z, hit.astype(float), ones)[0] for z, hit in zip(logit, right, strict=True)]))

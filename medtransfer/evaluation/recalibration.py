@@ -182,9 +182,10 @@ def _choose(parts: Sequence[pd.DataFrame]) -> tuple[Method, str]:
     from sklearn.model_selection import GroupKFold  # here, as it takes long to import
 
     candidates = [m for m in METHODS if m != "isotonic" or min(map(len, parts)) >= FEWEST_ISOTONIC]
-    losses: dict[str, list[Float]] = {m: [] for m in candidates}
+    losses: dict[str, list[pd.Series]] = {m: [] for m in candidates}
     for rows in parts:
-        groups = pd.factorize(rows["patient"])[0]
+        patients = rows["patient"].to_numpy()
+        groups = pd.factorize(patients)[0]
         logit, target = _columns(rows)
         pieces = min(_PARTS, len(set(groups)))
         if pieces < 2:
@@ -195,10 +196,11 @@ def _choose(parts: Sequence[pd.DataFrame]) -> tuple[Method, str]:
             for m in candidates:
                 z = fit_map(m, logit[train], target[train]).apply(logit[held])
                 each = np.logaddexp(0.0, np.where(target[held] == 1, -z, z))
-                losses[m].append(np.bincount(np.unique(groups[held], return_inverse=True)[1], each).astype(np.float64))
+                losses[m].append(pd.Series(each, patients[held]))
     if not losses["temperature"]:
         return "temperature", "too few tune patients for a choice"
-    by_patient = {m: np.concatenate(values) for m, values in losses.items()}
+    # One value per patient, whatever the number of images, seeds and folds that it is a tune patient of.
+    by_patient = {m: pd.concat(values).groupby(level=0).mean().to_numpy() for m, values in losses.items()}
     best: Method = min(candidates, key=lambda m: by_patient[m].mean())
     gain = by_patient["temperature"] - by_patient[best]
     error = gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else np.inf

@@ -62,15 +62,14 @@ class Evaluated:
 
 def ask(scores: Scores) -> tuple[Question, Question]:
     """What is drawn of some scores: in all draws, and in few."""
-    edges = cal.bin_edges(scores.logit)
     many = {
         "auc": dis.weighted_auc,
         "partial_auc": dis.weighted_partial_auc,
         "average_precision": dis.weighted_average_precision,
         "brier": cal.weighted_brier,
         "log_loss": cal.weighted_log_loss,
-        "ece": cal.binned_metric(cal.weighted_ece, edges),
-        "l2_ece": cal.binned_metric(cal.weighted_l2_ece, edges),
+        "ece": cal.binned_metric(cal.weighted_ece),
+        "l2_ece": cal.binned_metric(cal.weighted_l2_ece),
         "net_benefit": net_benefit,
     }
     few = {"smooth_ece": cal.weighted_smooth_ece, "corp": cal.weighted_corp, "curve": cal.curve_metric(scores.logit)}
@@ -110,7 +109,7 @@ def summarise(measured: Measured, draws: Draws, name: str) -> dict[str, Any]:
             **drawn["ece"].interval(recentre=True, greatest=1.0),
             "null_mean": float(null.mean()),
             "null_high": float(np.quantile(null, 0.95)),
-            "bins": len(cal.bin_edges(scores.logit)) + 1,
+            "bins": max(len(cal.bin_edges(logit)) for logit in scores.logit) + 1,
         },
         "l2_ece": drawn["l2_ece"].interval(recentre=True, greatest=1.0),
         "smooth_ece": drawn["smooth_ece"].interval(recentre=True, greatest=1.0),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from medtransfer.evaluation import EvaluationReport
 from medtransfer.evaluation.detection import describe_arm
 from medtransfer.evaluation.localisation import MEASURES
 from medtransfer.evaluation.predictions import write_aside
+from medtransfer.evaluation.settings import Settings
 from medtransfer.report.checklist import fill_checklists
 from medtransfer.report.figures import (
     COLOURS,
@@ -42,7 +45,7 @@ ROWS = (
     ("brier_parts.miscalibration", "Brier: miscalibration", "0 is best; what a better calibration could take off"),
     ("brier_parts.discrimination", "Brier: discrimination", "higher is better; what the order of the scores takes off"),
     ("log_loss", "Log-loss", "lower is better"),
-    ("ece", "ECE", "0 is best; read it beside what chance alone gives"),
+    ("ece", "ECE", "0 is best; up to 10 bins of as many images each; read it beside what chance alone gives"),
     ("l2_ece", "Debiased L2-ECE", "0 is best; what chance gives is taken off"),
     ("smooth_ece", "Smooth ECE", "0 is best; without bins"),
     ("calibration.intercept", "Calibration intercept", "0 is best; above 0: probabilities too low"),
@@ -108,9 +111,25 @@ def build_report(folder: Path) -> Path:
         "references": references,
         "checklists": fill_checklists(next(iter(sections.values())), plans, environment, audit, settings, bool(gallery)),
     }
+    context["own_table"] = bool(environment or report.get("shift"))
+    context["command"] = _command(report, "predictions.csv" if context["own_table"] else "TABLE.csv")
     page = folder / "report.html"
     write_aside(page, load_template("report.html").render(**context))
     return page
+
+
+def _command(report: dict[str, Any], table: str) -> str:
+    """What gives the same numbers from the table: every setting that is not the default is named."""
+    words = ["medtransfer", "evaluate", table]
+    if found := report.get("detection"):
+        words += ["--candidates", "candidates.csv", "--boxes", "boxes.csv", "--hit", found["hit"]["rule"]]
+        words += ["--overlap", str(found["hit"]["overlap"])] if found["hit"]["overlap"] else []
+    usual, chosen = vars(Settings()), dict(report["settings"])
+    words += ["--bootstrap", str(chosen.pop("bootstrap")), "--seed", str(chosen.pop("seed"))]
+    for name, value in chosen.items():
+        if value != (list(usual[name]) if isinstance(usual[name], tuple) else usual[name]):
+            words.append(f"{name}={value if isinstance(value, str) else json.dumps(value)}")
+    return shlex.join(words)
 
 
 def _draw(
@@ -181,7 +200,8 @@ def format_interval(value: dict[str, Any]) -> str:
     if value["estimate"] is None:
         return str(value.get("reason", "not estimable"))
     if value["low"] is None:
-        return f"{value['estimate']:.3f} (no interval: {value.get('reason', 'not estimable')})"
+        reason = str(value.get("reason", "not estimable")).removeprefix("no interval: ")
+        return f"{value['estimate']:.3f} (no interval: {reason})"
     return f"{value['estimate']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
 
 

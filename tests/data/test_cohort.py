@@ -216,10 +216,30 @@ def test_patients_of_dicom_headers_are_hashed(tmp_path):
     assert listed.images["patient"].tolist() == cohort.images["patient"].tolist()
 
 
-def test_a_placeholder_id_is_not_one_patient(tmp_path):
+@pytest.mark.parametrize("name", ["ANONYMOUS", ""])
+def test_where_headers_name_no_patient_each_study_is_one_and_that_is_said(tmp_path, name):
     for number in range(8):
-        write_dicom(tmp_path / ("a" if number < 4 else "b") / f"{number}.dcm", "ANONYMOUS", number, study=str(number // 2))
-    assert mt.Cohort.from_folders(tmp_path).images["patient"].nunique() == 4
+        write_dicom(tmp_path / ("a" if number < 4 else "b") / f"{number}.dcm", name, number, study=str(number // 2))
+    cohort = mt.Cohort.from_folders(tmp_path)
+    assert cohort.images["patient"].nunique() == 4
+    assert len(cohort.by_study) == 8
+    assert any("each study counts as a patient" in action for action in mt.audit(cohort).actions)
+    names = ["", "P0", "P1", "P1", "P2", "P2", "", ""]  # another file of the first study names its patient
+    for number in range(8):
+        write_dicom(tmp_path / ("a" if number < 4 else "b") / f"{number}.dcm", names[number], number, study=str(number // 2))
+    assert mt.Cohort.from_folders(tmp_path).by_study == ("b/6.dcm", "b/7.dcm")
+
+
+def test_a_dicom_file_that_was_cut_off_is_not_passed_over(tmp_path):
+    for number in range(6):
+        write_dicom(tmp_path / ("a" if number < 3 else "b") / f"{number}.dcm", f"P{number}", number)
+    whole = (tmp_path / "a" / "0.dcm").read_bytes()
+    at = whole.index(b"\x28\x00\x10\x00US")  # Rows
+    for length in (at, at - 5):  # between two elements, and within one
+        (tmp_path / "a" / "0.dcm").write_bytes(whole[:length])
+        cohort = mt.Cohort.from_folders(tmp_path)
+        assert cohort.ignored == ()
+        assert [image for image, _ in mt.audit(cohort).unreadable] == ["a/0.dcm"]
 
 
 def test_archives_keep_their_split_and_state_their_labels(tmp_path):

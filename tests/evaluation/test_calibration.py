@@ -82,7 +82,7 @@ def test_weights_mean_repetition(cohort):
     logit, target = cohort
     counts = np.random.default_rng(1).integers(0, 4, len(logit))
     rows = np.repeat(np.arange(len(logit)), counts)
-    weights, edges = counts[None].astype(float), cal.bin_edges(logit[None])
+    weights, edges = counts[None].astype(float), cal.bin_edges(logit)
     for name in ("auc", "brier", "brier_skill", "log_loss", "intercept", "slope", "observed_expected"):
         estimator = getattr(influence, name)
         assert estimator(logit, target, weights[0])[0] == pytest.approx(estimator(logit[rows], target[rows], ones(rows)[0])[0], abs=1e-7)
@@ -91,8 +91,8 @@ def test_weights_mean_repetition(cohort):
         cal.weighted_log_loss,
         cal.weighted_smooth_ece,
         cal.weighted_corp,
-        cal.binned_metric(cal.weighted_ece, edges),
-        cal.binned_metric(cal.weighted_l2_ece, edges),
+        lambda *rows: cal.weighted_ece(*rows, edges),
+        lambda *rows: cal.weighted_l2_ece(*rows, edges),
         cal.curve_metric(logit[None]),
     ):
         assert metric(logit, target, weights)[0] == pytest.approx(metric(logit[rows], target[rows], ones(rows))[0], abs=1e-6)

@@ -415,3 +415,51 @@ def test_two_seeds_do_not_find_differences_that_are_not_there():
         for key in found:
             found[key] += comparison[key]["p"] < 0.05
     assert max(found.values()) <= 5
+
+
+def test_every_seed_is_binned_by_its_own_scores_and_a_copy_of_a_seed_changes_nothing(scores):
+    first, second = (scores({"a": strength}, patients=200, seed=1) for strength in (1.0, 0.4))
+    second["logit"] += 4  # a model whose scores lie elsewhere
+    second["probability"] = 1 / (1 + np.exp(-second["logit"]))
+
+    def entry(*tables):
+        table = pd.concat([table.assign(seed=seed) for seed, table in enumerate(tables)])
+        report = evaluate(table, bootstrap=100).to_dict()
+        return report["arms"]["a"], report["warnings"]
+
+    alone, other, both = entry(first)[0], entry(second)[0], entry(first, second)[0]
+    for metric in ("ece", "l2_ece"):
+        assert both[metric]["estimate"] == pytest.approx((alone[metric]["estimate"] + other[metric]["estimate"]) / 2)
+    twice, warnings = entry(first, first)
+    assert twice["ece"]["estimate"] == pytest.approx(alone["ece"]["estimate"])
+    assert twice["recalibrated"]["chosen"] == alone["recalibrated"]["chosen"]
+    assert twice["auc"]["low"] == pytest.approx(alone["auc"]["low"])
+    assert any("all seeds give the same predictions" in warning for warning in warnings)
+
+
+def test_scores_of_the_other_class_are_not_called_over_confident(scores):
+    table = scores({"a": 1.5})
+    table["logit"] *= -1
+    table["probability"] = 1 - table["probability"]
+    said = evaluate(table, bootstrap=100).to_dict()["arms"]["a"]["trust"]
+    assert "Do they refer to the other class?" in said
+    nothing = scores({"a": 0.0}, patients=400)
+    assert "perhaps without any meaning" in evaluate(nothing, bootstrap=100).to_dict()["arms"]["a"]["trust"]
+
+
+@pytest.mark.parametrize(
+    ("intercept", "ratio", "said"),
+    [
+        ((0.1, 0.9), (1.1, 1.4), ["too low on the whole"]),
+        ((-0.9, -0.1), (0.6, 0.9), ["too high on the whole"]),
+        ((-0.1, 0.9), (1.001, 1.4), ["perhaps too low on the whole (observed / expected 1.20, 1.00 to 1.40)"]),
+        ((-0.9, -0.1), (0.6, 1.02), ["perhaps too high on the whole (observed / expected 0.81, 0.60 to 1.02)"]),
+        ((-0.9, -0.1), (None, None), ["too high on the whole"]),
+        ((-0.5, 0.5), (0.8, 1.2), []),
+    ],
+)
+def test_the_verdict_on_the_mean_agrees_with_both_of_its_figures(intercept, ratio, said):
+    from medtransfer.evaluation.comparison import _on_the_whole
+
+    figures = [{"estimate": None if low is None else (low + high) / 2, "low": low, "high": high} for low, high in (intercept, ratio)]
+    assert _on_the_whole(*figures) == said
