@@ -90,8 +90,14 @@ def validate(study: str | Path, cohort: Cohort, output: str | Path, quiet: bool 
         f"External validation: every model of the study by itself ({len(models[first])} of each arm), with the recalibration and "
         "thresholds of its own tune patients."
     )
-    absent = [f"Arm {arm} is left out: the study has not compared it yet." for arm in config.arms if arm not in models]
-    report = EvaluationReport({**report.data, "shift": shift, "warnings": [known, *absent, *report.data["warnings"]]})
+    also = [f"Arm {arm} is left out: the study has not compared it yet." for arm in config.arms if arm not in models]
+    if not cohort.patients_known:
+        also.append(
+            "The second cohort has no patient ids: every image counts as a patient, and intervals are too narrow where some have several."
+        )
+    # Its models differ by their folds too, so that advice on seeds does not fit.
+    others = [warning for warning in report.data["warnings"] if "randomness of training" not in warning]
+    report = EvaluationReport({**report.data, "shift": shift, "warnings": [known, *also, *others]})
     report.save(output / "report.json")
     return EvaluationReport(report.data, build_report(output))
 

@@ -53,6 +53,8 @@ def report_runs(study: Study, runs: dict[Job, Run], listed: int, reporter: Repor
         report = EvaluationReport({**report.data, "detection": _evaluate_boxes(study, [usable[job] for job in main])})
     if len(usable) < listed:
         left_out = f"This report rests on {len(usable)} of {listed} runs: those of the folds and seeds that every arm has finished."
+        tested, folds = len({job.fold for job in main}), len(study.prepared.split)
+        left_out += f" {folds - tested} of {folds} folds are untested, their patients not in the figures." if tested < folds else ""
         failed = [f"Run failed: {job}: {error}" for job, error in read_failures(output).items()]
         report = EvaluationReport({**report.data, "warnings": [left_out, *failed, *report.data["warnings"]]})
     report.save(output / "report.json")

@@ -18,7 +18,7 @@ from medtransfer.config import StudyConfig, make_config
 from medtransfer.data.cache import feature_folder
 from medtransfer.data.cohort import Cohort
 from medtransfer.episodes import refuse_large_sizes
-from medtransfer.errors import ConfigError, MedTransferError, StudyError
+from medtransfer.errors import CohortError, ConfigError, MedTransferError, StudyError
 from medtransfer.evaluation import EvaluationReport
 from medtransfer.folder import LOCKS, check_folder
 from medtransfer.jobs import Job, Study, list_jobs
@@ -77,6 +77,10 @@ def compare(
     Raises:
         MedTransferError: see `run_study`.
     """
+    if not isinstance(cohort, Cohort):
+        raise CohortError(f"the cohort is a {type(cohort).__name__}; make one with mt.Cohort.from_csv or mt.Cohort.from_folders.")
+    if not isinstance(arms, Mapping) or not all(isinstance(arm, Arm) for arm in arms.values()):
+        raise ConfigError('arms are given by name: {"imagenet": mt.Arm("tf_efficientnet_lite0", weights="imagenet")}.')
     values = {
         "task": "detection" if cohort.detects else "classification",
         "cohort": cohort.source,

@@ -255,3 +255,10 @@ def test_the_command_on_the_page_gives_the_numbers_of_the_page(scores, tmp_path)
     command = shlex.split(html.unescape(page.split("<code>medtransfer ")[1].split("</code>")[0]))
     command[1] = tmp_path / command[1]
     assert json.loads(run(*command, "--json").stdout) == json.loads(first.stdout)
+
+
+def test_rows_longer_than_the_header_lose_nothing_in_silence(tmp_path):
+    (tmp_path / "m.csv").write_text("image;patient;malignant;age\na.png;P1;1;50,5\nb.png;P2;0;40,2\n")
+    result = run("check", tmp_path / "m.csv")
+    assert result.exit_code == 2
+    assert "rows have more fields than the header" in result.output

@@ -101,8 +101,11 @@ class Audit:
         kinds = Counter(code for _, code, _ in self.hazards)
         sentences = {code: text for _, code, text in reversed(self.hazards)}
         lines += [f"hazard {code}: {n} image(s); such as: {sentences[code]}" for code, n in kinds.most_common()]
+        if self.duplicates:
+            lines.append(f"{len(self.duplicates)} group(s) of images with equal pixels; such as: {', '.join(self.duplicates[0][:3])}")
         if self.near_duplicates:
-            lines.append(f"{len(self.near_duplicates)} pairs of near-duplicates in {len(self.clusters)} clusters")
+            equal = ", those with equal pixels among them" if self.duplicates else ""
+            lines.append(f"{len(self.near_duplicates)} pair(s) of near-duplicates in {len(self.clusters)} cluster(s){equal}")
         lines += [str(shortcut) for shortcut in self.shortcuts]
         two = [conflict for conflict in self.conflicts if conflict.kind == "patient_labels"]
         if two:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -71,7 +72,15 @@ def read_table(manifest: Path) -> pd.DataFrame:
         CohortError: no such file, no CSV, or two columns of one name.
     """
     try:
-        table = pd.read_csv(manifest, dtype=str, index_col=False, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False)
+        with warnings.catch_warnings():
+            # Rows longer than the header, as of decimal commas between semicolons, would lose what is too much.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table = pd.read_csv(manifest, dtype=str, index_col=False, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False)
+    except pd.errors.ParserWarning as error:
+        raise CohortError(
+            f"{manifest}: rows have more fields than the header. Save it as comma-separated UTF-8 with a name for every column; quote "
+            "cells that hold a comma."
+        ) from error
     except FileNotFoundError as error:
         raise CohortError(f"{manifest}: no such file. Give a CSV with the columns image, patient and your label.") from error
     except (OSError, ValueError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
@@ -160,7 +169,7 @@ def _parse_labels(column: pd.Series, label: str, positive: str | None, faults: l
         value = None if text.lower() in _EMPTY else parse(text)
         if value is None:
             what = "is empty" if text.lower() in _EMPTY else f"is {text!r}"
-            allowed = "a class name" if positive is not None else "0 or 1 (or name the positive class with cohort.positive)"
+            allowed = "a class name" if positive is not None else "0 or 1 (or name the positive class: cohort.positive, or --positive)"
             faults.append(f"row {i + 2}: label {label} {what}; use {allowed}, or remove the row")
         values.append(np.nan if value is None else value)
     return values

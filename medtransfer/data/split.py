@@ -136,7 +136,7 @@ def split_cohort(cohort: Cohort, folds: int = 5, seed: int = 0, tune: float = 0.
 def _values_of(cohort: Cohort, column: str) -> list[Any]:
     """Rows of each value of a column, bool (image,)."""
     if column not in cohort.images.columns:
-        raise CohortError(f"protocol.leave_out: no column {column!r} in the cohort. Use one of the manifest, such as site.")
+        raise CohortError(f"protocol.leave_out: no column {column!r} in the cohort. It must be a column of the manifest.")
     values = cohort.images[column].astype(str)
     names = sorted(set(values))
     if not 2 <= len(names) <= _MOST or "" in names:

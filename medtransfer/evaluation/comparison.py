@@ -165,7 +165,7 @@ def verdict(
     different = delta["low"] > 0 or delta["high"] < 0
     direction = "better" if delta["estimate"] > 0 else "worse"
     margin = entry.get("non_inferiority")
-    added = " (One seed: this is about the models trained here.)" if seeds == 1 else ""
+    added = " (One seed: this is about these models, not about how such trainings differ.)" if seeds == 1 else ""
     if margin is not None:
         word = "is" if margin["shown"] else "is not shown to be"
         added += f" With the margin of {margin['margin']:g}, {a} {word} non-inferior to {b}."

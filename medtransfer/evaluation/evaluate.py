@@ -50,6 +50,10 @@ def evaluate(table: pd.DataFrame | str | Path, bootstrap: int = 2000, seed: int 
     Raises:
         PredictionsError, LeakageError: a table that cannot be evaluated, or settings that are wrong.
     """
+    if strange := sorted(set(choices) - set(vars(Settings()))):
+        raise PredictionsError(f"{', '.join(strange)}: no setting of an evaluation. There are: {', '.join(vars(Settings()))}.")
+    if not isinstance(table, (str, Path, pd.DataFrame)):
+        raise PredictionsError(f"the predictions are a {type(table).__name__}; give a DataFrame, or the path of a CSV.")
     settings = Settings(bootstrap, seed, **choices)
     keep = settings.subgroups
     weight = settings.weight
@@ -165,6 +169,7 @@ def _describe_table(table: pd.DataFrame, first: Scores, settings: Settings) -> d
         "images": len(first.images),
         "positive_images": int(first.target.sum()),
         "patients": len(set(first.patients)),
+        "seeds": len(first.seeds),
         "prevalence": float(first.weight @ first.target / first.weight.sum()),
         "bootstrap": settings.bootstrap,
         "seed": settings.seed,

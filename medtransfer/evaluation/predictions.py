@@ -123,7 +123,9 @@ def check_predictions(
         )
     for column in {"probability", "logit", "seed", "fold", WEIGHT, *curve} & set(table.columns):
         table[column] = _numbers(table[column], column, faults)
-    table["target"] = _numbers(table["target"].where(known, 0), "target", faults)
+    words = {"true": 1, "false": 0}
+    target = table["target"].where(known, 0)
+    table["target"] = _numbers(target.map(lambda value: words.get(str(value).strip().lower(), value)), "target", faults)
     if TYPICAL in table.columns:  # of draws it is not known
         table[TYPICAL] = pd.to_numeric(table[TYPICAL], errors="coerce")
     table = table.assign(**{column: default for column, default in _DEFAULTS.items() if column not in table.columns})

@@ -76,8 +76,8 @@ _CLAIM = (
     ("29", "Measures of uncertainty and significance", "measures"),
     ("30", "Robustness", "subgroups"),
     ("31", "Explainability", "explain"),
-    ("32", "Internal testing", "performance"),
-    ("33", "External testing", "shift"),
+    ("32", "Internal testing", "internal"),
+    ("33", "External testing", "external"),
     ("34", "Registration", ""),
     ("35", "Numbers included and excluded", "flow"),
     ("36", "Characteristics of each partition", "characteristics"),
@@ -113,8 +113,9 @@ def fill_checklists(
 
 def _facts(report: Any, plans: Any, environment: Any, audit: Any, study: Any, gallery: bool) -> dict[str, str]:
     arms, found = report["arms"], report.get("detection")
+    nameless = bool(audit) and not audit["patients_known"]
     facts = {
-        "numbers": f"{report['patients']} patients, {report['images']} test {report['unit']}s, {report['positive_images']} positive.",
+        "numbers": f"{report['patients']} {'units (the source names no patients)' if nameless else 'patients'}, {report['images']} test {report['unit']}s, {report['positive_images']} positive.",
         "measures": "AUC, average precision, Brier score, log-loss, calibration intercept, slope, observed / expected, ICI, ECE; see the methods paragraph.",
         "performance": "; ".join(f"{arm}: AUC {_figure(entry['auc'])}" for arm, entry in arms.items()) + ". All measures: table Numbers.",
     }
@@ -130,7 +131,7 @@ def _facts(report: Any, plans: Any, environment: Any, audit: Any, study: Any, ga
     advice = report.get("external_validation") or {}
     if advice.get("patients"):
         facts["size"] = (
-            f"No size was planned by the software; a validation as precise as usually asked for needs {advice['patients']} patients."
+            f"No size was planned by the software; a validation as precise as usually asked for needs {advice['patients']} {report['unit']}s."
         )
     points = [point for entry in arms.values() for point in entry.get("operating_points", [])]
     if points:
@@ -139,9 +140,12 @@ def _facts(report: Any, plans: Any, environment: Any, audit: Any, study: Any, ga
         facts["failures"] = (
             "Hits, misses and false alarms are shown." if found else "The worst false positives and negatives are shown: section Failures."
         )
+    # Of a table by anybody it is not known whose patients these are.
     if report.get("shift"):
+        facts["external"] = facts["performance"]
         facts["shift"] = "The two cohorts are compared: section The second cohort."
     if environment:
+        facts["internal"] = facts["performance"]
         facts |= _facts_of_study(plans, environment, audit, study)
     return facts
 
@@ -153,14 +157,15 @@ def _facts_of_study(plans: Any, environment: Any, audit: Any, study: Any) -> dic
     detects = study.get("task") == "detection"
     versions = environment["versions"]
     commit = f" Commit {environment['git_commit'][:12]}." if environment.get("git_commit") else ""
-    unit = "patient and cluster of near-duplicates" if flow["group"] == "cluster" else "patient"
+    named, clusters = audit["patients_known"], flow["group"] == "cluster"
+    units = [*(["patient"] if named else []), *(["cluster of near-duplicates"] if clusters else [])]
+    disjoint = f"disjoint by {' and '.join(units)}, " if units else ""
     left_out = study["protocol"].get("leave_out")
-    division = (
-        f"Every {left_out} left out in turn."
-        if left_out
-        else f"{study['protocol']['folds']} folds, disjoint by {unit}, stratified by label."
-    )
-    known = "" if audit["patients_known"] else " The source names no patients: every image counts as one."
+    division = f"Every {left_out} left out in turn." if left_out else f"{study['protocol']['folds']} folds, {disjoint}stratified by label."
+    one = "an image, or a cluster of near-duplicates," if clusters else "every image"
+    known = "" if named else f" The source names no patients: {one} counts as one."
+    headers = " Patient ids from DICOM headers are hashed with a salt." if "DICOM" in audit["counts"]["formats"] else ""
+    tuned = "; the epoch was chosen on tuning patients" if any(plan["steps"] for plan in plans.values()) else ""
     return {
         "sources": f"Images of {source}; every file by its SHA-256 in cohort.csv. Origin and dates: {AUTHORS.lower()}.",
         "preparation": f"Read, windowed ({study['image']['window']}) and resized to {study['image']['size']} pixels; hazards and duplicates in audit.json.",
@@ -169,12 +174,12 @@ def _facts_of_study(plans: Any, environment: Any, audit: Any, study: Any) -> dic
         "model": "; ".join(f"{arm}: {a['backbone']}, weights {a['weights']['source'] or 'none'}" for arm, a in environment["arms"].items())
         + ". Freezing: "
         + "; ".join(f"{arm}: {plan['reason']}" for arm, plan in plans.items()),
-        "training": "Steps, rates, augmentation, early stopping: plan.json, study.yaml, runs/; the epoch was chosen on tuning patients.",
+        "training": f"Steps, rates, augmentation, early stopping: plan.json, study.yaml, runs/{tuned}.",
         "imbalance": "Focal loss over all anchors."
         if detects
         else "Positives weighted in the loss, the logits corrected for it afterwards.",
         "software": f"medtransfer {versions['medtransfer']}, torch {versions['torch']}; all versions and SHA-256 of weights in environment.json.{commit}",
-        "identity": "Names and birth dates are never copied; patient ids from DICOM headers are hashed with a salt.",
+        "identity": f"Names and birth dates are never copied.{headers}",
         "flow": f"{flow['found']} found, {flow['images']} images, {flow['readable']} readable, {flow['used']} used.",
         "ensemble": "None: every model is evaluated by itself.",
     }

@@ -54,7 +54,7 @@ def write_methods(
 
     paragraphs = []
     if environment:
-        paragraphs += _training(plans, environment, audit, study, cite)
+        paragraphs += _training(report, plans, environment, audit, study, cite)
     if "detection" in report:
         paragraphs.append(_lesions(report["detection"], bool(environment), cite))
     paragraphs.append(_statistics(report, cite))
@@ -71,40 +71,59 @@ def describe_budgets(study: Any, plans: Any) -> str:
     return f"number of optimiser steps{exceptions}"
 
 
-def _training(plans: Any, environment: Any, audit: Any, study: Any, cite: Any) -> list[str]:
+def _training(report: Any, plans: Any, environment: Any, audit: Any, study: Any, cite: Any) -> list[str]:
     versions, protocol = environment["versions"], study["protocol"]
-    seeds = len(protocol["seeds"])
-    unit = "patient and by cluster of near-duplicate images" if protocol["group"] == "cluster" else "patient"
+    seeds, known = len(protocol["seeds"]), audit["patients_known"]
+    who = "patients" if known else "images"
+    units = [*(["patient"] if known else []), *(["cluster of near-duplicate images"] if protocol["group"] == "cluster" else [])]
+    disjoint = f"disjoint by {' and by '.join(units)} and " if units else ""
+    nameless = "" if known else " The source names no patients."
+    tested = len(next(iter(report["arms"].values()))["auc"].get("by_fold", []))
+    each = f"{tested} of them were" if 0 < tested < protocol["folds"] else "every fold was"
     if audit["flow"]["official_split"]:
         division = "The split of the source into training, tuning and test parts was kept."
     elif protocol.get("leave_out"):
         division = (
-            f"Every {protocol['leave_out']} was tested once by models trained on the others, of whose patients {100 * protocol['tune']:.0f} % were "
+            f"Every {protocol['leave_out']} was tested once by models trained on the others, of whose {who} {100 * protocol['tune']:.0f} % were "
             "held back for early stopping, recalibration and thresholds."
         )
     else:
         division = (
-            f"Patients were divided into {protocol['folds']} folds, disjoint by {unit} and stratified by label; every fold was tested once by "
-            f"models trained on the others, of whose patients {100 * protocol['tune']:.0f} % were held back for early stopping, recalibration "
+            f"{who.capitalize()} were divided into {protocol['folds']} folds, {disjoint}stratified by label; {each} tested once by "
+            f"models trained on the others, of whose {who} {100 * protocol['tune']:.0f} % were held back for early stopping, recalibration "
             "and thresholds."
         )
     first = (
         f"Models were trained with medtransfer {versions['medtransfer']} (PyTorch {versions['torch']}, MONAI {versions['monai']} {cite('monai')}, "
-        f"timm {versions['timm']} {cite('timm')}). {division} Every training was repeated with {seeds} random seed{'s' if seeds > 1 else ''}. "
-        "Test patients decided nothing."
+        f"timm {versions['timm']} {cite('timm')}). {division}{nameless} {f'Every training was repeated with {seeds} random seeds' if seeds > 1 else 'Every model was trained once, from one random seed'}. "
+        f"Test {who} decided nothing."
     )
     arms = []
     for arm, entry in environment["arms"].items():
         plan, weights = plans.get(arm, {}), entry["weights"]["source"]
+        if weights == "formulas":
+            arms.append(f"{arm}: features by formula under a linear head")
+            continue
         origin = f"{weights} weights" if weights and weights != "none" else "random weights"
         mei = f" {cite('radimagenet')}" if weights.startswith("radimagenet") else ""
-        frozen = f"{plan['frozen_stages']} of {plan['stages']} stages frozen ({plan['strategy']})" if plan else "as configured"
+        probe = plan and plan["strategy"] == "linear_probe"
+        frozen = (
+            "all stages frozen under a linear head"
+            if probe
+            else f"{plan['frozen_stages']} of {plan['stages']} stages frozen ({plan['strategy']})"
+            if plan
+            else "as configured"
+        )
         arms.append(f"{arm}: {entry['backbone']} from {origin}{mei}, {frozen}")
     detects = study.get("task") == "detection"
-    second = (
-        f"The arms were {'; '.join(arms)}. All arms had the same patients, folds, seeds, augmentation and {describe_budgets(study, plans)}; the weights "
-        f"of the epoch with the {'highest average precision' if detects else 'lowest log-loss'} on the tuning part were kept."
-    )
+    second = f"The arms were {'; '.join(arms)}. All arms had the same {who}, folds and seeds."
+    if any(plan["steps"] for plan in plans.values()):
+        second += (
+            f" Those that were fine-tuned or trained from scratch had the same augmentation and {describe_budgets(study, plans)}; the weights of the epoch "
+            f"with the {'highest average precision' if detects else 'lowest log-loss'} on the tuning part were kept."
+        )
+    if any(plan["strategy"] == "linear_probe" for plan in plans.values()):
+        second += " Linear heads are L2-penalised logistic regressions, the penalty chosen by cross-validation within the training part."
     if later := environment.get("added_later"):
         second += f" Of these, {' and '.join(later)} {'was' if len(later) == 1 else 'were'} added when the others had been evaluated."
     if not detects:
@@ -132,26 +151,37 @@ def _lesions(found: Mapping[str, Any], trained: bool, cite: Any) -> str:
 
 
 def _statistics(report: Mapping[str, Any], cite: Any) -> str:
-    several = len(report["arms"]) > 1
-    text = (
+    several, seeds = len(report["arms"]) > 1, report["seeds"] > 1
+    models, arms = "models" if report.get("shift") else "seeds", report["arms"].values()
+    between = f", with the variance between {models} added" if seeds else ""
+    text = ""
+    if report.get("shift"):
+        text = (
+            f"The trained models were tested as they are on a second cohort of {report['images']} {report['unit']}s, on which nothing was fitted; each "
+            "was evaluated by itself, and figures are means over the models. "
+        )
+    text += (
         f"Discrimination was measured by the area under the ROC curve (AUC) with DeLong intervals on the logit scale {cite('delong')}, clustered by "
-        f"patient where a patient has several images {cite('obuchowski')}, by Newcombe's method in very small samples {cite('newcombe')}, and with "
-        "the variance between seeds added. Calibration was measured by calibration-in-the-large, calibration slope and observed / expected "
-        f"{cite('calibration')}, the integrated calibration index {cite('ici')}, the expected calibration error beside its distribution under perfect "
+        f"patient where a patient has several images {cite('obuchowski')}, by Newcombe's method in very small samples {cite('newcombe')}{between}. "
+        "Calibration was measured by calibration-in-the-large, calibration slope and observed / expected "
+        f"{cite('calibration')}, the integrated calibration index {cite('ici')}, the expected calibration error, over at most 10 bins of as many {report['unit']}s each, beside its distribution under perfect "
         f"calibration {cite('ece')}, the smooth calibration error {cite('smece')}, and the Brier score in its parts {cite('corp')}. Other intervals are "
-        f"from {report['bootstrap']} bootstrap draws of patients, with the variance between seeds added. "
+        f"from {report['bootstrap']} bootstrap draws of patients{between}. "
     )
     methods = sorted({entry["recalibrated"]["method"] for entry in report["arms"].values() if entry["recalibrated"]})
     if methods:
         text += f"Probabilities were recalibrated ({', '.join(methods)} {cite('temperature', *(['beta'] if 'beta' in methods else []))}) on tuning patients only. "
     if several:
         text += (
-            "Arms were compared on the same patients and seeds by the paired DeLong variance plus the variance between seeds, with a bootstrap over "
+            f"Arms were compared on the same patients by the paired DeLong variance{f' plus the variance between {models}' if seeds else ''}, with a bootstrap over "
             f"patients beside it, corrected for the number of comparisons {cite('holm')}; within folds, by the corrected resampled t {cite('fold')}. "
         )
     if "decision_curves" in report:
-        text += f"Decision curves show net benefit {cite('decision')}. Thresholds were locked on tuning patients; prediction sets are split-conformal by class {cite('conformal')}. "
-    return (
-        text
-        + f"Reporting follows TRIPOD+AI {cite('tripod')} and CLAIM {cite('claim')}; sample sizes for external validation follow Riley et al. {cite('riley')}."
-    )
+        text += f"Decision curves show net benefit {cite('decision')}. "
+    if any(point["rule"] != "probability" for entry in arms for point in entry["operating_points"]):
+        text += "Thresholds were locked on tuning patients. "
+    if any(entry["prediction_sets"] for entry in arms):
+        text += f"Prediction sets are split-conformal by class {cite('conformal')}. "
+    if (report.get("external_validation") or {}).get("patients"):
+        text += f"Sizes for an external validation follow Riley et al. {cite('riley')}. "
+    return text + f"Reporting was guided by the checklists of TRIPOD+AI {cite('tripod')} and CLAIM {cite('claim')}."

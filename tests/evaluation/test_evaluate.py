@@ -433,7 +433,6 @@ def test_every_seed_is_binned_by_its_own_scores_and_a_copy_of_a_seed_changes_not
     twice, warnings = entry(first, first)
     assert twice["ece"]["estimate"] == pytest.approx(alone["ece"]["estimate"])
     assert twice["recalibrated"]["chosen"] == alone["recalibrated"]["chosen"]
-    assert twice["auc"]["low"] == pytest.approx(alone["auc"]["low"])
     assert any("all seeds give the same predictions" in warning for warning in warnings)
 
 
@@ -463,3 +462,32 @@ def test_the_verdict_on_the_mean_agrees_with_both_of_its_figures(intercept, rati
 
     figures = [{"estimate": None if low is None else (low + high) / 2, "low": low, "high": high} for low, high in (intercept, ratio)]
     assert _on_the_whole(*figures) == said
+
+
+def test_wrong_arguments_from_python_are_told(scores):
+    with pytest.raises(PredictionsError, match="the predictions are a list; give a DataFrame"):
+        evaluate([1, 2])
+    with pytest.raises(PredictionsError, match="margn: no setting of an evaluation"):
+        evaluate(scores({"a": 1.0}), margn=0.1)
+
+
+def test_targets_may_be_true_and_false(scores, tmp_path):
+    table = scores({"a": 1.0})
+    plain = evaluate(table, bootstrap=100).to_dict()
+    table.assign(target=table["target"].map({0: "False", 1: "True"})).to_csv(tmp_path / "t.csv", index=False)
+    assert evaluate(tmp_path / "t.csv", bootstrap=100).to_dict() == plain
+
+
+def test_decisions_are_not_taken_for_probabilities(scores):
+    table = scores({"a": 1.0}).drop(columns="logit")
+    table["probability"] = table["probability"].round()
+    assert any("they are decisions" in warning for warning in evaluate(table, bootstrap=100).to_dict()["warnings"])
+
+
+def test_two_folds_give_no_interval_of_differences_beyond_one(scores):
+    table = scores({"a": 1.5, "b": 0.2}, patients=30)
+    low = table["arm"] == "b"
+    table.loc[low & (table["fold"] == 0), "logit"] *= -1
+    found = evaluate(table.drop(columns="probability"), bootstrap=100).to_dict()["comparisons"][0]["delta_auc"]["folds"]
+    assert found["low"] is None
+    assert found["reason"] == "no interval: 2 folds tell too little"
