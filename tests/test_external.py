@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 import shutil
 
 import medtransfer as mt
@@ -75,6 +77,16 @@ def test_formulas_are_an_arm_like_any_other(study):
     assert report["arms"]["formulas"]["outliers"]["flagged"]["estimate"] < 0.4
 
 
+def test_methods_and_checklists_tell_of_probes_what_was_done(study):
+    page = html.unescape((study / "study" / "report.html").read_text())
+    for said in ("features by formula under a linear head", "all stages frozen under a linear head", "Linear heads are L2-penalised"):
+        assert said in page
+    assert "optimiser steps" not in page
+    assert "the epoch was chosen" not in page
+    assert "Every model was trained once, from one random seed" in page
+    assert "variance between" not in page.split("Methods, to paste")[1].split("References")[0]
+
+
 def test_failures_are_shown_with_their_pictures(study):
     gallery = json.loads((study / "study" / "gallery.json").read_text())
     shown = [row for arm in gallery["arms"] for kind in ("false_positives", "false_negatives") for row in arm[kind]]
@@ -101,7 +113,13 @@ def test_a_second_cohort_meets_the_models_as_they_are(study):
     assert report["comparisons"][0]["non_inferiority"]["margin"] == 0.2
     assert report["arms"]["imagenet"]["recalibrated"] is not None
     assert report["shift"]["sentence"].startswith("The prevalence is")
-    assert "The second cohort" in (study / "outside" / "report.html").read_text()
+    page = html.unescape((study / "outside" / "report.html").read_text())
+    assert "The second cohort" in page
+    assert f"tested as they are on a second cohort of {report['images']} images" in page
+    assert "plus the variance between models" in page
+    assert "randomness of training" not in page
+    internal, external = (re.search(rf"{kind} testing</td><td>(.*?)</td>", page).group(1) for kind in ("Internal", "External"))
+    assert (internal, external.startswith("imagenet: AUC")) == ("TO BE WRITTEN BY THE AUTHORS", True)
 
 
 def test_a_model_predicts_outside_what_it_predicted_inside(study, monkeypatch):

@@ -143,7 +143,10 @@ def test_a_run_that_fails_is_listed_and_the_others_go_on(plain, tmp_path, monkey
     warnings = json.loads((out / "report.json").read_text())["warnings"]
     assert warnings[0].startswith("This report rests on 6 of 8 runs")
     assert warnings[1] == "Run failed: scratch, fold 1, seed 0: the training loss is not finite."
-    assert "rests on 6 of 8 runs" in (out / "report.html").read_text()
+    assert "1 of 2 folds are untested" in warnings[0]
+    page = (out / "report.html").read_text()
+    assert "rests on 6 of 8 runs" in page
+    assert "1 of them were tested once" in page
     # The same command tries it again.
     monkeypatch.setattr(jobs, "run_fold", real)
     assert invoke("compare", config, "--output", out).exit_code == 0

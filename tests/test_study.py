@@ -395,7 +395,12 @@ def test_class_folders_of_pngs_with_two_seeds(tmp_path, write_png):
     assert set(table["seed"]) == {3, 4}
     assert report.to_dict()["images"] == 24
     assert report.page == tmp_path / "out" / "report.html"
-    assert "no patient ids" in report.page.read_text()
+    page = report.page.read_text()
+    assert "no patient ids" in page
+    assert "Images were divided into 2 folds, stratified by label" in page
+    assert "The source names no patients" in page
+    assert "2 random seeds" in page
+    assert "hashed with a salt" not in page
     assert "<table" in report._repr_html_()
     with pytest.raises(StudyError, match="other settings"):
         mt.compare(cohort, ARMS, tmp_path / "out", quiet=True, **{**settings, "image": {"size": 48}})

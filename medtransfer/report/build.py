@@ -97,7 +97,7 @@ def build_report(folder: Path) -> Path:
         "environment": environment,
         "config": config,
         "notes": note_training(folder, arms),
-        "budgets": describe_budgets(settings, plans) if settings else "",
+        "budgets": describe_budgets(settings, plans) if any(plan["steps"] for plan in plans.values()) else "",
         "overfitted": note_overfitting(folder, arms),
         "reuse": reuse,
         "small": note_small_cohorts(folder, plans),
