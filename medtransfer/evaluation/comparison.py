@@ -196,8 +196,8 @@ def trust(arm: str, entry: dict[str, Any]) -> str:
             "patients."
         )
     faults = []
-    if slope["low"] <= 0 and slope["high"] < 1:
-        faults.append("over-confident and perhaps without any meaning (the slope may be 0)")
+    if slope["low"] <= 0 and slope["high"] < 1 and (auc["low"] is None or auc["low"] <= 0.5):
+        faults.append("over-confident and perhaps without any meaning (slope 0 and AUC 0.5 are within the intervals)")
     elif slope["high"] < 1:
         faults.append("over-confident (too close to 0 and 1)")
     elif slope["low"] > 1:

@@ -104,7 +104,7 @@ class FeatureSource:
                     if len(pieces) > _MANY:
                         self.report("frozen stages, images", int((~self._missing(wanted, view)).sum()), len(wanted))
                 if asked() and self.engine.share[1] == 1:
-                    raise EndAskedError("interrupted. Run the same again: what was finished or begun is kept.")
+                    raise EndAskedError
 
     def load(self, rows: Sequence[int], view: int | None = None) -> dict[str, Any]:
         """One batch, from the disk."""

@@ -21,6 +21,9 @@ _note: Path | None = None
 class EndAskedError(KeyboardInterrupt):
     """Raised between two steps, where all that a training needs to go on can be kept."""
 
+    def __init__(self) -> None:
+        super().__init__("interrupted. Run the same again: what was finished or begun is kept.")
+
 
 def asked() -> bool:
     """Whether an end was asked for, within `finishing_steps` or by a note."""

@@ -217,7 +217,7 @@ def _train(
     def after_step() -> None:
         # All processes do so at the same step, or none.
         if trainer.engine.any(asked()):
-            raise EndAskedError("interrupted. Run the same again: what was finished or begun is kept.")
+            raise EndAskedError
         if checkpoints is not None and trainer.engine.any(checkpoints.due):
             keep()
 
