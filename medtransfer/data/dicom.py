@@ -65,7 +65,9 @@ class DicomFile:
 
     @property
     def lost(self) -> bool:
-        """True where the header ends too early, or lacks the rows that its class of object must have: no more an image, but it was one."""
+        """True for what is no more an image but was one: the header ends before its rows, or lacks them though its class must have them."""
+        if self.derived or "Rows" in self.dataset:
+            return False
         return self.truncated or "Image Storage" in getattr(value(self.dataset, "SOPClassUID"), "name", "")
 
     @property

@@ -59,7 +59,7 @@ def list_images(folder: Path, root: Path) -> tuple[list[Found], list[tuple[str, 
             ignored.append((name, "mask of another image"))
         elif is_dicom(path):
             header = _open_header(path)
-            if header is None or (not header.derived and "Rows" not in header.dataset and header.lost):
+            if header is None or header.lost:
                 found.append(Found(name, str(path.resolve()), damaged=True))  # reading it will say why
             elif header.derived or "Rows" not in header.dataset:
                 ignored.append((name, f"DICOM that holds {header.derived or 'no pixels'}, no image"))

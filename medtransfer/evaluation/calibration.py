@@ -86,8 +86,13 @@ def weighted_l2_ece(logit: Float, target: NDArray[Any], weights: Float, edges: F
 def _bins(logit: Float, target: NDArray[Any], weights: Float, edges: Float) -> tuple[Float, Float, Float]:
     """Per draw and bin: sum of probability - outcome, images, positives."""
     probability = expit(logit)
-    members = np.eye(len(edges) + 1)[np.searchsorted(edges, probability, side="right")]
+    members = _members(probability, edges)
     return (weights * (probability - target)) @ members, weights @ members, (weights * target) @ members
+
+
+def _members(probability: Float, edges: Float) -> Float:
+    """1 where an image lies in a bin, else 0; (image, bin)."""
+    return np.asarray(np.eye(len(edges) + 1)[np.searchsorted(edges, probability, side="right")])
 
 
 def ece_null(logits: Float, weight: Float, codes: NDArray[np.int64], draws: int, rng: np.random.Generator) -> Float:
@@ -106,10 +111,7 @@ def ece_null(logits: Float, weight: Float, codes: NDArray[np.int64], draws: int,
     """
     seeds, images = logits.shape
     null = np.zeros(draws)
-    members = []
-    for logit in logits:
-        edges = bin_edges(logit)
-        members.append(np.eye(len(edges) + 1)[np.searchsorted(edges, expit(logit), side="right")])
+    members = [_members(expit(logit), bin_edges(logit)) for logit in logits]
     for chunk in np.array_split(np.arange(draws), max(1, draws * images // 4_000_000)):
         uniform = rng.random((len(chunk), codes.max() + 1))[:, codes]
         for logit, inside in zip(logits, members, strict=True):

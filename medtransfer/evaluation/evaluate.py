@@ -50,8 +50,9 @@ def evaluate(table: pd.DataFrame | str | Path, bootstrap: int = 2000, seed: int 
     Raises:
         PredictionsError, LeakageError: a table that cannot be evaluated, or settings that are wrong.
     """
-    if strange := sorted(set(choices) - set(vars(Settings()))):
-        raise PredictionsError(f"{', '.join(strange)}: no setting of an evaluation. There are: {', '.join(vars(Settings()))}.")
+    known = vars(Settings())
+    if strange := sorted(set(choices) - set(known)):
+        raise PredictionsError(f"{', '.join(strange)}: no setting of an evaluation. There are: {', '.join(known)}.")
     if not isinstance(table, (str, Path, pd.DataFrame)):
         raise PredictionsError(f"the predictions are a {type(table).__name__}; give a DataFrame, or the path of a CSV.")
     settings = Settings(bootstrap, seed, **choices)

@@ -195,8 +195,7 @@ def _choose(parts: Sequence[pd.DataFrame]) -> tuple[Method, str]:
                 continue
             for m in candidates:
                 z = fit_map(m, logit[train], target[train]).apply(logit[held])
-                each = np.logaddexp(0.0, np.where(target[held] == 1, -z, z))
-                losses[m].append(pd.Series(each, patients[held]))
+                losses[m].append(pd.Series(log_losses(z, target[held]), patients[held]))
     if not losses["temperature"]:
         return "temperature", "too few tune patients for a choice"
     # One value per patient, whatever the number of images, seeds and folds that it is a tune patient of.

@@ -85,6 +85,7 @@ def build_report(folder: Path) -> Path:
     _write_tables(folder, report, sections)
     weights = {arm: entry["weights"] for arm, entry in environment.get("arms", {}).items()}
     paragraphs, references = write_methods(next(iter(sections.values())), plans, environment, audit, settings)
+    own_table = bool(environment or report.get("shift"))
     context = {
         "report": report,
         "sections": [(label, part, _table(part)) for label, part in sections.items()],
@@ -97,7 +98,7 @@ def build_report(folder: Path) -> Path:
         "environment": environment,
         "config": config,
         "notes": note_training(folder, arms),
-        "budgets": describe_budgets(settings, plans) if any(plan["steps"] for plan in plans.values()) else "",
+        "budgets": describe_budgets(settings, plans),
         "overfitted": note_overfitting(folder, arms),
         "reuse": reuse,
         "small": note_small_cohorts(folder, plans),
@@ -105,14 +106,14 @@ def build_report(folder: Path) -> Path:
         "gallery": gallery,
         "found": [describe_arm(arm, entry) for arm, entry in report.get("detection", {"arms": {}})["arms"].items()],
         "one_class": "detection" in report and EvaluationReport(report).one_class,
+        "own_table": own_table,
+        "command": _command(report, "predictions.csv" if own_table else "TABLE.csv"),
         "lesion_rows": LESION_ROWS,
         "measures": MEASURES,
         "methods": paragraphs,
         "references": references,
         "checklists": fill_checklists(next(iter(sections.values())), plans, environment, audit, settings, bool(gallery)),
     }
-    context["own_table"] = bool(environment or report.get("shift"))
-    context["command"] = _command(report, "predictions.csv" if context["own_table"] else "TABLE.csv")
     page = folder / "report.html"
     write_aside(page, load_template("report.html").render(**context))
     return page

@@ -62,8 +62,10 @@ def write_methods(
 
 
 def describe_budgets(study: Any, plans: Any) -> str:
-    """The steps that arms were given, in words, from the configuration of a study and its plans; probes have none."""
+    """The steps that arms were given, in words, from the configuration of a study and its plans; "" where all are probes, which have none."""
     budgets = {arm: study["arms"][arm].get("budget", 1) for arm, plan in plans.items() if plan["steps"]}
+    if not budgets:
+        return ""
     shared = next((plans[arm]["steps"] for arm, budget in budgets.items() if budget == 1), None)
     own = {arm: plans[arm]["steps"] for arm, budget in budgets.items() if budget != 1}
     said = [f"{arm}: {steps / shared:.3g} times as many" if shared else f"{arm}: {steps:,}" for arm, steps in own.items()]
@@ -106,20 +108,18 @@ def _training(report: Any, plans: Any, environment: Any, audit: Any, study: Any,
             continue
         origin = f"{weights} weights" if weights and weights != "none" else "random weights"
         mei = f" {cite('radimagenet')}" if weights.startswith("radimagenet") else ""
-        probe = plan and plan["strategy"] == "linear_probe"
-        frozen = (
-            "all stages frozen under a linear head"
-            if probe
-            else f"{plan['frozen_stages']} of {plan['stages']} stages frozen ({plan['strategy']})"
-            if plan
-            else "as configured"
-        )
+        if not plan:
+            frozen = "as configured"
+        elif plan["strategy"] == "linear_probe":
+            frozen = "all stages frozen under a linear head"
+        else:
+            frozen = f"{plan['frozen_stages']} of {plan['stages']} stages frozen ({plan['strategy']})"
         arms.append(f"{arm}: {entry['backbone']} from {origin}{mei}, {frozen}")
     detects = study.get("task") == "detection"
     second = f"The arms were {'; '.join(arms)}. All arms had the same {who}, folds and seeds."
-    if any(plan["steps"] for plan in plans.values()):
+    if budgets := describe_budgets(study, plans):
         second += (
-            f" Those that were fine-tuned or trained from scratch had the same augmentation and {describe_budgets(study, plans)}; the weights of the epoch "
+            f" Those that were fine-tuned or trained from scratch had the same augmentation and {budgets}; the weights of the epoch "
             f"with the {'highest average precision' if detects else 'lowest log-loss'} on the tuning part were kept."
         )
     if any(plan["strategy"] == "linear_probe" for plan in plans.values()):
