@@ -86,19 +86,19 @@ def check(
             config = load_config(path, overrides or ())
             if root is not None or label or positive is not None or flat:
                 raise ConfigError(f"{path}: says itself what the cohort is; set cohort.KEY=VALUE instead of options.")
-            cohort, group = load_cohort(config.cohort), config.protocol.group
+            cohort, group, shortcuts = load_cohort(config.cohort), config.protocol.group, config.audit.shortcuts
         elif overrides:
             raise ConfigError(f"{overrides[0]!r}: only a YAML file takes settings; see `medtransfer check --help`.")
         else:
-            cohort, group = open_cohort(path, root, label or (), positive, flat), "patient"
+            cohort, group, shortcuts = open_cohort(path, root, label or (), positive, flat), "patient", True
         if output is not None:
             output.mkdir(parents=True, exist_ok=True)
         with Reporter(quiet or as_json) as reporter:
             facts = inspect_images(cohort, reporter)
             read = facts[facts["error"] == ""]
             cohort = cohort.fitted(dict(zip(read["image"], read["shape"], strict=True)))
-            reporter.say("looking for duplicates, near-duplicates and shortcuts")
-            findings = audit(cohort, facts, group=group)
+            reporter.say("looking for what would make a result wrong")
+            findings = audit(cohort, facts, group=group, shortcuts=shortcuts)
         typer.echo(json.dumps(findings.to_dict(), indent=1) if as_json else str(findings))
         if output is not None:
             from medtransfer.report.sheet import build_sheet
@@ -278,24 +278,13 @@ def backbones(
         for row in rows:
             stages = "?" if row["stages"] is None else str(row["stages"]) if row["exact"] else "one"
             known = [row[key] if row[key] is not None else "?" for key in ("parameters", "memory_gb", "speed")]
-            cells = (
-                row["name"],
-                known[0],
-                stages,
-                row["input_size"],
-                *known[1:],
-                ", ".join(row["offline"]) or "-",
-                _shorten(row["weights"]),
-            )
+            more = f" and {len(row['weights']) - 4} more (--json)" if len(row["weights"]) > 4 else ""
+            sources = (", ".join(row["weights"][:4]) or "-") + more
+            cells = (row["name"], known[0], stages, row["input_size"], *known[1:], ", ".join(row["offline"]) or "-", sources)
             typer.echo(_BACKBONE_LINE.format(*map(str, cells)))
         typer.echo(
             "\nGB: to train all of it on 32 images (8 volumes). Speed: of training, against resnet18. '?': not measured, use --measure."
         )
-
-
-def _shorten(sources: list[str]) -> str:
-    more = f" and {len(sources) - 4} more (--json)" if len(sources) > 4 else ""
-    return (", ".join(sources[:4]) or "-") + more
 
 
 @app.command()
@@ -375,8 +364,8 @@ def _plan_from_counts(backbone: str, counts: str, domain: str) -> Any:
 @contextmanager
 def _guard() -> Iterator[None]:
     """One message instead of a traceback, and the exit codes of the design."""
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        signal.signal(signal.SIGTERM, _interrupt)
         yield
     except MedTransferError as error:
         typer.echo(f"medtransfer: {error}", err=True)
@@ -388,6 +377,9 @@ def _guard() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("medtransfer: interrupted. Run the same command again; what is finished is kept.", err=True)
         raise typer.Exit(130) from None
+    finally:
+        # A script or notebook that has called a verb can be ended as before. None: a handler that was not set from Python.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def _interrupt(number: int, frame: object) -> None:  # noqa: ARG001  the signature of a handler

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from medtransfer.errors import ConfigError, list_faults
 from medtransfer.sections import (
     ArmSection,
+    AuditSection,
     CohortSection,
     DetectionSection,
     EvaluateSection,
@@ -23,6 +24,7 @@ from medtransfer.sections import (
     LearningCurveSection,
     PlanSection,
     ProtocolSection,
+    ReportSection,
     Section,
     TrainSection,
 )
@@ -40,6 +42,8 @@ class StudyConfig(Section):
     train: TrainSection = TrainSection()
     learning_curve: LearningCurveSection = LearningCurveSection()
     evaluate: EvaluateSection = EvaluateSection()
+    audit: AuditSection = AuditSection()
+    report: ReportSection = ReportSection()
     detection: DetectionSection = DetectionSection()
     engine: Literal["local", "ray"] = Field("local", description="Where runs are done: here, or on the Ray cluster that RAY_ADDRESS names.")
 

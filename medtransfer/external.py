@@ -99,7 +99,7 @@ def validate(study: str | Path, cohort: Cohort, output: str | Path, quiet: bool 
     others = [warning for warning in report.data["warnings"] if "randomness of training" not in warning]
     report = EvaluationReport({**report.data, "shift": shift, "warnings": [known, *also, *others]})
     report.save(output / "report.json")
-    return EvaluationReport(report.data, build_report(output))
+    return EvaluationReport(report.data, build_report(output, config.report.figures))
 
 
 def _read_config(study: Path) -> StudyConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -14,11 +15,19 @@ from medtransfer.errors import ConfigError, StudyError, list_faults
 
 # Locks of runs under way; the system frees those of a dead process.
 LOCKS = ".locks"
+# Sections that decide what is looked for and shown, and no number: they may change in a study that is finished.
+_CHANGEABLE = ("audit", "report")
 
 
 def run_folder(output: Path, arm: str, fold: int, seed: int) -> Path:
     """Where a study keeps the training of an arm on a fold, from a seed."""
     return output / "runs" / arm / f"fold-{fold}" / f"seed-{seed}"
+
+
+def lock_path(output: Path, path: Path) -> Path:
+    """The lock of whoever makes what is to lie at `path` in the study."""
+    name = hashlib.sha256(str(path.relative_to(output)).encode()).hexdigest()[:16]
+    return output / LOCKS / f"{name}.lock"
 
 
 def check_folder(output: Path, config: StudyConfig) -> None:
@@ -69,6 +78,8 @@ def _without_idle(there: dict[str, Any], config: StudyConfig, output: Path) -> d
 
 def _differences(there: Any, here: Any, key: str = "") -> list[str]:
     """Settings that a study has and this one has not, or has otherwise; arms behind those it has make no difference."""
+    if key in _CHANGEABLE:
+        return []
     if not isinstance(there, dict) or not isinstance(here, dict):
         return [] if there == here else [f"{key}: {there} there, {here} here"]
     if key == "arms" and list(here)[: len(there)] != list(there):

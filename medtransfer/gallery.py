@@ -17,6 +17,7 @@ from medtransfer.data.slices import Slices
 from medtransfer.evaluation import write_aside
 from medtransfer.located import map_images
 from medtransfer.record import Prepared
+from medtransfer.report.build import GALLERY
 from medtransfer.report.sheet import encode_picture
 from medtransfer.training.engine import Engine
 
@@ -46,7 +47,7 @@ def write_gallery(prepared: Prepared, engines: Mapping[str, Engine], table: pd.D
         }
         arms.append({"arm": arm, **described})
     looked = any(row["heat"] for arm in arms for own in arm.values() if isinstance(own, list) for row in own)
-    write_aside(output / "gallery.json", json.dumps({"boxes": False, "heat": looked, "arms": arms}, indent=1))
+    write_aside(output / GALLERY, json.dumps({"boxes": False, "heat": looked, "arms": arms}, indent=1))
 
 
 def _look(prepared: Prepared, engine: Engine, rows: pd.DataFrame, output: Path, arm: str, images: Sequence[Any]) -> dict[Any, Any]:

@@ -19,7 +19,7 @@ from medtransfer.arms import backbone_of, images_of, task_of
 from medtransfer.data.split import Fold
 from medtransfer.episodes import draw_fold, plan_draw
 from medtransfer.errors import StudyError
-from medtransfer.folder import LOCKS, run_folder
+from medtransfer.folder import LOCKS, lock_path, run_folder
 from medtransfer.models.costs import measure_stages
 from medtransfer.models.plan import FINE_TUNING_STEPS, FreezePlan
 from medtransfer.prepare import cache_budget, train_of
@@ -147,12 +147,11 @@ class Study:
         engine = self.engine_of(job)
         if not engine.first:
             return self.finished(job) or self._train(job, engine, reporter)
-        folder = self.output / LOCKS
-        folder.mkdir(parents=True, exist_ok=True)
-        name = hashlib.sha256(str(job.folder(Path())).encode()).hexdigest()[:16]
+        lock = lock_path(self.output, job.folder(self.output))
+        lock.parent.mkdir(parents=True, exist_ok=True)
         try:
             # Held by the system for the process: a dead owner holds nothing.
-            with FileLock(folder / f"{name}.lock", timeout=-1 if wait or engine.share[1] > 1 else 0):
+            with FileLock(lock, timeout=-1 if wait or engine.share[1] > 1 else 0):
                 return self.finished(job) or self._train(job, engine, reporter)
         except Timeout as error:
             raise BusyError(f"{job}: another process is doing this run.") from error
@@ -197,8 +196,7 @@ class Study:
         steps = max(1, round((longest_steps(prepared) or FINE_TUNING_STEPS) * prepared.config.arms[job.arm].budget))
         images, task = images_of(prepared, job.arm, self.store), task_of(prepared, job.arm)
         assert isinstance(task, Classification)  # the configuration refuses a search for detection
-        lock = self.output / LOCKS / f"{hashlib.sha256(str(path.relative_to(self.output)).encode()).hexdigest()[:16]}.lock"
-        with FileLock(lock) if engine.first else nullcontext():
+        with FileLock(lock_path(self.output, path)) if engine.first else nullcontext():
             # Each depth is trained for a few steps alone, which no compiling pays for.
             engine = replace(engine, compiled=False)
             return search_fold(images, fold, task, prepared.backbones[job.arm], plan, path, first, engine, key, cache, steps, report)

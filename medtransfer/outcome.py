@@ -19,8 +19,8 @@ from medtransfer.jobs import Job, Study, complete
 from medtransfer.located import write_localisation
 from medtransfer.machine import engines_here
 from medtransfer.progress import Reporter
-from medtransfer.record import Run
-from medtransfer.report.build import build_report
+from medtransfer.record import Run, write_audit_and_settings
+from medtransfer.report.build import GALLERY, build_report
 from medtransfer.reused import write_reuse
 from medtransfer.sightings import write_sightings
 
@@ -38,6 +38,7 @@ def report_runs(study: Study, runs: dict[Job, Run], listed: int, reporter: Repor
         raise StudyError(
             list_faults(f"{output}: no fold has been trained by all {len(order)} arms, so there is nothing to compare", failures)
         )
+    write_audit_and_settings(study.prepared, output)  # what the page shows may be asked for otherwise than when the runs were made
     table = pd.concat([usable[job].predictions for job in main], ignore_index=True)
     draws = sorted((job for job in usable if job.size), key=lambda job: (order[job.arm], job.size, job.episode, job.fold))
     if curve := [_curve_rows(job, usable[job]) for job in draws]:
@@ -58,12 +59,16 @@ def report_runs(study: Study, runs: dict[Job, Run], listed: int, reporter: Repor
         failed = [f"Run failed: {job}: {error}" for job, error in read_failures(output).items()]
         report = EvaluationReport({**report.data, "warnings": [left_out, *failed, *report.data["warnings"]]})
     report.save(output / "report.json")
+    if not config.report.gallery:  # an earlier report may have left pictures of patients
+        (output / GALLERY).unlink(missing_ok=True)
     if study.prepared.cohort.detects:
-        found = read_candidates(output / CANDIDATES)
-        write_sightings(study.prepared, table, found, output, config.detection.hit, config.detection.overlap)
-        return EvaluationReport(report.data, build_report(output))
+        if config.report.gallery:
+            found = read_candidates(output / CANDIDATES)
+            write_sightings(study.prepared, table, found, output, config.detection.hit, config.detection.overlap)
+        return EvaluationReport(report.data, build_report(output, config.report.figures))
     here = engines_here(study.engines)
-    write_gallery(study.prepared, here, pd.concat([usable[job].predictions for job in main]), output)
+    if config.report.gallery:
+        write_gallery(study.prepared, here, pd.concat([usable[job].predictions for job in main]), output)
     whole = {(job.fold, job.seed) for job in main} >= {(fold, config.protocol.seeds[0]) for fold in range(len(study.prepared.split))}
     boxed = whole and study.prepared.cohort.boxes is not None
     if boxed and (localisation := write_localisation(study.prepared, here, output, reporter)):
@@ -71,7 +76,7 @@ def report_runs(study: Study, runs: dict[Job, Run], listed: int, reporter: Repor
         report.save(output / "report.json")
     if whole:
         write_reuse(study.prepared, here, output, report.data["comparisons"], reporter)
-    return EvaluationReport(report.data, build_report(output))
+    return EvaluationReport(report.data, build_report(output, config.report.figures))
 
 
 def _evaluate_boxes(study: Study, runs: Sequence[Run]) -> dict[str, Any]:

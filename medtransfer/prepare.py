@@ -76,8 +76,8 @@ def prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, rep
     bad = facts[facts["error"] != ""]
     if not config.cohort.skip_unreadable:
         refuse_unreadable(facts, cohort)
-    reporter.say("looking for duplicates, near-duplicates and shortcuts")
-    findings = audit(cohort, facts, group=config.protocol.group)
+    reporter.say("looking for what would make a result wrong")
+    findings = audit(cohort, facts, group=config.protocol.group, shortcuts=config.audit.shortcuts)
     if len(bad):
         reporter.say(f"{len(bad)} of {len(cohort)} images cannot be read and are left out; the report lists them")
         cohort = cohort.without(bad["image"].tolist())

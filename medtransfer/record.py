@@ -48,6 +48,7 @@ _PACKAGES = (
 )
 
 
+_SETTINGS = "study.yaml"
 # Kept apart, so that a study can be handed on without it: with it, ids could be guessed at.
 _SALT = "patient-salt.txt"
 # Images that the weights of earlier studies were trained on.
@@ -143,7 +144,7 @@ def write_plans(plans: dict[str, FreezePlan], path: Path) -> None:
 def write_record(prepared: Prepared, engines: dict[str, Engine], output: Path) -> None:
     """study.yaml, cohort.csv, audit.json, plan.json, environment.json."""
     cohort, facts = prepared.cohort, prepared.facts
-    record, later = output / "study.yaml", added_later(output, prepared.config)
+    record, later = output / _SETTINGS, added_later(output, prepared.config)
     if not record.is_file():  # first, so that a folder that is left half-written is known again
         write_aside(record, prepared.config.to_yaml())
     write_salt(cohort, output)
@@ -153,19 +154,6 @@ def write_record(prepared: Prepared, engines: dict[str, Engine], output: Path) -
     folds = [c for c in prepared.split.parts.columns if c.startswith("fold_")]
     table[folds] = prepared.split.parts[folds]
     write_aside(output / "cohort.csv", table.to_csv(index=False, lineterminator="\n"))
-    findings = prepared.findings
-    flow = {
-        "found": findings.found + len(cohort.ignored),
-        "images": findings.found,
-        "readable": len(cohort),
-        "used": len(cohort),
-        "left_out": [list(pair) for pair in [*findings.ignored, *findings.unreadable]],
-        "group": prepared.config.protocol.group,
-        "units": int(cohort.units.nunique()),
-        "official_split": prepared.split.official,
-        "fingerprint_of_training": prepared.fingerprint.to_dict(),
-    }
-    write_aside(output / "audit.json", json.dumps({**findings.to_dict(), "flow": flow}, indent=1))
     write_plans(prepared.plans, output / "plan.json")
     arms = {
         name: {
@@ -191,7 +179,25 @@ def write_record(prepared: Prepared, engines: dict[str, Engine], output: Path) -
     }
     write_aside(output / "environment.json", json.dumps(environment, indent=1))
     # Last: until then it says which arms the other files know of.
-    write_aside(record, prepared.config.to_yaml())
+    write_audit_and_settings(prepared, output)
+
+
+def write_audit_and_settings(prepared: Prepared, output: Path) -> None:
+    """audit.json and study.yaml: what may change in a study that is finished, as no number follows from it."""
+    cohort, findings = prepared.cohort, prepared.findings
+    flow = {
+        "found": findings.found + len(cohort.ignored),
+        "images": findings.found,
+        "readable": len(cohort),
+        "used": len(cohort),
+        "left_out": [list(pair) for pair in [*findings.ignored, *findings.unreadable]],
+        "group": prepared.config.protocol.group,
+        "units": int(cohort.units.nunique()),
+        "official_split": prepared.split.official,
+        "fingerprint_of_training": prepared.fingerprint.to_dict(),
+    }
+    write_aside(output / "audit.json", json.dumps({**findings.to_dict(), "flow": flow}, indent=1))
+    write_aside(output / _SETTINGS, prepared.config.to_yaml())
 
 
 def _describe_slices(prepared: Prepared, name: str) -> str:

@@ -29,12 +29,14 @@ def write_reuse(
 
     `arms`: per fine-tuned arm and stage, CKA with the pretrained network, the way its weights moved as a share of their
     length, and the AUC when the stage alone is set back. `pairs`: CKA of a pretrained and a scratch arm of one
-    architecture. `flags`: negative transfer, in words.
+    architecture. `flags`: negative transfer, in words; these follow from the comparisons, whatever `report.reuse` says.
     """
     keys = sorted(json.loads(path.read_text(encoding="utf-8"))["key"] for path in output.glob("runs/*/fold-*/seed-*/run.json"))
     digest = hashlib.sha256("".join(keys).encode()).hexdigest()
     kept = _read(output / "reuse.json")
     if kept.get("key") != digest:
+        kept = {}
+    if not kept and prepared.config.report.reuse:
         reporter.say("measuring what was reused of the pretrained weights")
         seed = prepared.config.protocol.seeds[0]
         arms = {arm: found for arm in prepared.config.arms if (found := _measure_arm(prepared, engines[arm], output, arm, seed))}

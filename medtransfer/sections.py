@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from medtransfer.data.windows import parse_window
 
@@ -14,6 +14,10 @@ class Section(BaseModel):
     """A part of the configuration. Unknown keys are errors; values never change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+# A list of words, or one word alone.
+_ONE_OR_MANY = BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
 
 
 class CohortSection(Section):
@@ -250,13 +254,8 @@ class EvaluateSection(Section):
     target_prevalence: _Share | None = Field(None, description="Of the patients the model is meant for.")
     margin: _Share | None = Field(None, description="Of non-inferiority in AUC, such as 0.05.")
     coverage: _Share = Field(0.9, description="Of prediction sets.")
-    subgroups: tuple[str, ...] = Field((), description="Columns of the manifest: results within their groups.")
+    subgroups: Annotated[tuple[str, ...], _ONE_OR_MANY] = Field((), description="Columns of the manifest: results within their groups.")
     weight: str | None = Field(None, description="Column of a predictions table that says how much an image counts.")
-
-    @field_validator("subgroups", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
 
 
 class DetectionSection(Section):
@@ -264,6 +263,24 @@ class DetectionSection(Section):
 
     hit: Literal["overlap", "centre"] = Field("overlap", description="overlap, or centre: of the candidate, within the lesion's box.")
     overlap: float = Field(0.5, gt=0, le=1, description="Least intersection over union of a hit.")
+
+
+class AuditSection(Section):
+    """What is looked for in a cohort before anything is learnt from it."""
+
+    shortcuts: bool = Field(
+        True, description="Whether facts beside the lesion (site, size, border, header) predict the label; false: not looked for."
+    )
+
+
+class ReportSection(Section):
+    """What the page shows. No number depends on it, so it may be changed for a study that is finished."""
+
+    figures: Annotated[tuple[Literal["svg", "pdf", "png"], ...], _ONE_OR_MANY] = Field(
+        ("svg", "pdf", "png"), description="Formats of the files in figures/; the page shows SVG. []: no figures, on the page neither."
+    )
+    gallery: bool = Field(True, description="Pictures of test images: the worst errors, or hits, misses and false alarms.")
+    reuse: bool = Field(True, description="Measure what was reused of the pretrained weights; what was measured stays until a run changes.")
 
 
 class LearningCurveSection(Section):

@@ -23,6 +23,7 @@ from medtransfer.evaluation.matching import Rule, by_image, match
 from medtransfer.lesions import place_images
 from medtransfer.prepare import fixed_of
 from medtransfer.record import Prepared
+from medtransfer.report.build import GALLERY
 from medtransfer.report.sheet import encode_picture
 
 Float = NDArray[np.float64]
@@ -54,7 +55,7 @@ def write_sightings(prepared: Prepared, table: pd.DataFrame, candidates: pd.Data
         rows = candidates[(candidates["arm"] == arm) & (candidates["seed"] == seed) & (candidates["part"] == "test")]
         sights = _sort(images, by_image(images, rows, [*columns, "logit"]), by_image(images, boxes, columns), rule, overlap)
         arms.append({"arm": arm, **{kind: [_draw(sight, entries, placements) for sight in found] for kind, found in sights.items()}})
-    write_aside(output / "gallery.json", json.dumps({"boxes": True, "heat": False, "arms": arms}, indent=1))
+    write_aside(output / GALLERY, json.dumps({"boxes": True, "heat": False, "arms": arms}, indent=1))
 
 
 def _sort(

@@ -95,5 +95,5 @@ def test_yaml_runs_no_code(tmp_path):
 
 def test_the_schema_describes_every_section():
     schema = StudyConfig.model_json_schema()
-    sections = {"cohort", "image", "arms", "protocol", "plan", "train", "learning_curve", "evaluate", "detection"}
+    sections = {"cohort", "image", "arms", "protocol", "plan", "train", "learning_curve", "evaluate", "audit", "report", "detection"}
     assert set(schema["properties"]) == {"task", *sections, "engine"}

@@ -53,6 +53,7 @@ class Audit:
         clusters: groups of images linked by such pairs.
         conflicts: see `Conflict`.
         shortcuts: how well facts beside the lesion predict the labels.
+        not_looked_for: findings that were left out on request, such as shortcuts.
         actions: what needs a hand, in sentences; empty for a clean cohort.
         counts: images by shape, spacing, bits, format, modality, scanner and site.
         ignored: files left out of folders, with the reason.
@@ -71,6 +72,7 @@ class Audit:
     clusters: tuple[tuple[str, ...], ...]
     conflicts: tuple[Conflict, ...]
     shortcuts: tuple[Shortcut, ...]
+    not_looked_for: tuple[str, ...]
     actions: tuple[str, ...]
     counts: dict[str, dict[str, int]]
     ignored: tuple[tuple[str, str], ...]
@@ -107,6 +109,7 @@ class Audit:
             equal = ", those with equal pixels among them" if self.duplicates else ""
             lines.append(f"{len(self.near_duplicates)} pair(s) of near-duplicates in {len(self.clusters)} cluster(s){equal}")
         lines += [str(shortcut) for shortcut in self.shortcuts]
+        lines += [f"not looked for: {finding}" for finding in self.not_looked_for]
         two = [conflict for conflict in self.conflicts if conflict.kind == "patient_labels"]
         if two:
             lines.append(f"{len(two)} patient(s) under two labels, which may be right; such as: {two[0].detail}")
@@ -133,7 +136,9 @@ def _tell_patients(found: Audit) -> str:
     return "no patient ids: each image stands for a patient"
 
 
-def audit(cohort: Cohort, facts: pd.DataFrame | None = None, features: Float | None = None, group: str = "patient") -> Audit:
+def audit(
+    cohort: Cohort, facts: pd.DataFrame | None = None, features: Float | None = None, group: str = "patient", shortcuts: bool = True
+) -> Audit:
     """Gathers findings from the facts of the images; reads the images where no facts are given.
 
     Args:
@@ -141,6 +146,7 @@ def audit(cohort: Cohort, facts: pd.DataFrame | None = None, features: Float | N
         facts: from `inspect_images`, in the cohort's order.
         features: (image, dimension), embeddings of the images, where they are there; see `near_duplicates`.
         group: patient, or cluster where near-duplicates are kept together, so that they need no hand.
+        shortcuts: whether facts beside the lesion are tried as predictors of the labels; see `probe_shortcuts`.
     """
     facts = inspect_images(cohort) if facts is None else facts
     good = facts[facts["error"] == ""]
@@ -153,7 +159,7 @@ def audit(cohort: Cohort, facts: pd.DataFrame | None = None, features: Float | N
     conflicts = tuple(_find_conflicts(cohort, duplicates, [tuple(names[i] for i in cluster) for cluster in linked]))
     hazards = tuple((image, *hazard) for image, found in zip(good["image"], good["hazards"], strict=True) for hazard in found)
     unreadable = tuple(zip(facts["image"][facts["error"] != ""], facts["error"][facts["error"] != ""], strict=True))
-    shortcuts = tuple(probe_shortcuts(cohort.images, facts, cohort.labels, cohort.units))
+    probed = probe_shortcuts(cohort.images, facts, cohort.labels, cohort.units) if shortcuts else ()
     result = Audit(
         found=len(facts),
         readable=len(good),
@@ -167,7 +173,8 @@ def audit(cohort: Cohort, facts: pd.DataFrame | None = None, features: Float | N
         near_duplicates=tuple((names[i], names[j]) for i, j in near),
         clusters=tuple(tuple(names[i] for i in cluster) for cluster in linked),
         conflicts=conflicts,
-        shortcuts=shortcuts,
+        shortcuts=tuple(probed),
+        not_looked_for=() if shortcuts else ("shortcuts",),
         actions=(),
         counts=_count_facts(cohort, good),
         ignored=cohort.ignored,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import yaml
+from matplotlib.figure import Figure
 
 from medtransfer.evaluation import EvaluationReport
 from medtransfer.evaluation.detection import describe_arm
@@ -61,27 +64,39 @@ LESION_ROWS = (
     ("map", "mAP, overlaps 0.5 to 0.95", "how well boxes fit, as COCO's AP"),
     ("cpm", "CPM", "mean sensitivity at 1/8 to 8 false positives per image"),
 )
-_KINDS = ("svg", "pdf", "png")
+GALLERY = "gallery.json"
+# Files of this module in `figures/` of a study; whatever else lies there is left alone.
+_FIGURE_NAME = re.compile(
+    r"((discrimination|reliability|decisions|subgroups|depth)(-\d+)+|training|reuse|learning|froc|candidates)\.(svg|pdf|png)"
+)
 
 
-def build_report(folder: Path) -> Path:
+def build_report(folder: Path, figures: Sequence[str] = ("svg", "pdf", "png")) -> Path:
     """Writes `report.html`, `figures/` and `tables/` beside `report.json`; returns the page.
 
     Uses what is there of `study.yaml`, `cohort.csv`, `audit.json`, `plan.json`, `environment.json`, `gallery.json` and
     `runs/`; of these an evaluation of foreign predictions has none.
+
+    Args:
+        folder: holds `report.json`.
+        figures: formats of the files in `figures/`; where there are none, the page has no figures either.
     """
     report = read_json(folder / "report.json")
     sections = report.get("labels") or {report["label"]: report}
     arms = list(report["arms"])
     plans, environment = read_json(folder / "plan.json").get("arms", {}), read_json(folder / "environment.json")
-    audit, gallery = read_json(folder / "audit.json"), read_json(folder / "gallery.json")
+    audit, gallery = read_json(folder / "audit.json"), read_json(folder / GALLERY)
     study = folder / "study.yaml"
     config = study.read_text(encoding="utf-8") if study.is_file() else ""
     settings = yaml.safe_load(config) if config else {}
     # Of foreign predictions nothing is known but the scores.
     reuse = {"arms": {}, "pairs": [], "flags": [], **read_json(folder / "reuse.json")}
     searches = {arm: found for arm in arms if (found := read_searches(folder, arm))}
-    pictures = _draw(folder, report, sections, reuse, searches, read_histories(folder, arms))
+    histories = read_histories(folder, arms)
+    drawn = _draw(report, sections, reuse, searches, histories) if figures else {}
+    if config:  # a study's own folder, which an earlier report may have filled with others
+        _remove_figures(folder / "figures")
+    pictures = _write_figures(folder / "figures", drawn, figures)
     _write_tables(folder, report, sections)
     weights = {arm: entry["weights"] for arm, entry in environment.get("arms", {}).items()}
     paragraphs, references = write_methods(next(iter(sections.values())), plans, environment, audit, settings)
@@ -93,6 +108,9 @@ def build_report(folder: Path) -> Path:
         "rows": _table(report),
         "untrained": [(arm, w) for arm, w in weights.items() if w["proof"] and not w["proof"]["passed"]],
         "pictures": pictures,
+        "figures": [*dict.fromkeys(kind.upper() for kind in figures)],
+        "trained": bool(histories),
+        "left_out": _list_left_out(settings, plans, audit, reuse, figures),
         "audit": audit,
         "plans": plans,
         "environment": environment,
@@ -133,10 +151,24 @@ def _command(report: dict[str, Any], table: str) -> str:
     return shlex.join(words)
 
 
+def _list_left_out(settings: Any, plans: Any, audit: Any, reuse: Any, figures: Sequence[str]) -> list[str]:
+    """What the settings of a study leave out of its page."""
+    asked = {"gallery": True, "reuse": True, **settings.get("report", {})}
+    measurable = settings.get("task") != "detection" and any(plan["strategy"] == "lp_ft" for plan in plans.values())
+    drawn_alone = ", among them what was reused, which reuse.json holds" if reuse["arms"] else ""
+    left_out = {
+        f"figures (report.figures){drawn_alone}": not figures,
+        "pictures of test images (report.gallery)": not asked["gallery"],
+        "what was reused of the pretrained weights (report.reuse)": measurable and not asked["reuse"] and not reuse["arms"],
+        "shortcuts (audit.shortcuts)": "shortcuts" in audit.get("not_looked_for", ()),
+    }
+    return [what for what, absent in left_out.items() if absent]
+
+
 def _draw(
-    folder: Path, report: dict[str, Any], sections: dict[str, Any], reuse: Any, searches: dict[str, Any], histories: dict[str, Any]
-) -> dict[str, str]:
-    """Draws and writes the figures; by name, as what an <img> shows."""
+    report: dict[str, Any], sections: dict[str, Any], reuse: Any, searches: dict[str, Any], histories: dict[str, Any]
+) -> dict[str, Figure]:
+    """The figures by name."""
     figures = {} if "detection" not in report else _draw_lesions(report["detection"])
     for place, part in enumerate(sections.values()):
         figures[f"discrimination-{place}"] = draw_discrimination(part)
@@ -154,19 +186,32 @@ def _draw(
             figures[f"depth-{number}"] = draw_depth(arm, drawn)
     if report["learning_curve"]:
         figures["learning"] = draw_learning_curve(report)
-    (folder / "figures").mkdir(exist_ok=True)
+    return figures
+
+
+def _remove_figures(folder: Path) -> None:
+    for path in folder.glob("*"):
+        if _FIGURE_NAME.fullmatch(path.name):
+            path.unlink()
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _write_figures(folder: Path, figures: Mapping[str, Figure], kinds: Sequence[str]) -> dict[str, str]:
+    """Writes each figure in every format; returns them by name as what an <img> shows."""
+    if figures:
+        folder.mkdir(exist_ok=True)
     pictures = {}
     for name, figure in figures.items():
         settle(figure)
-        for kind in _KINDS:
-            content = render(figure, kind)
-            write_aside(folder / "figures" / f"{name}.{kind}", content)
-            if kind == "svg":
-                pictures[name] = "data:image/svg+xml;base64," + base64.b64encode(content).decode()
+        rendered = {kind: render(figure, kind) for kind in dict.fromkeys((*kinds, "svg"))}
+        for kind in kinds:
+            write_aside(folder / f"{name}.{kind}", rendered[kind])
+        pictures[name] = "data:image/svg+xml;base64," + base64.b64encode(rendered["svg"]).decode()
     return pictures
 
 
-def _draw_lesions(found: dict[str, Any]) -> dict[str, Any]:
+def _draw_lesions(found: dict[str, Any]) -> dict[str, Figure]:
     figures = {"froc": draw_froc(found)}
     if any(entry["calibration"] for entry in found["arms"].values()):
         figures["candidates"] = draw_candidates(found)
