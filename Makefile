@@ -4,15 +4,20 @@ BIN := .venv/bin
 RUN := .venv/.runtime
 DEV := .venv/.development
 
-.PHONY: demo test lint types bench clean
+.PHONY: demo test test-quick lint types bench bench-long clean
 
 demo: $(RUN)  ## the main job on the embedded cohort
 	rm -rf studies/demo studies/demo-cohort
 	$(BIN)/python -m medtransfer demo --output studies/demo
 
-# Processes of one thread each: torch on small images gains nothing from a second one.
-test: $(DEV)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+# Processes of one thread each (tests/conftest.py): torch on small images gains nothing from a second one.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+
+test: $(DEV)  ## everything
+	$(PYTEST) --durations 15
+
+test-quick: $(DEV)  ## in a minute and a half: no processes, no studies, not all families of networks
+	$(PYTEST) --durations 15 -m "not study and not process and not slow"
 
 lint: $(DEV)
 	$(BIN)/ruff check .
@@ -21,8 +26,15 @@ lint: $(DEV)
 types: $(DEV)
 	$(BIN)/mypy
 
+# What fits in a quarter of an hour, and all the rest.
+BENCH := $(patsubst %,tests/benchmarks/bench_%.py,core decoding detection evaluate fuzz)
+BENCH_LONG := $(filter-out $(BENCH),$(sort $(wildcard tests/benchmarks/bench_*.py)))
+
 bench: $(DEV)  ## ratios against named baselines, printed
-	for file in tests/benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+	for file in $(BENCH); do $(BIN)/python $$file || exit 1; done
+
+bench-long: $(DEV)  ## those that take hours, deliberate faults among them
+	for file in $(BENCH_LONG); do $(BIN)/python $$file || exit 1; done
 
 $(RUN): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("medtransfer needs Python 3.11 or newer; set PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'

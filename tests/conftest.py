@@ -3,41 +3,71 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+
+# Before numpy and torch are loaded. Small networks gain nothing from a second thread, and sums over threads differ in their last bits.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import gc
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if TYPE_CHECKING:
+    from studies import Studies
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what `make test-quick` leaves out."""
+    for item in items:
+        room = item.path.parent.name
+        if room == "study" or "studies" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.study)
+        if room == "processes":
+            item.add_marker(pytest.mark.process)
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all processes of this session."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _private_cache(shared_folder: Path) -> None:
     # For the session: a fixture of a whole module would otherwise run before it and use the cache of the user.
-    os.environ["MEDTRANSFER_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["MEDTRANSFER_CACHE"] = str(shared_folder / "cache")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _nothing_imported_is_looked_through() -> None:
+    # Every training ends with a collection of garbage, which looks through all that torch and its kind hold: for this long, they stay.
+    import medtransfer.study  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
-def _figures_for_the_page_alone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Drawing each figure three times takes as long as a small training; tests of the report, and studies that a whole module shares, do so.
-    if "report" not in request.path.parts:
-        monkeypatch.setattr("medtransfer.report.build._KINDS", ("svg",))
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Sums over threads differ in their last bits."""
+def _same_random_numbers() -> None:
+    """A test that draws from torch's global generator draws the same whatever ran before it in this process."""
     import torch
 
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        torch.set_num_threads(1)
-        yield
-    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def studies(shared_folder: Path, _private_cache: None) -> Studies:
+    """Makes studies that tests share; see `Studies`."""
+    from studies import Studies
+
+    return Studies(shared_folder)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import medtransfer
+import pytest
 
 PACKAGE = Path(medtransfer.__file__).parent
 ROOT = PACKAGE.parent
@@ -136,6 +137,7 @@ def run_python(code: str) -> str:
     return result.stdout.strip()
 
 
+@pytest.mark.process
 def test_command_line_and_evaluation_load_no_torch():
     assert run_python("import sys, medtransfer, medtransfer.cli; print('torch' in sys.modules or 'pandas' in sys.modules)") == "False"
     assert run_python("import sys, medtransfer.evaluation, medtransfer.report.build; print('torch' in sys.modules)") == "False"

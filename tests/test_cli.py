@@ -6,26 +6,20 @@ import shlex
 
 import medtransfer as mt
 import pytest
-from medtransfer.cli import app
 from medtransfer.config import configs_folder
-from typer.testing import CliRunner
 
-RUNNER = CliRunner()
-
-
-def run(*arguments: object):
-    return RUNNER.invoke(app, [str(a) for a in arguments])
+from studies import invoke
 
 
 def test_help_names_the_verbs():
-    result = run("--help")
+    result = invoke("--help")
     assert result.exit_code == 0
     for verb in ("demo", "check", "compare", "plan", "evaluate", "backbones", "configs"):
         assert verb in result.output
 
 
 def test_plan_without_a_cohort_answers_in_json():
-    result = run("plan", "--backbone", "resnet18", "--counts", "399,147", "--domain", "far", "--json")
+    result = invoke("plan", "--backbone", "resnet18", "--counts", "399,147", "--domain", "far", "--json")
     assert result.exit_code == 0, result.output
     answer = json.loads(result.output)
     keys = {
@@ -42,7 +36,7 @@ def test_plan_without_a_cohort_answers_in_json():
     }
     assert keys <= set(answer)
     assert (answer["strategy"], answer["stages"], answer["evidence"]) == ("lp_ft", 9, "weak")
-    text = run("plan", "--backbone", "resnet18", "--counts", "399,147", "--domain", "near").output
+    text = invoke("plan", "--backbone", "resnet18", "--counts", "399,147", "--domain", "near").output
     assert "stages frozen" in text
 
 
@@ -59,20 +53,20 @@ def test_plan_without_a_cohort_answers_in_json():
     ],
 )
 def test_plan_says_what_it_needs(arguments, message):
-    result = run("plan", *arguments)
+    result = invoke("plan", *arguments)
     assert (result.exit_code, message in result.output) == (2, True), result.output
 
 
 def test_plan_can_be_written_for_editing(tmp_path):
     arguments = ["plan", "--backbone", "resnet18", "--counts", "399,147", "--output", tmp_path / "out"]
-    assert run(*arguments).exit_code == 0
+    assert invoke(*arguments).exit_code == 0
     assert json.loads((tmp_path / "out" / "plan.json").read_text())["arms"]["resnet18"]["stages"] == 9
 
 
 def test_demo_touches_no_files_of_others(tmp_path):
     (tmp_path / "mine-cohort").mkdir()
     (tmp_path / "mine-cohort" / "manifest.csv").write_text("mine")
-    result = run("demo", "--output", tmp_path / "mine", "--patients", 30)
+    result = invoke("demo", "--output", tmp_path / "mine", "--patients", 30)
     assert (result.exit_code, "holds no phantom cohort" in result.output) == (2, True), result.output
     assert (tmp_path / "mine-cohort" / "manifest.csv").read_text() == "mine"
     assert not (tmp_path / "mine").exists()
@@ -81,7 +75,7 @@ def test_demo_touches_no_files_of_others(tmp_path):
 def test_plan_of_a_config_writes_nothing(tmp_path):
     manifest = mt.write_phantom(tmp_path / "c", 30)
     before = sorted(tmp_path.rglob("*"))
-    result = run("plan", configs_folder() / "demo.yaml", f"cohort.manifest={manifest}", f"cohort.root={manifest.parent}", "--json")
+    result = invoke("plan", configs_folder() / "demo.yaml", f"cohort.manifest={manifest}", f"cohort.root={manifest.parent}", "--json")
     assert result.exit_code == 0, result.output
     answer = json.loads(result.stdout)
     assert set(answer) == {"imagenet", "scratch"}
@@ -92,10 +86,10 @@ def test_plan_of_a_config_writes_nothing(tmp_path):
 def test_evaluate_prints_and_answers_in_json(scores, tmp_path):
     path = tmp_path / "p.csv"
     scores({"a": 1.5, "b": 0.4}).to_csv(path, index=False)
-    result = run("evaluate", path, "--bootstrap", 100)
+    result = invoke("evaluate", path, "--bootstrap", 100)
     assert result.exit_code == 0
     assert "a separates the classes better than b" in result.output
-    answer = json.loads(run("evaluate", path, "--bootstrap", 100, "--json").output)
+    answer = json.loads(invoke("evaluate", path, "--bootstrap", 100, "--json").output)
     assert answer == mt.evaluate(path, bootstrap=100).to_dict()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["p.csv"]
 
@@ -114,51 +108,52 @@ def test_evaluate_refuses_with_the_place(tmp_path, text, message):
     path = tmp_path / "p.csv"
     if text is not None:
         path.write_text(text)
-    result = run("evaluate", path, "--output", tmp_path / "out")
+    result = invoke("evaluate", path, "--output", tmp_path / "out")
     assert (result.exit_code, message in result.output) == (2, True), result.output
     assert "Traceback" not in result.output
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_configs_and_backbones_are_listed():
-    listed = run("configs").output
+    listed = invoke("configs").output
     assert "demo.yaml" in listed
     assert "breast_ultrasound.yaml" in listed
-    assert "cohort:" in run("configs", "demo").output
-    assert run("configs", "nothing").exit_code == 2
-    assert json.loads(run("configs", "--schema").output)["title"] == "StudyConfig"
-    assert "resnet18" in run("backbones", "resnet1*").output.split()
-    rows = {row["name"]: row for row in json.loads(run("backbones", "*resnet1*", "--json").output)}
+    assert "cohort:" in invoke("configs", "demo").output
+    assert invoke("configs", "nothing").exit_code == 2
+    assert json.loads(invoke("configs", "--schema").output)["title"] == "StudyConfig"
+    assert "resnet18" in invoke("backbones", "resnet1*").output.split()
+    rows = {row["name"]: row for row in json.loads(invoke("backbones", "*resnet1*", "--json").output)}
     assert rows["monai_resnet18"]["ndim"] == 3
     assert {"imagenet", "timm:a1_in1k"} <= set(rows["resnet18"]["weights"])
     assert rows["resnet18"]["offline"] == []
-    (lite,) = json.loads(run("backbones", "tf_efficientnet_lite0", "--json").output)
+    (lite,) = json.loads(invoke("backbones", "tf_efficientnet_lite0", "--json").output)
     assert (lite["offline"], lite["input_size"]) == (["imagenet"], 224)
-    here = run("backbones", "tf_*", "--offline").output
+    here = invoke("backbones", "tf_*", "--offline").output
     assert "tf_efficientnet_lite0" in here
     assert "tf_efficientnet_b0" not in here
-    (measured,) = json.loads(run("backbones", "resnet10t", "--measure", "--json").output)
+    (measured,) = json.loads(invoke("backbones", "resnet10t", "--measure", "--json").output)
     assert (measured["stages"], measured["exact"], measured["parameters"]) == (5, True, 4.92)
     assert measured["speed"] in {"fast", "medium"}
     assert 0.1 < measured["memory_gb"] < 2
-    assert run("backbones", "no such*").exit_code == 2
+    assert invoke("backbones", "no such*").exit_code == 2
 
 
 def test_usage_errors_exit_2():
-    assert run("compare").exit_code == 2
-    assert run("nonsense").exit_code == 2
-    assert run("evaluate", "x.csv", "--bootstrap", "3").exit_code == 2
+    assert invoke("compare").exit_code == 2
+    assert invoke("nonsense").exit_code == 2
+    assert invoke("evaluate", "x.csv", "--bootstrap", "3").exit_code == 2
 
 
 def test_check_answers_in_json_with_the_exit_code(manifest, tmp_path):
     path = manifest(patients=12, views=2)
-    clean = run("check", path, "--json")
+    clean = invoke("check", path, "--json")
     assert clean.exit_code == 0, clean.output
     answer = json.loads(clean.stdout)
     assert (answer["images"], answer["patients"], answer["actions"]) == (24, 12, [])
     (tmp_path / "0-0.png").write_bytes((tmp_path / "1-0.png").read_bytes())
     (tmp_path / "3-1.png").write_bytes(b"broken")
-    found = run("check", path, "--json")
+    found = invoke("check", path, "--json")
     assert found.exit_code == 1
     answer = json.loads(found.stdout)
     assert answer["near_duplicates"] == [["0-0.png", "1-0.png"]]
@@ -169,7 +164,7 @@ def test_check_answers_in_json_with_the_exit_code(manifest, tmp_path):
 def test_check_writes_a_page_with_the_pictures(manifest, tmp_path):
     path = manifest(patients=12, views=1)
     (tmp_path / "0-0.png").write_bytes((tmp_path / "1-0.png").read_bytes())
-    result = run("check", path, "--output", tmp_path / "out", "--quiet")
+    result = invoke("check", path, "--output", tmp_path / "out", "--quiet")
     assert result.exit_code == 1
     assert "To do: 1 group(s)" in result.output
     page = (tmp_path / "out" / "check.html").read_text()
@@ -183,10 +178,14 @@ def test_check_takes_configurations_folders_and_archives(manifest, tmp_path):
     path = manifest(patients=12, views=2)
     (tmp_path / "study.yaml").write_text("cohort: {labels: [malignant]}\narms: {a: {backbone: resnet18}}\n")
     settings = (f"cohort.manifest={path}", f"cohort.root={tmp_path}")
-    assert run("check", tmp_path / "study.yaml", *settings, "-q").exit_code == 0
-    listed = run("check", tmp_path, "--flat", "-q")
+    assert invoke("check", tmp_path / "study.yaml", *settings, "-q").exit_code == 0
+    less = invoke("check", tmp_path / "study.yaml", *settings, "audit.shortcuts=false", "--output", tmp_path / "less", "-q")
+    assert (less.exit_code, "not looked for: shortcuts" in less.output) == (0, True), less.output
+    assert "Not looked for: shortcuts." in (tmp_path / "less" / "check.html").read_text()
+    assert json.loads((tmp_path / "less" / "check.json").read_text())["not_looked_for"] == ["shortcuts"]
+    listed = invoke("check", tmp_path, "--flat", "-q")
     assert "24 images found, 24 readable" in listed.output
-    assert run("check", path, "x.y=1").exit_code == 2
+    assert invoke("check", path, "x.y=1").exit_code == 2
 
 
 @pytest.mark.parametrize(
@@ -203,7 +202,7 @@ def test_check_takes_configurations_folders_and_archives(manifest, tmp_path):
 def test_check_says_what_it_cannot_take(tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_bytes(content.encode("utf-8", "surrogateescape"))
-    result = run("check", tmp_path / name)
+    result = invoke("check", tmp_path / name)
     assert (result.exit_code, message in result.output) == (2, True), result.output
     assert "Traceback" not in result.output
 
@@ -220,7 +219,7 @@ def test_check_says_what_it_cannot_take(tmp_path, name, content, message):
 def test_a_label_that_cannot_be_checked_is_not_passed_over(manifest, replacement, options, message):
     path = manifest(patients=12, views=2)
     path.write_text(path.read_text().replace(*replacement))
-    result = run("check", path, "-q", *options)
+    result = invoke("check", path, "-q", *options)
     assert result.exit_code in {1, 2}
     assert message in result.output
 
@@ -229,12 +228,13 @@ def test_check_names_what_it_found(manifest, tmp_path):
     path = manifest(patients=12, views=2, split=["train", "test"] * 12)
     path.write_text(path.read_text().replace("2-1.png,P2,0", "2-1.png,P2,1"))
     (tmp_path / "3-1.png").write_bytes(b"")
-    result = run("check", path, "-q")
+    result = invoke("check", path, "-q")
     assert result.exit_code == 1
     for part in ("unreadable 3-1.png: ", "such as 0-0.png and 0-1.png", "1 patient(s) under two labels", "patient P2 under two labels"):
         assert part in result.output
 
 
+@pytest.mark.slow
 def test_the_command_on_the_page_gives_the_numbers_of_the_page(scores, tmp_path):
     table = scores({"a": 1.0, "b": 0.5}, views=2)
     table["the site"] = ["north" if int(patient[1:]) % 3 else "south" for patient in table["patient"]]
@@ -249,16 +249,16 @@ def test_the_command_on_the_page_gives_the_numbers_of_the_page(scores, tmp_path)
         "sensitivity=null",
         "threshold=0.3",
     ]
-    first = run("evaluate", tmp_path / "TABLE.csv", *settings, "--bootstrap", 100, "--seed", 3, "-o", tmp_path / "out", "--json")
+    first = invoke("evaluate", tmp_path / "TABLE.csv", *settings, "--bootstrap", 100, "--seed", 3, "-o", tmp_path / "out", "--json")
     assert first.exit_code == 0, first.output
     page = (tmp_path / "out" / "report.html").read_text()
     command = shlex.split(html.unescape(page.split("<code>medtransfer ")[1].split("</code>")[0]))
     command[1] = tmp_path / command[1]
-    assert json.loads(run(*command, "--json").stdout) == json.loads(first.stdout)
+    assert json.loads(invoke(*command, "--json").stdout) == json.loads(first.stdout)
 
 
 def test_rows_longer_than_the_header_lose_nothing_in_silence(tmp_path):
     (tmp_path / "m.csv").write_text("image;patient;malignant;age\na.png;P1;1;50,5\nb.png;P2;0;40,2\n")
-    result = run("check", tmp_path / "m.csv")
+    result = invoke("check", tmp_path / "m.csv")
     assert result.exit_code == 2
     assert "rows have more fields than the header" in result.output

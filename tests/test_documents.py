@@ -12,16 +12,13 @@ import pytest
 from medtransfer import study
 from nbclient import NotebookClient
 
+from studies import LEAN, SETTINGS
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-SMALL = {
-    "image": {"size": 32},
-    "protocol": {"folds": 2},
-    "train": {"epochs": 1, "batch_size": 8, "precision": "fp32"},
-    "evaluate": {"bootstrap": 100},
-}
 
 
+@pytest.mark.study
 def test_the_python_of_the_readme_runs(manifest, tmp_path, monkeypatch, capsys):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
     assert len(blocks) == 2
@@ -30,7 +27,7 @@ def test_the_python_of_the_readme_runs(manifest, tmp_path, monkeypatch, capsys):
     for path in tmp_path.glob("*.png"):
         shutil.move(path, tmp_path / "images" / path.name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(study, "compare", partial(study.compare, quiet=True, **SMALL))
+    monkeypatch.setattr(study, "compare", partial(study.compare, quiet=True, **SETTINGS))
     names: dict[str, object] = {}
     for block in blocks:
         exec(block, names)
@@ -69,9 +66,15 @@ def test_there_is_a_notebook():
     assert NOTEBOOKS
 
 
+@pytest.mark.process
 def test_the_first_notebook_runs(tmp_path):
     notebook = nbformat.read(ROOT / "notebooks" / "01_first_study.ipynb", as_version=4)
-    smaller = {"patients=150": "patients=30", '"size": 96': '"size": 32', '"epochs": 10': '"epochs": 1', '"folds": 3': '"folds": 2'}
+    smaller = {
+        "patients=150": "patients=30",
+        '"size": 96': '"size": 32',
+        '"epochs": 10': '"epochs": 1',
+        '"folds": 3}': f'"folds": 2}}, **{LEAN}',
+    }
     for large, small in smaller.items():
         cells = [cell for cell in notebook.cells if large in cell.source]
         assert cells, large

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import medtransfer as mt
 import numpy as np
+import pytest
 from medtransfer.data.cohort import open_cohort
+from medtransfer.data.transforms import Fixed
 from medtransfer.sections import TrainSection
 from PIL import Image
 from skimage.transform import resize
 from sklearn.metrics import roc_auc_score
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("busi")]  # they read the same images
 
 
 def test_a_probe_on_imagenet_features_tells_malignant_from_benign(real_data, tmp_path):
     cohort = mt.Cohort.from_folders(real_data / "busi", ["benign", "malignant"], "malignant")
     assert len(cohort) == 647
     assert not cohort.patients_known
+    mt.inspect_images(cohort, fixed=Fixed(96))  # decoded once, for all that follows
     net = mt.load_backbone("tf_efficientnet_lite0", weights="imagenet")
     fingerprint = cohort.fingerprint()
     assert fingerprint.patients_per_class == {"0": 437, "1": 210}
@@ -30,7 +35,7 @@ def test_near_duplicates_of_the_breast_images_are_found(real_data):
     """The reference: all pairs of the pictures reduced to 64 x 64 grey by scikit-image."""
     cohort = open_cohort(real_data / "busi")
     assert len(cohort) == 780
-    found = mt.audit(cohort)
+    found = mt.audit(cohort, shortcuts=False)
     small = np.stack([resize(np.asarray(Image.open(p).convert("L"), float), (64, 64), anti_aliasing=True) for p in cohort.images["path"]])
     correlation = np.corrcoef(small.reshape(780, -1))
     names = cohort.images["image"].tolist()
@@ -45,7 +50,7 @@ def test_near_duplicates_of_the_breast_images_are_found(real_data):
 
 def test_splits_keep_clusters_together(real_data):
     cohort = mt.Cohort.from_folders(real_data / "busi", ["benign", "malignant"], "malignant")
-    found = mt.audit(cohort)
+    found = mt.audit(cohort, shortcuts=False)
     split = mt.split_cohort(cohort.grouped(found.near_duplicates), 5)
     plain = mt.split_cohort(cohort, 5)
     side = [dict(zip(s.parts["image"], s.parts["fold_0"], strict=True)) for s in (split, plain)]

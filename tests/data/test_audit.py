@@ -115,6 +115,7 @@ def probe(images, facts):
     return {s.source: s for s in probe_shortcuts(images, facts, ["y"], images["patient"])}
 
 
+@pytest.mark.slow
 def test_shortcuts_are_found_where_they_are():
     images, facts, y, rng = table()
     assert set(probe(images, facts)) == {"border"}  # nothing else varies
@@ -130,6 +131,7 @@ def test_shortcuts_are_found_where_they_are():
     assert "site north" in found["site"].facts
 
 
+@pytest.mark.slow
 def test_chance_raises_no_alarm():
     alarms = 0
     for seed in range(6):
@@ -164,6 +166,7 @@ def test_the_rank_auc_is_that_of_scikit_learn():
     assert _auc(np.array([0.1, 0.4, 0.35, 0.8]), np.array([0, 0, 1, 1])) == 0.75
 
 
+@pytest.mark.slow
 def test_a_folder_of_all_kinds_of_dicom_is_checked_in_silence(capfd):
     """All files of pydicom and pydicom-data: nothing ends the check, no UID and no remark gets out."""
     for example in ("CT_small.dcm", "RG1_UNCR.dcm"):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,7 @@ from medtransfer.data.cache import cache_folder, digest_file, entry_path, read_e
 from medtransfer.data.inspection import inspect_image
 from medtransfer.data.transforms import Fixed
 
-# Loads torch once; the workers are forked from it, so that they start within milliseconds.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["medtransfer.data.transforms", "medtransfer.data.inspection"])
+from forks import PROCESSES
 
 
 @pytest.fixture
@@ -35,7 +33,7 @@ def cohort(manifest):
     return mt.Cohort.from_csv(path, path.parent, ["malignant"])
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=[pytest.mark.process, pytest.mark.xdist_group("plain")])])
 def test_entries_are_the_uncached_result_bit_for_bit(own_cache, cohort, jobs, monkeypatch):
     monkeypatch.setattr("medtransfer.data.inspection._WORTH_TORCH", 0.0)
     settings = {"size": 48, "window": "full"}
@@ -109,6 +107,8 @@ def write_often(folder: str, number: int) -> None:
         write_entry(entry_path(Path(folder), "file", "setting"), np.full((64, 64), number, np.float32))
 
 
+@pytest.mark.process
+@pytest.mark.xdist_group("plain")
 def test_writers_do_not_disturb_each_other(own_cache):
     writers = [PROCESSES.Process(target=write_often, args=(str(own_cache), number)) for number in (1, 2)]
     for writer in writers:
@@ -130,6 +130,8 @@ def fill(paths: list[str], folder: str, ready: Any) -> None:
         inspect_image(path, Path(folder), Fixed(64))
 
 
+@pytest.mark.process
+@pytest.mark.xdist_group("plain")
 def test_a_kill_while_filling_leaves_no_wrong_entry(own_cache, cohort):
     """Twenty kills at random moments; whatever is there afterwards is right, and the rest is filled."""
     rng = np.random.default_rng(0)
@@ -184,36 +186,46 @@ class Deadly(Fixed):
 KEPT: list[np.ndarray] = []
 
 
+@dataclass(frozen=True)
 class Growing(Fixed):
-    """Lets its process grow by more than joblib allows."""
+    """Lets the first process that comes to it grow by more than joblib allows, and notes in a folder which ones there were."""
+
+    notes: str = ""
 
     def apply(self, path, image):
-        if len(KEPT) < 4:
-            time.sleep(0.6)  # joblib looks once a second
-            KEPT.append(np.ones(25_000_000))
+        notes = Path(self.notes)
+        if not (notes / f"{os.getpid()}.tests").exists():
+            (notes / str(os.getpid())).touch()
+            if not KEPT and not (notes / "grown").exists():
+                (notes / "grown").touch()
+                KEPT.append(np.ones(1))
+            if 0 < len(KEPT) < 5:  # not at once: joblib compares with what it saw first
+                KEPT.append(np.ones(25_000_000))
+            if not (notes / "renewed").exists():
+                time.sleep(0.6)  # it looks once a second; and there must be work left for the new process
+                processes = sum(path.name.isdigit() for path in notes.iterdir())
+                (notes / "renewed").touch() if processes > 2 else None
         return super().apply(path, image)
 
 
-def test_a_process_that_grows_is_renewed_and_nothing_is_lost(own_cache, cohort, monkeypatch):
-    """With warnings as errors, as in these tests, joblib's own thread ended on its warning, and the work never."""
-    assert own_cache.is_dir()
-    monkeypatch.setattr("medtransfer.data.inspection._WORTH_TORCH", 0.0)
-    facts = mt.inspect_images(cohort, fixed=Growing(32), jobs=2)
-    KEPT.clear()
-    assert (facts["error"] == "").all()
-    assert len(facts) == len(cohort)
-
-
-def test_an_image_that_kills_its_process_is_listed_and_the_rest_is_read(own_cache, cohort, monkeypatch):
-    assert own_cache.is_dir()
+@pytest.mark.process
+@pytest.mark.xdist_group("plain")
+def test_processes_that_die_or_grow_are_renewed_and_nothing_is_lost(own_cache, cohort, monkeypatch):
     monkeypatch.setattr("medtransfer.data.inspection._WORTH_TORCH", 0.0)
     facts = mt.inspect_images(cohort, fixed=Deadly(32), jobs=2).set_index("image")
     assert "killed the process" in facts.loc["5-0.png", "error"]
     assert (facts["error"] != "").sum() == 1
     assert facts.index.tolist() == cohort.images["image"].tolist()
-    # What is left behind does not stop the next cohort in the same process.
-    again = mt.inspect_images(cohort, fixed=Fixed(40), jobs=2)
+    # What is left behind does not stop the next cohort in the same process. With warnings as errors, as in these tests,
+    # joblib's own thread ended on its warning of a process that has grown, and the work never.
+    notes = own_cache / "processes"
+    notes.mkdir()
+    (notes / f"{os.getpid()}.tests").touch()  # which decodes the first images
+    again = mt.inspect_images(cohort, fixed=Growing(40, notes=str(notes)), jobs=2)
+    assert not KEPT
     assert (again["error"] == "").all()
+    assert len(again) == len(cohort)
+    assert (notes / "renewed").exists(), "no process was renewed"
 
 
 @pytest.mark.parametrize("suffix", ["mhd", "nhdr"])

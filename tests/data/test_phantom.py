@@ -51,6 +51,7 @@ def test_boxes_and_masks_are_true(phantom):
     assert np.median(contrast) < 0.7  # lesions are dark, whatever the photometric interpretation
 
 
+@pytest.mark.slow
 def test_the_scanner_does_not_tell_the_label(tmp_path):
     table = pd.read_csv(mt.write_phantom(tmp_path, 200, seed=0)).drop_duplicates("patient")
     rates = table.groupby("site")["malignant"].mean()

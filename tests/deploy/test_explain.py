@@ -8,9 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
-from medtransfer.cli import app
-from medtransfer.data.phantom import write_phantom
 from medtransfer.deploy.explain import heat_maps, read_map
 from medtransfer.evaluation.localisation import evaluate_localisation
 from medtransfer.models.catalog import load_backbone
@@ -18,7 +15,8 @@ from medtransfer.tasks.classification import Classification
 from medtransfer.training.engine import make_engine
 from monai.visualize import GradCAM
 from torch import nn
-from typer.testing import CliRunner
+
+from studies import ARMS, SETTINGS, changed
 
 
 class Seen(nn.Module):
@@ -109,31 +107,25 @@ def test_localisation_by_hand():
     json.dumps(found, allow_nan=False)
 
 
-def test_a_study_with_boxes_says_where_its_classifiers_looked(tmp_path):
-    cohort = write_phantom(tmp_path / "cohort", 24).parent
-    arms = {"imagenet": {"backbone": "tf_efficientnet_lite0", "weights": "imagenet"}, "features": {"kind": "features"}}
-    values = {
-        "cohort": {"manifest": str(cohort / "manifest.csv"), "root": str(cohort), "labels": ["malignant"], "boxes": "boxes.csv"},
-        "image": {"size": 64},
-        "arms": arms,
-        "protocol": {"folds": 2},
-        "train": {"epochs": 1, "precision": "fp32"},
-        "evaluate": {"bootstrap": 100},
-    }
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(values))
-    result = CliRunner().invoke(app, ["compare", str(tmp_path / "study.yaml"), "--output", str(tmp_path / "out")])
-    assert result.exit_code == 0, result.output
-    found = json.loads((tmp_path / "out" / "report.json").read_text())["localisation"]
+def test_a_study_with_boxes_says_where_its_classifiers_looked(studies):
+    manifest = studies.cohort(24, 0)
+    study = studies.finished(
+        manifest,
+        cohort={"manifest": str(manifest), "root": str(manifest.parent), "labels": ["malignant"], "boxes": "boxes.csv"},
+        arms={"imagenet": ARMS["imagenet"], "features": {"kind": "features"}},
+        **changed(SETTINGS, image={"size": 64}, report={"gallery": True}),
+    )
+    found = json.loads((study.out / "report.json").read_text())["localisation"]
     assert list(found["arms"]) == ["imagenet"]  # formulas look nowhere
-    table = pd.read_csv(tmp_path / "out" / "localisation.csv")
-    boxes = pd.read_csv(cohort / "boxes.csv")
+    table = pd.read_csv(study.out / "localisation.csv")
+    boxes = pd.read_csv(manifest.parent / "boxes.csv")
     assert set(table["image"]) == set(boxes["image"])
     assert table[["x", "y", "x1", "y1"]].max().max() <= 128
     assert table["x"].max() > 70  # in pixels of the image, not of the grid
     assert evaluate_localisation(table, boxes, 100) == found
-    page = (tmp_path / "out" / "report.html").read_text()
+    page = (study.out / "report.html").read_text()
     assert "Where the networks looked" in page
-    gallery = json.loads((tmp_path / "out" / "gallery.json").read_text())
+    gallery = json.loads((study.out / "gallery.json").read_text())
     shown = [row for arm in gallery["arms"] for kind in ("false_positives", "false_negatives") for row in arm[kind]]
     assert gallery["heat"] == any(row["heat"] for row in shown)
     assert all(row["heat"] is None for row in gallery["arms"][1]["false_positives"])

@@ -12,6 +12,8 @@ from medtransfer.evaluation.scores import Scores, align_scores, by_patient
 from scipy.special import expit
 from scipy.stats import t as student
 
+pytestmark = pytest.mark.usefixtures("coarse_smooth_ece")
+
 
 def test_all_deltas_are_there_and_agree_with_the_arms(scores):
     report = evaluate(scores({"a": 1.5, "b": 0.5, "c": 0.4}, seeds=2), bootstrap=300, margin=0.05).to_dict()

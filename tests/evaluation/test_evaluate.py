@@ -10,9 +10,12 @@ from medtransfer.errors import LeakageError, PredictionsError
 from medtransfer.evaluation import evaluate, influence, read_predictions, write_predictions
 from medtransfer.evaluation.resample import make_drawn
 from medtransfer.evaluation.spread import Part, quantile, two_sided_p
+from medtransfer.report.build import build_report
 from scipy.stats import norm
 from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
+
+pytestmark = pytest.mark.usefixtures("coarse_smooth_ece")
 
 
 def numbers(value, path=""):
@@ -278,11 +281,8 @@ EDGES = {
 
 
 @pytest.mark.parametrize("name", EDGES)
-def test_edges_give_a_number_with_its_caveat_or_the_reason(name, tmp_path, monkeypatch):
+def test_edges_give_a_number_with_its_caveat_or_the_reason(name, tmp_path):
     """Never a crash, never NaN in the file, never an interval without an estimate, and a page."""
-    from medtransfer.report import build
-
-    monkeypatch.setattr(build, "_KINDS", ("svg",))  # the others take long
     table = pd.DataFrame(EDGES[name])
     if "patient" not in table.columns:
         table.insert(0, "patient", [f"P{i}" for i in range(len(table))])
@@ -300,7 +300,7 @@ def test_edges_give_a_number_with_its_caveat_or_the_reason(name, tmp_path, monke
                     assert metric["low"] is None
                     assert metric["reason"]
     report.save(tmp_path / "report.json")
-    assert "<h1>" in build.build_report(tmp_path).read_text(encoding="utf-8")
+    assert "<h1>" in build_report(tmp_path, ["svg"]).read_text(encoding="utf-8")
     if name == "one class":
         arm = evaluate(table, bootstrap=100).to_dict()["arms"]["model"]
         assert arm["auc"]["reason"] == "not estimable: no negative image"
@@ -368,6 +368,7 @@ def test_images_of_two_patients_are_refused(scores):
         evaluate(table, bootstrap=100)
 
 
+@pytest.mark.slow
 def test_folds_divided_anew_in_every_seed_learn_nothing_from_their_test_rows():
     """Noise stays noise: each score meets the thresholds of its own seed and fold, whose tune rows do not hold it."""
     rng = np.random.default_rng(0)
@@ -396,6 +397,7 @@ def test_controls_in_a_name_do_not_turn_the_numbers_around(scores):
     assert "\u2068نموذج\u2069" in verdict
 
 
+@pytest.mark.slow
 def test_two_seeds_do_not_find_differences_that_are_not_there():
     """Whatever is measured: the draws know no more of the seeds than the influences do."""
     seeds = 2
@@ -411,7 +413,7 @@ def test_two_seeds_do_not_find_differences_that_are_not_there():
             for arm in "ab"
             for s in range(seeds)
         ]
-        (comparison,) = evaluate(pd.concat(frames), bootstrap=150).to_dict()["comparisons"]
+        (comparison,) = evaluate(pd.concat(frames), bootstrap=100).to_dict()["comparisons"]
         for key in found:
             found[key] += comparison[key]["p"] < 0.05
     assert max(found.values()) <= 5

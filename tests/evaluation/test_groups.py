@@ -11,6 +11,8 @@ from medtransfer.evaluation.subgroups import band
 from scipy.special import softmax
 from sklearn.metrics import log_loss, roc_auc_score
 
+pytestmark = pytest.mark.usefixtures("coarse_smooth_ece")
+
 
 def with_columns(table, **columns):
     about = pd.DataFrame({"patient": sorted(set(table["patient"]), key=lambda p: int(p[1:]))}).assign(**columns)

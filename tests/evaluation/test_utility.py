@@ -90,6 +90,7 @@ def test_sets_of_a_hand_worked_case():
     assert conformal_threshold(np.log(p / (1 - p)), np.ones(9, int), 0.95) == np.inf  # too few rows
 
 
+@pytest.mark.slow
 def test_prediction_sets_hold_the_truth_as_often_as_promised():
     """Over cohorts, the mean coverage of either class is at least that asked for, and not much more."""
     import pandas as pd

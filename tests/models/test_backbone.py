@@ -41,19 +41,32 @@ EXACT = {
 }
 
 
-# Smaller than 518 pixels, which take a minute.
-SIDES = {"vit_small_patch14_dinov2": 112}
+# Sides of the images that an architecture was built for; 518 pixels would take a minute. All others take any side.
+FIXED = {
+    "vit_tiny_patch16_224": 224,
+    "deit_tiny_patch16_224": 224,
+    "vit_small_patch14_dinov2": 112,
+    "swin_tiny_patch4_window7_224": 224,
+    "swinv2_tiny_window8_256": 256,
+}
+SIDE = 128
 
 
-@pytest.fixture(scope="module", params=EXACT)
+# Of each kind of layout one.
+QUICK = {"resnet18", "tf_efficientnet_lite0", "convnext_atto", "vit_tiny_patch16_224", "monai_resnet10"}
+
+
+# Each is built once, in one process.
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.xdist_group(name), *([] if name in QUICK else [pytest.mark.slow])]) for name in EXACT],
+)
 def backbone(request):
-    return mt.load_backbone(request.param, seed=3, size=SIDES.get(request.param))
+    return mt.load_backbone(request.param, seed=3, size=FIXED.get(request.param, SIDE))
 
 
 def image(backbone, seed=1):
-    # A small one where the architecture takes any size.
-    fixed = any(stage.layout in {"NLC", "NHWC"} for stage in backbone.stages)
-    side = SIDES.get(backbone.name, backbone.recipe.size) if fixed else 128
+    side = backbone.recipe.size if backbone.name == "crossvit_tiny_240" else FIXED.get(backbone.name, SIDE)
     space = (side, side) if backbone.ndim == 2 else (20, 48, 48)
     return torch.randn(2, 3, *space, generator=torch.Generator().manual_seed(seed))
 

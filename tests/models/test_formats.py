@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import h5py
@@ -18,6 +19,15 @@ from medtransfer.record import describe_backbone
 from medtransfer.training.checkpoint import save_weights
 from torch import nn
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("formats")]  # they share networks and Keras files
+
+
+@pytest.fixture(autouse=True)
+def _unproved(monkeypatch):
+    """Whether weights are trained ones is asked in test_weights.py; here they are random, and looking takes longer than loading."""
+    monkeypatch.setattr("medtransfer.models.catalog.prove", lambda *_: {"passed": True, "sentence": "not looked at"})
+    monkeypatch.setattr("medtransfer.models.catalog._proofs", {})  # and nobody else is told so
+
 
 def randomised(network: nn.Module) -> nn.Module:
     """Statistics and scales of every norm away from 1 and 0, so that a wrong place or epsilon shows."""
@@ -30,6 +40,7 @@ def randomised(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
+@cache
 def build(name: str) -> nn.Module:
     options = {"init_weights": True, "aux_logits": True} if name == "inception_v3" else {}
     torch.manual_seed(1)
@@ -70,8 +81,8 @@ def test_torchvision_files_compute_what_torchvision_computes(tmp_path, theirs):
     if theirs == "densenet121":  # as published
         tensors = {k.replace("norm1.", "norm.1.").replace("conv2.", "conv.2."): v for k, v in tensors.items()}
     torch.save({"state_dict": tensors}, tmp_path / "w.pth")
-    ours = mt.load_backbone(TORCHVISION[theirs], weights=f"file:{tmp_path / 'w.pth'}").eval()
     side = {"inception_v3": 139, "swin_t": 224, "swin_v2_t": 256}.get(theirs, 96)
+    ours = mt.load_backbone(TORCHVISION[theirs], weights=f"file:{tmp_path / 'w.pth'}", size=side).eval()
     x = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(2))
     last = [name for name in ours.names if name != "neck"][-1]
     with torch.inference_mode():
@@ -130,7 +141,7 @@ def test_radimagenet_round_trip(tmp_path, monkeypatch, name, numbering, counted)
         tensors = {key: value for key, value in tensors.items() if not key.endswith("num_batches_tracked")}
     file = {"resnet50": "ResNet50.pt", "densenet121": "DenseNet121.pt", "inception_v3": "InceptionV3.pt"}[name]
     torch.save(tensors, tmp_path / file)
-    ours = mt.load_backbone(name, weights=f"radimagenet:{tmp_path / file}").eval()
+    ours = mt.load_backbone(name, weights=f"radimagenet:{tmp_path / file}", size=139).eval()
     assert ours.recipe.mean == ours.recipe.std == (0.5, 0.5, 0.5)
     assert ours.weights.origin == file
     assert len(ours.weights.digest) == 64
@@ -140,9 +151,11 @@ def test_radimagenet_round_trip(tmp_path, monkeypatch, name, numbering, counted)
     with torch.inference_mode():
         expected, found = trunk_of(network, x), ours({"image": x}, [last])[last]
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    if not counted:
+        return
     # Under the hub's name, in the folder for what was brought by hand.
     monkeypatch.setenv("MEDTRANSFER_WEIGHTS", str(tmp_path))
-    again = mt.load_backbone(name, weights="radimagenet")
+    again = mt.load_backbone(name, weights="radimagenet", size=139)
     assert again.weights.digest == ours.weights.digest
     assert again.weights.origin == f"Lab-Rasool/RadImageNet/{file}"
 
@@ -195,31 +208,36 @@ import os, sys
 os.environ["KERAS_BACKEND"] = "torch"
 import h5py, keras, numpy as np
 from keras.src.legacy.saving import legacy_h5_format
-name, file = sys.argv[1:]
-rng = np.random.default_rng(4)
-model = getattr(keras.applications, name)(weights=None, include_top=False, input_shape=(96, 96, 3))
-for layer in model.layers:
-    values = layer.get_weights()
-    if len(values) == 4:  # gamma, beta, mean, variance
-        spans = ((0.5, 1.5), (-0.2, 0.2), (-0.2, 0.2), (0.5, 1.5))
-        layer.set_weights([rng.uniform(*span, v.shape) for span, v in zip(spans, values)])
-    elif len(values) == 2:  # a bias that is not 0
-        layer.set_weights([values[0], rng.uniform(-0.5, 0.5, values[1].shape)])
-with h5py.File(file + ".h5", "w") as stream:
-    legacy_h5_format.save_weights_to_hdf5_group(stream, model)
-image = rng.normal(size=(2, 96, 96, 3)).astype("float32")
-np.savez(file + ".npz", image=image, features=np.asarray(model.predict(image, verbose=0)))
+for name in ("ResNet50", "DenseNet121"):
+    file = f"{sys.argv[1]}/RadImageNet-{name}_notop"
+    rng = np.random.default_rng(4)
+    model = getattr(keras.applications, name)(weights=None, include_top=False, input_shape=(96, 96, 3))
+    for layer in model.layers:
+        values = layer.get_weights()
+        if len(values) == 4:  # gamma, beta, mean, variance
+            spans = ((0.5, 1.5), (-0.2, 0.2), (-0.2, 0.2), (0.5, 1.5))
+            layer.set_weights([rng.uniform(*span, v.shape) for span, v in zip(spans, values)])
+        elif len(values) == 2:  # a bias that is not 0
+            layer.set_weights([values[0], rng.uniform(-0.5, 0.5, values[1].shape)])
+    with h5py.File(file + ".h5", "w") as stream:
+        legacy_h5_format.save_weights_to_hdf5_group(stream, model)
+    image = rng.normal(size=(2, 96, 96, 3)).astype("float32")
+    np.savez(file + ".npz", image=image, features=np.asarray(model.predict(image, verbose=0)))
 """
 
 
-@pytest.fixture(scope="module", params=["ResNet50", "DenseNet121"])
-def keras_file(request, tmp_path_factory) -> tuple[str, Path]:
-    stem = tmp_path_factory.mktemp("keras") / f"RadImageNet-{request.param}_notop"
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", KERAS, request.param, str(stem)], capture_output=True, text=True, check=False
-    )
+@pytest.fixture(scope="session")
+def keras_files(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("keras")
+    command = [sys.executable, "-W", "ignore", "-c", KERAS, str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    return request.param.lower(), stem
+    return folder
+
+
+@pytest.fixture(params=["ResNet50", "DenseNet121"])
+def keras_file(request, keras_files) -> tuple[str, Path]:
+    return request.param.lower(), keras_files / f"RadImageNet-{request.param}_notop"
 
 
 def test_keras_files_compute_what_keras_computes(keras_file):

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import medtransfer as mt
 import pytest
@@ -106,14 +105,16 @@ def test_the_folder_for_what_is_brought(monkeypatch, tmp_path):
     assert weights_folder() == tmp_path / "medtransfer" / "weights"
 
 
-CODE = """
+# In a process of its own, as the hub's client reads its environment once; loads again for every line that it is given.
+CLIENT = """
 import json, sys, medtransfer as mt
 from medtransfer.errors import WeightsError
-try:
-    net = mt.load_backbone("resnet18", weights="imagenet")
-    print(json.dumps([net.weights.origin, net.weights.digest]))
-except WeightsError as error:
-    print(json.dumps(str(error)))
+for _ in sys.stdin:
+    try:
+        net = mt.load_backbone("resnet18", weights="imagenet")
+        print(json.dumps([net.weights.origin, net.weights.digest]), flush=True)
+    except WeightsError as error:
+        print(json.dumps(str(error)), flush=True)
 """
 
 
@@ -168,42 +169,50 @@ def mirror(tmp_path):
     server.server_close()
 
 
-def run_client(server, home: Path):
+@pytest.fixture
+def load(mirror, tmp_path):
+    """What a client says of the weights that it was given: where they are from and their digest, or why there are none."""
     environment = {key: value for key, value in os.environ.items() if key not in {"HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy"}}
     environment |= {
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}",
-        "HF_HOME": str(home / "hub"),
-        "MEDTRANSFER_WEIGHTS": str(home / "brought"),
+        "HF_ENDPOINT": f"http://127.0.0.1:{mirror[0].server_address[1]}",
+        "HF_HOME": str(tmp_path / "hub"),
+        "MEDTRANSFER_WEIGHTS": str(tmp_path / "brought"),
         "HF_HUB_DISABLE_XET": "1",
         "NO_PROXY": "127.0.0.1",
     }
-    result = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, env=environment, check=False, timeout=120)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.splitlines()[-1])
+    with subprocess.Popen(
+        [sys.executable, "-c", CLIENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    ) as client:
+
+        def ask():
+            client.stdin.write("again\n")
+            client.stdin.flush()
+            for line in client.stdout:
+                if line.startswith(("[", '"')):
+                    return json.loads(line)
+            raise AssertionError("the client has ended")
+
+        yield ask
+        client.stdin.close()
 
 
-def test_a_mirror_is_used_and_what_it_gave_is_kept(mirror, tmp_path):
-    server, handler = mirror
-    origin, digest = run_client(server, tmp_path)
-    assert origin == "timm/resnet18.a1_in1k/model.safetensors"
-    assert digest == hashlib.sha256(handler.content).hexdigest()
-    # From the cache, though the hub holds it no more.
-    handler.content = b"changed"
-    assert run_client(server, tmp_path) == [origin, digest]
-    # A cached file that was damaged is seen, as it is named by its digest.
-    blob = next(path for path in (tmp_path / "hub").rglob(digest))
-    blob.write_bytes(blob.read_bytes()[:-4] + b"abcd")
-    assert "damaged or changed" in run_client(server, tmp_path)
-
-
-def test_a_download_that_breaks_off_is_not_used(mirror, tmp_path):
-    server, handler = mirror
+@pytest.mark.process
+def test_a_download_that_breaks_off_is_not_used_and_what_a_mirror_gave_is_kept(mirror, load, tmp_path):
+    _, handler = mirror
     handler.cut = True
-    message = run_client(server, tmp_path)
-    assert "not to be had from the hub" in message
+    assert "not to be had from the hub" in load()
     assert not list((tmp_path / "hub").rglob("snapshots/*/*"))
     handler.cut = False
     for part in (tmp_path / "hub").rglob("*.incomplete"):
         assert part.stat().st_size < len(handler.content)
         part.unlink()  # this mirror cannot continue a file
-    assert run_client(server, tmp_path)[1] == hashlib.sha256(handler.content).hexdigest()
+    origin, digest = load()
+    assert origin == "timm/resnet18.a1_in1k/model.safetensors"
+    assert digest == hashlib.sha256(handler.content).hexdigest()
+    # From the cache, though the hub holds it no more.
+    handler.content = b"changed"
+    assert load() == [origin, digest]
+    # A cached file that was damaged is seen, as it is named by its digest.
+    blob = next(path for path in (tmp_path / "hub").rglob(digest))
+    blob.write_bytes(blob.read_bytes()[:-4] + b"abcd")
+    assert "damaged or changed" in load()

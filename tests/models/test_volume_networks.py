@@ -11,6 +11,8 @@ from medtransfer.models.volume_networks import build_volume_network
 from medtransfer.models.volumes import inflate
 from monai.networks.nets import DenseNet121, resnet18
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def planar(tmp_path_factory):

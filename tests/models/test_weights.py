@@ -17,6 +17,8 @@ from medtransfer.models.naming import _from_lite
 from medtransfer.models.weights import locate
 from skimage.transform import resize
 
+pytestmark = pytest.mark.slow
+
 LITE = "tf_efficientnet_lite0"
 
 

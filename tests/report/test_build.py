@@ -23,9 +23,9 @@ class Collector(HTMLParser):
         self.links += [value or "" for key, value in attrs if key in {"src", "href", "data", "action"}]
 
 
-def build(table, folder):
+def build(table, folder, figures=("svg",)):
     evaluate(table, bootstrap=100).save(folder / "report.json")
-    return build_report(folder).read_text(encoding="utf-8")
+    return build_report(folder, figures).read_text(encoding="utf-8")
 
 
 def test_the_page_is_self_contained(scores, tmp_path):
@@ -39,8 +39,9 @@ def test_the_page_is_self_contained(scores, tmp_path):
     assert "http" not in re.sub(r"data:[^\"]+|http-equiv", "", page)
 
 
+@pytest.mark.slow
 def test_verdict_numbers_and_caveats_are_on_the_page(scores, tmp_path):
-    page = build(scores({"imagenet": 1.5, "scratch": 0.3}), tmp_path)
+    page = build(scores({"imagenet": 1.5, "scratch": 0.3}), tmp_path, ("svg", "pdf", "png"))
     data = json.loads((tmp_path / "report.json").read_text())
     text = re.sub(r"data:[^\"]+", "", page)
     assert text.index("separates the classes better") < text.index("Numbers")
@@ -76,6 +77,7 @@ def test_a_single_perfect_arm_has_a_page(tmp_path, n):
     assert "Cannot tell whether the probabilities" in page
 
 
+@pytest.mark.slow
 def test_the_page_of_several_labels_and_subgroups(scores, tmp_path):
     import pandas as pd
 
@@ -83,7 +85,7 @@ def test_the_page_of_several_labels_and_subgroups(scores, tmp_path):
     one["sex"] = one["patient"].str[1:].astype(int) % 2
     both = pd.concat([one.assign(label="mass"), one.assign(label="edema")], ignore_index=True)
     evaluate(both, bootstrap=100, subgroups=["sex"], prevalences=[0.02]).save(tmp_path / "report.json")
-    page = build_report(tmp_path).read_text(encoding="utf-8")
+    page = build_report(tmp_path, ["svg"]).read_text(encoding="utf-8")
     assert "Numbers, mean over labels" in page
     assert page.count("<h2>Label “") == 2
     assert "mass: " in page.split("</section>")[0]

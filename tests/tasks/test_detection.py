@@ -9,6 +9,8 @@ from medtransfer.errors import CohortError
 from medtransfer.models.catalog import load_backbone
 from medtransfer.tasks.detection import KEPT, Detection, suppress
 
+from networks import SMALL
+
 NAN = float("nan")
 
 
@@ -140,11 +142,12 @@ def test_rows_and_scores(fitted):
     assert fitted.score(predictions, targets)["average_precision"] == pytest.approx(51 / 101)
 
 
+@pytest.mark.slow
 def test_it_learns_to_find_a_bright_square():
     """From random weights, on images made here: what it learns is where the square is."""
     torch.manual_seed(0)
     task = Detection(("lesion",), (64, 64)).fitted(boxes_of([16], 30, 64))
-    net = load_backbone("resnet18")
+    net = load_backbone(SMALL)
     head = task.make_head(net)
     optimizer = torch.optim.AdamW([*net.parameters(), *head.parameters()], 1e-3)
     rng = np.random.default_rng(0)

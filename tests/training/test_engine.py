@@ -17,7 +17,7 @@ from medtransfer.training.engine import Engine, make_engine
 from medtransfer.training.predicting import Network
 from torch._dynamo.utils import counters
 
-SMALL = "test_resnet"
+from networks import SMALL
 
 
 @pytest.fixture
@@ -40,6 +40,7 @@ def train(manifest, folder, compiled, **choices):
     return mt.fit(cohort, fold, mt.Classification(cohort.labels), net, replace(plan, **choices), folder, size=32, train=section)
 
 
+@pytest.mark.slow
 def test_what_is_compiled_learns_the_same_and_is_compiled_once(manifest, tmp_path, traced):
     plain = train(manifest, tmp_path / "plain", False)
     assert traced["unique_graphs"] == 0
@@ -52,6 +53,7 @@ def test_what_is_compiled_learns_the_same_and_is_compiled_once(manifest, tmp_pat
     assert traced["unique_graphs"] == 1
 
 
+@pytest.mark.slow
 def test_every_depth_of_gradual_unfreezing_is_one_more(manifest, tmp_path, traced):
     gradual = {"unfreeze": "gradual", "strategy": "lp_ft"}
     plain, compiled = (train(manifest, tmp_path / str(flag), flag, **gradual) for flag in (False, True))

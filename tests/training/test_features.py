@@ -14,6 +14,7 @@ from medtransfer.training.engine import Engine, make_engine
 from medtransfer.training.features import FeatureSource
 
 ENGINE = make_engine("cpu", "fp32")
+SIDE, AT_ONCE = 48, 16
 BF16 = Engine(torch.device("cpu"), "bf16", "contiguous")
 
 
@@ -41,7 +42,7 @@ def keep(net, noise, cut, taps, folder, engine=ENGINE, **more):
 
 def shuffled(source, views=2):
     """Batches as large as those that fill the store: with others, sums end in another bit."""
-    return Loader(source, range(40), 32, seed=0, views=views)
+    return Loader(source, range(AT_ONCE), AT_ONCE, seed=0, views=views)
 
 
 def step(net, head, batch, engine=ENGINE):
@@ -56,9 +57,10 @@ def step(net, head, batch, engine=ENGINE):
     return loss.detach(), {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "densenet121", "tf_efficientnet_lite0", "vit_tiny_patch16_224"])
 def test_training_from_kept_activations_is_that_from_images_for_every_cut(name, tmp_path):
-    net = ENGINE.place(mt.load_backbone(name, seed=1, size=64))
+    net = ENGINE.place(mt.load_backbone(name, seed=1, size=SIDE))
     head = LinearHead(net.stages[-1], 1)
     torch.nn.init.normal_(head.linear.weight)
     dropout = [m for m in net.modules() if isinstance(m, torch.nn.Dropout) and m.p > 0]
@@ -67,7 +69,8 @@ def test_training_from_kept_activations_is_that_from_images_for_every_cut(name, 
     for frozen in range(1, len(net.stages)):
         net.freeze(frozen)
         cut = net.names[frozen - 1]
-        kept, plain = shuffled(keep(net, Noise(40), cut, head.taps, tmp_path)), shuffled(Noise(40))
+        kept = shuffled(keep(net, Noise(AT_ONCE, SIDE), cut, head.taps, tmp_path, at_once=AT_ONCE))
+        plain = shuffled(Noise(AT_ONCE, SIDE))
         for epoch in (3,):
             kept.start_epoch(epoch)
             plain.start_epoch(epoch)

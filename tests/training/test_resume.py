@@ -11,6 +11,10 @@ from medtransfer.models.freeze import PlainCounts
 from medtransfer.sections import TrainSection
 from medtransfer.training import checkpoint, loop
 
+from networks import as_if_pretrained
+
+pytestmark = pytest.mark.slow
+
 STEPS = 6  # three epochs of two steps
 
 
@@ -22,8 +26,9 @@ def cohort(tmp_path_factory):
 
 
 def run(cohort, folder, **fixed):
-    net = mt.load_backbone("tf_efficientnet_lite0", weights="imagenet")
+    net = as_if_pretrained()
     plan = mt.plan_freeze(PlainCounts({"0": 100, "1": 100}, "far"), net, **fixed)
+    assert plan.frozen_stages > 0
     fold = mt.split_cohort(cohort, 2).fold(0)
     section = TrainSection(epochs=3, batch_size=max(2, len(fold.train) // 2), precision="fp32")
     return mt.fit(cohort, fold, mt.Classification(cohort.labels), net, plan, folder, size=32, train=section), net
@@ -78,7 +83,7 @@ def test_what_belongs_to_another_training_is_not_taken_up(cohort, tmp_path, monk
     taken = []
     real = loop.Trainer.resume
     monkeypatch.setattr(loop.Trainer, "resume", lambda self, c: taken.append(real(self, c)) or taken[-1])
-    run(cohort, tmp_path / "a", frozen_stages=12)
+    run(cohort, tmp_path / "a", frozen_stages=3)
     assert taken[-1] is None
     (tmp_path / "a" / "unfinished.pt").write_bytes(b"half a file")
     second, _ = run(cohort, tmp_path / "a")
@@ -103,7 +108,7 @@ def test_frozen_is_frozen_after_a_resume_too(cohort, tmp_path, monkeypatch):
         run(cohort, tmp_path / "r", norm_policy="train")
     resumed, net = run(cohort, tmp_path / "r", norm_policy="train")
     assert resumed.summary["best_epoch"] == 3
-    before = mt.load_backbone("tf_efficientnet_lite0", weights="imagenet")
+    before = as_if_pretrained()
     plan = mt.plan_freeze(PlainCounts({"0": 100, "1": 100}, "far"), before)
     for index in range(len(net.stages)):
         start, end = before.stage_state(index), net.stage_state(index)

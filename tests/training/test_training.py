@@ -21,6 +21,8 @@ from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from networks import SMALL, as_if_pretrained
+
 LITE = "tf_efficientnet_lite0"
 
 
@@ -30,8 +32,8 @@ def cohort(manifest):
     return mt.Cohort.from_csv(path, path.parent, ["malignant"])
 
 
-def train(cohort, tmp_path, weights="imagenet", name="run", epochs=2, precision="fp32", seed=0, batch_size=8, **fixed):
-    net = mt.load_backbone(LITE, weights=weights, seed=seed)
+def train(cohort, tmp_path, net=None, name="run", epochs=2, precision="fp32", seed=0, batch_size=8, **fixed):
+    net = net or as_if_pretrained()
     plan = mt.plan_freeze(PlainCounts({"0": 100, "1": 100}, "far"), net, **fixed)
     before = copy.deepcopy(net.state_dict())
     run = mt.fit(
@@ -48,8 +50,9 @@ def train(cohort, tmp_path, weights="imagenet", name="run", epochs=2, precision=
     return run, net, before, plan
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_leaves_its_record(cohort, tmp_path):
-    run, net, _, _ = train(cohort, tmp_path)
+    run, net, _, _ = train(cohort, tmp_path, mt.load_backbone(LITE, "imagenet"))
     test = run.predictions[run.predictions["part"] == "test"]
     assert roc_auc_score(test["target"], test["probability"]) > 0.9
     assert set(run.predictions["part"]) == {"tune", "test"}
@@ -68,7 +71,7 @@ def test_frozen_stages_are_unchanged_after_training_parameters_and_buffers(cohor
     frozen = [f"network.{op}." for stage in net.stages[: plan.frozen_stages] for op in stage.operations]
     same = {key for key in before if torch.equal(before[key], after[key])}
     kept = {key for key in before if any(key.startswith(prefix) for prefix in frozen)}
-    assert len(kept) > 50
+    assert len(kept) > 20
     assert kept <= same
     assert len(set(before) - same) > 0
 
@@ -77,7 +80,7 @@ def test_norm_statistics_stay_under_policy_eval(cohort, tmp_path):
     _, net, before, _ = train(cohort, tmp_path, norm_policy="eval")
     after = net.state_dict()
     statistics = [key for key in before if key.endswith(("running_mean", "running_var"))]
-    assert len(statistics) > 40
+    assert len(statistics) == 30
     assert all(torch.equal(before[key], after[key]) for key in statistics)
 
 
@@ -89,7 +92,7 @@ def test_a_linear_probe_moves_nothing_but_the_head(cohort, tmp_path):
 
 
 def test_scratch_trains_all_and_is_never_left_untrained(cohort, tmp_path):
-    run, net, before, _ = train(cohort, tmp_path, weights=None)
+    run, net, before, _ = train(cohort, tmp_path, mt.load_backbone(SMALL))
     moved = [key for key, value in before.items() if not torch.equal(value, net.state_dict()[key])]
     assert len(moved) == len(before)
     assert run.summary["best_epoch"] >= 1
@@ -104,16 +107,17 @@ def test_the_best_weights_are_the_ones_that_predict(cohort, tmp_path):
     assert loss == pytest.approx(history[run.summary["best_epoch"]]["tune_loss_raw"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_predictions(cohort, tmp_path):
-    first, second, other = (
-        train(cohort, tmp_path, weights=None, name=str(i), seed=seed)[0].predictions for i, seed in enumerate((0, 0, 1))
-    )
+    nets = [mt.load_backbone(SMALL, seed=seed) for seed in (0, 0, 1)]
+    runs = [train(cohort, tmp_path, net, name=str(i), seed=seed)[0] for i, (net, seed) in enumerate(zip(nets, (0, 0, 1), strict=True))]
+    first, second, other = (run.predictions for run in runs)
     assert first.equals(second)
     assert not first.equals(other)
 
 
 def test_patience_stops_early(cohort, tmp_path):
-    net = mt.load_backbone(LITE, weights="imagenet")
+    net = as_if_pretrained()
     plan = mt.plan_freeze(PlainCounts({"0": 100, "1": 100}, "far"), net, backbone_lr=1e-12, head_lr=1e-12)
     section = TrainSection(epochs=8, patience=2, batch_size=8, precision="fp32")
     fold = mt.split_cohort(cohort, 2).fold(0)
@@ -122,9 +126,11 @@ def test_patience_stops_early(cohort, tmp_path):
     assert run.summary["epochs"] <= 4
 
 
+@pytest.mark.slow
 def test_bf16_agrees_with_fp32(cohort, tmp_path):
     plain, reduced = (
-        train(cohort, tmp_path, name=p, precision=p, strategy="linear_probe")[0].predictions["logit"] for p in ("fp32", "bf16")
+        train(cohort, tmp_path, mt.load_backbone(LITE, "imagenet"), p, precision=p, strategy="linear_probe")[0].predictions["logit"]
+        for p in ("fp32", "bf16")
     )
     # A steep head on a dozen images of 32 pixels magnifies rounding: a few scores move, most and the order stay.
     difference = np.abs(plain - reduced) / plain.std()

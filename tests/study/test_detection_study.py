@@ -9,11 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
 from medtransfer.arms import Images
-from medtransfer.cli import app
 from medtransfer.data.cohort import Cohort
-from medtransfer.data.phantom import write_phantom
 from medtransfer.data.slices import Slices
 from medtransfer.errors import ConfigError
 from medtransfer.evaluation.detection import evaluate_boxes
@@ -28,49 +25,32 @@ from medtransfer.training.engine import make_engine
 from medtransfer.training.features import FeatureSource
 from medtransfer.training.loop import settle
 from medtransfer.training.predicting import Network
-from typer.testing import CliRunner
 
-NETWORK = "tf_efficientnet_lite0"
-ARMS = {"imagenet": {"backbone": NETWORK, "weights": "imagenet"}, "scratch": {"backbone": NETWORK}}
+from studies import LEAN, LITE, SETTINGS, TWINS, changed, finished_runs, invoke, prepare_study, write_config
+
+pytestmark = pytest.mark.xdist_group("detection")
 
 
-def invoke(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+@pytest.fixture(scope="module")
+def phantom(studies) -> Path:
+    return studies.cohort(16, 0).parent
+
+
+@pytest.fixture(scope="module")
+def study(studies) -> Path:
+    return studies.detection().out
 
 
 def config(folder: Path, data: Path, **sections) -> Path:
-    values = {
-        "task": "detection",
-        "cohort": {"manifest": str(data / "manifest.csv"), "root": str(data), "boxes": "boxes.csv"},
-        "image": {"size": 64},
-        "arms": ARMS,
-        "protocol": {"folds": 2},
-        "train": {"epochs": 2, "precision": "fp32", "layout": "channels_last"},
-        "evaluate": {"bootstrap": 200},
-        **sections,
-    }
-    path = folder / "study.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
-
-
-@pytest.fixture(scope="module")
-def phantom(tmp_path_factory) -> Path:
-    return write_phantom(tmp_path_factory.mktemp("phantom"), 16).parent
-
-
-@pytest.fixture(scope="module")
-def study(phantom, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("study")
-    result = invoke("compare", config(folder, phantom), "--output", folder / "out")
-    assert result.exit_code == 0, result.output
-    return folder / "out"
+    """Of a lean study of lesion boxes."""
+    settings = changed(SETTINGS, image={"size": 64}, train={"batch_size": None})
+    return write_config(folder, data / "manifest.csv", **{"task": "detection", "arms": TWINS, **settings, **sections})
 
 
 def test_the_folder_holds_what_the_numbers_follow_from(study):
     report = json.loads((study / "report.json").read_text())
     tables = [study / name for name in ("predictions.csv", "candidates.csv", "boxes.csv")]
-    again = evaluate_boxes(*tables, bootstrap=200)
+    again = evaluate_boxes(*tables, bootstrap=100)
     assert again == report["detection"]
     assert set(report["detection"]["arms"]) == {"imagenet", "scratch"}
     assert report["arms"]["imagenet"]["auc"]["estimate"] is not None
@@ -102,34 +82,25 @@ def test_candidates_lie_in_their_images_in_the_pixels_of_the_image(study, phanto
     assert np.allclose(both["logit"], both["best"])
 
 
-def test_the_page_shows_what_was_found(study):
-    page = (study / "report.html").read_text()
-    for text in (
-        "Lesions found",
-        "FROC curves",
-        "Hits, misses, false alarms",
-        "RetinaNet",
-        "Average precision, overlap 0.5",
-        "False alarms",
-    ):
-        assert text in page, text
-    assert "over-fitted" not in page
-    gallery = json.loads((study / "gallery.json").read_text())
-    assert {"arm", "hits", "misses", "false_alarms"} == set(gallery["arms"][0])
-
-
-def test_a_second_call_takes_the_runs_as_they_are(study):
-    before = (study / "runs" / "scratch" / "fold-1" / "seed-0" / "run.json").stat().st_mtime_ns
-    result = invoke("compare", study.parent / "study.yaml", "--output", study)
+def test_a_second_call_takes_the_runs_as_they_are(studies, tmp_path):
+    copied = studies.detection().copy(tmp_path / "s")
+    stamps = finished_runs(copied.out)
+    assert len(stamps) == 4
+    less = ["report.figures=[]", "report.gallery=false", "audit.shortcuts=false"]
+    result = invoke("compare", copied.config, *less, "--output", copied.out)
     assert result.exit_code == 0, result.output
-    assert "4 of 4 runs are there already" in result.output or "finds lesions" in result.output
-    assert (study / "runs" / "scratch" / "fold-1" / "seed-0" / "run.json").stat().st_mtime_ns == before
+    assert "finds lesions" in result.output
+    assert "run 1 of" not in result.output
+    assert finished_runs(copied.out) == stamps
+    page = (copied.out / "report.html").read_text()
+    assert "Lesions found" in page
+    assert "data:image" not in page
 
 
-def test_volumes_with_a_network_of_planes_and_one_of_volumes(tmp_path):
-    cohort = write_phantom(tmp_path / "cohort", 12, volumes=True).parent
-    arms = {"planes": ARMS["imagenet"], "volumes": {"backbone": "monai_resnet10", "channels": 1}}
-    path = config(tmp_path, cohort, image={"size": 64, "slices": 24}, arms=arms, train={"epochs": 1, "precision": "fp32"})
+def test_volumes_with_a_network_of_planes_and_one_of_volumes(studies, tmp_path):
+    cohort = studies.cohort(12, 0, volumes=True).parent
+    arms = {"planes": TWINS["imagenet"], "volumes": {"backbone": "monai_resnet10", "channels": 1}}
+    path = config(tmp_path, cohort, image={"size": 48, "slices": 24}, arms=arms, report={**LEAN["report"], "gallery": True})
     result = invoke("compare", path, "--output", tmp_path / "out")
     assert result.exit_code == 0, result.output
     candidates = pd.read_csv(tmp_path / "out" / "candidates.csv")
@@ -149,13 +120,10 @@ def test_from_python(phantom, tmp_path):
     assert cohort.labels == ("lesion",)
     report = compare(
         cohort,
-        {"imagenet": Arm(NETWORK, "imagenet")},
+        {"imagenet": Arm(LITE, "imagenet")},
         tmp_path / "out",
         quiet=True,
-        image={"size": 64},
-        protocol={"folds": 2},
-        train={"epochs": 1, "precision": "fp32"},
-        evaluate={"bootstrap": 100},
+        **changed(SETTINGS, image={"size": 64}, train={"batch_size": None}),
     )
     assert report.sentences[0].startswith("imagenet finds")
     assert "Lesions" not in report.tables()["metrics"]
@@ -190,10 +158,9 @@ def test_candidates_of_any_detector_are_evaluated(study, tmp_path):
     ],
 )
 def test_what_does_not_fit_detection_is_refused(sections, message, phantom, tmp_path):
-    result = invoke("compare", config(tmp_path, phantom, **sections), "--output", tmp_path / "out")
-    assert result.exit_code == 2, result.output
-    assert message in result.output
-    assert not (tmp_path / "out").exists()
+    with pytest.raises(ConfigError) as refused:
+        prepare_study(config(tmp_path, phantom, **sections))
+    assert message in str(refused.value)
 
 
 def test_boxes_that_do_not_fit_are_listed_before_anything_is_written(phantom, tmp_path):
@@ -221,7 +188,7 @@ def detection_parts(phantom, store=None):
     facts = inspect_images(cohort, None, fixed)
     cohort = cohort.fitted(dict(zip(facts["image"], facts["shape"], strict=True)))
     images = Images(cohort, [Path(e) for e in facts["entry"]], Slices(), 1, TrainSection(), store, place_images(fixed, facts))
-    net = load_backbone(NETWORK, "imagenet")
+    net = load_backbone(LITE, "imagenet")
     plan = plan_freeze(PlainCounts({"0": 10, "1": 50}, "far"), net, finest=8)
     task = Detection(("lesion",), (64, 64)).fitted(images.targets)
     torch.manual_seed(0)
@@ -256,7 +223,7 @@ def test_kept_activations_give_the_same_losses_and_gradients(phantom, tmp_path):
 
 def test_a_head_that_reads_before_the_cut_is_given_the_images():
     """What is kept of the stages before a cut is their mean over space, and a pyramid needs all of it."""
-    net = load_backbone(NETWORK, "imagenet")
+    net = load_backbone(LITE, "imagenet")
     counts = PlainCounts({"0": 5, "1": 50}, "far")
     below = [stage.reduction for stage in net.stages].index(8)
     for finest, frozen in ((4, below), (8, below + 2)):
@@ -271,13 +238,13 @@ def test_a_head_that_reads_before_the_cut_is_given_the_images():
 
 def test_the_loop_knows_nothing_of_boxes():
     for name in ("loop", "trainer", "predicting", "batches", "features"):
-        text = (Path(__file__).parents[1] / "medtransfer" / "training" / f"{name}.py").read_text().lower()
+        text = (Path(__file__).parents[2] / "medtransfer" / "training" / f"{name}.py").read_text().lower()
         assert "tasks.detection" not in text
         assert "isinstance(task" not in text
 
 
 def test_plans_of_detectors():
-    net = load_backbone(NETWORK, "imagenet")
+    net = load_backbone(LITE, "imagenet")
     few, many = (plan_freeze(PlainCounts({"0": 5, "1": n}, "far"), net, finest=8) for n in (50, 5000))
     assert few.strategy == many.strategy == "fine_tune"
     assert net.stages[few.frozen_stages - 1].reduction == 8
@@ -286,7 +253,7 @@ def test_plans_of_detectors():
     by_hand = plan_freeze(PlainCounts({"0": 0, "1": 50}, "far"), net, finest=8, frozen_stages=len(net.stages))
     assert by_hand.strategy == "fine_tune"  # its head trains
     assert by_hand.steps == few.steps
-    scratch = plan_freeze(PlainCounts({"0": 5, "1": 50}, "far"), load_backbone(NETWORK), finest=8)
+    scratch = plan_freeze(PlainCounts({"0": 5, "1": 50}, "far"), load_backbone(LITE), finest=8)
     assert (scratch.strategy, scratch.frozen_stages, scratch.steps) == ("scratch", 0, few.steps)
 
 
@@ -295,7 +262,7 @@ def test_a_cohort_where_every_image_has_a_lesion(phantom, tmp_path):
     table, boxes = pd.read_csv(phantom / "manifest.csv"), pd.read_csv(phantom / "boxes.csv")
     table[table["image"].isin(boxes["image"])].to_csv(tmp_path / "manifest.csv", index=False)
     section = {"manifest": str(tmp_path / "manifest.csv"), "root": str(phantom), "boxes": "boxes.csv"}
-    path = config(tmp_path, phantom, cohort=section, train={"epochs": 1, "precision": "fp32"}, arms={"imagenet": ARMS["imagenet"]})
+    path = config(tmp_path, phantom, cohort=section, arms={"imagenet": TWINS["imagenet"]}, report={**LEAN["report"], "figures": ["svg"]})
     result = invoke("compare", path, "--output", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert "imagenet finds" in result.output
@@ -310,7 +277,7 @@ def test_one_network_from_python_on_one_fold(phantom, tmp_path):
 
     cohort = mt.Cohort.from_boxes(phantom, "boxes.csv", manifest=phantom / "manifest.csv", kinds=["malignant", "benign"])
     assert 0 < cohort.images["lesion"].mean() < 1
-    net = mt.load_backbone(NETWORK, "imagenet")
+    net = mt.load_backbone(LITE, "imagenet")
     plan = mt.plan_freeze(PlainCounts({"0": 5, "1": 10}, "far"), net, finest=8)
     train = TrainSection(epochs=1, precision="fp32")
     task = mt.Detection(cohort.labels, (64, 64))
@@ -322,7 +289,7 @@ def test_a_task_of_another_size_is_refused(phantom, tmp_path):
     import medtransfer as mt
 
     cohort = mt.Cohort.from_boxes(phantom, "boxes.csv", manifest=phantom / "manifest.csv")
-    net = mt.load_backbone(NETWORK, "imagenet")
+    net = mt.load_backbone(LITE, "imagenet")
     plan = mt.plan_freeze(PlainCounts({"0": 5, "1": 10}, "far"), net, finest=8)
     with pytest.raises(mt.MedTransferError, match=r"images of \(64, 64\) pixels, these are seen with \(96, 96\)"):
         mt.fit(cohort, mt.split_cohort(cohort, 2).fold(0), mt.Detection(cohort.labels, (64, 64)), net, plan, tmp_path / "run", size=96)
@@ -332,7 +299,7 @@ def test_a_plan_for_whole_images_is_refused(phantom, tmp_path):
     import medtransfer as mt
 
     cohort = mt.Cohort.from_boxes(phantom, "boxes.csv", manifest=phantom / "manifest.csv")
-    net = mt.load_backbone(NETWORK, "imagenet")
+    net = mt.load_backbone(LITE, "imagenet")
     plan = mt.plan_freeze(PlainCounts({"0": 5, "1": 10}, "far"), net)
     with pytest.raises(mt.MedTransferError, match="the plan is for whole images, the task is not. Give plan_freeze finest=8"):
         mt.fit(cohort, mt.split_cohort(cohort, 2).fold(0), mt.Detection(cohort.labels, (64, 64)), net, plan, tmp_path / "run", size=64)

@@ -12,10 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from medtransfer.cli import app
 from medtransfer.config import make_config
 from medtransfer.errors import CohortError, ConfigError, LeakageError, StudyError
-from typer.testing import CliRunner
+
+from studies import LEAN, invoke
+
+pytestmark = pytest.mark.xdist_group("external")
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,8 @@ def study(tmp_path_factory):
         plan={"strategy": "linear_probe"},
         train={"precision": "fp32", "layout": "channels_last"},
         evaluate={"bootstrap": 100, "subgroups": ["sex"]},
+        audit=LEAN["audit"],
+        report={**LEAN["report"], "gallery": True},
     )
     return folder
 
@@ -100,9 +104,7 @@ def test_failures_are_shown_with_their_pictures(study):
 def test_a_second_cohort_meets_the_models_as_they_are(study):
     mt.write_phantom(study / "second", 40, seed=9)
     manifest = study / "second" / "manifest.csv"
-    outcome = CliRunner().invoke(
-        app, ["evaluate", str(study / "study"), "margin=0.2", "subgroups=[]", "--on", str(manifest), "-o", str(study / "outside")]
-    )
+    outcome = invoke("evaluate", study / "study", "margin=0.2", "subgroups=[]", "--on", manifest, "-o", study / "outside")
     assert outcome.exit_code == 0, outcome.output
     table = pd.read_csv(study / "outside" / "predictions.csv")
     test, tune = table[table["part"] == "test"], table[table["part"] == "tune"]
@@ -174,7 +176,7 @@ def test_what_the_models_have_seen_is_refused(study, tmp_path):
         mt.validate(tmp_path, cohort, tmp_path / "out", quiet=True)
     with pytest.raises(StudyError, match="holds a study"):
         mt.validate(study / "study", cohort, study / "study", quiet=True)
-    outcome = CliRunner().invoke(app, ["evaluate", str(study / "study"), "--on", str(study / "first" / "manifest.csv")])
+    outcome = invoke("evaluate", study / "study", "--on", study / "first" / "manifest.csv")
     assert outcome.exit_code == 2
     assert "name their folder with --output" in outcome.output
 
