@@ -1,0 +1,358 @@
+"""Deliberate faults, put into a copy of the package one at a time: every one of them must fail a test.
+
+Usage: bench_mutants.py [WORDS...]: those whose name holds one of the words; all of them where left out.
+
+Each fault names the test files that are asked. They are first run as they are, so that a failure afterwards is the fault's.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One text in the place of another.
+
+    Attributes:
+        name: what goes wrong.
+        file: the module, below `medtransfer/`.
+        old: text that stands in it once.
+        new: text that takes its place.
+        tests: files below `tests/`, one of which must fail.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+EVALUATE, INFLUENCE = "evaluation/test_evaluate.py", "evaluation/test_discrimination.py"
+FAULTS = (
+    # Statistics.
+    Fault(
+        "ties of the AUC counted as wins",
+        "evaluation/influence.py",
+        "np.cumsum(negative) - negative / 2",
+        "np.cumsum(negative)",
+        (INFLUENCE,),
+    ),
+    Fault(
+        "the sign of a comparison",
+        "evaluation/influence.py",
+        "self.negative - other.negative",
+        "self.negative + other.negative",
+        (EVALUATE, INFLUENCE),
+    ),
+    Fault(
+        "no variance between seeds",
+        "evaluation/influence.py",
+        "return self.of_patients + sum(part.variance for part in self.between)",
+        "return self.of_patients",
+        (EVALUATE, INFLUENCE),
+    ),
+    Fault(
+        "a half less of DeLong's variance",
+        "evaluation/influence.py",
+        "return square * patients / (patients - 1)",
+        "return 0.5 * square * patients / (patients - 1)",
+        (INFLUENCE,),
+    ),
+    Fault(
+        "the sign of the intercept",
+        "evaluation/influence.py",
+        "return value, weight * (target - p) / information",
+        "return -value, weight * (target - p) / information",
+        ("evaluation/test_calibration.py",),
+    ),
+    Fault(
+        "recalibrated the wrong way round",
+        "evaluation/recalibration.py",
+        "scaled = logit * np.exp(-log_t)",
+        "scaled = logit * np.exp(log_t)",
+        ("evaluation/test_recalibration.py",),
+    ),
+    Fault(
+        "prediction sets one tune image short",
+        "evaluation/conformal.py",
+        "np.ceil((len(distance) + 1) * coverage)",
+        "np.ceil((len(distance) - 3) * coverage)",
+        ("evaluation/test_utility.py",),
+    ),
+    Fault(
+        "the threshold on the wrong side",
+        "evaluation/utility.py",
+        "np.flatnonzero(sensitivity >= least - 1e-12)[-1]",
+        "np.flatnonzero(sensitivity >= least - 1e-12)[0]",
+        ("evaluation/test_utility.py",),
+    ),
+    Fault(
+        "a lesion found twice",
+        "evaluation/matching.py",
+        "open_ = fits[candidate] & free",
+        "open_ = fits[candidate]",
+        ("evaluation/test_lesions.py",),
+    ),
+    # Cohort and files.
+    Fault(
+        "a tune patient is trained on",
+        "data/split.py",
+        "(np.flatnonzero(column == part) for part in PARTS)",
+        '(np.flatnonzero((column == part) | (part == "train") & (column == "tune")) for part in PARTS)',
+        ("data/test_split.py",),
+    ),
+    Fault(
+        "folds divide images, not patients",
+        "data/split.py",
+        "splitter.split(label, _strata(label, folds, needed), groups)",
+        "splitter.split(label, _strata(label, folds, needed), np.arange(len(label)))",
+        ("data/test_split.py",),
+    ),
+    Fault(
+        "a leak of the manifest's split is passed over",
+        "data/split.py",
+        "if len(names) > 1:\n                    faults.append",
+        "if len(names) > 2:\n                    faults.append",
+        ("data/test_split.py", "study/test_refusals.py"),
+    ),
+    Fault(
+        "a stale entry of the cache",
+        "data/cache.py",
+        'f"{file_digest}|{setting}|{_maker()}"',
+        'f"{file_digest}|{_maker()}"',
+        ("data/test_cache.py",),
+    ),
+    Fault(
+        "ids of patients without their salt",
+        "data/listing.py",
+        'f"{salt}|{name_of[node]}"',
+        'f"{name_of[node]}"',
+        ("data/test_cohort.py", "study/test_record.py"),
+    ),
+    Fault(
+        "MONOCHROME1 as it is",
+        "data/dicom_pixels.py",
+        'inverted = file.text("PhotometricInterpretation") == "MONOCHROME1"',
+        "inverted = False",
+        ("data/test_dicom.py",),
+    ),
+    Fault(
+        "slices sorted the wrong way",
+        "data/series.py",
+        'ranks = np.argsort(distance, kind="stable")',
+        'ranks = np.argsort(-distance, kind="stable")',
+        ("data/test_series.py",),
+    ),
+    Fault(
+        "mirrored copies are not looked for",
+        "data/similarity.py",
+        "flips = [(), (1,), (2,), (1, 2)] if dimensions == 2 else [()]",
+        "flips = [()]",
+        ("data/test_similarity.py",),
+    ),
+    Fault(
+        "boxes of rows and columns exchanged",
+        "data/placement.py",
+        "return np.array([columns, rows, columns, rows], dtype=float)",
+        "return np.array([rows, columns, rows, columns], dtype=float)",
+        ("data/test_boxes.py", "data/test_transforms.py"),
+    ),
+    # Networks and training.
+    Fault(
+        "a frozen stage trains",
+        "models/backbone.py",
+        "stage < len(self.stages) and stage not in self.resting",
+        "stage < len(self.stages)",
+        ("training/test_training.py", "training/test_resume.py"),
+    ),
+    Fault(
+        "frozen batch norm moves",
+        "models/backbone.py",
+        "for module in self._still:\n            module.eval()",
+        "for module in self._still:\n            module.train(mode)",
+        ("training/test_training.py",),
+    ),
+    Fault(
+        "random weights pass for trained ones",
+        "models/proof.py",
+        "passed = moved >= 0.5 and rank > _MORE_THAN_RANDOM * rank_random",
+        "passed = True",
+        ("models/test_weights.py",),
+    ),
+    Fault(
+        "a label flipped in the loss",
+        "tasks/classification.py",
+        "binary_cross_entropy_with_logits(outputs.float(), targets, reduction",
+        "binary_cross_entropy_with_logits(outputs.float(), 1 - targets, reduction",
+        ("tasks/test_classification.py", "training/test_training.py"),
+    ),
+    Fault(
+        "probabilities of another prevalence",
+        "tasks/classification.py",
+        "- np.log(self.positive_weights)",
+        "+ np.log(self.positive_weights)",
+        ("tasks/test_classification.py",),
+    ),
+    Fault(
+        "a resumed epoch begins with its first batch",
+        "training/trainer.py",
+        "batches.start_epoch(epoch, progress.step - (epoch - 1) * len(batches))",
+        "batches.start_epoch(epoch)",
+        ("training/test_resume.py",),
+    ),
+    Fault(
+        "a checkpoint without the optimiser",
+        "training/trainer.py",
+        'self.optimizer.load_state_dict(state["optimizer"])',
+        "pass",
+        ("training/test_resume.py",),
+    ),
+    Fault("L2-SP pushes away", "training/averages.py", "away, alpha=strength)", "away, alpha=-strength)", ("training/test_averages.py",)),
+    Fault(
+        "the averaged weights stand still",
+        "training/averages.py",
+        "torch._foreach_lerp_(self._means, self._current, 1 - _AVERAGE)",
+        "pass",
+        ("training/test_averages.py",),
+    ),
+    Fault(
+        "kept activations of the wrong view",
+        "training/batches.py",
+        "view = self._epoch % self.views if self.views else self._epoch",
+        "view = 0 if self.views else self._epoch",
+        ("training/test_features.py",),
+    ),
+    Fault(
+        "kept activations of other weights",
+        "training/features.py",
+        "_digest(backbone, len(frozen), [cut,",
+        "_digest(backbone, 0, [cut,",
+        ("training/test_features.py",),
+    ),
+    Fault(
+        "overlapping candidates stay",
+        "tasks/detection.py",
+        "over = (shared > most *",
+        "over = (shared > 2 * most *",
+        ("tasks/test_detection.py",),
+    ),
+    # Studies.
+    Fault(
+        "a run is known again whatever its plan",
+        "record.py",
+        '"plan": prepared.plans[arm].decisive(),',
+        '"plan": {},',
+        ("study/test_continue.py",),
+    ),
+    Fault(
+        "two processes do one run",
+        "jobs.py",
+        "with FileLock(lock, timeout=-1 if wait or engine.share[1] > 1 else 0):",
+        "with nullcontext():",
+        ("processes/test_jobs.py",),
+    ),
+    Fault(
+        "arms with unequal budgets",
+        "prepare.py",
+        "steps = max(1, round(longest * budget)) if train.epochs is None else train.epochs * batches",
+        "steps = max(1, plan.steps) if train.epochs is None else train.epochs * batches",
+        ("study/test_continue.py",),
+    ),
+    Fault(
+        "draws of a learning curve hold test patients",
+        "episodes.py",
+        "rows = np.sort(np.concatenate([fold.train, fold.tune]))\n    train, tune",
+        "rows = np.sort(np.concatenate([fold.train, fold.tune, fold.test]))\n    train, tune",
+        ("study/test_search.py",),
+    ),
+    Fault(
+        "pictures stay in a report without them",
+        "outcome.py",
+        "(output / GALLERY).unlink(missing_ok=True)",
+        "pass",
+        ("study/test_record.py",),
+    ),
+    Fault(
+        "SIGTERM stays caught after a verb",
+        "cli.py",
+        "signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)",
+        "pass",
+        ("processes/test_interruption.py",),
+    ),
+    Fault(
+        "an end that is asked for is not heard",
+        "training/interruption.py",
+        "return _first is not None or",
+        "return False and _first is not None or",
+        ("processes/test_interruption.py", "training/test_trainer.py"),
+    ),
+)
+
+
+def copy_checkout(folder: Path) -> None:
+    """What the tests need of the checkout; the packages stay where they are."""
+    for name in ("medtransfer", "tests", "configs", "notebooks", ".github"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "Makefile"):
+        shutil.copy(ROOT / name, folder / name)
+
+
+def run_tests(folder: Path, tests: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    """pytest on some files of the copy, which comes before the installed package; ends at the first failure."""
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *(f"tests/{name}" for name in tests)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def first_failure(output: str) -> str:
+    """The test that failed, from the summary."""
+    return next((line.split(" - ")[0] for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))), "")
+
+
+def main() -> int:
+    """The number of faults that no test has noticed."""
+    chosen = [fault for fault in FAULTS if not sys.argv[1:] or any(word in fault.name for word in sys.argv[1:])]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "copy"
+        folder.mkdir()
+        copy_checkout(folder)
+        for fault in chosen:
+            count = (folder / "medtransfer" / fault.file).read_text(encoding="utf-8").count(fault.old)
+            if count != 1:
+                raise SystemExit(f"{fault.name}: {fault.file} holds its text {count} times; correct this script.")
+        asked = tuple(dict.fromkeys(test for fault in chosen for test in fault.tests))
+        begun = time.perf_counter()
+        done = run_tests(folder, asked)
+        print(f"without a fault: {len(asked)} files, {time.perf_counter() - begun:.0f} s, {done.stdout.splitlines()[-1]}", flush=True)
+        if done.returncode:
+            raise SystemExit(f"they fail as they are: {done.stdout[-3000:]}{done.stderr[-1000:]}")
+        missed = []
+        for number, fault in enumerate(chosen, 1):
+            path = folder / "medtransfer" / fault.file
+            whole = path.read_text(encoding="utf-8")
+            path.write_text(whole.replace(fault.old, fault.new), encoding="utf-8")
+            begun = time.perf_counter()
+            done = run_tests(folder, fault.tests)
+            path.write_text(whole, encoding="utf-8")
+            if done.returncode not in {0, 1}:
+                raise SystemExit(f"{fault.name}: pytest ended with {done.returncode}: {done.stdout[-3000:]}{done.stderr[-1000:]}")
+            missed += [fault.name] if done.returncode == 0 else []
+            failure = first_failure(done.stdout) or "NOT NOTICED"
+            print(f"{number:2} of {len(chosen)}: {fault.name}: {failure} ({time.perf_counter() - begun:.0f} s)", flush=True)
+    print(f"{len(chosen) - len(missed)} of {len(chosen)} faults were noticed" + "".join(f"; not: {name}" for name in missed))
+    return len(missed)
+
+
+if __name__ == "__main__":
+    sys.exit(min(1, main()))
