@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import gc
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +44,12 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _private_cache(shared_folder: Path) -> None:
     # For the session: a fixture of a whole module would otherwise run before it and use the cache of the user.
     os.environ["MEDTRANSFER_CACHE"] = str(shared_folder / "cache")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interrupts_are_heard() -> None:
+    """As in the foreground: a shell that starts the tests in the background has them, and all that they start, ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -36,8 +35,6 @@ def command(log: Path, *arguments: object) -> Iterator[BaseProcess]:
 def _run_command(log: str, environment: dict[str, str], arguments: list[str]) -> None:
     from medtransfer.cli import main
 
-    # As in the foreground: where the tests run in the background, Ctrl-C is ignored, and so it would be here.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     # The server has the environment of the test that started it.
     os.environ.clear()
     os.environ.update(environment)
