@@ -28,7 +28,7 @@ class Fault:
         file: the module, below `medtransfer/`.
         old: text that stands in it once.
         new: text that takes its place.
-        tests: files below `tests/`, one of which must fail.
+        tests: files or tests below `tests/`, one of which must fail.
     """
 
     name: str
@@ -174,14 +174,14 @@ FAULTS = (
         "models/backbone.py",
         "stage < len(self.stages) and stage not in self.resting",
         "stage < len(self.stages)",
-        ("training/test_training.py", "training/test_resume.py"),
+        ("models/test_backbone.py::test_frozen_is_frozen_parameters_and_buffers",),
     ),
     Fault(
         "frozen batch norm moves",
         "models/backbone.py",
         "for module in self._still:\n            module.eval()",
         "for module in self._still:\n            module.train(mode)",
-        ("training/test_training.py",),
+        ("models/test_backbone.py::test_train_mode_leaves_frozen_stages_in_eval_mode",),
     ),
     Fault(
         "random weights pass for trained ones",
@@ -270,10 +270,10 @@ FAULTS = (
         ("study/test_continue.py",),
     ),
     Fault(
-        "draws of a learning curve hold test patients",
+        "a draw of a learning curve is tested on its training patients",
         "episodes.py",
-        "rows = np.sort(np.concatenate([fold.train, fold.tune]))\n    train, tune",
-        "rows = np.sort(np.concatenate([fold.train, fold.tune, fold.test]))\n    train, tune",
+        "return Fold(index, train, tune, fold.test)",
+        "return Fold(index, train, tune, np.sort(np.concatenate([fold.test, train])))",
         ("study/test_search.py",),
     ),
     Fault(
@@ -295,7 +295,7 @@ FAULTS = (
         "training/interruption.py",
         "return _first is not None or",
         "return False and _first is not None or",
-        ("processes/test_interruption.py", "training/test_trainer.py"),
+        ("training/test_trainer.py", "processes/test_interruption.py"),
     ),
 )
 
