@@ -26,14 +26,14 @@ lint: $(DEV)
 types: $(DEV)
 	$(BIN)/mypy
 
-# What fits in a quarter of an hour, and all the rest.
+# The short ones, and all the rest.
 BENCH := $(patsubst %,tests/benchmarks/bench_%.py,core decoding detection evaluate fuzz)
 BENCH_LONG := $(filter-out $(BENCH),$(sort $(wildcard tests/benchmarks/bench_*.py)))
 
 bench: $(DEV)  ## ratios against named baselines, printed
 	for file in $(BENCH); do $(BIN)/python $$file || exit 1; done
 
-bench-long: $(DEV)  ## those that take hours, deliberate faults among them
+bench-long: $(DEV)  ## those that take long, deliberate faults among them
 	for file in $(BENCH_LONG); do $(BIN)/python $$file || exit 1; done
 
 $(RUN): pyproject.toml
