@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import medtransfer as mt
 import numpy as np
-from medtransfer.data.transforms import Fixed, fixed_transforms
+from medtransfer.data.loading import fixed_transforms
+from medtransfer.data.transforms import Fixed
 from medtransfer.evaluation import influence
 
 REPEATS = 5
