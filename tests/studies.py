@@ -85,12 +85,10 @@ class FinishedStudy:
     Attributes:
         folder: holds `study.yaml`, the configuration, and `out`, the study.
         manifest: of its cohort, which lies elsewhere.
-        output: what the command line said.
     """
 
     folder: Path
     manifest: Path
-    output: str
 
     @property
     def config(self) -> Path:
@@ -102,7 +100,7 @@ class FinishedStudy:
 
     def copy(self, folder: Path) -> FinishedStudy:
         shutil.copytree(self.folder, folder)
-        return FinishedStudy(folder, self.manifest, self.output)
+        return FinishedStudy(folder, self.manifest)
 
 
 class Studies:
@@ -126,10 +124,8 @@ class Studies:
             config = write_config(folder, manifest, **sections)
             result = invoke("compare", config, "--output", folder / "out")
             assert result.exit_code == 0, result.output
-            (folder / "output.txt").write_text(result.output)
 
-        folder = self._once("study", [str(manifest), sections], make)
-        return FinishedStudy(folder, manifest, (folder / "output.txt").read_text())
+        return FinishedStudy(self._once("study", [str(manifest), sections], make), manifest)
 
     def classification(self) -> FinishedStudy:
         """Images, fine-tuned and from scratch, with all that a report can have."""
