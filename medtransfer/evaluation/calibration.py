@@ -14,13 +14,20 @@ from numpy.typing import NDArray
 from scipy.fft import dct, idct
 from scipy.optimize import isotonic_regression
 from scipy.sparse import csr_array
-from scipy.special import expit
+from scipy.special import expit, ndtr
+from scipy.stats import chi2
+
+from medtransfer.evaluation.scores import Scores
 
 Float = NDArray[np.float64]
 # Points at which a smooth curve is fitted in the draws.
 _GRID = 101
 # Cells of the probability axis for kernel smoothing, and halvings of the bandwidth, to 1e-5.
 _CELLS, _HALVINGS = 2048, 17
+# Share of the level that the test of intercept and slope has; that of differences between models has the rest.
+_OF_LEVEL = 0.8
+# With fewer patients of a class no such test is made.
+_FEWEST = 5
 
 
 def weighted_brier(logit: Float, target: NDArray[Any], weights: Float) -> Float:
@@ -62,7 +69,7 @@ def binned_metric(error: Callable[[Float, NDArray[Any], Float, Float], Float]) -
 def weighted_ece(logit: Float, target: NDArray[Any], weights: Float, edges: Float) -> Float:
     """Expected calibration error over equal-mass bins (Nixon et al. 2019, arXiv:1904.01685).
 
-    The plain estimate is biased upwards: compare it with `ece_null`, or take `weighted_l2_ece`. `target` may be (image,) or
+    The plain estimate is biased upwards: compare it with `null_errors`, or take `weighted_l2_ece`. `target` may be (image,) or
     (draw, image). `edges`: inner edges of the bins, see `bin_edges`.
     """
     gaps, _, _ = _bins(logit, target, weights, edges)
@@ -95,30 +102,125 @@ def _members(probability: Float, edges: Float) -> Float:
     return np.asarray(np.eye(len(edges) + 1)[np.searchsorted(edges, probability, side="right")])
 
 
-def ece_null(logits: Float, weight: Float, codes: NDArray[np.int64], draws: int, rng: np.random.Generator) -> Float:
-    """ECE that a perfectly calibrated model with these probabilities would show: y ~ Bernoulli(p).
+def null_errors(scores: Scores, codes: NDArray[np.int64], draws: int, rng: np.random.Generator) -> dict[str, Float]:
+    """Errors that perfectly calibrated models with these probabilities would show: y ~ Bernoulli(p).
+
+    None of them can be negative, so that chance alone makes each larger than 0.
 
     Args:
-        logits: (seed, image).
-        weight: (image,).
-        codes: (image,), numbers of the patients. Images of one patient share their uniform number, as they share their
-            diagnosis; drawn one by one they would make the null too narrow. Seeds share it too.
+        scores: of an arm.
+        codes: (image,), numbers of the patients. Images of a patient are as alike as their labels are beyond what the probabilities
+            explain, see `likeness`; seeds share their outcomes.
         draws: number of draws.
         rng: of the draws.
 
     Returns:
-        (draw,), the mean over seeds.
+        `ece, smooth_ece, ici, miscalibration`, (draw,) each, the mean over seeds.
     """
-    seeds, images = logits.shape
-    null = np.zeros(draws)
-    members = [_members(expit(logit), bin_edges(logit)) for logit in logits]
-    for chunk in np.array_split(np.arange(draws), max(1, draws * images // 4_000_000)):
-        uniform = rng.random((len(chunk), codes.max() + 1))[:, codes]
-        for logit, inside in zip(logits, members, strict=True):
-            probability = expit(logit)
-            gaps = ((uniform < probability) * weight) @ inside - (probability * weight) @ inside
-            null[chunk] += np.abs(gaps).sum(1) / weight.sum() / seeds
-    return null
+    alike = likeness(scores, codes)
+    tables = [_levels(logit, scores.weight) for logit in scores.logit]
+    edges, curve = [bin_edges(logit) for logit in scores.logit], curve_metric(scores.logit)
+    errors = {name: np.zeros(draws) for name in ("ece", "smooth_ece", "ici", "miscalibration")}
+    for chunk in np.array_split(np.arange(draws), max(1, draws * len(scores.target) // 4_000_000)):
+        uniform = _uniforms(len(chunk), codes, alike, rng)
+        for logit, (level, members, mass), inner in zip(scores.logit, tables, edges, strict=True):
+            positive = np.asarray(((uniform < expit(logit)) * scores.weight) @ members)
+            z, y = np.r_[level, level], np.r_[np.ones(len(level)), np.zeros(len(level))]
+            weights = np.concatenate([positive, mass - positive], axis=1)
+            for name, values in (
+                ("ece", weighted_ece(z, y, weights, inner)),
+                ("smooth_ece", weighted_smooth_ece(z, y, weights)),
+                ("ici", curve(z, y, weights)[:, 0]),
+                ("miscalibration", weighted_corp(z, y, weights)[:, 0]),
+            ):
+                errors[name][chunk] += values / len(scores.logit)
+    return errors
+
+
+def likeness(scores: Scores, codes: NDArray[np.int64]) -> float:
+    """How alike outcomes of images of one patient are beyond what their probabilities explain, 0 to 1.
+
+    1 where the label is the patient's; else the mean product of two standardised residuals of one patient, not below 0.
+    """
+    if not scores.clustered:
+        return 1.0
+    count = np.bincount(codes)
+    positives = np.bincount(codes, scores.target)
+    if ((positives == 0) | (positives == count)).all():
+        return 1.0
+    p = expit(scores.logit.mean(0))
+    residual = (scores.target - p) / np.sqrt(np.maximum(p * (1 - p), 1e-6))
+    total, square = np.bincount(codes, residual), np.bincount(codes, residual**2)
+    return float(
+        np.clip((total**2 - square).sum() / max((count * (count - 1)).sum(), 1) / max(float(np.mean(residual**2)), 1e-9), 0.0, 1.0)
+    )
+
+
+def _uniforms(draws: int, codes: NDArray[np.int64], alike: float, rng: np.random.Generator) -> Float:
+    """(draw, image), uniform, those of a patient correlated (Gaussian copula)."""
+    if alike == 1:
+        return rng.random((draws, codes.max() + 1))[:, codes]
+    if alike == 0:
+        return rng.random((draws, len(codes)))
+    shared = rng.standard_normal((draws, codes.max() + 1))[:, codes]
+    return np.asarray(ndtr(np.sqrt(alike) * shared + np.sqrt(1 - alike) * rng.standard_normal((draws, len(codes)))), np.float64)
+
+
+def _levels(logit: Float, weight: Float) -> tuple[Float, csr_array, Float]:
+    """Different scores, or the means of thousands of neighbouring ones; the images at each, and their weight."""
+    different, level = np.unique(logit, return_inverse=True)
+    if len(different) > _CELLS:
+        level = np.empty(len(logit), np.int64)
+        level[np.argsort(logit, kind="stable")] = np.arange(len(logit)) * _CELLS // len(logit)
+        different = np.bincount(level, logit) / np.bincount(level)
+    members = csr_array((np.ones(len(logit)), (np.arange(len(logit)), level)), shape=(len(logit), len(different)))
+    return different, members, np.bincount(level, weight).astype(np.float64)
+
+
+def joint_p_value(scores: Scores, codes: NDArray[np.int64]) -> tuple[float | None, float | None]:
+    """P-values of calibration: intercept 0 and slope 1 together, and the intercept of every single model 0.
+
+    The first is the score test of Miller, Hui & Tierney 1991 (doi:10.1002/sim.4780100805), the slope within models, the mean over seeds;
+    it has four fifths of the level. The second, of the intercepts of single models, whose errors may cancel in the first, has the rest
+    (weighted Bonferroni). It is made for each seed, whose models test different patients; the least p-value counts, times the number of
+    seeds. The variances are those of calibrated probabilities, images of a patient as alike as `likeness` says. None where all
+    probabilities are the same, or a class has fewer than five patients.
+
+    Returns:
+        of both, each at its share of the level, at most 1; of the second alone, times its share, None of a single model.
+    """
+    if min(len(set(scores.patients[scores.target == value])) for value in (0, 1)) < _FEWEST:
+        return None, None
+    model = scores.fold[0] if scores.folds is not None else np.zeros(len(scores.target), np.int64)
+    number = np.unique(model, return_inverse=True)[1]
+    mass = np.maximum(np.bincount(number, scores.weight), 1e-300)
+    z = scores.logit - (np.stack([np.bincount(number, scores.weight * logit) for logit in scores.logit]) / mass)[:, number]
+    alike = likeness(scores, codes)
+    members = csr_array((np.ones(len(codes)), (codes, np.arange(len(codes)))), shape=(int(codes.max()) + 1, len(codes)))
+
+    def test(total: Float, p: Float, direction: Float) -> float | None:
+        """Of sums that should be 0; `direction` (image, sum): how an outcome of probability `p` moves them."""
+        terms = (scores.weight * np.sqrt(p * (1 - p)))[:, None] * direction
+        of_patients = np.asarray(members @ terms, np.float64)
+        variance = (1 - alike) * terms.T @ terms + alike * of_patients.T @ of_patients
+        if not np.linalg.cond(variance) < 1e12:
+            return None
+        return float(chi2.sf(float(total @ np.linalg.solve(variance, total)), len(total)))
+
+    p = expit(scores.logit)
+    residual = scores.weight * (scores.target - p)
+    both = np.array([residual.sum(), (residual * z).sum()]) / len(p)
+    first = test(both, p.mean(0), np.stack([np.ones(len(codes)), z.mean(0)], 1))
+    if first is None or len(mass) * len(p) == 1:
+        return first, None
+    singles = [
+        test(np.asarray(np.bincount(number, r), np.float64), of, np.eye(len(mass))[number]) for r, of in zip(residual, p, strict=True)
+    ]
+    known = [single for single in singles if single is not None]
+    if len(known) < len(singles):
+        return first, None
+    between = min(1.0, min(known) * len(known) / (1 - _OF_LEVEL))
+    return min(first / _OF_LEVEL, between), between
 
 
 def weighted_smooth_ece(logit: Float, target: NDArray[Any], weights: Float) -> Float:
@@ -126,8 +228,7 @@ def weighted_smooth_ece(logit: Float, target: NDArray[Any], weights: Float) -> F
 
     Błasiok & Nakkiran 2024, arXiv:2309.12236; no bins to choose. Arguments as `weighted_ece`.
     """
-    spectrum = _residual_spectrum(logit, target, weights)
-    low, high = np.full(len(weights), 1e-6), np.ones(len(weights))
+    spectrum, low, high = _residual_spectrum(logit, target, weights), np.full(len(weights), 1e-6), np.ones(len(weights))
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         above = smoothed_error(spectrum, middle) > middle
@@ -218,7 +319,9 @@ def curve_metric(logit: Float) -> Callable[[Float, NDArray[Any], Float], Float]:
         inside = np.clip(np.searchsorted(grid, x, side="right") - 1, 0, len(grid) - 2) if len(grid) > 1 else np.zeros(len(x), int)
         if len(grid) > 1:
             share = np.clip((x - grid[inside]) / (grid[inside + 1] - grid[inside]), 0, 1)
-            fitted = curve[:, inside] * (1 - share) + curve[:, inside + 1] * share
+            # Between far apart scores the curve has no value; an image at a grid point needs that of this point alone.
+            left, right = curve[:, inside], curve[:, inside + 1]
+            fitted = np.where(share <= 0, left, np.where(share >= 1, right, left * (1 - share) + right * share))
         else:
             fitted = curve[:, inside]
         ici = (weights * np.abs(x - fitted)).sum(1) / weights.sum(1)
@@ -258,30 +361,27 @@ def weighted_corp(logit: Float, target: NDArray[Any], weights: Float) -> Float:
     return parts
 
 
-def reliability(
-    logits: Float, target: NDArray[Any], weight: Float, codes: NDArray[np.int64], draws: int, rng: np.random.Generator
-) -> dict[str, list[float]]:
+def reliability(scores: Scores, codes: NDArray[np.int64], draws: int, rng: np.random.Generator) -> dict[str, list[float]]:
     """Reliability diagram over equal-mass bins with a 90 % consistency band (Bröcker & Smith 2007, doi:10.1175/WAF993.1).
 
     The band shows where the observed frequency of a bin would fall if the probabilities were true.
 
     Args:
-        logits: (seed, image).
-        target, weight: (image,).
-        codes, draws, rng: as in `ece_null`.
+        scores: of an arm.
+        codes, draws, rng: as in `null_errors`.
     """
-    probability = expit(logits)
-    edges = bin_edges(logits)
+    probability = expit(scores.logit)
+    edges = bin_edges(scores.logit)
     which = np.searchsorted(edges, probability, side="right")
     count = len(edges) + 1
-    weights = np.broadcast_to(weight, probability.shape)
+    weights = np.broadcast_to(scores.weight, probability.shape)
     size = np.bincount(which.ravel(), weights.ravel(), minlength=count)
     full = size > 0
-    truth = np.broadcast_to(target, probability.shape)
+    truth = np.broadcast_to(scores.target, probability.shape)
     sums = [np.bincount(which.ravel(), (weights * values).ravel(), count)[full] for values in (probability, truth)]
-    simulated = np.empty((draws, int(full.sum())))
+    simulated, alike = np.empty((draws, int(full.sum()))), likeness(scores, codes)
     for draw in range(draws):
-        ones = weights * (rng.random(codes.max() + 1)[codes] < probability)
+        ones = weights * (_uniforms(1, codes, alike, rng)[0] < probability)
         simulated[draw] = np.bincount(which.ravel(), ones.ravel(), count)[full] / size[full]
     low, high = np.quantile(simulated, [0.05, 0.95], axis=0)
     return {
@@ -289,5 +389,5 @@ def reliability(
         "observed": (sums[1] / size[full]).tolist(),
         "low": low.tolist(),
         "high": high.tolist(),
-        "images": (size[full] / len(logits)).tolist(),
+        "images": (size[full] / len(scores.logit)).tolist(),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pandas as pd
@@ -14,33 +14,43 @@ from medtransfer.evaluation.settings import Settings
 
 # Below so many patients of the smaller class a test set is small.
 _SMALL = 100
+# So many patients with one positive row each are hardly so by chance.
+_ROWS_ALIKE = 10
 
 
 def list_caveats(
-    table: pd.DataFrame, scores: Sequence[Scores], recalibrated: Sequence[Recalibrated | None], settings: Settings
+    table: pd.DataFrame,
+    scores: Sequence[Scores],
+    recalibrated: Sequence[Recalibrated | None],
+    settings: Settings,
+    covers: Collection[str],
 ) -> list[str]:
-    """Sentences about the test set, the seeds, the folds, and what could not be done."""
+    """Sentences about the test set, the seeds, the folds, and what could not be done; `covers`: what the tested differences cover."""
     first = scores[0]
     caveats = []
     smallest = min(len(set(first.patients[first.target == c])) for c in (0, 1))
     if smallest == 0:
         caveats.append(
-            f"Every test image has target {first.target[0]}: nothing that compares the classes can be estimated, and the rest says little."
+            f"Every test {settings.unit} has target {first.target[0]}: nothing that compares the classes can be estimated, and the rest "
+            "says little."
         )
     elif smallest < _SMALL:
         caveats.append(
             f"Small test set: {smallest} patients in the smaller class; calibration in particular needs about 200 of each class."
         )
-    caveats += _about_seeds(scores)
-    if len(np.unique(first.fold)) > 1:
+    caveats += _about_rows(table)
+    if settings.unit == "patient" and settings.aggregate == "noisy_or":
         caveats.append(
-            "Cross-validation: scores of different folds come from different models and are pooled; "
-            "intervals are over patients, and do not hold the variation between training sets, of which the mean over folds gives an idea."
+            "Some patients have images of either target, so that labels are taken as those of images: a patient is positive where an image "
+            "is, and the probability is that at least one image is (noisy-or). The order of patients then depends on how confident a model "
+            "is. aggregate=mean takes labels as those of patients."
         )
+    caveats += _about_seeds(scores, settings, covers)
+    caveats += _about_models(scores, settings)
     if any(arm.folds is None for arm in scores):
-        caveats.append("The folds differ between seeds: every score is recalibrated and judged by the tune rows of its own seed and fold.")
+        caveats.append("The folds differ between seeds, so that the variation between trainings is known from the seeds alone.")
     caveats += [
-        f"{arm.arm}: not recalibrated, as not every seed and fold has tune rows of both classes."
+        f"{arm.arm}: not recalibrated; that needs tune rows (part: tune) of both classes, of patients whom the model does not test."
         for arm, after in zip(scores, recalibrated, strict=True)
         if after is None
     ]
@@ -58,17 +68,64 @@ def list_caveats(
         )
     if settings.target_prevalence is not None:
         caveats.append(
-            f"Predictive values are given for a prevalence of {settings.target_prevalence:g}; the probabilities here are for this "
-            "cohort's, and have to be adjusted before they are used there (mt.adjust_prevalence)."
+            f"Decision curves, the threshold and the sizes for a validation are for a prevalence of {settings.target_prevalence:g}; all "
+            "other probabilities are for this cohort's, and have to be adjusted before they are used there (mt.adjust_prevalence)."
         )
     return caveats
 
 
-def _about_seeds(scores: Sequence[Scores]) -> list[str]:
+def _about_rows(table: pd.DataFrame) -> list[str]:
+    """What looks as if rows, or a column, were not what they are taken for."""
+    test = table[table["part"] == "test"]
+    caveats = []
+    # Images without a name are numbered; of those with one, two may look the same to a model.
+    numbered = [str(image).startswith(f"{patient}#") for image, patient in zip(test["image"], test["patient"], strict=True)]
+    copies = int(test[numbered].duplicated(["arm", "seed", "fold", "patient", "label", "target", "logit"]).sum())
+    if copies:
+        caveats.append(f"{copies} test rows say the same as another row of their patient. Are they copies? Each counts as an image.")
+    rows = test.groupby(["arm", "seed", "label", "patient"], sort=False)["target"].agg(["size", "sum"])
+    counts = set(rows["size"])
+    if len(rows) >= _ROWS_ALIKE and len(counts) == 1 and counts != {1} and set(rows["sum"]) == {1}:
+        caveats.append(
+            f"Exactly one row in {counts.pop()} of every patient has target 1. If they are the classes of one image, name them in a column "
+            "label."
+        )
+    return caveats
+
+
+def _about_models(scores: Sequence[Scores], settings: Settings) -> list[str]:
+    """What holds where several models tested the patients, and which of them could not be ranked."""
+    first = scores[0]
+    if len(np.unique(first.fold)) < 2:
+        return []
+    caveats = []
+    if not settings.leave_out:
+        caveats.append(
+            "Cross-validation: scores of different models are never ranked against each other. The AUC is that of pairs within a model, "
+            "averaged by the number of pairs; slopes have an intercept for each model; mean errors and curves of calibration are over all "
+            "models, whose errors may cancel there."
+        )
+    without = sorted({fold for _, fold, inside in first.cells if len(set(first.target[inside])) < 2})
+    if without:
+        caveats.append(f"Fold {', '.join(map(str, without))}: only one class was tested, so it has no part in any AUC.")
+    return caveats
+
+
+def _about_seeds(scores: Sequence[Scores], settings: Settings, covers: Collection[str]) -> list[str]:
     images, seeds = len(scores[0].images), {len(arm.seeds) for arm in scores}
     caveats = []
-    if min(seeds) == 1:
-        caveats.append("One seed: the intervals do not hold the randomness of training. Five seeds are advisable below 2,000 images.")
+    folds = len(np.unique(scores[0].fold))
+    if settings.models == "given":
+        pass
+    elif min(seeds) == 1:
+        known = "nothing here shows it"
+        if covers and "models" not in covers:
+            parts = f"{settings.leave_out}s" if "sites" in covers else "folds"
+            known = f"the difference between arms is judged by how the {folds} {parts} vary"
+        caveats.append(
+            f"One seed: intervals of single arms are about these models, and do not hold the randomness of training; {known}. Five seeds "
+            "are advisable below 2,000 images."
+        )
     elif min(seeds) < 5 and images < 2000:
         caveats.append(
             f"{min(seeds)} seeds: the randomness of training is known from few draws only. Five are advisable below 2,000 images."

@@ -1,27 +1,25 @@
-"""Arm against arm, over the same patients and seeds, and the verdict in words."""
+"""Arm against arm, over the same patients, folds and seeds."""
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from medtransfer.evaluation import influence
-from medtransfer.evaluation.influence import Estimate
+from medtransfer.evaluation.estimate import Estimate
 from medtransfer.evaluation.resample import Drawn
 from medtransfer.evaluation.scores import Scores
-from medtransfer.evaluation.spread import quantile
+from medtransfer.evaluation.sentences import verdict
+from medtransfer.evaluation.sites import BySite, meta_difference
+from medtransfer.evaluation.spread import COVERAGE, Part, quantile
 
-# A slope interval that reaches beyond these leaves gross over- and under-confidence open.
-_WIDEST = (0.5, 2.0)
-_POWER = 0.8
+# Coverage of the interval whose half-width is what a study of 80 % power needs beyond the level.
+_POWER = 0.6
 # Of a difference in slopes whose standard error is larger the data say nothing.
 _LARGEST = 20.0
 # Differences whose intervals come from influences, and those that come from the draws.
@@ -34,98 +32,143 @@ class Contestant:
     """What is compared of an arm.
 
     Attributes:
-        name, seeds: of the arm; how many seeds.
+        name: of the arm.
         found: estimates with their influences; `auc`, `brier`, `log_loss`, `slope`.
         drawn: metrics with their draws; `auc`, and those of `_FROM_DRAWS` that are there.
         scores: for the differences within folds; None where several labels were averaged.
+        sites: the AUC of every site, where a fold leaves one out.
     """
 
     name: str
-    seeds: int
     found: dict[str, Estimate]
     drawn: dict[str, Drawn]
     scores: Scores | None = None
+    sites: BySite | None = None
 
 
-def compare_arms(arms: Sequence[Contestant], margin: float | None = None) -> list[dict[str, Any]]:
-    """Every pair of arms, the earlier one as `a`: a minus b over the same patients, with paired intervals and p-values.
+def compare_arms(
+    arms: Sequence[Contestant], margin: float | None = None, sites: str | None = None, tuned: float = 0.0
+) -> list[dict[str, Any]]:
+    """Every pair of arms, the earlier one as `a`: a minus b over the same patients, with paired intervals.
 
-    `margin`: of non-inferiority in AUC, chosen before the results were seen; None: not tested.
+    The difference in AUC is the one that is tested: its interval and its p-value hold the variation between trainings where folds or
+    seeds show it. The other differences have intervals, and no p-values, as some of them would be small by chance.
+
+    Args:
+        arms: in their order.
+        margin: of non-inferiority in AUC, chosen before the results were seen; None: not tested.
+        sites: what a fold leaves out, where that is a site; the difference in AUC is then a mean over sites.
+        tuned: tune images of a model, for the correction of overlapping training sets.
     """
     pairs = list(combinations(arms, 2))
-    comparisons = []
+    comparisons, values = [], []
     for a, b in pairs:
         entry: dict[str, Any] = {"a": a.name, "b": b.name}
         for metric in _FROM_INFLUENCE:
-            difference = a.found[metric] - b.found[metric]
-            entry[f"delta_{metric}"] = {**difference.interval(widest=_LARGEST), "p": difference.p_value()}
+            entry[f"delta_{metric}"] = _describe(a.found[metric] - b.found[metric], widest=_LARGEST)
         for metric in _FROM_DRAWS:
             if metric in a.drawn:
-                drawn = a.drawn[metric] - b.drawn[metric]
-                entry[f"delta_{metric}"] = {**drawn.interval(), "p": drawn.p_value()}
-        _add_auc(entry, a.found["auc"] - b.found["auc"], a.drawn["auc"] - b.drawn["auc"], margin)
-        entry["delta_auc"]["folds"] = _folds(a.scores, b.scores)
+                entry[f"delta_{metric}"] = _describe(a.drawn[metric] - b.drawn[metric])
+        difference = a.found["auc"] - b.found["auc"]
+        _add_auc(entry, difference, a.drawn["auc"] - b.drawn["auc"])
+        value = (a.found["auc"].value, b.found["auc"].value)
+        over_sites = meta_difference(a.sites, b.sites) if a.sites and b.sites and difference.cells is not None else None
+        if over_sites:
+            value = tuple(over_sites["of_arms"])
+            entry["delta_auc"] |= {**over_sites, "method": f"random effects over {sites}s of the difference within each", "covers": "sites"}
+        entry["delta_auc"]["folds"] = _folds(difference, a.scores, b.scores, tuned)
+        if margin is not None:
+            entry["non_inferiority"] = _non_inferiority(difference, margin, len(pairs), over_sites)
         comparisons.append(entry)
+        values.append(value)
     for entry, p in zip(comparisons, holm([entry["delta_auc"]["p"] for entry in comparisons]), strict=True):
         entry["delta_auc"]["p_holm"] = p
-    for entry, (a, b) in zip(comparisons, pairs, strict=True):
-        entry["verdict"] = verdict(entry, a.found["auc"].value, b.found["auc"].value, len(pairs), min(a.seeds, b.seeds))
+    for entry, value in zip(comparisons, values, strict=True):
+        entry["verdict"] = verdict(entry, *value, len(pairs))
     return comparisons
 
 
-def _add_auc(entry: dict[str, Any], difference: Estimate, drawn: Drawn, margin: float | None) -> None:
-    """To the difference in AUC: method, the bootstrap beside it, DeLong's test, what could have been seen, non-inferiority."""
+def _describe(difference: Estimate | Drawn, **bounds: float) -> dict[str, Any]:
+    """A difference that is not tested: its interval, and what that covers."""
+    covers = "training" if difference.trained_again else "models"
+    return {**difference.interval(parts=judged_by(difference), **bounds), "p": None, "covers": covers}  # type: ignore[arg-type]
+
+
+def judged_by(difference: Estimate | Drawn) -> tuple[Part, ...]:
+    """Parts of the variance by which a difference is judged: with the variation between trainings, or over patients where none is shown."""
+    return difference.trained_again or difference.models_alone
+
+
+def describe_test(difference: Estimate | Drawn) -> dict[str, Any]:
+    """What the interval of a difference covers, its p-value, the interval for these models alone, and what could have been seen."""
+    parts, models = judged_by(difference), difference.models_alone
+    alone = difference.interval(parts=models)
+    variance = sum(part.variance for part in parts)
+    seen = np.isfinite(variance) and variance > 0
+    return {
+        "p": difference.p_value(parts),
+        "covers": "training" if difference.trained_again else "models",
+        "models": {"low": alone["low"], "high": alone["high"], "p": difference.p_value(models)},
+        "detectable": float((quantile(parts) + quantile(parts, _POWER)) * np.sqrt(variance)) if seen else None,
+    }
+
+
+def _add_auc(entry: dict[str, Any], difference: Estimate, drawn: Drawn) -> None:
+    """To the difference in AUC: its method, what it covers and could have seen; of these models alone DeLong's test and the bootstrap."""
     delta = entry["delta_auc"]
-    seeds = " and between seeds" if difference.between else ""
-    delta["method"] = f"paired DeLong over patients{', clustered' if difference.clustered else ''}{seeds}"
-    bootstrap = drawn.interval()
-    delta["bootstrap"] = {"low": bootstrap["low"], "high": bootstrap["high"], "p": drawn.p_value()}
+    delta |= describe_test(difference)
+    again = ", and between trainings" if delta["covers"] == "training" else ""
+    delta["method"] = f"within models, paired DeLong over patients{', clustered' if difference.clustered else ''}{again}"
+    bootstrap = drawn.interval(parts=drawn.models_alone)
+    delta["bootstrap"] = {"low": bootstrap["low"], "high": bootstrap["high"], "p": drawn.p_value(drawn.models_alone)}
     patients = difference.of_patients
     known = np.isfinite(difference.value) and np.isfinite(patients) and patients > 0
     delta["p_delong"] = float(2 * norm.sf(abs(difference.value) / np.sqrt(patients))) if known else None
-    delta["detectable"] = _detectable(difference)
-    if margin is not None:
-        shown = delta["low"] is not None and delta["low"] > -margin
-        entry["non_inferiority"] = {"margin": margin, "shown": bool(shown)}
 
 
-def _detectable(difference: Estimate) -> float | None:
-    """The true difference that these patients and seeds would have shown with 80 % power at the two-sided 5 % level."""
-    variance = difference.variance
-    if not (np.isfinite(variance) and variance > 0):
-        return None
-    return float((quantile(difference.parts) + norm.ppf(_POWER)) * np.sqrt(variance))
+def _non_inferiority(difference: Estimate, margin: float, pairs: int, over_sites: dict[str, Any] | None) -> dict[str, Any]:
+    """Both ways, by an interval that holds for all pairs together (Bonferroni); of sites by theirs."""
+    coverage = 1 - (1 - COVERAGE) / pairs
+    if over_sites:
+        half = float(student.ppf((1 + coverage) / 2, over_sites["freedom"])) * over_sites["error"]
+        low, high = over_sites["estimate"] - half, over_sites["estimate"] + half
+    else:
+        interval = difference.interval(parts=judged_by(difference), coverage=coverage)
+        low, high = interval["low"], interval["high"]
+    return {
+        "margin": margin,
+        "shown": bool(low is not None and low > -margin),
+        "shown_reverse": bool(high is not None and high < margin),
+        "low": low,
+        "high": high,
+        "coverage": coverage,
+    }
 
 
-def _folds(a: Scores | None, b: Scores | None) -> dict[str, Any] | None:
+def _folds(difference: Estimate, a: Scores | None, b: Scores | None, tuned: float) -> dict[str, Any] | None:
     """The mean difference within folds, with the corrected resampled t interval (Nadeau & Bengio 2003, doi:10.1023/A:1024068626366).
 
-    It holds the variation between training sets that pooling leaves out, and knows it from few folds only.
+    It allows for training sets that overlap, and is wider than needed where trainings vary for other reasons.
+
+    Args:
+        difference: in AUC. a, b: the arms. tuned: tune images of a model, which are not among those that trained it.
     """
     if a is None or b is None or a.folds is None or len(a.folds) < 2:
         return None
-    if b.folds is None or not (a.fold[0] == b.fold[0]).all():
+    if difference.cells is None:
         return {"estimate": None, "low": None, "high": None, "reason": "not estimable: the arms have different folds"}
-    folds, differences = a.folds, []
-    for fold in folds:
-        inside = a.fold[0] == fold
-        aucs = [fold_auc(s, inside) for s in (a, b)]
-        if aucs[0] is None or aucs[1] is None:
-            return {"estimate": None, "low": None, "high": None, "reason": f"not estimable: fold {fold} lacks a class"}
-        differences.append(aucs[0] - aucs[1])
-    count = len(folds)
+    differences = difference.cells.estimates.mean(0)
+    if not np.isfinite(differences).all():
+        fold = a.folds[int(np.flatnonzero(~np.isfinite(differences))[0])]
+        return {"estimate": None, "low": None, "high": None, "reason": f"not estimable: fold {fold} lacks a class"}
+    tested = np.array([(a.fold[0] == fold).sum() for fold in a.folds])
+    ratios = tested / np.maximum(1.0, tested.sum() - tested - tuned)
+    count = len(a.folds)
     mean, spread = float(np.mean(differences)), float(np.var(differences, ddof=1))
-    half = float(student.ppf(0.975, count - 1)) * np.sqrt(spread * (1 / count + 1 / (count - 1)))
+    half = float(student.ppf(0.975, count - 1)) * np.sqrt(spread * (1 / count + float(np.mean(ratios))))
     if abs(mean) + half > 1:  # as with two folds, of one degree of freedom
         return {"estimate": mean, "low": None, "high": None, "reason": f"no interval: {count} folds tell too little"}
     return {"estimate": mean, "low": mean - half, "high": mean + half, "method": "corrected resampled t over folds"}
-
-
-def fold_auc(scores: Scores, inside: NDArray[np.bool_]) -> float | None:
-    """Mean over seeds of the AUC of some images; None where they lack a class."""
-    values = [influence.auc(logit[inside], scores.target[inside], scores.weight[inside])[0] for logit in scores.logit]
-    mean = float(np.mean(values))
-    return mean if np.isfinite(mean) else None
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
@@ -137,105 +180,3 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
         highest = max(highest, min(1.0, (len(values) - rank) * (values[i] or 0.0)))
         corrected[i] = highest
     return corrected
-
-
-def verdict(
-    entry: dict[str, Any],
-    value_a: float,
-    value_b: float,
-    comparisons: int = 1,
-    seeds: int = 2,
-    key: str = "delta_auc",
-    metric: str = "AUC",
-    does: str = "separates the classes",
-) -> str:
-    """A sentence or two that say no more than the interval of a difference does, that of the AUC where nothing else is said.
-
-    `seeds`: of the arm with the fewest; a single one shows nothing of how trainings differ, so the sentence is about the models trained.
-    """
-    a, b, delta = isolate(entry["a"]), isolate(entry["b"]), entry[key]
-    if delta["low"] is None:
-        return f"Cannot tell whether {a} or {b} {does} better: the difference in {metric} cannot be estimated on these patients."
-    figures = (
-        f"{metric} {value_a:.3f} against {value_b:.3f}, difference {delta['estimate']:+.3f} "
-        f"(95 % interval {delta['low']:+.3f} to {delta['high']:+.3f}, {_p(delta['p'])}"
-    )
-    several = comparisons > 1 and delta.get("p_holm") is not None
-    figures += f"; {_p(delta['p_holm'])} for {comparisons} comparisons)" if several else ")"
-    different = delta["low"] > 0 or delta["high"] < 0
-    direction = "better" if delta["estimate"] > 0 else "worse"
-    margin = entry.get("non_inferiority")
-    added = " (One seed: this is about these models, not about how such trainings differ.)" if seeds == 1 else ""
-    if margin is not None:
-        word = "is" if margin["shown"] else "is not shown to be"
-        added += f" With the margin of {margin['margin']:g}, {a} {word} non-inferior to {b}."
-    if different and several and delta["p_holm"] >= 0.05:
-        return f"It seems that {a} {does} {direction} than {b}, but among {comparisons} comparisons this may be chance: {figures}.{added}"
-    if different:
-        return f"{a} {does} {direction} than {b}: {figures}.{added}"
-    unseen = (
-        f" These patients would have shown a difference of {delta['detectable']:.3f} in four of five studies."
-        if delta.get("detectable")
-        else ""
-    )
-    return f"Cannot tell whether {a} or {b} {does} better: {figures}; the interval includes 0.{unseen}{added}"
-
-
-def trust(arm: str, entry: dict[str, Any]) -> str:
-    """One sentence on the probabilities of an arm, from the intervals of AUC, slope, intercept, observed / expected and ECE."""
-    arm, auc = isolate(arm), entry["auc"]
-    slope, intercept, ece = entry["calibration"]["slope"], entry["calibration"]["intercept"], entry["ece"]
-    if auc["high"] is not None and auc["high"] < 0.5:
-        return (
-            f"The scores of {arm} are lower where the label is there: AUC {auc['estimate']:.3f} ({auc['low']:.3f} to {auc['high']:.3f}). "
-            "Do they refer to the other class?"
-        )
-    if slope["low"] is None or intercept["low"] is None:
-        return (
-            f"Cannot tell whether the probabilities of {arm} can be trusted: calibration slope and intercept have no intervals on these "
-            "patients."
-        )
-    faults = []
-    if slope["low"] <= 0 and slope["high"] < 1 and (auc["low"] is None or auc["low"] <= 0.5):
-        faults.append("over-confident and perhaps without any meaning (slope 0 and AUC 0.5 are within the intervals)")
-    elif slope["high"] < 1:
-        faults.append("over-confident (too close to 0 and 1)")
-    elif slope["low"] > 1:
-        faults.append("under-confident (too close to the middle)")
-    faults += _on_the_whole(intercept, entry["calibration"]["observed_expected"])
-    if not faults and ece["estimate"] > ece["null_high"]:
-        faults.append("off by more than chance explains")
-    figures = (
-        f"slope {slope['estimate']:.2f} ({slope['low']:.2f} to {slope['high']:.2f}), "
-        f"intercept {intercept['estimate']:+.2f} ({intercept['low']:+.2f} to {intercept['high']:+.2f}), "
-        f"ECE {ece['estimate']:.3f} where chance alone gives up to {ece['null_high']:.3f}"
-    )
-    if not faults and (slope["low"] < _WIDEST[0] or slope["high"] > _WIDEST[1]):
-        return f"Cannot tell whether the probabilities of {arm} can be trusted, the intervals are too wide: {figures}."
-    if faults:
-        return f"The probabilities of {arm} are {' and '.join(faults)}: {figures}."
-    return f"No miscalibration of {arm} can be seen on these patients: {figures}."
-
-
-def _on_the_whole(intercept: dict[str, Any], ratio: dict[str, Any]) -> list[str]:
-    """What intercept and observed / expected say of the mean; "perhaps" where only one of them does."""
-    known = ratio["low"] is not None
-    high = [intercept["high"] < 0, known and ratio["high"] < 1]
-    low = [intercept["low"] > 0, known and ratio["low"] > 1]
-    for said, word in ((high, "too high"), (low, "too low")):
-        if all(said) or (said[0] and not known):
-            return [f"{word} on the whole"]
-        if any(said):
-            told = f" (observed / expected {ratio['estimate']:.2f}, {ratio['low']:.2f} to {ratio['high']:.2f})" if known else ""
-            return [f"perhaps {word} on the whole{told}"]
-    return []
-
-
-def isolate(name: str) -> str:
-    """A name as it stands in a sentence: one in a script from right to left must not turn the numbers beside it around."""
-    turns = any(unicodedata.bidirectional(character) in {"R", "AL", "AN"} for character in name)
-    return f"\u2068{name}\u2069" if turns else name
-
-
-def _p(p: float | None) -> str:
-    return "p not estimable" if p is None else "p < 0.001" if p < 0.001 else f"p = {p:.3f}"

@@ -2,59 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from medtransfer.evaluation.recalibration import Comparable
 from medtransfer.evaluation.resample import Drawn, Question
-from medtransfer.evaluation.scores import Scores, pair_tune
+from medtransfer.evaluation.scores import Scores
 from medtransfer.evaluation.utility import share_interval
 
 Float = NDArray[np.float64]
 
 
-def conformal_threshold(logit: Float, target: NDArray[Any], coverage: float) -> float:
+def conformal_threshold(
+    logit: Float, target: NDArray[Any], coverage: float, weight: Float | None = None, patients: NDArray[Any] | None = None
+) -> float:
     """Largest distance 1 - p(class) that a class may have and still be in the set.
 
     The ⌈(n + 1) coverage⌉-th smallest distance of the true classes (Vovk et al. 2005; Papadopoulos et al. 2002,
-    doi:10.1007/3-540-36755-1_29); infinite, and every set whole, where n is too small for the coverage.
+    doi:10.1007/3-540-36755-1_29); infinite, and every set whole, where n is too small for the coverage. Of several images of a patient
+    each counts as a share of the patient (Dunn, Wasserman & Ramdas 2023, doi:10.1080/01621459.2022.2060112); n counts patients.
 
     Args:
-        logit, target: (image,), of rows that trained nothing; of each class apart, so that the coverage holds in both.
+        logit, target: (row,), of rows that trained nothing; of each class apart, so that the coverage holds in both.
         coverage: between 0 and 1.
+        weight: (row,), how much each counts; 1 where left out. patients: (row,); each row is one where left out.
     """
-    distance = np.sort(expit(np.where(np.asarray(target) == 1, -logit, logit)))
-    rank = int(np.ceil((len(distance) + 1) * coverage))
-    return float(distance[rank - 1]) if 0 < rank <= len(distance) else np.inf
+    distance = expit(np.where(np.asarray(target) == 1, -logit, logit))
+    mass = np.ones(len(distance)) if weight is None else weight
+    codes = np.unique(np.arange(len(distance)) if patients is None else patients, return_inverse=True)[1]
+    count = codes.max() + 1 if len(codes) else 0
+    share = mass / np.bincount(codes, mass)[codes] if count else mass
+    order = np.argsort(distance, kind="stable")
+    reached = np.flatnonzero(np.cumsum(share[order]) >= (count + 1) * coverage - 1e-9)
+    return float(distance[order][reached[0]]) if len(reached) else np.inf
 
 
-def conformal_sets(scores: Scores, tune: pd.DataFrame, coverage: float) -> Question | None:
+def conformal_sets(scores: Scores, comparable: Sequence[Comparable] | None, coverage: float) -> Question | None:
     """Sets made on the tune rows of each seed and fold, on the test images.
 
     Label-conditional: a threshold for each class, so that neither pays for the other (Vovk 2012, arXiv:1209.2673). The
-    guarantee is over images that could have been exchanged with the tune images; images of one patient are alike, so
-    one of each tune patient is taken (the first).
+    guarantee is over images that could have been exchanged with the tune images.
 
     Args:
-        scores: test scores. tune: rows `seed, fold, patient, target, logit`. coverage: asked for.
+        scores: test scores. comparable: every model's tune and test rows on one scale. coverage: asked for.
 
     Returns:
-        In place of logits, 3 * whether the set holds the true class + size of the set, and their shares; None unless every
-        seed and fold has tune rows of both classes.
+        In place of logits, 3 * whether the set holds the true class + size of the set, and their shares; None where nothing is comparable.
     """
-    cells = pair_tune(scores, tune)
-    if cells is None:
+    if comparable is None:
         return None
     kinds = np.zeros((2, *scores.logit.shape), bool)
-    for cell in cells:
+    for model in comparable:
+        cell = model.cell
         for value, sign in ((1, -1), (0, 1)):
-            own = cell.tune[cell.tune["target"] == value].drop_duplicates("patient")
-            cut = conformal_threshold(own["logit"].to_numpy(float), own["target"].to_numpy(int), coverage)
-            kinds[value, cell.row, cell.inside] = expit(sign * scores.logit[cell.row, cell.inside]) <= cut
+            of_class = cell.target == value
+            cut = conformal_threshold(model.tune[of_class], cell.target[of_class], coverage, cell.weight[of_class], cell.patient[of_class])
+            kinds[value, cell.row, cell.inside] = expit(sign * model.test) <= cut
     right = np.where(scores.target == 1, kinds[1], kinds[0])
     return Question(replace(scores, logit=(3 * right + kinds.sum(0)).astype(np.float64)), {"sets": _shares})
 

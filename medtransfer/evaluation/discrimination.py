@@ -1,11 +1,12 @@
-"""AUC and its interval, partial AUC, average precision, ROC and precision-recall curves.
+"""AUC and its interval, partial AUC, average precision, ROC and precision-recall curves: all of scores of one model.
 
-Metrics for resampling take `weights` (draw, image) and return one value per draw; the estimate is the
-same function with weights of 1.
+Of several models they are means over these, see `resample.Within` and `influence.auc`. Metrics for resampling take `weights`
+(draw, image) and return one value per draw; the estimate is the same function with weights of 1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from medtransfer.evaluation.influence import Estimate
+from medtransfer.evaluation import influence
+from medtransfer.evaluation.estimate import Estimate, mass_of
+from medtransfer.evaluation.scores import Scores
 
 Float = NDArray[np.float64]
 _Z = float(norm.ppf(0.975))
@@ -88,31 +91,40 @@ def auc_interval(estimate: Estimate) -> dict[str, Any]:
     """
     value = estimate.value
     if not np.isfinite(value):
-        missing = "positive" if estimate.members[0] == 0 else "negative"
-        return {"estimate": None, "low": None, "high": None, "method": "none", "reason": f"not estimable: no {missing} image"}
+        missing = [name for name, count in zip(("positive", "negative"), estimate.members, strict=False) if count == 0]
+        reason = f"no {missing[0]} image" if missing else "no model tested both classes"
+        return {"estimate": None, "low": None, "high": None, "method": "none", "reason": f"not estimable: {reason}"}
     positives, negatives, patients = estimate.members
     several = len(estimate.by_seed) > 1
     variance = estimate.variance
     small = min(positives, negatives) < _SMALL and positives + negatives == patients and not estimate.clustered and not several
     if small or not 0 < value < 1 or not (np.isfinite(variance) and variance > 0):
-        low, high = _newcombe(value, positives, negatives)
+        low, high = _newcombe(value, estimate.by_fold)
         return {"estimate": value, "low": low, "high": high, "method": "Newcombe 2006, method 5"}
     method = "DeLong, logit scale"
     if estimate.clustered:
         method += ", clustered by patient"
-    if several:
+    if several and not estimate.given:
         method += ", with the variance between seeds"
     return {**estimate.interval("logit"), "method": method}
 
 
-def _newcombe(auc: float, m: int, n: int) -> tuple[float, float]:
-    """Score-like interval: the AUCs whose own Hanley-McNeil error reaches the estimate."""
+def _newcombe(auc: float, members: NDArray[np.int64]) -> tuple[float, float]:
+    """Score-like interval: the AUCs whose own Hanley-McNeil error reaches the estimate; that of a mean over folds from those of each.
+
+    Args:
+        auc: mean over folds, weighted by their pairs.
+        members: (fold, 2), positives and negatives.
+    """
+    pairs = members.prod(1).astype(np.float64)
+    m, n = members[pairs > 0].T
+    share = pairs[pairs > 0] / pairs.sum()
     middle = (m + n) / 2 - 1
     auc = float(np.round(auc, 12))  # a sum of ranks may miss 0 or 1 by its last bit
 
     def excess(value: float) -> float:
         spread = value * (1 - value) * (1 + middle * (1 - value) / (2 - value) + middle * value / (1 + value)) / (m * n)
-        return (auc - value) ** 2 - _Z**2 * spread
+        return (auc - value) ** 2 - _Z**2 * float(share**2 @ spread)
 
     # At 0 and 1 the equation has a second, trivial root at the estimate itself; stay a hair inside of it.
     inside = min(max(auc, 1e-9), 1 - 1e-9)
@@ -121,33 +133,48 @@ def _newcombe(auc: float, m: int, n: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def roc_curve(scores: Float, target: NDArray[Any], weight: Float, points: int = 101) -> dict[str, list[float]]:
-    """Sensitivity at evenly spaced false-positive rates, averaged over seeds (vertical averaging); empty where a class is missing.
+def auc_within(score: Float, target: NDArray[Any], model: NDArray[Any]) -> float:
+    """AUC over pairs scored by the same model, (image,) each; NaN where there is none."""
+    return influence.auc(score, target, np.ones(len(score)), np.asarray(model))[0]
 
-    Args:
-        scores: (seed, image). target, weight: (image,).
-    """
+
+def roc_curve(scores: Scores, points: int = 101) -> dict[str, list[float]]:
+    """Sensitivity at evenly spaced false-positive rates, averaged over models (vertical averaging); empty where a class is missing."""
     grid = np.linspace(0.0, 1.0, points)
-    if not 0 < weight @ target < weight.sum():
-        return {"false_positive_rate": [], "sensitivity": []}
-    curves = []
-    for score in scores:
-        positive, negative = (part[0, ::-1] for part in _by_threshold(score, target, weight[None]))
-        true = np.r_[0.0, np.cumsum(positive)] / positive.sum()
-        false = np.r_[0.0, np.cumsum(negative)] / negative.sum()
-        curves.append(np.interp(grid, false, true))
-    return {"false_positive_rate": grid.tolist(), "sensitivity": np.mean(curves, axis=0).tolist()}
+
+    def curve(positive: Float, negative: Float) -> Float:
+        true, false = np.r_[0.0, np.cumsum(positive)] / positive.sum(), np.r_[0.0, np.cumsum(negative)] / negative.sum()
+        return np.asarray(np.interp(grid, false, true), np.float64)
+
+    mean = _mean_curve(scores, curve)
+    return (
+        {"false_positive_rate": grid.tolist(), "sensitivity": mean.tolist()}
+        if mean is not None
+        else {"false_positive_rate": [], "sensitivity": []}
+    )
 
 
-def precision_recall_curve(scores: Float, target: NDArray[Any], weight: Float, points: int = 101) -> dict[str, list[float]]:
-    """Precision at evenly spaced recalls, that of the first threshold which reaches them, averaged over seeds; arguments as `roc_curve`."""
+def precision_recall_curve(scores: Scores, points: int = 101) -> dict[str, list[float]]:
+    """Precision at evenly spaced recalls, that of the first threshold which reaches them, averaged over models."""
     grid = np.linspace(0.0, 1.0, points)[1:]
-    if not weight @ target > 0:
-        return {"recall": [], "precision": []}
-    curves = []
-    for score in scores:
-        positive, negative = (part[0, ::-1] for part in _by_threshold(score, target, weight[None]))
+
+    def curve(positive: Float, negative: Float) -> Float:
         true, called = np.cumsum(positive), np.cumsum(positive + negative)
         reached = np.searchsorted(true / true[-1], grid - 1e-12)
-        curves.append(true[reached] / called[reached])
-    return {"recall": grid.tolist(), "precision": np.mean(curves, axis=0).tolist()}
+        return np.asarray(true[reached] / called[reached], np.float64)
+
+    mean = _mean_curve(scores, curve)
+    return {"recall": grid.tolist(), "precision": mean.tolist()} if mean is not None else {"recall": [], "precision": []}
+
+
+def _mean_curve(scores: Scores, curve: Callable[[Float, Float], Float]) -> Float | None:
+    """Mean over models, weighted by their pairs, of a curve from the positives and negatives at each score, descending."""
+    total, mass = np.zeros(0), 0.0
+    for row, _, inside in scores.cells:
+        target, weight = scores.target[inside], scores.weight[inside][None]
+        pairs = float(mass_of("pairs", target, weight)[0])
+        if pairs > 0:
+            positive, negative = (part[0, ::-1] for part in _by_threshold(scores.logit[row, inside], target, weight))
+            drawn = pairs * curve(positive, negative)
+            total, mass = drawn + (total if len(total) else 0.0), mass + pairs
+    return total / mass if mass else None

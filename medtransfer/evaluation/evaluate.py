@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -11,33 +12,36 @@ import numpy as np
 import pandas as pd
 
 from medtransfer.errors import PredictionsError
-from medtransfer.evaluation import influence
 from medtransfer.evaluation.caveats import list_caveats
-from medtransfer.evaluation.comparison import Contestant, compare_arms
+from medtransfer.evaluation.comparison import Contestant, compare_arms, judged_by
 from medtransfer.evaluation.conformal import conformal_sets, describe_sets
 from medtransfer.evaluation.discrimination import auc_interval
+from medtransfer.evaluation.estimate import Estimate, estimate_all
 from medtransfer.evaluation.learning_curve import describe_curve, learning_curve
 from medtransfer.evaluation.multilabel import exclude_each_other, recalibrate_classes, refuse_class_names, summarise_labels
 from medtransfer.evaluation.outliers import describe_outliers
 from medtransfer.evaluation.predictions import check_predictions, read_predictions
-from medtransfer.evaluation.recalibration import Recalibrated, adjust_prevalence, recalibrate
-from medtransfer.evaluation.resample import Draws, draw_values
+from medtransfer.evaluation.recalibration import Recalibrated, adjust_prevalence, make_comparable, recalibrate
+from medtransfer.evaluation.resample import Drawn, Draws, Metric, Question, Within, draw_values, strata_of
 from medtransfer.evaluation.result import EvaluationReport
 from medtransfer.evaluation.sample_size import advise
-from medtransfer.evaluation.scores import Scores, align_scores, by_patient
+from medtransfer.evaluation.scores import Scores, Unknown, align_scores, by_patient, choose_rule
 from medtransfer.evaluation.settings import Settings
+from medtransfer.evaluation.sites import by_site, put_over_sites
 from medtransfer.evaluation.subgroups import describe_subgroups
-from medtransfer.evaluation.summary import FEW_DRAWS, WIDEST, Evaluated, Measured, describe_recalibration, measure, summarise
-from medtransfer.evaluation.utility import THRESHOLDS, decide, decision_curves, describe_decision
+from medtransfer.evaluation.summary import ESTIMATORS, FEW_DRAWS, WIDEST, Evaluated, Measured, describe_recalibration, measure, summarise
+from medtransfer.evaluation.utility import THRESHOLDS, decide, decision_curves, describe_decision, net_benefit
 
 
 def evaluate(table: pd.DataFrame | str | Path, bootstrap: int = 2000, seed: int = 0, **choices: Any) -> EvaluationReport:
     """Evaluates the test rows of a predictions table.
 
-    AUCs and all other metrics are computed over all test images together (folds pooled), per seed, and averaged over seeds.
-    Intervals are 95 %: of AUC, Brier score, log-loss, intercept, slope and observed / expected, and of differences in them, from
-    influences over patients; of all else by bootstrap over patients; the variance between seeds is added to both. What is fitted
-    (recalibration, thresholds, prediction sets) is fitted per arm, seed and fold on its tune rows.
+    Discrimination (AUC, average precision) is within models: scores of different models (folds, seeds) are never ranked together, and
+    figures are means over models; the pooled figure is beside it. Other metrics are over all test rows of a seed. All are averaged over
+    seeds. Intervals are 95 %: of AUC, Brier score, log-loss, intercept, slope and observed / expected, and of differences in them, from
+    influences over patients; of all else by bootstrap over patients, drawn within folds; the variance between seeds is added to both, and
+    to the difference in AUC also that between folds, so that the verdict is about such trainings. What is fitted (recalibration,
+    thresholds, prediction sets) is fitted for every model on tune rows of patients that it does not test.
 
     Several labels are evaluated one by one (`labels` of the report) and on average.
 
@@ -59,7 +63,7 @@ def evaluate(table: pd.DataFrame | str | Path, bootstrap: int = 2000, seed: int 
     keep = settings.subgroups
     weight = settings.weight
     table = read_predictions(table, keep, weight) if isinstance(table, (str, Path)) else check_predictions(table, keep=keep, weight=weight)
-    unknown = table.attrs["unknown"]
+    unknown, hidden = table.attrs["unknown"], table.attrs["unknown_patients"]
     curve = table[table["size"] > 0] if "size" in table.columns else table.iloc[:0]
     table = table[table["size"] == 0] if "size" in table.columns else table
     if table.empty:
@@ -67,55 +71,87 @@ def evaluate(table: pd.DataFrame | str | Path, bootstrap: int = 2000, seed: int 
             "every row is of a learning curve (size above 0). Give the predictions of the whole cohort too, with size 0."
         )
     labels = list(dict.fromkeys(table["label"]))
-    patients = np.unique(table.loc[table["part"] == "test", "patient"].astype(str)).astype(object)
-    draws = Draws(patients, bootstrap, seed)
-    if len(labels) == 1:
-        data = _evaluate_label(table, settings, draws).data
-    else:
+    if len(labels) > 1:
         refuse_class_names(table)
+    settings = _settle(table, settings)
+    counted = _count(table, settings, hidden)
+    test = counted[counted["part"] == "test"]
+    patients = np.unique(test["patient"].astype(str)).astype(object)
+    draws = Draws(patients, bootstrap, seed, strata_of(test, patients))
+    if len(labels) == 1:
+        data = _evaluate_label(table, counted, settings, draws, hidden=hidden).data
+    else:
         # Of patients with images of several classes none is the one.
-        exclusive = exclude_each_other(table if settings.unit == "image" else by_patient(table, settings.aggregate))
-        again = recalibrate_classes(table) if exclusive else None
+        exclusive = exclude_each_other(counted)
+        again = recalibrate_classes(counted) if exclusive else None
         parts = {}
         for label in labels:
-            own = None if again is None else again[0][again[0]["label"] == label]
-            parts[label] = _evaluate_label(table[table["label"] == label], settings, draws, own, exclusive)
-        data = summarise_labels(parts, exclusive, draws, None if again is None else again[1], settings.margin)
+            recalibrated = None if again is None else again[0][again[0]["label"] == label]
+            rows, images = (of[of["label"] == label] for of in (counted, table))
+            parts[label] = _evaluate_label(images, rows, settings, draws, recalibrated, exclusive, hidden)
+        data = summarise_labels(parts, exclusive, draws, None if again is None else again[1], settings)
         if exclusive and settings.recalibration != "auto":
             data["warnings"].append(
                 f"recalibration={settings.recalibration} is for single labels; classes are recalibrated together, by vector scaling."
             )
         if len(curve):
             data["warnings"].append("Rows of a learning curve are left out: it is drawn for one label at a time.")
-    growth, matches = learning_curve(curve, bootstrap, seed) if len(labels) == 1 else ([], [])
+    growth, matches = learning_curve(_count(curve, settings, hidden), bootstrap, seed) if len(labels) == 1 else ([], [])
     warnings = [*data["warnings"], *([f"{unknown} rows have no target and are left out."] if unknown else [])]
     more = {"learning_curve": growth, "matching_sizes": matches, "growth": describe_curve(growth, matches), "shift": None}
     data |= {**more, "warnings": warnings}
     return EvaluationReport(data)
 
 
+def _settle(table: pd.DataFrame, settings: Settings) -> Settings:
+    """What is counted, and how images become a patient, where that is left to the table."""
+    test = table[table["part"] == "test"]
+    rule = choose_rule(test) if settings.aggregate == "auto" else settings.aggregate
+    unit = settings.unit
+    if unit == "auto":
+        several = len(test) > 0 and test.groupby("patient", sort=False)["image"].nunique().max() > 1
+        by_label = test.groupby(["label", "patient"], sort=False)["target"].max().groupby("label").nunique()
+        unit = "patient" if several and (by_label == 2).all() else "image"
+    return replace(settings, unit=unit, aggregate=rule)
+
+
+def _count(table: pd.DataFrame, settings: Settings, hidden: Unknown) -> pd.DataFrame:
+    """The rows that are counted: of images, or of patients."""
+    if settings.unit == "image" or settings.aggregate == "auto" or table.empty:
+        return table
+    return by_patient(table, settings.aggregate, hidden)
+
+
 def _evaluate_label(
-    table: pd.DataFrame, settings: Settings, draws: Draws, again: pd.DataFrame | None = None, exclusive: bool = False
+    images: pd.DataFrame,
+    table: pd.DataFrame,
+    settings: Settings,
+    draws: Draws,
+    again: pd.DataFrame | None = None,
+    exclusive: bool = False,
+    hidden: Unknown | None = None,
 ) -> Evaluated:
     """All numbers of one label.
 
-    `again`: the same rows after a recalibration of all classes together; `exclusive`: there is none but that.
+    `images`: its rows as they are; `table`: those that are counted. `again`: the latter after a recalibration of all classes together;
+    `exclusive`: there is none but that.
     """
-    images = table
-    if settings.unit == "patient":
-        table = by_patient(table, settings.aggregate)
-        again = None if again is None else by_patient(again, settings.aggregate)
-    scores, left_out = align_scores(table)
+    aligned, left_out = align_scores(table)
+    scores = [replace(s, given=settings.models == "given") for s in aligned]
     tunes = [table[(table["arm"] == arm.arm) & (table["part"] == "tune")] for arm in scores]
     recalibrated = _recalibrated(scores, tunes, settings, again, exclusive)
     after = [r.scores for r in recalibrated if r is not None]
     measured = measure([*scores, *after], draws)
+    if settings.leave_out:
+        measured = [replace(m, sites=by_site(m.scores, draws.codes(m.scores.patients), len(draws.patients))) for m in measured]
     raw = measured[: len(scores)]
     rest = iter(measured[len(scores) :])
     second = [next(rest) if r is not None else None for r in recalibrated]
 
-    decisions = [decide(s, tune, r.scores if r else None, settings.aims) for s, tune, r in zip(scores, tunes, recalibrated, strict=True)]
-    sets = [conformal_sets(s, tune, settings.coverage) for s, tune in zip(scores, tunes, strict=True)]
+    comparable = [make_comparable(s, tune) for s, tune in zip(scores, tunes, strict=True)]
+    last = [r.scores if r else None for r in recalibrated]
+    decisions = [decide(s, models, after, settings.aims) for s, models, after in zip(scores, comparable, last, strict=True)]
+    sets = [conformal_sets(s, models, settings.coverage) for s, models in zip(scores, comparable, strict=True)]
     asked = [d.question for own in decisions for d in own] + [question for question in sets if question is not None]
     answers = iter(draw_values(asked, draws))
     points = [[describe_decision(d, next(answers)["rates"]) for d in own] for own in decisions]
@@ -127,22 +163,47 @@ def _evaluate_label(
         entry["recalibrated"] = None
         if r is not None and two is not None:
             entry["recalibrated"] = {**summarise(two, draws, f"{s.arm} after recalibration ({r.method})"), **describe_recalibration(r)}
+            entry["recalibrated"]["auc"] = put_over_sites(entry["recalibrated"]["auc"], two.sites)
+        entry["auc"] = put_over_sites(entry["auc"], one.sites)
         arms[s.arm] = {**entry, "operating_points": own_points, "prediction_sets": own_sets}
         rows = table[(table["arm"] == s.arm) & (table["part"] == "test")]
-        arms[s.arm]["outliers"] = describe_outliers((two or one).scores, rows, draws)
-    used = [two or one for one, two in zip(raw, second, strict=True)]
+        looked_at = images[(images["arm"] == s.arm) & (images["part"] == "tune")]
+        fewest = int(looked_at.groupby(["seed", "fold"]).size().min()) if len(looked_at) else 0
+        arms[s.arm]["outliers"] = describe_outliers((two or one).scores, rows, fewest, draws)
+    used = [(two or one).scores for one, two in zip(raw, second, strict=True)]
+    benefits, at_threshold = _net_benefit(used, settings, draws)
     first = scores[0]
+    tuned = len(tunes[0]) / max(1, len(first.seeds) * len(np.unique(first.fold)))  # tune images of a model
+    turned = [entry["trust"] for entry in arms.values() if entry["trusted"] == "reversed"]
+    comparisons = _compare(scores, raw, at_threshold, settings, tuned)
+    covers = {entry["delta_auc"]["covers"] for entry in comparisons}
     data = {
         **_describe_table(table, first, settings),
         "arms": arms,
-        "comparisons": _compare(scores, raw, used, settings),
-        "decision_curves": decision_curves([m.scores for m in used], [m.drawn["net_benefit"] for m in used]),
-        "other_unit": _other_unit(images, settings, draws),
+        "comparisons": comparisons,
+        "decision_curves": decision_curves(used, benefits, settings.target_prevalence),
+        "other_unit": _other_unit(images, scores, settings, draws, hidden, exclusive),
         "subgroups": _subgroups(table, scores, settings, draws),
-        "external_validation": _advise(first, raw[0], used[0].scores, settings),
-        "warnings": [*left_out, *list_caveats(table, scores, recalibrated, settings)],
+        "external_validation": _advise(first, raw[0], used[0], settings),
+        "warnings": [*left_out, *turned, *list_caveats(images, scores, recalibrated, settings, covers)],
     }
     return Evaluated(data, raw, second)
+
+
+def _net_benefit(scores: Sequence[Scores], settings: Settings, draws: Draws) -> tuple[list[Drawn], list[Drawn | None]]:
+    """Of probabilities after recalibration, at the prevalence of the patients they are meant for: all thresholds, and the one asked for."""
+    there = settings.target_prevalence
+    adjusted = []
+    for s in scores:
+        here = float(s.weight @ s.target / s.weight.sum())
+        move = there is not None and 0 < here < 1
+        adjusted.append(replace(s, logit=adjust_prevalence(s.logit, here, there)) if move and there is not None else s)
+    metrics: dict[str, Metric | Within] = {"all": net_benefit(there)}
+    if settings.threshold is not None:
+        place, curve = int(np.argmin(np.abs(THRESHOLDS - settings.threshold))), net_benefit(there)
+        metrics["one"] = Within(lambda z, y, w: curve(z, y, w)[:, place], "images")
+    answers = draw_values([Question(s, metrics) for s in adjusted], draws)
+    return [answer["all"] for answer in answers], [answer.get("one") for answer in answers]
 
 
 def _recalibrated(
@@ -150,9 +211,8 @@ def _recalibrated(
 ) -> list[Recalibrated | None]:
     if again is not None:
         by_arm = {s.arm: s for s in align_scores(again)[0]}
-        return [
-            Recalibrated(by_arm[s.arm].take(_rows_of(by_arm[s.arm], s)), "vector", {}, "the classes exclude each other") for s in scores
-        ]
+        taken = [by_arm[s.arm].take(_rows_of(by_arm[s.arm], s)) if s.arm in by_arm else None for s in scores]
+        return [None if of is None else Recalibrated(of, "vector", {}, "the classes exclude each other") for of in taken]
     if exclusive:  # maps of single classes would not add up to 1
         return [None] * len(scores)
     return [recalibrate(s, tune, settings.recalibration) for s, tune in zip(scores, tunes, strict=True)]
@@ -167,10 +227,12 @@ def _describe_table(table: pd.DataFrame, first: Scores, settings: Settings) -> d
     return {
         "label": str(table["label"].iloc[0]),
         "unit": settings.unit,
+        "aggregate": settings.aggregate,
         "images": len(first.images),
         "positive_images": int(first.target.sum()),
         "patients": len(set(first.patients)),
         "seeds": len(first.seeds),
+        "models": len(first.cells),
         "prevalence": float(first.weight @ first.target / first.weight.sum()),
         "bootstrap": settings.bootstrap,
         "seed": settings.seed,
@@ -185,45 +247,66 @@ def _advise(first: Scores, raw: Measured, used: Scores, settings: Settings) -> d
     there, logit = settings.target_prevalence or here, used.logit[0]
     if settings.target_prevalence is not None and 0 < here < 1:
         logit = adjust_prevalence(logit, here, there)
-    return {**advise(raw.found["auc"].value, there, logit), "unit": settings.unit}
+    return {**advise(raw.found["auc"].value, there, logit, used.target, settings.threshold), "unit": settings.unit}
 
 
-def _compare(scores: Sequence[Scores], raw: Sequence[Measured], used: Sequence[Measured], settings: Settings) -> list[dict[str, Any]]:
-    """Differences; that in net benefit is at the threshold asked for, or at the prevalence, on probabilities after recalibration."""
-    aimed = settings.threshold or float(scores[0].target.mean())
-    column = int(np.argmin(np.abs(THRESHOLDS - aimed)))
-    contestants = [
-        Contestant(s.arm, len(s.seeds), one.found, {**one.drawn, "net_benefit": last.drawn["net_benefit"][column]}, s)
-        for s, one, last in zip(scores, raw, used, strict=True)
-    ]
-    comparisons = compare_arms(contestants, settings.margin)
-    for entry in comparisons:
-        entry["delta_net_benefit"]["threshold"] = float(THRESHOLDS[column])
+def _compare(
+    scores: Sequence[Scores], raw: Sequence[Measured], benefits: Sequence[Drawn | None], settings: Settings, tuned: float
+) -> list[dict[str, Any]]:
+    """Differences; that in net benefit is at the threshold asked for, on probabilities after recalibration."""
+    contestants = []
+    for s, one, benefit in zip(scores, raw, benefits, strict=True):
+        drawn = one.drawn if benefit is None else {**one.drawn, "net_benefit": benefit}
+        contestants.append(Contestant(s.arm, one.found, drawn, s, one.sites))
+    comparisons = compare_arms(contestants, settings.margin, settings.leave_out, tuned)
+    for entry in comparisons if settings.threshold is not None else ():
+        entry["delta_net_benefit"]["threshold"] = float(THRESHOLDS[np.argmin(np.abs(THRESHOLDS - settings.threshold))])
     return comparisons
 
 
-def _other_unit(table: pd.DataFrame, settings: Settings, draws: Draws) -> dict[str, Any] | None:
-    """AUC, Brier score and slope counted the other way, by patient or by image; None where every patient has one image."""
+def _other_unit(
+    table: pd.DataFrame, counted: Sequence[Scores], settings: Settings, draws: Draws, hidden: Unknown | None, exclusive: bool
+) -> dict[str, Any] | None:
+    """The main numbers counted the other way, by patient or by image; None where every patient has one image.
+
+    They are recalibrated at that unit, but not those of classes that exclude each other, which are recalibrated together.
+    """
     images, _ = align_scores(table)
-    if not images[0].clustered:
+    if not images[0].clustered or settings.aggregate == "auto":
         return None
     by_images = settings.unit == "patient"
-    scores = images if by_images else align_scores(by_patient(table, settings.aggregate))[0]
-    found = []
+    rows = table if by_images else by_patient(table, settings.aggregate, hidden)
+    # The other unit may have too few rows for an isotonic map.
+    method = "auto" if settings.recalibration == "isotonic" else settings.recalibration
+    scores = [replace(s, given=counted[0].given) for s in (images if by_images else align_scores(rows)[0])]
+    names = {patient for s in scores for patient in s.patients} - set(draws.patients)
+    draws = Draws(np.array([*draws.patients, *sorted(names)], object), draws.number, draws.seed) if names else draws
+    arms, aucs = {}, []
     for s in scores:
-        codes = draws.codes(s.patients)
-        wanted: dict[str, influence.Estimator] = {"auc": influence.auc, "brier": influence.brier, "slope": influence.slope}
-        found.append(influence.estimate_all(s.logit, s.target, s.weight, codes, len(draws.patients), wanted))
-    arms = {
-        s.arm: {"auc": auc_interval(own["auc"]), "brier": own["brier"].interval(least=0.0), "slope": own["slope"].interval(widest=WIDEST)}
-        for s, own in zip(scores, found, strict=True)
-    }
+        tune = rows[(rows["arm"] == s.arm) & (rows["part"] == "tune")]
+        again = None if exclusive else recalibrate(s, tune, method)
+        entry, auc = _main_numbers(s, draws)
+        arms[s.arm] = {**entry, "recalibrated": None if again is None else _main_numbers(again.scores, draws)[0]}
+        aucs.append(auc)
     comparisons = []
     for i, j in combinations(range(len(scores)), 2):
-        difference = found[i]["auc"] - found[j]["auc"]
-        comparisons.append({"a": scores[i].arm, "b": scores[j].arm, "delta_auc": {**difference.interval(), "p": difference.p_value()}})
-    unit = "image" if by_images else f"patient, {settings.aggregate} of the images"
+        difference = aucs[i] - aucs[j]
+        parts = judged_by(difference)
+        delta = {**difference.interval(parts=parts), "p": difference.p_value(parts)}
+        comparisons.append({"a": scores[i].arm, "b": scores[j].arm, "delta_auc": delta})
+    unit = "image" if by_images else f"patient, {settings.aggregate.replace('_', '-')} of the images"
     return {"unit": unit, "cases": len(scores[0].images), "arms": arms, "comparisons": comparisons}
+
+
+def _main_numbers(scores: Scores, draws: Draws) -> tuple[dict[str, Any], Estimate]:
+    estimates = estimate_all(scores, draws.codes(scores.patients), len(draws.patients), ESTIMATORS)
+    return {
+        "auc": auc_interval(estimates["auc"]),
+        "brier": estimates["brier"].interval(least=0.0),
+        "slope": estimates["slope"].interval(widest=WIDEST),
+        "intercept": estimates["intercept"].interval(widest=WIDEST),
+        "observed_expected": estimates["observed_expected"].interval("log"),
+    }, estimates["auc"]
 
 
 def _subgroups(table: pd.DataFrame, scores: Sequence[Scores], settings: Settings, draws: Draws) -> list[dict[str, Any]]:

@@ -1,206 +1,72 @@
-"""Estimates with their influence functions, and the intervals that follow from them.
+"""Estimates with their influence functions.
 
 The influence of an image is what it adds to the error of an estimate: estimate - truth is about their sum. Summed within
 patients and squared, they give the variance over patients whatever the number of images of each (Obuchowski 1997,
 doi:10.2307/2533958, for the AUC; Huber's sandwich for the others), and differences between arms come from differences of influences.
 
-Every function takes `logit`, `target` (0 or 1) and `weight` (not negative; 1 each where all count alike), all (image,), and
-returns the estimate and (image,) influences. An estimate is NaN where it does not exist.
+Every function takes `logit`, `target` (0 or 1), `weight` (not negative; 1 each where all count alike) and `model` (number of the model
+that scored it), all (image,), and returns the estimate and (image,) influences. An estimate is NaN where it does not exist. Scores of
+different models are never ranked against each other: where they differ in scale, an AUC of pooled scores is too low (Airola et al. 2011,
+doi:10.1016/j.csda.2010.11.018; LeDell, Petersen & van der Laan 2015, doi:10.1214/15-EJS1035).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from medtransfer.evaluation.spread import Part, between, quantile, two_sided_p
-
 Float = NDArray[np.float64]
-Estimator = Callable[[Float, NDArray[Any], Float], tuple[float, Float]]
-Scale = Literal["identity", "logit", "log"]
-# A variance below this is rounding.
-_NOTHING = 1e-18
-# With so many patients of a class, one image each, the variance is known well enough for the normal distribution of the textbooks.
-_MANY = 30
+Int = NDArray[np.int64]
+Estimator = Callable[[Float, NDArray[Any], Float, Int], tuple[float, Float]]
 
 
-@dataclass(frozen=True, eq=False)
-class Estimate:
-    """An estimate over patients and seeds.
-
-    Attributes:
-        value: mean over seeds.
-        positive, negative: (patient,), influence of the images of either class, summed within the patient and averaged over seeds.
-        members: number of patients with a positive, with a negative image, and of all.
-        clustered: whether a patient has several images.
-        by_seed: (seed,), the estimate of each.
-        between: parts of the variance that come from seeds; none for a single seed, which does not show them.
-    """
-
-    value: float
-    positive: Float
-    negative: Float
-    members: tuple[int, int, int]
-    clustered: bool
-    by_seed: Float
-    between: tuple[Part, ...]
-
-    def __sub__(self, other: Estimate) -> Estimate:
-        """The difference over the same patients; seeds are paired where there are as many."""
-        paired = len(self.by_seed) == len(other.by_seed)
-        by_seed = self.by_seed - other.by_seed if paired else np.array([self.value - other.value])
-        return Estimate(
-            self.value - other.value,
-            self.positive - other.positive,
-            self.negative - other.negative,
-            self.members,
-            self.clustered,
-            by_seed,
-            between(by_seed) if paired else self.between + other.between,
-        )
-
-    @property
-    def of_patients(self) -> float:
-        """The part of the variance that comes from patients, the trained models taken as given."""
-        return sum(self._parts())
-
-    @property
-    def variance(self) -> float:
-        """Over patients and seeds."""
-        return self.of_patients + sum(part.variance for part in self.between)
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        """Of the variance: over patients, known from those of either class (Satterthwaite 1946, doi:10.2307/3002019), and between seeds."""
-        of_positive, of_negative, _ = self._parts()
-        positives, negatives, _ = self.members
-        if min(positives, negatives) >= _MANY and not self.clustered and not self.between:
-            return (Part(self.of_patients, np.inf),)
-        pair = [(of_positive, positives - 1), (of_negative, negatives - 1)]
-        known = [(part, freedom) for part, freedom in pair if part > 0 and freedom > 0]
-        freedom = sum(part for part, _ in known) ** 2 / sum(part**2 / freedom for part, freedom in known) if known else 1.0
-        return (Part(self.of_patients, freedom), *self.between)
-
-    def interval(
-        self, scale: Scale = "identity", least: float = -np.inf, greatest: float = np.inf, widest: float = np.inf
-    ) -> dict[str, Any]:
-        """Estimate with its 95 % interval, by Student's t on a scale where the estimate is nearer to normal.
-
-        Args:
-            scale: of the interval.
-            least, greatest: bounds of the quantity.
-            widest: standard errors beyond this mean that the data hold no information on it.
-        """
-        variance = self.variance
-        if not np.isfinite(self.value):
-            reason = "not estimable: a class is missing, or the score separates the classes"
-            return {"estimate": None, "low": None, "high": None, "reason": reason}
-        why = ""
-        if min(self.members[:2]) < 2:
-            why = "fewer than two patients of a class"
-        elif not (np.isfinite(variance) and variance > _NOTHING):
-            why = "no two patients differ"
-        elif np.sqrt(variance) > widest:
-            why = "the data hold too little information"
-        if why:
-            return {"estimate": self.value, "low": None, "high": None, "reason": f"no interval: {why}"}
-        half = quantile(self.parts) * np.sqrt(variance)
-        low, high = _move(self.value, -half, scale), _move(self.value, half, scale)
-        return {"estimate": self.value, "low": max(least, low), "high": min(greatest, high)}
-
-    def p_value(self) -> float | None:
-        """Two-sided, of the estimate being 0; None where its variance is not known."""
-        variance = self.variance
-        if not (np.isfinite(self.value) and np.isfinite(variance) and variance > _NOTHING and min(self.members[:2]) >= 2):
-            return None
-        return two_sided_p(abs(self.value) / np.sqrt(variance), self.parts)
-
-    def _parts(self) -> tuple[float, float, float]:
-        positives, negatives, patients = self.members
-        mixed = float(self.positive @ self.negative)
-        return (
-            _corrected(float(self.positive @ self.positive), positives),
-            _corrected(float(self.negative @ self.negative), negatives),
-            2 * _corrected(mixed, patients) if mixed else 0.0,
-        )
+def split_models(model: Int) -> Iterator[Any]:
+    """Rows of each model."""
+    if len(model) and (model == model[0]).all():
+        yield slice(None)
+        return
+    for number in np.unique(model):
+        yield np.flatnonzero(model == number)
 
 
-def _corrected(square: float, patients: int) -> float:
-    return square * patients / (patients - 1) if patients > 1 else float("nan")
+def auc(logit: Float, target: NDArray[Any], weight: Float, model: Int) -> tuple[float, Float]:
+    """Share of pairs, a positive and a negative scored by the same model, that are in order; ties counted half.
 
-
-def _move(value: float, half: float, scale: Scale) -> float:
-    if scale == "logit" and 0 < value < 1:
-        return float(expit(np.log(value / (1 - value)) + half / (value * (1 - value))))
-    if scale == "log" and value > 0:
-        return float(value * np.exp(half / value))
-    return float(value + half)
-
-
-def estimate_all(
-    logits: Float, target: NDArray[Any], weight: Float, patients: NDArray[np.int64], count: int, estimators: dict[str, Estimator]
-) -> dict[str, Estimate]:
-    """Several estimates by name; see `estimate`."""
-    return {name: estimate(logits, target, weight, patients, count, estimator) for name, estimator in estimators.items()}
-
-
-def estimate(logits: Float, target: NDArray[Any], weight: Float, patients: NDArray[np.int64], count: int, estimator: Estimator) -> Estimate:
-    """An estimate over the seeds of one arm.
-
-    Args:
-        logits: (seed, image).
-        target, weight: (image,).
-        patients: (image,), number of the patient, below `count`.
-        count: of patients, those of other images among them, which have no influence.
-        estimator: one of this module.
+    Of one model it is the area under the ROC curve (Hanley & McNeil 1982, doi:10.1148/radiology.143.1.7063747), and influences are DeLong's
+    structural components (DeLong et al. 1988, doi:10.2307/2531595; by sorting: Sun & Xu 2014, doi:10.1109/LSP.2014.2337313) less the AUC,
+    divided by the number of their class. Of several it is their mean, weighted by their pairs.
     """
     truth = np.asarray(target) == 1
-    values = np.empty(len(logits))
-    influence = np.zeros(len(target))
-    for seed, logit in enumerate(logits):
-        values[seed], own = estimator(logit, target, weight)
-        influence += own / len(logits)
-    members = len(np.unique(patients[truth])), len(np.unique(patients[~truth])), len(np.unique(patients))
-    return Estimate(
-        float(values.mean()),
-        np.bincount(patients[truth], influence[truth], count).astype(np.float64),
-        np.bincount(patients[~truth], influence[~truth], count).astype(np.float64),
-        members,
-        len(target) > members[2],
-        values,
-        between(values),
-    )
-
-
-def auc(logit: Float, target: NDArray[Any], weight: Float) -> tuple[float, Float]:
-    """Area under the ROC curve, ties counted half (Hanley & McNeil 1982, doi:10.1148/radiology.143.1.7063747).
-
-    Influences are DeLong's structural components (DeLong et al. 1988, doi:10.2307/2531595; by sorting: Sun & Xu 2014,
-    doi:10.1109/LSP.2014.2337313) less the AUC, divided by the number of their class.
-    """
-    _, level = np.unique(logit, return_inverse=True)
-    truth = np.asarray(target) == 1
-    positive, negative = np.bincount(level, weight * truth), np.bincount(level, weight * ~truth)
-    if not (positive.sum() > 0 and negative.sum() > 0):
+    placement, share = np.zeros(len(logit)), np.zeros(len(logit))
+    concordant = pairs = 0.0
+    for rows in split_models(model):
+        _, level = np.unique(logit[rows], return_inverse=True)
+        mine, w = truth[rows], weight[rows]
+        positive, negative = np.bincount(level, w * mine), np.bincount(level, w * ~mine)
+        p, n = positive.sum(), negative.sum()
+        if not (p > 0 and n > 0):
+            continue
+        below = np.cumsum(negative) - negative / 2
+        above = p - (np.cumsum(positive) - positive / 2)
+        placement[rows] = np.where(mine, below[level] / n, above[level] / p)
+        share[rows] = w * np.where(mine, n, p)
+        concordant, pairs = concordant + float(positive @ below), pairs + float(p * n)
+    if not pairs > 0:
         return float("nan"), np.zeros(len(logit))
-    below = (np.cumsum(negative) - negative / 2) / negative.sum()
-    above = 1 - (np.cumsum(positive) - positive / 2) / positive.sum()
-    value = min(1.0, float(positive @ below / positive.sum()))
-    share = weight / np.where(truth, positive.sum(), negative.sum())
-    return value, share * (np.where(truth, below[level], above[level]) - value)
+    value = min(1.0, concordant / pairs)
+    return value, np.where(share > 0, share / pairs * (placement - value), 0.0)
 
 
-def brier(logit: Float, target: NDArray[Any], weight: Float) -> tuple[float, Float]:
+def brier(logit: Float, target: NDArray[Any], weight: Float, _model: Int) -> tuple[float, Float]:
     """Mean squared error of the probability (Brier 1950); 0 is best."""
     return mean((expit(logit) - target) ** 2, weight)
 
 
-def log_loss(logit: Float, target: NDArray[Any], weight: Float) -> tuple[float, Float]:
+def log_loss(logit: Float, target: NDArray[Any], weight: Float, _model: Int) -> tuple[float, Float]:
     """Mean negative log-likelihood in nats, from the logits, so that no probability is rounded to 0 or 1."""
     return mean(np.logaddexp(0.0, np.where(np.asarray(target) == 1, -logit, logit)), weight)
 
@@ -212,17 +78,17 @@ def mean(values: Float, weight: Float) -> tuple[float, Float]:
     return value, weight * (values - value) / total
 
 
-def brier_skill(logit: Float, target: NDArray[Any], weight: Float) -> tuple[float, Float]:
+def brier_skill(logit: Float, target: NDArray[Any], weight: Float, _model: Int) -> tuple[float, Float]:
     """1 - Brier / Brier of the prevalence: 1 is perfect, 0 no better than the prevalence, below 0 worse."""
     prevalence, of_prevalence = mean(np.asarray(target, float), weight)
     reference = prevalence * (1 - prevalence)
     if reference == 0:
         return float("nan"), np.zeros(len(logit))
-    value, of_brier = brier(logit, target, weight)
+    value, of_brier = brier(logit, target, weight, _model)
     return 1 - value / reference, -of_brier / reference + value / reference**2 * (1 - 2 * prevalence) * of_prevalence
 
 
-def observed_expected(logit: Float, target: NDArray[Any], weight: Float) -> tuple[float, Float]:
+def observed_expected(logit: Float, target: NDArray[Any], weight: Float, _model: Int) -> tuple[float, Float]:
     """Observed positives / sum of probabilities; 1 is best."""
     expected = float(weight @ expit(logit))
     if expected == 0:
@@ -231,7 +97,7 @@ def observed_expected(logit: Float, target: NDArray[Any], weight: Float) -> tupl
     return value, weight * (target - value * expit(logit)) / expected
 
 
-def intercept(logit: Float, target: NDArray[Any], weight: Float) -> tuple[float, Float]:
+def intercept(logit: Float, target: NDArray[Any], weight: Float, _model: Int) -> tuple[float, Float]:
     """Calibration-in-the-large: a in logit P(y) = a + logit p, slope 1. 0 is best.
 
     Above 0 the probabilities are too low on the whole (Van Calster et al. 2016, doi:10.1016/j.jclinepi.2015.12.005).
@@ -243,32 +109,47 @@ def intercept(logit: Float, target: NDArray[Any], weight: Float) -> tuple[float,
     return value, weight * (target - p) / information
 
 
-def slope(logit: Float, target: NDArray[Any], weight: Float) -> tuple[float, Float]:
-    """Calibration slope: b in logit P(y) = a + b logit p. 1 is best, below 1 over-confident.
+def slope(logit: Float, target: NDArray[Any], weight: Float, model: Int) -> tuple[float, Float]:
+    """Calibration slope: b in logit P(y) = a + b logit p, with an intercept a for every model. 1 is best, below 1 over-confident.
 
-    NaN where it cannot be estimated: one class only, one single probability, or classes separated by the score.
+    NaN where it cannot be estimated: one class only, one single probability, or classes separated by the score. Models of which only
+    one class was tested tell nothing of it.
     """
     nothing = float("nan"), np.zeros(len(logit))
-    spread = float(np.ptp(logit))
-    if not spread > 1e-12 or not _both(target, weight):
+    code = np.unique(model, return_inverse=True)[1]
+    mass = np.bincount(code, weight)
+    positives = np.bincount(code, weight * target)
+    tells = ((positives > 0) & (positives < mass))[code] & (weight > 0)
+    if not tells.any():
         return nothing
-    # Centred and scaled for a well-conditioned Newton step; scaled back at the end.
-    x = (logit - logit.mean()) / spread
-    a, b = 0.0, 0.0
+    z, y, w = logit[tells], np.asarray(target, np.float64)[tells], weight[tells]
+    code = np.unique(code[tells], return_inverse=True)[1]
+    # Centred within models and scaled, for well-conditioned Newton steps; scaled back at the end.
+    x = z - (np.bincount(code, w * z) / np.bincount(code, w))[code]
+    spread = float(np.ptp(x))
+    if not spread > 1e-12:
+        return nothing
+    x = x / spread
+    a, b = np.zeros(code.max() + 1), 0.0
     for _ in range(100):
-        p = expit(a + b * x)
-        residual, curvature = weight * (target - p), weight * p * (1 - p)
-        g0, g1 = float(residual.sum()), float(residual @ x)
-        h00, h01, h11 = float(curvature.sum()), float(curvature @ x), float(curvature @ (x * x))
-        determinant = h00 * h11 - h01**2
-        if curvature.sum() < 1e-6 * weight.sum() or determinant <= 1e-14 * h00 * h11:
+        p = expit(a[code] + b * x)
+        residual, curvature = w * (y - p), w * p * (1 - p)
+        h00, h01 = np.bincount(code, curvature), np.bincount(code, curvature * x)
+        h11, g0 = float(curvature @ (x * x)), np.bincount(code, residual)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            information = h11 - float((h01**2 / h00).sum())
+        if not information > 1e-14 * h11 or (h00 < 1e-6 * np.bincount(code, w)).any():
             return nothing  # separated: the likelihood has no maximum
-        da, db = (h11 * g0 - h01 * g1) / determinant, (h00 * g1 - h01 * g0) / determinant
+        db = (float(residual @ x) - float((h01 * g0 / h00).sum())) / information
+        da = (g0 - h01 * db) / h00
         # Full Newton steps can overshoot from a flat start.
-        shrink = min(1.0, 8.0 / max(np.hypot(da, db), 1e-300))
+        length = float(np.sqrt(da @ da + db**2))
+        shrink = min(1.0, 8.0 / max(length, 1e-300))
         a, b = a + shrink * da, b + shrink * db
-        if np.hypot(da, db) < 1e-10:
-            return b / spread, residual * (h00 * x - h01) / determinant / spread
+        if length < 1e-10:
+            influence = np.zeros(len(logit))
+            influence[tells] = residual * (x - (h01 / h00)[code]) / information / spread
+            return b / spread, influence
     return nothing
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import Any
 
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from medtransfer.evaluation import calibration as cal
 from medtransfer.evaluation import discrimination as dis
 from medtransfer.evaluation import influence
-from medtransfer.evaluation.resample import Drawn, Draws, Metric, Question, draw_values, make_drawn
+from medtransfer.evaluation.estimate import estimate
+from medtransfer.evaluation.recalibration import adjust_prevalence
+from medtransfer.evaluation.resample import Drawn, Draws, Metric, Question, Within, draw_values
 from medtransfer.evaluation.scores import Scores, align_scores
 from medtransfer.evaluation.summary import WIDEST
 
@@ -21,25 +23,32 @@ Float = NDArray[np.float64]
 # Exponents of the power law that are tried: errors of estimates fall with 1/2, learning mostly slower.
 _EXPONENTS = np.linspace(0.1, 1.5, 29)
 _FEWEST_SIZES, _BEYOND = 3, (2, 4)
-_METRICS: dict[str, Metric] = {"auc": dis.weighted_auc, "brier": cal.weighted_brier, "log_loss": cal.weighted_log_loss}
+_METRICS: dict[str, Metric | Within] = {
+    "auc": Within(dis.weighted_auc, "pairs"),
+    "brier": Within(cal.weighted_brier, "images"),
+    "log_loss": Within(cal.weighted_log_loss, "images"),
+}
+_ONE = "no interval: one draw of each size does not show how draws vary"
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """AUCs of an arm by size: (size,), estimated (size,), and in the draws (draw, size)."""
+    """AUCs of an arm by size: (size,), estimated (size,), and in the draws (draw, size); `shown`: whether episodes show how they vary."""
 
     sizes: Float
     estimate: Float
     drawn: Float
+    shown: bool = True
 
 
 def learning_curve(table: pd.DataFrame, bootstrap: int, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """One entry per arm and size, then two per arm beyond its largest size; and what one arm needs to match another.
 
-    AUC, Brier score and log-loss are means over folds and episodes of those within a fold, as scores of different small models are
-    not comparable. Intervals: bootstrap over patients, plus the variance between episodes. Beyond: a power law a - b n^-c with a of at
-    most 1 (Hestness et al. 2017, arXiv:1712.00409), fitted to the estimates and to every draw; its interval holds sampling,
-    not that the law may be wrong.
+    AUC, Brier score, log-loss and slope are those within models, as scores of different small models are not comparable. A draw holds as
+    many patients of either class, so that its probabilities are for 50 %: Brier score, log-loss and slope are measured after they were
+    adjusted to the prevalence of the test images. Intervals: over patients, plus the variance between episodes; none with a single one,
+    which does not show it. Beyond: a power law a - b n^-c with a of at most 1 (Hestness et al. 2017, arXiv:1712.00409), fitted to the
+    estimates and to every draw; its interval holds sampling, not that the law may be wrong.
 
     Args:
         table: predictions with `size` above 0.
@@ -51,51 +60,78 @@ def learning_curve(table: pd.DataFrame, bootstrap: int, seed: int) -> tuple[list
     """
     if table.empty:
         return [], []
+    draws_of = table["episode"].nunique()
     # Every seed of an episode is a draw of its own.
     pairs = {pair: number for number, pair in enumerate(sorted(set(zip(table["episode"], table["seed"], strict=True))))}
     table = table.assign(seed=[pairs[pair] for pair in zip(table["episode"], table["seed"], strict=True)])
     scores: list[Scores] = []
     sizes: list[int] = []
     for size in sorted(set(table["size"].tolist())):
-        aligned, _ = align_scores(table[table["size"] == size])
+        aligned = [_at_prevalence(s) for s in align_scores(table[table["size"] == size])[0]]
         scores += aligned
         sizes += [size] * len(aligned)
     draws = Draws(np.unique(np.concatenate([s.patients for s in scores]).astype(str)).astype(object), bootstrap, seed)
-    drawn = draw_values([Question(s, _METRICS, s.fold) for s in scores], draws)
+    drawn = draw_values([Question(s, _METRICS) for s in scores], draws)
     rng = np.random.default_rng([seed, 3])
     entries, curves = [], {}
     for arm in dict.fromkeys(s.arm for s in scores):
         mine = [i for i, s in enumerate(scores) if s.arm == arm]
-        episodes = len(scores[mine[0]].seeds)
+        # Several seeds of one draw do not show how draws vary.
+        episodes = len(scores[mine[0]].seeds) if draws_of > 1 else 1
         for i in mine:
-            found = {name: drawn[i][name].interval(least=0.0) for name in _METRICS}
-            found["slope"] = _slope(scores[i], draws)
-            entries.append({"arm": arm, "size": sizes[i], "episodes": episodes, "extrapolated": False, **found})
+            values = {name: drawn[i][name].interval("logit" if name == "auc" else "identity", least=0.0) for name in _METRICS}
+            values["slope"] = _slope(scores[i], draws)
+            if episodes == 1:
+                values = {name: _without_interval(value) for name, value in values.items()}
+            entries.append({"arm": arm, "size": sizes[i], "episodes": episodes, "extrapolated": False, **values})
         places = np.array([sizes[i] for i in mine], float)
-        estimate, columns = np.array([drawn[i]["auc"].value for i in mine]), [_with_episodes(drawn[i]["auc"], rng) for i in mine]
-        curves[arm] = Curve(places, estimate, np.stack(columns, 1))
+        aucs, columns = np.array([drawn[i]["auc"].value for i in mine]), [_with_episodes(drawn[i]["auc"], rng) for i in mine]
+        curves[arm] = Curve(places, aucs, np.stack(columns, 1), episodes > 1)
         if len(mine) >= _FEWEST_SIZES:
             beyond = places[-1] * np.array(_BEYOND)
-            values, further = extrapolate(places, estimate[None], beyond)[0], extrapolate(places, curves[arm].drawn, beyond)
+            values, further = extrapolate(places, aucs[None], beyond)[0], extrapolate(places, curves[arm].drawn, beyond)
             for place, value, column in zip(beyond, values, further.T, strict=True):
-                auc = make_drawn(np.array([value]), column).interval(least=0.0, greatest=1.0)
+                auc = (
+                    _quantiles(float(value), column)
+                    if episodes > 1
+                    else {"estimate": float(value), "low": None, "high": None, "reason": _ONE}
+                )
                 entries.append({"arm": arm, "size": int(place), "episodes": episodes, "extrapolated": True, "auc": auc})
     return entries, match_sizes(curves)
 
 
+def _quantiles(estimate: float, draws: Float) -> dict[str, Any]:
+    """95 % of the draws; they are skewed where the law meets 1."""
+    known = draws[np.isfinite(draws)]
+    if not np.isfinite(estimate) or len(known) < 0.9 * len(draws):
+        return {"estimate": None, "low": None, "high": None, "reason": "not estimable: too few draws can be fitted"}
+    low, high = np.quantile(known, [0.025, 0.975])
+    return {"estimate": estimate, "low": float(max(0.0, low)), "high": float(min(1.0, high))}
+
+
+def _at_prevalence(scores: Scores) -> Scores:
+    """Probabilities of a balanced draw, adjusted to the prevalence of the test images."""
+    share = float(scores.weight @ scores.target / scores.weight.sum())
+    return replace(scores, logit=adjust_prevalence(scores.logit, 0.5, share)) if 0 < share < 1 else scores
+
+
+def _without_interval(value: dict[str, Any]) -> dict[str, Any]:
+    return {**value, "low": None, "high": None, "reason": value.get("reason", _ONE)}
+
+
 def _with_episodes(auc: Drawn, rng: np.random.Generator) -> Float:
-    """Draws over patients that vary as much again as episodes do."""
-    moved = auc.draws
-    for part in auc.between:
+    """Draws of the mean that vary as its interval says, over patients and between episodes."""
+    draws = auc.mean
+    shared, *between = auc.parts if len(auc.draws) > 1 else auc.models_alone
+    spread = float(np.nanstd(draws))
+    moved = auc.value + (draws - np.nanmean(draws)) * (np.sqrt(shared.variance) / spread if spread > 0 else 1.0)
+    for part in between:
         moved = moved + np.sqrt(part.variance) * rng.standard_t(part.freedom, len(moved))
-    return moved
+    return np.asarray(moved, np.float64)
 
 
 def _slope(scores: Scores, draws: Draws) -> dict[str, Any]:
-    codes = draws.codes(scores.patients)
-    return influence.estimate(scores.logit, scores.target, scores.weight, codes, len(draws.patients), influence.slope).interval(
-        widest=WIDEST
-    )
+    return estimate(scores, draws.codes(scores.patients), len(draws.patients), influence.slope).interval(widest=WIDEST)
 
 
 def match_sizes(curves: dict[str, Curve]) -> list[dict[str, Any]]:
@@ -125,8 +161,12 @@ def match_sizes(curves: dict[str, Curve]) -> list[dict[str, Any]]:
             bounds = [drawn[int(q * (len(drawn) - 1))] for q in (0.025, 0.975)]
             parts = dict(zip(("estimate", "low", "high"), [needed[0], *bounds], strict=True))
             entry = {name: float(value) if np.isfinite(value) and value < 1e6 else None for name, value in parts.items()}
+            if not (a.shown and b.shown):
+                entry |= {"low": None, "high": None}
             within = bool(needed[0] <= _BEYOND[-1] * a.sizes[-1])
-            found.append({"arm": arm, "to_match": other, "size": int(size), "needed": entry, "within": within})
+            found.append(
+                {"arm": arm, "to_match": other, "size": int(size), "needed": entry, "within": within, "shown": a.shown and b.shown}
+            )
     return found
 
 
@@ -168,7 +208,7 @@ def describe_curve(entries: list[dict[str, Any]], matches: list[dict[str, Any]])
     """Per arm one sentence: what more patients would bring; then per pair, how many would make the arms equal."""
     sentences = []
     for arm in dict.fromkeys(entry["arm"] for entry in entries):
-        mine = [entry for entry in entries if entry["arm"] == arm and entry["auc"]["low"] is not None]
+        mine = [entry for entry in entries if entry["arm"] == arm and entry["auc"]["estimate"] is not None]
         seen, beyond = ([entry for entry in mine if entry["extrapolated"] == kind] for kind in (False, True))
         if not seen:
             continue
@@ -176,10 +216,8 @@ def describe_curve(entries: list[dict[str, Any]], matches: list[dict[str, Any]])
         text = f"Learning curve of {arm}: AUC {last['auc']['estimate']:.3f} with {last['size']} patients per class"
         if beyond:
             auc = beyond[-1]["auc"]
-            text += (
-                f"; about {auc['estimate']:.3f} ({auc['low']:.3f} to {auc['high']:.3f}) is to be expected with {beyond[-1]['size']}, if it "
-                "goes on as it began"
-            )
+            bounds = "" if auc["low"] is None else f" ({auc['low']:.3f} to {auc['high']:.3f})"
+            text += f"; about {auc['estimate']:.3f}{bounds} is to be expected with {beyond[-1]['size']}, if it goes on as it began"
         sentences.append(text + ".")
     largest: dict[tuple[str, str], dict[str, Any]] = {}
     for match in matches:
@@ -194,4 +232,6 @@ def _describe_match(match: dict[str, Any]) -> str:
     if not match["within"]:
         at_least = "" if needed["low"] is None else f" (at least {needed['low']:.0f}, by its interval)"
         return f"{goal} would need more patients than this cohort can tell{at_least}."
+    if not match.get("shown", True):
+        return f"{goal} would need about {needed['estimate']:.0f}; one draw of each size gives no interval."
     return f"{goal} would need about {needed['estimate']:.0f} (95 % interval {needed['low']:.0f} to {high})."

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medtransfer.evaluation.candidates import coordinates
+from medtransfer.evaluation.comparison import judged_by
 from medtransfer.evaluation.matching import by_image, overlaps
 from medtransfer.evaluation.resample import Drawn, Draws, make_drawn
 
@@ -55,13 +56,15 @@ def evaluate_localisation(table: pd.DataFrame, lesions: pd.DataFrame, bootstrap:
         entry: dict[str, Any] = {"a": a, "b": b}
         for name, _, _ in MEASURES:
             difference = drawn[a][name] - drawn[b][name]
-            entry[f"delta_{name}"] = {**difference.interval(least=-1.0, greatest=1.0), "p": difference.p_value()}
+            parts = judged_by(difference)
+            p = difference.p_value(parts) if name == MEASURES[0][0] else None  # one of three is tested
+            entry[f"delta_{name}"] = {**difference.interval(least=-1.0, greatest=1.0, parts=parts), "p": p}
         comparisons.append(entry)
     return {
         "images": len(first),
         "lesions": int(sum(len(truth[image]) for image in first["image"])),
         "centre": float(centre),
-        "arms": {arm: {name: drawn[arm][name].interval(least=0.0, greatest=1.0) for name, _, _ in MEASURES} for arm in arms},
+        "arms": {arm: {name: drawn[arm][name].interval("logit", 0.0, 1.0) for name, _, _ in MEASURES} for arm in arms},
         "comparisons": comparisons,
     }
 
@@ -78,8 +81,8 @@ def _draw(rows: pd.DataFrame, truth: Mapping[Any, Float], columns: Sequence[str]
         by_seed.append(measured.mean(0))
         with np.errstate(invalid="ignore"):
             values.append(np.concatenate([(weight @ total) / (weight @ count)[:, None] for _, weight in draws.chunks(len(count))]))
-    mean = np.mean(values, axis=0)
-    return {name: make_drawn(np.array(by_seed)[:, place], mean[:, place]) for place, (name, _, _) in enumerate(MEASURES)}
+    drawn, freedom = np.stack(values), float(rows["patient"].nunique() - 1)
+    return {name: make_drawn(np.array(by_seed)[:, place], drawn[:, :, place], freedom) for place, (name, _, _) in enumerate(MEASURES)}
 
 
 def _measure(point: Float, box: Float, lesions: Float) -> tuple[float, float, float]:

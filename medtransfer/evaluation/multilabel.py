@@ -10,18 +10,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 from scipy.special import log_softmax, logsumexp
 
 from medtransfer.errors import PredictionsError
 from medtransfer.evaluation import calibration as cal
+from medtransfer.evaluation import discrimination as dis
 from medtransfer.evaluation import influence
 from medtransfer.evaluation.comparison import Contestant, compare_arms
-from medtransfer.evaluation.influence import Estimate
+from medtransfer.evaluation.estimate import Estimate, estimate
+from medtransfer.evaluation.recalibration import FACTOR, SPREAD_OF_FACTOR, SPREAD_OF_SHIFT
 from medtransfer.evaluation.resample import Drawn, Draws, make_drawn
 from medtransfer.evaluation.scores import Scores
-from medtransfer.evaluation.spread import between
+from medtransfer.evaluation.settings import Settings
+from medtransfer.evaluation.sites import BySite, put_over_sites
+from medtransfer.evaluation.spread import Cells
 from medtransfer.evaluation.summary import WIDEST, Evaluated, Measured
+from medtransfer.evaluation.tuning import count_once, fit_shared
 
 Float = NDArray[np.float64]
 # Probabilities of the classes of an image add up to 1 within this; beyond it they are labels that stand for themselves.
@@ -31,8 +35,10 @@ _TOLERANCE = 1e-3
 def exclude_each_other(table: pd.DataFrame) -> bool:
     """Whether the labels are classes: of every image one is 1, and their probabilities add up to 1."""
     labels = table["label"].nunique()
-    sums = table.groupby(["arm", "seed", "fold", "part", "image"], sort=False).agg(
-        targets=("target", "sum"), total=("probability", "sum"), rows=("label", "size")
+    sums = (
+        table[table["part"] == "test"]
+        .groupby(["arm", "seed", "fold", "image"], sort=False)
+        .agg(targets=("target", "sum"), total=("probability", "sum"), rows=("label", "size"))
     )
     alike = (sums["targets"] == 1) & (np.abs(sums["total"] - 1) < _TOLERANCE) & (sums["rows"] == labels)
     return labels > 1 and bool(alike.all())
@@ -55,13 +61,9 @@ def refuse_class_names(table: pd.DataFrame) -> None:
 def mean_estimate(estimates: Sequence[Estimate]) -> Estimate:
     """The mean over labels (macro average); its degrees of freedom are those of the rarest label."""
     count = len(estimates)
-    combined = [
-        sum((getattr(e, side) for e in estimates), np.zeros_like(estimates[0].positive)) / count for side in ("positive", "negative")
-    ]
     # A patient may be positive for one label and negative for another; what he adds is one number.
-    whole = combined[0] + combined[1]
+    whole = sum((e.positive + e.negative for e in estimates), np.zeros_like(estimates[0].positive)) / count
     members = min((e.members for e in estimates), key=lambda m: min(m[:2]))
-    by_seed = np.mean([e.by_seed for e in estimates], axis=0)
     rarest = min(members[:2])
     return replace(
         estimates[0],
@@ -69,9 +71,18 @@ def mean_estimate(estimates: Sequence[Estimate]) -> Estimate:
         positive=whole,
         negative=np.zeros_like(whole),
         members=(rarest, rarest, members[2]),
-        by_seed=by_seed,
-        between=between(by_seed),
+        by_seed=np.mean([e.by_seed for e in estimates], axis=0),
+        cells=mean_cells([e.cells for e in estimates]),
     )
+
+
+def mean_cells(given: Sequence[Cells | None]) -> Cells | None:
+    """The mean over labels of the figures of every model; labels may be known of other images each, their models are the same."""
+    cells = [c for c in given if c is not None]
+    if len(cells) < len(given) or len({c.estimates.shape for c in cells}) > 1:
+        return None
+    means = {name: np.mean([getattr(c, name) for c in cells], axis=0) for name in ("estimates", "mass")}
+    return replace(cells[0], **means, layout=hash(tuple(c.layout for c in cells)))
 
 
 def one_against_one(scores: dict[str, Scores], draws: Draws) -> Estimate:
@@ -86,46 +97,53 @@ def one_against_one(scores: dict[str, Scores], draws: Draws) -> Estimate:
         for own, other in ((a, b), (b, a)):
             s = scores[own]
             inside = (s.target == 1) | (scores[other].target == 1)
-            codes = draws.codes(s.patients[inside])
-            pairs.append(
-                influence.estimate(s.logit[:, inside], s.target[inside], s.weight[inside], codes, len(draws.patients), influence.auc)
-            )
+            pairs.append(estimate(s, draws.codes(s.patients), len(draws.patients), influence.auc, "pairs", inside))
     return mean_estimate(pairs)
 
 
 def recalibrate_classes(table: pd.DataFrame) -> tuple[pd.DataFrame, list[dict[str, Any]]] | None:
-    """Vector scaling of every arm, seed and fold on its tune rows (Guo et al. 2017, arXiv:1706.04599): softmax(w z + b).
+    """Vector scaling of every model on the tune rows that it may learn from (Guo et al. 2017, arXiv:1706.04599).
 
-    z are the logarithms of the class probabilities; log w ~ Normal(0, 1) and b ~ Normal(0, 2), so that few rows leave them near 1 and 0.
+    The probabilities are softmax(w (z - c) + c + b). z are the logarithms of the class probabilities, c those of the prevalences of the
+    classes; priors as in `recalibration`, parameters shared between models as in `tuning`.
 
     Returns:
-        The table with new probabilities and logits, and the parameters; None unless every class is among the tune rows of each.
+        The table with new probabilities and logits, and the parameters, of the arms whose models all have tune rows of every class; None
+        where there is no such arm.
     """
     labels = list(dict.fromkeys(table["label"]))
     parts, maps = [], []
-    for cell, rows in table.groupby(["arm", "seed", "fold"], sort=False):
+    for arm, rows in table.groupby("arm", sort=False):
         tune = rows[rows["part"] == "tune"]
-        if set(tune.loc[tune["target"] == 1, "label"]) != set(labels):
-            return None
-        z, truth, _ = _wide(tune, labels)
-        factors, shifts = _fit_vector(z, truth)
-        for _, own in rows.groupby("part", sort=False):
-            z, _, order = _wide(own, labels)
-            new = log_softmax(z * factors + shifts, axis=1)
-            others = np.stack([logsumexp(np.delete(new, i, axis=1), axis=1) for i in range(len(labels))], axis=1)
-            flat = pd.DataFrame(
-                {
-                    "image": np.repeat(order, len(labels)),
-                    "label": np.tile(labels, len(order)),
-                    "probability": np.exp(new).ravel(),
-                    "logit": (new - others).ravel(),
-                }
-            )
-            parts.append(own.drop(columns=["probability", "logit"]).merge(flat, on=["image", "label"], validate="one_to_one"))
-        named = {f"factor_{label}": float(f) for label, f in zip(labels, factors, strict=True)}
-        named |= {f"shift_{label}": float(s) for label, s in zip(labels, shifts, strict=True)}
-        maps.append({**dict(zip(("arm", "seed", "fold"), cell, strict=True)), **named})
-    return pd.concat(parts, ignore_index=True)[table.columns], maps
+        models = [
+            (key, of_model, tune[~tune["patient"].isin(set(of_model.loc[of_model["part"] == "test", "patient"]))])
+            for key, of_model in rows.groupby(["seed", "fold"], sort=False)
+        ]
+        if any(set(allowed.loc[allowed["target"] == 1, "label"]) != set(labels) for _, _, allowed in models):
+            continue
+        for (seed, fold), of_model, allowed in models:
+            factors, shifts = _fit_vector(allowed, labels, (seed, fold))
+            for _, piece in of_model.groupby("part", sort=False):
+                parts.append(_apply_vector(piece, labels, factors, shifts))
+            named = {f"factor_{label}": float(f) for label, f in zip(labels, factors, strict=True)}
+            named |= {f"shift_{label}": float(s) for label, s in zip(labels, shifts, strict=True)}
+            maps.append({"arm": arm, "seed": seed, "fold": fold, **named})
+    return (pd.concat(parts, ignore_index=True)[table.columns], maps) if parts else None
+
+
+def _apply_vector(rows: pd.DataFrame, labels: list[str], factors: Float, shifts: Float) -> pd.DataFrame:
+    z, _, order = _wide(rows, labels)
+    new = log_softmax(z * factors + shifts, axis=1)
+    others = np.stack([logsumexp(np.delete(new, i, axis=1), axis=1) for i in range(len(labels))], axis=1)
+    flat = pd.DataFrame(
+        {
+            "image": np.repeat(order, len(labels)),
+            "label": np.tile(labels, len(order)),
+            "probability": np.exp(new).ravel(),
+            "logit": (new - others).ravel(),
+        }
+    )
+    return rows.drop(columns=["probability", "logit"]).merge(flat, on=["image", "label"], validate="one_to_one")
 
 
 def _wide(rows: pd.DataFrame, labels: list[str]) -> tuple[Float, NDArray[np.int64], NDArray[np.object_]]:
@@ -137,20 +155,39 @@ def _wide(rows: pd.DataFrame, labels: list[str]) -> tuple[Float, NDArray[np.int6
     return log_softmax(log_p, axis=1), truth, wide.index.to_numpy(object)
 
 
-def _fit_vector(z: Float, truth: NDArray[np.int64]) -> tuple[Float, Float]:
-    classes = z.shape[1]
+def _fit_vector(tune: pd.DataFrame, labels: list[str], model: tuple[Any, Any]) -> tuple[Float, Float]:
+    """Factors and shifts of a model, so that z w + b are its recalibrated log-probabilities but for a constant."""
+    z, truth, number, images, place = [], [], [], [], -1
+    for index, (key, rows) in enumerate(tune.groupby(["seed", "fold"], sort=True)):
+        values, classes, order = _wide(rows, labels)
+        z.append(values)
+        truth.append(classes)
+        images.append(order)
+        number.append(np.full(len(order), index))
+        place = index if key == model else place
+    logs, classes, models = np.concatenate(z), np.concatenate(truth), np.concatenate(number)
+    weight = count_once(pd.Series(np.concatenate(images)))
+    count = len(labels)
+    share = np.bincount(classes, weight, count) / weight.sum()
+    centre = np.log(np.maximum(share, 1e-6))
 
-    def loss(values: Float) -> float:
-        new = log_softmax(z * np.exp(np.clip(values[:classes], -8, 8)) + values[classes:], axis=1)
-        prior = 0.5 * float(np.square(values[:classes]).sum()) + 0.125 * float(np.square(values[classes:]).sum())
-        return -float(new[np.arange(len(z)), truth].sum()) + prior
+    def loss(values: Float) -> tuple[float, Float]:
+        size = np.exp(np.clip(values[:, :count], -8, 8))
+        apart = logs - centre
+        new = log_softmax(size * apart + centre + values[:, count:], axis=1)
+        residual = weight[:, None] * (np.exp(new) - np.eye(count)[classes])
+        return -float(weight @ new[np.arange(len(classes)), classes]), np.column_stack([residual * size * apart, residual])
 
-    found = minimize(loss, np.zeros(2 * classes), method="BFGS", options={"gtol": 1e-7}).x
-    return np.exp(np.clip(found[:classes], -8, 8)), found[classes:]
+    mean = np.r_[np.full(count, FACTOR), np.zeros(count)]
+    spread = np.r_[np.full(count, SPREAD_OF_FACTOR), np.full(count, SPREAD_OF_SHIFT)]
+    shared, by_model = fit_shared(loss, models, mean, spread)
+    values = by_model.get(place, shared)
+    factors = np.exp(np.clip(values[:count], -8, 8))
+    return factors, values[count:] + centre * (1 - factors)
 
 
 def summarise_labels(
-    parts: dict[str, Evaluated], exclusive: bool, draws: Draws, maps: list[dict[str, Any]] | None, margin: float | None
+    parts: dict[str, Evaluated], exclusive: bool, draws: Draws, maps: list[dict[str, Any]] | None, settings: Settings
 ) -> dict[str, Any]:
     """The report of several labels: every label whole under `labels`, and under `arms` the means over labels."""
     first = next(iter(parts.values()))
@@ -167,18 +204,22 @@ def summarise_labels(
         after = [part.recalibrated[index] for part in parts.values()]
         entry["recalibrated"] = None
         if all(one is not None for one in after):
-            again = _mean_entry([one for one in after if one is not None])[2]
+            taken = [one for one in after if one is not None]
+            again = _mean_entry(taken)[2]
+            again["auc"] = put_over_sites(again["auc"], _mean_sites(taken))
             entry["recalibrated"] = {**again, "method": "vector" if exclusive else "by label", "chosen": "", "maps": []}
             if maps is not None:
                 entry["recalibrated"]["maps"] = [m for m in maps if m["arm"] == name]
         without = [label for label, m in zip(parts, raw, strict=True) if not np.isfinite(m.found["auc"].value)]
         if without:
             entry["auc"]["reason"] = f"not estimable: the test rows of {', '.join(without)} lack a class"
-        contestants.append(Contestant(name, len(measured.scores.seeds), found, drawn))
+        sites = _mean_sites(raw)
+        entry["auc"] = put_over_sites(entry["auc"], sites)
+        contestants.append(Contestant(name, found, drawn, sites=sites))
         arms[name] = entry
     kind = "classes that exclude each other" if exclusive else "labels that stand for themselves"
-    shared = {key: first.data[key] for key in ("unit", "bootstrap", "seed", "few_draws", "settings")}
-    warnings = [f"{label}: {text}" for label, part in parts.items() for text in part.data["warnings"]]
+    shared = {key: first.data[key] for key in ("unit", "aggregate", "seeds", "models", "bootstrap", "seed", "few_draws", "settings")}
+    warnings = _say_once({label: part.data["warnings"] for label, part in parts.items()})
     return {
         "label": f"{len(parts)} {kind}: {', '.join(parts)}",
         "images": max(part.data["images"] for part in parts.values()),
@@ -187,39 +228,80 @@ def summarise_labels(
         "prevalence": {label: part.data["prevalence"] for label, part in parts.items()},
         **shared,
         "arms": arms,
-        "comparisons": compare_arms(contestants, margin),
+        "comparisons": compare_arms(contestants, settings.margin, settings.leave_out),
         "labels": {label: part.data for label, part in parts.items()},
-        "warnings": [f"Figures are means over {len(parts)} labels, each with its own below.", *dict.fromkeys(warnings)],
+        "warnings": [f"Figures are means over {len(parts)} labels, each with its own below.", *warnings],
     }
+
+
+def _say_once(warnings: dict[str, list[str]]) -> list[str]:
+    """What holds for all labels without a name, the rest with that of its labels."""
+    labels: dict[str, list[str]] = {}
+    for label, texts in warnings.items():
+        for text in texts:
+            labels.setdefault(text, []).append(label)
+    return [text if len(of) == len(warnings) else f"{', '.join(of)}: {text}" for text, of in labels.items()]
 
 
 def _mean_entry(measured: Sequence[Measured]) -> tuple[dict[str, Estimate], dict[str, Drawn], dict[str, Any]]:
     found = {name: mean_estimate([m.found[name] for m in measured]) for name in measured[0].found}
-    names = ("auc", "partial_auc", "average_precision", "ece", "l2_ece")
-    drawn = {
-        name: make_drawn(np.mean([m.drawn[name].by_seed for m in measured], 0), np.mean([m.drawn[name].draws for m in measured], 0))
-        for name in names
-    }
+    drawn = {name: _mean_drawn([m.drawn[name] for m in measured]) for name in ("auc", "partial_auc", "average_precision", "l2_ece")}
+    error = cal.binned_metric(cal.weighted_ece)
+    ece = np.mean([error(z, m.scores.target, m.scores.weight[None])[0] for m in measured for z in m.scores.logit])
+    cancels = {"estimate": None, "low": None, "high": None, "reason": "errors of opposite sign would cancel: see each label"}
     entry = {
         "auc": {
             **found["auc"].interval("logit"),
-            "method": "mean over labels, one against the rest; over patients" + (" and seeds" if found["auc"].between else ""),
+            "method": "mean over labels, one against the rest, within models; over patients"
+            + (" and seeds" if len(found["auc"].parts) > 1 else ""),
         },
-        "partial_auc": drawn["partial_auc"].interval(greatest=1.0),
-        "average_precision": drawn["average_precision"].interval(least=0.0, greatest=1.0),
+        "partial_auc": drawn["partial_auc"].interval("logit", greatest=1.0),
+        "average_precision": drawn["average_precision"].interval("logit", 0.0, 1.0),
         "brier": found["brier"].interval(least=0.0, greatest=1.0),
         "brier_skill": found["brier_skill"].interval(greatest=1.0),
         "log_loss": found["log_loss"].interval(least=0.0),
-        "ece": drawn["ece"].interval(recentre=True, greatest=1.0),
-        "l2_ece": drawn["l2_ece"].interval(recentre=True, greatest=1.0),
+        "ece": {"estimate": float(ece), "low": None, "high": None, "reason": "no interval: see each label, beside what chance gives"},
+        "l2_ece": drawn["l2_ece"].interval(least=0.0, greatest=1.0),
         "calibration": {
-            "intercept": found["intercept"].interval(widest=WIDEST),
+            "intercept": cancels,
+            "absolute_intercept": float(np.mean([abs(m.found["intercept"].value) for m in measured])),
             "slope": found["slope"].interval(widest=WIDEST),
-            "observed_expected": found["observed_expected"].interval("log"),
+            "observed_expected": cancels,
         },
+        "pooled": _mean_pooled(measured),
         "trust": None,  # said of every label
     }
     return found, {name: drawn[name] for name in ("auc", "partial_auc", "average_precision")}, entry
+
+
+def _mean_pooled(measured: Sequence[Measured]) -> dict[str, Any] | None:
+    """By one threshold for all models, mean over labels; None where one model tests all."""
+    if len(np.unique(measured[0].scores.fold)) == 1:
+        return None
+    aucs = [dis.auc_within(z, m.scores.target, np.zeros(len(z), int)) for m in measured for z in m.scores.logit]
+    return {
+        "auc": {
+            "estimate": float(np.mean(aucs)) if np.isfinite(aucs).all() else None,
+            "low": None,
+            "high": None,
+            "reason": "no interval: pooled over models",
+        }
+    }
+
+
+def _mean_sites(measured: Sequence[Measured]) -> BySite | None:
+    """The mean over labels of the AUC of every site at which all of them have one; None where no fold leaves a site out."""
+    known = [dict(m.sites) for m in measured if m.sites]
+    if len(known) < len(measured):
+        return None
+    shared = [fold for fold in known[0] if all(fold in of and np.isfinite(of[fold].value) for of in known)]
+    return [(fold, mean_estimate([of[fold] for of in known])) for fold in shared]
+
+
+def _mean_drawn(drawn: Sequence[Drawn]) -> Drawn:
+    freedom = min(d.freedom for d in drawn)
+    cells = mean_cells([d.cells for d in drawn])
+    return make_drawn(np.mean([d.by_seed for d in drawn], 0), np.mean([d.draws for d in drawn], 0), freedom, cells, drawn[0].given)
 
 
 def _accuracy(scores: Sequence[Scores]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 import unicodedata
 import uuid
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ _DEFAULTS: dict[str, Any] = {"arm": "model", "seed": 0, "fold": 0, "part": "test
 
 # How much an image counts; all alike where there is no such column.
 WEIGHT = "weight"
+# Targets of other values in so many of the rows are no slips, and so few values are classes.
+_NO_SLIPS, _FEW_CLASSES = 0.1, 12
 # Share of tune images that are at least as unlike the training images.
 TYPICAL = "typical"
 
@@ -97,7 +99,8 @@ def check_predictions(
     and `fold` 0, `part` "test", `label` "target", and `image` the patient with a running number. `size` and `episode`
     tell rows of a learning curve; both are 0 for the others. `typical` says (0 to 1) how many tune
     images are at least as unlike the training images. Rows whose target is
-    empty, as of a label that nobody looked for, are left out; `table.attrs["unknown"]` is their number.
+    empty, as of a label that nobody looked for, are left out; `table.attrs["unknown"]` is their number, `unknown_patients` their
+    patients by label.
 
     Args:
         table: as above.
@@ -125,6 +128,7 @@ def check_predictions(
         table[column] = _numbers(table[column], column, faults)
     words = {"true": 1, "false": 0}
     target = table["target"].where(known, 0)
+    _refuse_classes(target[known], words, source)
     table["target"] = _numbers(target.map(lambda value: words.get(str(value).strip().lower(), value)), "target", faults)
     if TYPICAL in table.columns:  # of draws it is not known
         table[TYPICAL] = pd.to_numeric(table[TYPICAL], errors="coerce")
@@ -147,12 +151,29 @@ def check_predictions(
         raise PredictionsError(list_faults(f"{source}: {len(faults)} fault(s)", faults, "Mend these rows and run again."))
     for column in ("target", "seed", "fold", *curve):
         table[column] = table[column].astype(np.int64)
+    hidden = table[~known]
+    unknown = {str(label): frozenset(rows["patient"]) for label, rows in hidden.groupby("label")}
     table = table[known].reset_index(drop=True)
     for _, rows in table.groupby(curve, sort=False) if curve else [((), table)]:
         _refuse_leaks(rows, source)
     table = table[_columns(table, keep)]
-    table.attrs["unknown"] = int((~known).sum())
+    table.attrs["unknown"], table.attrs["unknown_patients"] = int((~known).sum()), unknown
     return table
+
+
+def _refuse_classes(target: pd.Series, words: Mapping[str, int], source: str) -> None:
+    """A target of names, or of more numbers than two, is said once, and not row by row."""
+    text = target.astype(str).str.strip()
+    numbers = pd.to_numeric(text, errors="coerce")
+    values = sorted(text[~text.str.lower().isin(words)].unique())
+    odd = float((~text.str.lower().isin(words) & ~numbers.isin([0, 1])).mean())
+    if odd < _NO_SLIPS or not 2 <= len(values) <= _FEW_CLASSES or numbers.notna().any() != numbers.notna().all():
+        return
+    if len(values) == 2:
+        remedy = f"Write 0 and 1: which of {values[0]} and {values[1]} counts as 1 is not guessed."
+    else:
+        remedy = "Of several classes give one row per class, its name in the column label, and target 1 in the row of the true one."
+    raise PredictionsError(f"{source}: the column target holds {', '.join(values)}, not 0 and 1. {remedy}")
 
 
 def _weigh(table: pd.DataFrame, keep: Sequence[str], weight: str | None) -> pd.DataFrame:
@@ -214,6 +235,9 @@ def _fill_scores(table: pd.DataFrame, faults: list[str]) -> None:
         table["probability"] = expit(table["logit"].to_numpy(float))
     probability = table["probability"].to_numpy(float)
     outside = np.flatnonzero((probability < 0) | (probability > 1))
+    if 2 * len(outside) > len(table) and probability.min() >= 0 and 10 < probability.max() <= 100:
+        faults.append(f"probabilities reach {probability.max():g}: are they per cent? Divide them by 100")
+        return
     faults += [f"row {i + 2}: probability is {probability[i]:g}, outside 0 to 1" for i in outside]
     if "logit" not in table.columns:
         table["logit"] = logit(np.clip(probability, CLIP, 1 - CLIP))

@@ -13,6 +13,7 @@ import pandas as pd
 
 from medtransfer.evaluation.detection import describe_arm
 from medtransfer.evaluation.predictions import write_aside
+from medtransfer.evaluation.sentences import headline
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +82,8 @@ class EvaluationReport:
 
     @property
     def sentences(self) -> list[str]:
-        """The verdict on each pair of arms, then on the probabilities of each arm."""
-        verdicts = []
+        """The three first lines, then the verdict on each pair of arms, then on the probabilities of each arm."""
+        verdicts = headline(self.data)
         if found := self.data.get("detection"):
             verdicts += [str(entry["verdict"]) for entry in found["comparisons"]]
             verdicts += [describe_arm(arm, entry) for arm, entry in found["arms"].items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,6 +16,8 @@ from medtransfer.errors import PredictionsError, list_faults
 Float = NDArray[np.float64]
 Rule = Literal["max", "mean", "noisy_or"]
 RULES: tuple[Rule, ...] = ("max", "mean", "noisy_or")
+# Patients of whom some images were looked at, and not all: by label.
+Unknown = Mapping[str, frozenset[str]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +32,7 @@ class Scores:
         fold: (seed, image), the fold each image was tested in.
         logit: (seed, image).
         weight: (image,), how much each counts; 1 where nothing is said.
+        given: whether figures are about these models alone, as in an external validation: no training is then thought to vary.
     """
 
     arm: str
@@ -39,6 +43,7 @@ class Scores:
     fold: NDArray[np.int64]
     logit: Float
     weight: Float
+    given: bool = False
 
     @property
     def cells(self) -> list[tuple[int, int, NDArray[np.bool_]]]:
@@ -68,56 +73,24 @@ class Scores:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class Cell:
-    """What one model (a seed and a fold) tests, and the tune rows that were kept from it.
-
-    Attributes:
-        row: of the seed in `Scores.logit`. seed, fold: which.
-        inside: (image,), the images it tests.
-        tune: its tune rows.
-    """
-
-    row: int
-    seed: int
-    fold: int
-    inside: NDArray[np.bool_]
-    tune: pd.DataFrame
-
-    @property
-    def logit(self) -> Float:
-        """Of the tune rows."""
-        return self.tune["logit"].to_numpy(np.float64)
-
-    @property
-    def target(self) -> NDArray[np.int64]:
-        """Of the tune rows."""
-        return self.tune["target"].to_numpy(np.int64)
+def choose_rule(table: pd.DataFrame) -> Rule:
+    """How images become one patient: by the mean where a label is the same in all images of every patient, else by noisy-or."""
+    alike = table.groupby(["label", "patient"], sort=False)["target"].nunique().max() == 1
+    return "mean" if alike else "noisy_or"
 
 
-def pair_tune(scores: Scores, tune: pd.DataFrame) -> list[Cell] | None:
-    """Every model of an arm with its own tune rows; None unless each has rows of both classes.
+def by_patient(table: pd.DataFrame, rule: Rule, unknown: Unknown | None = None) -> pd.DataFrame:
+    """One row in place of a patient's images, who is positive where one of them is.
 
-    Args:
-        scores: test scores. tune: tune rows of the arm: `seed, fold, patient, target, logit`.
-    """
-    parts: dict[Any, pd.DataFrame] = dict(list(tune.groupby(["seed", "fold"])))
-    cells = []
-    for row, fold, inside in scores.cells:
-        rows = parts.get((scores.seeds[row], fold))
-        if rows is None or rows["target"].nunique() < 2:
-            return None
-        cells.append(Cell(row, scores.seeds[row], fold, inside, rows))
-    return cells
-
-
-def by_patient(table: pd.DataFrame, rule: Rule) -> pd.DataFrame:
-    """One row in place of a patient's images, who is positive where one of them is; other columns are those of the first.
+    A patient without a positive image of whom others are unknown is unknown, and left out. Of how typical images are, the least counts;
+    of other columns that differ within a patient the mean where they are numbers, else "several".
 
     Args:
         table: predictions.
-        rule: `max`, the highest; `mean`, of the probabilities; `noisy_or`, the probability that at least one image is
-            positive if they were independent (Pearl 1988, Probabilistic Reasoning in Intelligent Systems).
+        unknown: by label, patients with images whose target is unknown.
+        rule: `max`, the highest; `mean`, of the logits, so that the order of patients does not depend on how confident a model is;
+            `noisy_or`, the probability that at least one image is positive if they were independent (Pearl 1988, Probabilistic Reasoning
+            in Intelligent Systems), which does.
     """
     keys = ["arm", "seed", "fold", "part", "label", "patient", *(c for c in ("size", "episode") if c in table.columns)]
     code = table.groupby(keys, sort=False).ngroup().to_numpy()
@@ -125,10 +98,30 @@ def by_patient(table: pd.DataFrame, rule: Rule) -> pd.DataFrame:
     joined["logit"] = _join(table["logit"].to_numpy(np.float64), code, rule)
     joined["probability"] = expit(joined["logit"])
     joined["target"] = table["target"].groupby(code).max().to_numpy(np.int64)
+    if unknown:
+        hidden = [patient in unknown.get(label, ()) for label, patient in zip(joined["label"], joined["patient"], strict=True)]
+        left_out = np.array(hidden, bool) & (joined["target"] == 0).to_numpy()
     joined["image"] = joined["patient"]
+    for column in table.columns.difference([*keys, "logit", "probability", "target", "image", "weight"]):
+        if column == "typical":
+            joined[column] = table[column].groupby(code).min().to_numpy()
+        else:
+            joined[column] = _common(table[column], code)
     if "weight" in joined.columns:
         joined["weight"] = table["weight"].groupby(code).mean().to_numpy(np.float64)
-    return joined
+    return joined[~left_out].reset_index(drop=True) if unknown else joined
+
+
+def _common(column: pd.Series, code: NDArray[Any]) -> NDArray[Any]:
+    """What a column says of each patient; see `by_patient`."""
+    first = column.groupby(code).first().to_numpy()
+    alike = column.groupby(code).nunique(dropna=False).to_numpy() < 2
+    if alike.all():
+        return np.asarray(first)
+    numbers = pd.to_numeric(column, errors="coerce")
+    if numbers[column.notna()].notna().all():
+        return np.asarray(numbers.groupby(code).mean().to_numpy())
+    return np.where(alike, first.astype(object), "several")
 
 
 def _join(logit: Float, code: NDArray[Any], rule: Rule) -> Float:
@@ -137,7 +130,7 @@ def _join(logit: Float, code: NDArray[Any], rule: Rule) -> Float:
         np.maximum.at(joined, code, logit)
         return joined
     if rule == "mean":
-        return np.asarray(np.log(np.bincount(code, expit(logit))) - np.log(np.bincount(code, expit(-logit))), np.float64)
+        return np.asarray(np.bincount(code, logit) / np.bincount(code), np.float64)
     # -log of the probability that all are negative; its logit without rounding.
     none = np.bincount(code, np.logaddexp(0.0, logit))
     return np.asarray(none + np.log(-np.expm1(-none)), np.float64)

@@ -19,23 +19,29 @@ class Settings:
     Attributes:
         bootstrap: number of draws, at least 100.
         seed: of the draws.
-        unit: what is counted, `image` or `patient`; the other is shown beside it where patients have several images.
-        aggregate: how images become one patient: `max`, `mean` or `noisy_or`; see `scores.by_patient`.
+        unit: what is counted, `image` or `patient`; the other is shown beside it where patients have several images. `auto`: patients
+            where they have several images and some of them are of either class, else images.
+        aggregate: how images become one patient: `max`, `mean` or `noisy_or`; see `scores.by_patient`. `auto`: the mean where the label
+            is the patient's, else noisy-or.
         recalibration: `auto` or a method; see `recalibration.recalibrate`.
         sensitivity, specificity: of operating points, on the tune rows; None: not wanted.
-        threshold: probability of an operating point, as from a ratio of harm to benefit; None: not wanted.
+        threshold: probability of an operating point, as from a ratio of harm to benefit, for patients of `target_prevalence`; net
+            benefit is compared there. None: not wanted.
         prevalences: at which predictive values are told, besides that of the cohort.
-        target_prevalence: of the patients the model is meant for, where it is not that of the cohort.
+        target_prevalence: of the patients the model is meant for, where it is not that of the cohort, as of cases and controls.
         margin: of non-inferiority in AUC; None: not tested.
         coverage: of prediction sets.
         subgroups: columns of the table.
         weight: the column that says how much an image counts; None: all alike.
+        leave_out: what each fold leaves out, where that is a site or the like: AUCs are then means over sites, see `sites`.
+        models: `given`: figures are about the models in the table alone, as in an external validation, and their mean is that of them;
+            `sampled`: each is one training of many.
     """
 
     bootstrap: int = 2000
     seed: int = 0
-    unit: Literal["image", "patient"] = "image"
-    aggregate: Rule = "max"
+    unit: Literal["auto", "image", "patient"] = "auto"
+    aggregate: Literal["auto"] | Rule = "auto"
     recalibration: Literal["auto"] | Method = "auto"
     sensitivity: float | None = 0.9
     specificity: float | None = 0.9
@@ -46,6 +52,8 @@ class Settings:
     coverage: float = 0.9
     subgroups: tuple[str, ...] = ()
     weight: str | None = None
+    leave_out: str | None = None
+    models: Literal["sampled", "given"] = "sampled"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prevalences", tuple(self.prevalences))
@@ -55,7 +63,12 @@ class Settings:
         faults = [f"subgroups: {name} is a column of the table itself" for name in self.subgroups if name in COLUMNS]
         if self.bootstrap < 100:
             faults.append(f"bootstrap is {self.bootstrap}; intervals need at least 100 draws, 2,000 are usual")
-        words = {"unit": ("image", "patient"), "aggregate": RULES, "recalibration": ("auto", *METHODS)}
+        words = {
+            "unit": ("auto", "image", "patient"),
+            "aggregate": ("auto", *RULES),
+            "recalibration": ("auto", *METHODS),
+            "models": ("sampled", "given"),
+        }
         for name, known in words.items():
             if getattr(self, name) not in known:
                 faults.append(f"{name} is {getattr(self, name)!r}; use {', '.join(known)}")
@@ -73,4 +86,4 @@ class Settings:
     def aims(self) -> Aims:
         """The operating points wanted."""
         wanted = self.prevalences if self.target_prevalence is None else (*self.prevalences, self.target_prevalence)
-        return Aims(self.sensitivity, self.specificity, self.threshold, tuple(dict.fromkeys(wanted)))
+        return Aims(self.sensitivity, self.specificity, self.threshold, tuple(dict.fromkeys(wanted)), self.target_prevalence)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,28 +12,34 @@ from scipy.special import expit
 from medtransfer.evaluation import calibration as cal
 from medtransfer.evaluation import discrimination as dis
 from medtransfer.evaluation import influence
-from medtransfer.evaluation.comparison import fold_auc, trust
-from medtransfer.evaluation.influence import Estimate
-from medtransfer.evaluation.recalibration import Recalibrated
-from medtransfer.evaluation.resample import Drawn, Draws, Question, bands, draw_values, make_drawn
+from medtransfer.evaluation.estimate import Estimate, Mass, estimate, estimate_all
+from medtransfer.evaluation.influence import Estimator
+from medtransfer.evaluation.recalibration import Recalibrated, summarise_maps
+from medtransfer.evaluation.resample import Drawn, Draws, Metric, Question, Within, bands, draw_values, plain
 from medtransfer.evaluation.scores import Scores
-from medtransfer.evaluation.utility import net_benefit
+from medtransfer.evaluation.sentences import trust
+from medtransfer.evaluation.sites import BySite
 
 Float = NDArray[np.float64]
-ESTIMATORS: dict[str, influence.Estimator] = {
-    "auc": influence.auc,
-    "brier": influence.brier,
-    "brier_skill": influence.brier_skill,
-    "log_loss": influence.log_loss,
-    "intercept": influence.intercept,
-    "slope": influence.slope,
-    "observed_expected": influence.observed_expected,
+ESTIMATORS: dict[str, tuple[Estimator, Mass | None]] = {
+    "auc": (influence.auc, "pairs"),
+    "brier": (influence.brier, "images"),
+    "brier_skill": (influence.brier_skill, None),
+    "log_loss": (influence.log_loss, "images"),
+    "intercept": (influence.intercept, None),
+    "slope": (influence.slope, None),
+    "observed_expected": (influence.observed_expected, None),
 }
 # Smooth curves and isotonic fits are dear; their intervals need fewer draws than a p-value does.
 FEW_DRAWS = 200
-_NULL_DRAWS, _BAND_DRAWS = 500, 1000
+_NULL_DRAWS, _BAND_DRAWS = 200, 1000
 # Of an intercept or a slope whose standard error is larger the data say nothing.
 WIDEST = 20.0
+# Of a label, at a prevalence of 1/2; parts of a Brier score cannot be larger.
+_HIGHEST_VARIANCE = 0.25
+# So many images of a model show whether its probabilities differ.
+_ENOUGH = 10
+_BESIDE_CHANCE = "no interval: it cannot be negative, so it is read beside what chance alone gives"
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +50,13 @@ class Measured:
         scores: of an arm, as trained or recalibrated.
         found: estimates with their influences.
         drawn: metrics with their draws.
+        sites: the AUC of every site, where a fold leaves one out.
     """
 
     scores: Scores
     found: dict[str, Estimate]
     drawn: dict[str, Drawn]
+    sites: BySite | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,17 +70,13 @@ class Evaluated:
 
 def ask(scores: Scores) -> tuple[Question, Question]:
     """What is drawn of some scores: in all draws, and in few."""
-    many = {
-        "auc": dis.weighted_auc,
-        "partial_auc": dis.weighted_partial_auc,
-        "average_precision": dis.weighted_average_precision,
-        "brier": cal.weighted_brier,
-        "log_loss": cal.weighted_log_loss,
-        "ece": cal.binned_metric(cal.weighted_ece),
+    many: dict[str, Metric | Within] = {
+        "auc": Within(dis.weighted_auc, "pairs"),
+        "partial_auc": Within(dis.weighted_partial_auc, "pairs"),
+        "average_precision": Within(dis.weighted_average_precision, "positives"),
         "l2_ece": cal.binned_metric(cal.weighted_l2_ece),
-        "net_benefit": net_benefit,
     }
-    few = {"smooth_ece": cal.weighted_smooth_ece, "corp": cal.weighted_corp, "curve": cal.curve_metric(scores.logit)}
+    few = {"corp": cal.weighted_corp, "curve": cal.curve_metric(scores.logit)}
     return Question(scores, many), Question(scores, few)
 
 
@@ -80,12 +84,11 @@ def measure(all_scores: list[Scores], draws: Draws) -> list[Measured]:
     """All that is measured of arms over the same patients, in one round of draws."""
     asked = [ask(scores) for scores in all_scores]
     many = draw_values([question for question, _ in asked], draws)
-    few = draw_values([question for _, question in asked], Draws(draws.patients, min(draws.number, FEW_DRAWS), draws.seed))
+    few = draw_values([question for _, question in asked], replace(draws, number=min(draws.number, FEW_DRAWS)))
     measured = []
     for scores, *drawn in zip(all_scores, many, few, strict=True):
-        codes = draws.codes(scores.patients)
-        found = influence.estimate_all(scores.logit, scores.target, scores.weight, codes, len(draws.patients), ESTIMATORS)
-        measured.append(Measured(scores, found, {**drawn[0], **drawn[1]}))
+        estimates = estimate_all(scores, draws.codes(scores.patients), len(draws.patients), ESTIMATORS)
+        measured.append(Measured(scores, estimates, {**drawn[0], **drawn[1]}))
     return measured
 
 
@@ -94,80 +97,129 @@ def summarise(measured: Measured, draws: Draws, name: str) -> dict[str, Any]:
     scores, found, drawn = measured.scores, measured.found, measured.drawn
     codes = draws.codes(scores.patients)
     rng = np.random.default_rng([draws.seed, 2])
-    null = cal.ece_null(scores.logit, scores.weight, codes, min(draws.number, _NULL_DRAWS), rng)
+    null = cal.null_errors(scores, codes, min(draws.number, _NULL_DRAWS), rng)
     errors = [cal.curve_errors(logit, scores.target, scores.weight) for logit in scores.logit]
     curve = {key: np.array([e[key] for e in errors]) for key in errors[0]}
+    one = scores.weight[None]
+    ece = np.mean([cal.binned_metric(cal.weighted_ece)(z, scores.target, one)[0] for z in scores.logit])
+    smooth = np.mean([cal.weighted_smooth_ece(z, scores.target, one)[0] for z in scores.logit])
+    parts = drawn["corp"]
+    joint, between = cal.joint_p_value(scores, codes)
     entry: dict[str, Any] = {
         "auc": _auc(measured),
-        "partial_auc": {**drawn["partial_auc"].interval(greatest=1.0), "specificity_from": dis.SPECIFICITY},
-        "average_precision": {**drawn["average_precision"].interval(least=0.0, greatest=1.0), "chance": _prevalence(scores)},
+        "partial_auc": {**drawn["partial_auc"].interval("logit", greatest=1.0), "specificity_from": dis.SPECIFICITY},
+        "average_precision": {**drawn["average_precision"].interval("logit", 0.0, 1.0), "chance": _chance(scores)},
         "brier": found["brier"].interval(least=0.0, greatest=1.0),
         "brier_skill": found["brier_skill"].interval(greatest=1.0),
-        "brier_parts": _parts(drawn["corp"]),
+        "brier_parts": {
+            "miscalibration": _beside_chance(float(parts.value[0]), null["miscalibration"]),
+            "discrimination": parts[1].interval(least=0.0, greatest=_HIGHEST_VARIANCE),
+            "uncertainty": parts[2].interval(least=0.0, greatest=_HIGHEST_VARIANCE),
+        },
         "log_loss": found["log_loss"].interval(least=0.0),
         "ece": {
-            **drawn["ece"].interval(recentre=True, greatest=1.0),
-            "null_mean": float(null.mean()),
-            "null_high": float(np.quantile(null, 0.95)),
+            **_beside_chance(float(ece), null["ece"]),
             "bins": max(len(cal.bin_edges(logit)) for logit in scores.logit) + 1,
         },
-        "l2_ece": drawn["l2_ece"].interval(recentre=True, greatest=1.0),
-        "smooth_ece": drawn["smooth_ece"].interval(recentre=True, greatest=1.0),
+        "l2_ece": drawn["l2_ece"].interval(least=0.0, greatest=1.0),
+        "smooth_ece": _beside_chance(float(smooth), null["smooth_ece"]),
         "calibration": {
             "intercept": found["intercept"].interval(widest=WIDEST),
             "slope": found["slope"].interval(widest=WIDEST),
             "observed_expected": found["observed_expected"].interval("log"),
-            "ici": make_drawn(curve["ici"], drawn["curve"].draws[:, 0]).interval(recentre=True, greatest=1.0),
+            "joint_p": joint,
+            "between_models_p": between,
+            "by_model": _by_model(scores),
+            "ici": _beside_chance(float(curve["ici"].mean()), null["ici"]),
             **{key: float(curve[key].mean()) for key in ("e50", "e90", "emax")},
         },
+        "pooled": _pooled(scores, codes, len(draws.patients)),
+        "spread": _spread_of_scores(scores),
     }
-    entry["trust"] = trust(name, entry)
-    low, high = bands(drawn["curve"].draws[:, 1:])
+    told = trust(name, entry)
+    entry |= {"trust": told["sentence"], "trusted": told["status"], "faults": told["faults"]}
+    low, high = bands(drawn["curve"].mean[:, 1:])
     entry["curves"] = {
-        "roc": dis.roc_curve(scores.logit, scores.target, scores.weight),
-        "precision_recall": dis.precision_recall_curve(scores.logit, scores.target, scores.weight),
-        "reliability": cal.reliability(scores.logit, scores.target, scores.weight, codes, min(draws.number, _BAND_DRAWS), rng),
+        "roc": dis.roc_curve(scores),
+        "precision_recall": dis.precision_recall_curve(scores),
+        "reliability": cal.reliability(scores, codes, min(draws.number, _BAND_DRAWS), rng),
         "smooth": {
             "predicted": cal.curve_grid(scores.logit).tolist(),
-            "observed": _plain(drawn["curve"].value[1:]),
-            "low": _plain(low),
-            "high": _plain(high),
+            "observed": plain(drawn["curve"].value[1:]),
+            "low": plain(low),
+            "high": plain(high),
         },
         "histogram": _histogram(scores.logit, scores.target),
     }
     return entry
 
 
+def _beside_chance(estimate: float, null: Float) -> dict[str, Any]:
+    """An error that cannot be negative, with what chance alone gives: its mean, and what it exceeds in one of twenty draws."""
+    chance = {"null_mean": float(null.mean()), "null_high": float(np.quantile(null, 0.95))}
+    return {"estimate": estimate, "low": None, "high": None, "reason": _BESIDE_CHANCE, **chance}
+
+
+def _by_model(scores: Scores) -> list[dict[str, Any]]:
+    """Calibration of every model on what it tests; errors of opposite sign cancel where models are pooled."""
+    rows = []
+    for row, fold, inside in scores.cells:
+        of = (scores.logit[row, inside], scores.target[inside], scores.weight[inside], scores.fold[row, inside])
+        numbers = {name: ESTIMATORS[name][0](*of)[0] for name in ("intercept", "slope", "observed_expected")}
+        known = {name: float(value) if np.isfinite(value) else None for name, value in numbers.items()}
+        rows.append({"seed": scores.seeds[row], "fold": fold, **known})
+    return rows
+
+
+def _pooled(scores: Scores, codes: NDArray[np.int64], count: int) -> dict[str, Any] | None:
+    """Discrimination by one threshold for all models of a seed, whose scores are ranked together; None where one model tests all."""
+    if len(np.unique(scores.fold)) == 1:
+        return None
+    together = replace(scores, fold=np.zeros_like(scores.fold))
+    one = scores.weight[None]
+    precision = [dis.weighted_average_precision(z, scores.target, one)[0] for z in scores.logit]
+    known = float(np.mean(precision)) if np.isfinite(precision).all() else None
+    auc = dis.auc_interval(estimate(together, codes, count, influence.auc, "pairs"))
+    return {"auc": auc, "average_precision": {"estimate": known, "low": None, "high": None, "reason": "no interval: pooled over models"}}
+
+
+def _spread_of_scores(scores: Scores) -> float:
+    """Median over models of the standard deviation of their probabilities: near 0, a model says the same of everybody.
+
+    Of all images of a seed where a model tests few.
+    """
+    cells = [expit(scores.logit[row, inside]) for row, _, inside in scores.cells if inside.sum() >= _ENOUGH]
+    return float(np.median([p.std() for p in cells or expit(scores.logit)]))
+
+
 def describe_recalibration(recalibrated: Recalibrated) -> dict[str, Any]:
     """Method, why, and the parameters by seed and fold."""
-    maps = [{"seed": seed, "fold": fold, **fitted.parameters} for (seed, fold), fitted in recalibrated.maps.items()]
-    return {"method": recalibrated.method, "chosen": recalibrated.chosen, "maps": maps}
+    return {"method": recalibrated.method, "chosen": recalibrated.chosen, "maps": summarise_maps(recalibrated.maps)}
 
 
-def _plain(values: Float) -> list[float | None]:
-    return [float(value) if np.isfinite(value) else None for value in values]
-
-
-def _prevalence(scores: Scores) -> float:
-    return float(scores.weight @ scores.target / scores.weight.sum())
+def _chance(scores: Scores) -> float:
+    """The prevalence, that of each model weighted by its positives."""
+    masses = [(scores.weight[inside].sum(), scores.weight[inside] @ scores.target[inside]) for _, _, inside in scores.cells]
+    positives = sum(positive for _, positive in masses)
+    return float(sum(positive**2 / total for total, positive in masses if total > 0) / positives) if positives else 0.0
 
 
 def _auc(measured: Measured) -> dict[str, Any]:
-    scores = measured.scores
-    entry = dis.auc_interval(measured.found["auc"])
-    bootstrap = measured.drawn["auc"].interval(least=0.0, greatest=1.0)
+    scores, found = measured.scores, measured.found["auc"]
+    entry = dis.auc_interval(found)
+    bootstrap = measured.drawn["auc"].interval("logit", 0.0, 1.0)
     entry["bootstrap"] = {"low": bootstrap["low"], "high": bootstrap["high"]}
+    by_model = {
+        (scores.seeds[row], fold): dis.auc_within(scores.logit[row, c], scores.target[c], scores.fold[row, c])
+        for row, fold, c in scores.cells
+    }
+    entry["by_model"] = [{"seed": s, "fold": f, "auc": float(v) if np.isfinite(v) else None} for (s, f), v in by_model.items()]
     folds = scores.folds or []
-    by_fold = [fold_auc(scores, scores.fold[0] == fold) for fold in folds]
-    known = [value for value in by_fold if value is not None]
-    entry["by_fold"] = [{"fold": fold, "auc": value} for fold, value in zip(folds, by_fold, strict=True)]
+    means = {fold: float(np.mean([by_model[seed, fold] for seed in scores.seeds])) for fold in folds}
+    entry["by_fold"] = [{"fold": fold, "auc": value if np.isfinite(value) else None} for fold, value in means.items()]
+    known = [value for value in means.values() if np.isfinite(value)]
     entry["fold_mean"] = float(np.mean(known)) if known and len(known) == len(folds) else None
     return entry
-
-
-def _parts(corp: Drawn) -> dict[str, Any]:
-    names = ("miscalibration", "discrimination", "uncertainty")
-    return {name: corp[i].interval(recentre=name == "miscalibration", least=0.0) for i, name in enumerate(names)}
 
 
 def _histogram(logits: Float, target: NDArray[Any], bins: int = 20) -> dict[str, list[float]]:

@@ -6,8 +6,9 @@ import pytest
 from medtransfer.evaluation import calibration as cal
 from medtransfer.evaluation import evaluate, influence
 from medtransfer.evaluation.discrimination import weighted_auc, weighted_average_precision
+from medtransfer.evaluation.estimate import estimate
 from medtransfer.evaluation.resample import Draws, Question, draw_values, tabulate
-from medtransfer.evaluation.sample_size import advise, required_n, required_n_observed_expected, required_n_slope
+from medtransfer.evaluation.sample_size import advise, required_n, required_n_slope
 from medtransfer.evaluation.scores import Scores, align_scores, by_patient
 from scipy.special import expit
 from scipy.stats import t as student
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("coarse_smooth_ece")
 
 
 def test_all_deltas_are_there_and_agree_with_the_arms(scores):
-    report = evaluate(scores({"a": 1.5, "b": 0.5, "c": 0.4}, seeds=2), bootstrap=300, margin=0.05).to_dict()
+    report = evaluate(scores({"a": 1.5, "b": 0.5, "c": 0.4}, seeds=2, folds=4), bootstrap=300, margin=0.05, threshold=0.3).to_dict()
     assert [(c["a"], c["b"]) for c in report["comparisons"]] == [("a", "b"), ("a", "c"), ("b", "c")]
     for c in report["comparisons"]:
         for metric in ("auc", "brier", "log_loss", "average_precision"):
@@ -24,22 +25,27 @@ def test_all_deltas_are_there_and_agree_with_the_arms(scores):
             assert c[f"delta_{metric}"]["estimate"] == pytest.approx(a - b, abs=1e-12)
         assert {"estimate", "low", "high", "p"} <= set(c["delta_slope"])
         assert {"estimate", "low", "high", "p", "threshold"} <= set(c["delta_net_benefit"])
+        assert all(c[key]["p"] is None for key in c if key.startswith("delta_") and key != "delta_auc")
         assert c["delta_auc"]["p_holm"] >= c["delta_auc"]["p"]
-        assert c["non_inferiority"]["shown"] == (c["delta_auc"]["low"] > -0.05)
+        margin = c["non_inferiority"]
+        assert margin["coverage"] == pytest.approx(1 - 0.05 / 3)
+        assert margin["low"] < c["delta_auc"]["low"] < c["delta_auc"]["high"] < margin["high"]
+        assert (margin["shown"], margin["shown_reverse"]) == (margin["low"] > -0.05, margin["high"] < 0.05)
         assert c["delta_auc"]["folds"]["low"] < c["delta_auc"]["folds"]["estimate"] < c["delta_auc"]["folds"]["high"]
     assert "for 3 comparisons" in report["comparisons"][0]["verdict"]
     assert "non-inferior" in report["comparisons"][0]["verdict"]
 
 
 def test_the_bootstrap_and_the_influences_agree(scores):
-    report = evaluate(scores({"a": 1.2, "b": 0.6}, patients=500), bootstrap=2000).to_dict()
+    report = evaluate(scores({"a": 1.2, "b": 0.6}, patients=500, folds=1), bootstrap=2000).to_dict()
     delta = report["comparisons"][0]["delta_auc"]
+    assert delta["covers"] == "models"
     widths = [delta["high"] - delta["low"], delta["bootstrap"]["high"] - delta["bootstrap"]["low"]]
     assert widths[0] == pytest.approx(widths[1], rel=0.08)
 
 
 def test_what_could_have_been_seen_follows_from_the_standard_error(scores):
-    table = scores({"a": 1.0, "b": 0.9}, patients=400)
+    table = scores({"a": 1.0, "b": 0.9}, patients=400, folds=1)
     delta = evaluate(table, bootstrap=100).to_dict()["comparisons"][0]["delta_auc"]
     error = (delta["high"] - delta["low"]) / 2 / 1.959964
     assert delta["detectable"] == pytest.approx((1.959964 + 0.841621) * error, rel=0.01)
@@ -53,7 +59,9 @@ def test_the_mean_over_folds_is_nadeau_and_bengio(scores):
 
     parts = {key: roc_auc_score(rows["target"], rows["logit"]) for key, rows in test.groupby(["arm", "fold"])}
     differences = [parts["a", fold] - parts["b", fold] for fold in range(4)]
-    half = student.ppf(0.975, 3) * np.sqrt(np.var(differences, ddof=1) * (1 / 4 + 1 / 3))
+    tune = (table["part"] == "tune").sum() / 2 / 4  # of each model
+    ratio = np.mean([(test["fold"] == f).sum() / 2 / ((test["fold"] != f).sum() / 2 - tune) for f in range(4)])
+    half = student.ppf(0.975, 3) * np.sqrt(np.var(differences, ddof=1) * (1 / 4 + ratio))
     assert (folds["estimate"], folds["high"]) == pytest.approx((np.mean(differences), np.mean(differences) + half))
 
 
@@ -91,19 +99,19 @@ def test_many_scores_are_drawn_in_levels_without_harm():
     draws = Draws(arm.patients, 40, 0)
     (rows, counts), *_ = draws.chunks(1)
     found = draw_values([Question(arm, {"auc": weighted_auc})], draws)[0]["auc"].draws
-    assert found[rows] == pytest.approx(weighted_auc(logit, target, counts), abs=1e-5)
+    assert found[0, rows] == pytest.approx(weighted_auc(logit, target, counts), abs=1e-5)
 
 
 def test_draws_hold_the_variance_over_patients(scores):
     (arm,), _ = align_scores(scores({"a": 1.0}, seeds=4))
     draws = Draws(np.unique(arm.patients), 4000, 0)
     drawn = draw_values([Question(arm, {"brier": cal.weighted_brier})], draws)[0]["brier"]
-    assert drawn.draws.mean() == pytest.approx(drawn.value, abs=0.003)
-    codes = draws.codes(arm.patients)
-    found = influence.estimate(arm.logit, arm.target, arm.weight, codes, len(draws.patients), influence.brier)
+    assert drawn.mean.mean() == pytest.approx(drawn.value, abs=0.003)
+    found = estimate(arm, draws.codes(arm.patients), len(draws.patients), influence.brier)
     assert drawn.value == pytest.approx(found.value)
-    assert drawn.draws.var() == pytest.approx(found.of_patients, rel=0.1)
-    assert [part.variance for part in drawn.between] == pytest.approx([part.variance for part in found.between])
+    assert drawn.mean.var() == pytest.approx(found.of_patients, rel=0.1)
+    assert drawn.parts[0].variance == pytest.approx(found.parts[0].variance, rel=0.1)
+    assert drawn.parts[1].variance == pytest.approx(found.parts[1].variance)
 
 
 def test_patients_joined_by_hand():
@@ -121,7 +129,7 @@ def test_patients_joined_by_hand():
         }
     )
     table["logit"] = np.log(table["probability"] / (1 - table["probability"]))
-    expected = {"max": 0.5, "mean": 0.35, "noisy_or": 1 - 0.8 * 0.5}
+    expected = {"max": 0.5, "mean": 1 / 3, "noisy_or": 1 - 0.8 * 0.5}
     for rule, value in expected.items():
         joined = by_patient(table, rule)
         assert joined["probability"].tolist() == pytest.approx([value, 0.9])
@@ -131,35 +139,65 @@ def test_patients_joined_by_hand():
 
 def test_both_units_are_shown(scores):
     table = scores({"a": 1.0, "b": 0.5}, views=3)
-    by_image = evaluate(table, bootstrap=100).to_dict()
-    by_patient_ = evaluate(table, bootstrap=100, unit="patient").to_dict()
-    assert by_image["other_unit"]["unit"] == "patient, max of the images"
+    by_image = evaluate(table, bootstrap=100, unit="image").to_dict()
+    by_patient_ = evaluate(table, bootstrap=100).to_dict()  # where patients have several images, they are what is counted
+    assert by_image["other_unit"]["unit"] == "patient, mean of the images"
+    assert (by_patient_["unit"], by_patient_["aggregate"]) == ("patient", "mean")
     assert by_image["images"] == by_patient_["other_unit"]["cases"] == 360
     assert by_patient_["images"] == by_image["other_unit"]["cases"] == 120
     for arm in ("a", "b"):
         assert by_image["other_unit"]["arms"][arm]["auc"]["estimate"] == by_patient_["arms"][arm]["auc"]["estimate"]
         assert by_patient_["other_unit"]["arms"][arm]["auc"]["estimate"] == by_image["arms"][arm]["auc"]["estimate"]
+        for key in ("intercept", "observed_expected"):
+            again = by_image["other_unit"]["arms"][arm]["recalibrated"][key]["estimate"]
+            assert again == by_patient_["arms"][arm]["recalibrated"]["calibration"][key]["estimate"]
     assert evaluate(scores({"a": 1.0}), bootstrap=100).to_dict()["other_unit"] is None
 
 
 def test_sizes_for_a_validation():
-    # Riley et al. 2021: prevalence .018, slope ± .2 rules; observed / expected: (1 - φ) / (φ SE²).
-    assert required_n_observed_expected(0.018, 0.2) == int(np.ceil((1 - 0.018) / (0.018 * (np.log(1.2) / 1.959963985) ** 2)))
     n = required_n(0.8, 0.2, 0.05)
     middle, auc = n / 2 - 1, 0.8
     error = np.sqrt(auc * 0.2 * (1 + middle * 0.2 / 1.2 + middle * auc / 1.8) / (n**2 * 0.2 * 0.8))
     assert 1.959964 * error == pytest.approx(0.05, rel=0.005)
     rng = np.random.default_rng(0)
     logit = rng.normal(-1, 1.2, 5000)
-    n = required_n_slope(logit, 0.2)
-    widths = []
+    n = required_n_slope(logit, 0.4)
+    slopes = []
     for _ in range(60):
         x = rng.choice(logit, n)
         y = (rng.random(n) < expit(x)).astype(int)
-        widths.append(influence.slope(x, y, np.ones(n))[0])
-    assert 1.96 * np.std(widths) == pytest.approx(0.2, rel=0.25)
-    advice = advise(0.8, 0.2, logit)
+        slopes.append(influence.slope(x, y, np.ones(n), np.zeros(n, int))[0])
+    assert 2 * 1.96 * np.std(slopes) == pytest.approx(0.4, rel=0.25)
+    advice = advise(0.8, 0.2, logit, rng.random(5000) < expit(logit), 0.3)
+    assert set(advice["needed"]) == {"auc", "observed_expected", "slope", "net_benefit"}
     assert advice["patients"] == max(advice["needed"].values())
-    assert advise(None, 0.0, logit)["patients"] is None
+    assert advise(None, 0.0, logit, logit > 0, None)["patients"] is None
+    # A case-control sample tells of the population that it is drawn from: logits there, and as many positives as there.
+    truth = rng.normal(size=400_000) - 3 + 2 * (here := rng.random(400_000) < 0.05)
+    whole = 2 * truth + 4 + np.log(0.05 / 0.95)
+    cases = np.r_[np.flatnonzero(here), np.flatnonzero(~here)[: here.sum()]]
+    sampled, population = (advise(0.9, 0.05, whole[rows], here[rows], None)["needed"]["slope"] for rows in (cases, slice(None)))
+    assert sampled == pytest.approx(population, rel=0.03)
     with pytest.raises(ValueError, match="no information"):
         required_n_slope(np.zeros(5))
+
+
+def test_a_patient_of_whom_an_image_is_unknown_is_negative_only_if_all_are():
+    base = {"arm": "a", "probability": 0.4}
+    rows = [("P", 0), ("P", np.nan), ("Q", 1), ("Q", np.nan), ("R", 0), ("R", 0), ("S", 1), ("S", 1)]
+    table = pd.DataFrame([{**base, "patient": p, "image": f"{p}{i}", "target": t} for i, (p, t) in enumerate(rows)])
+    table["probability"] = np.linspace(0.2, 0.8, len(table))
+    report = evaluate(table, bootstrap=100).to_dict()
+    assert (report["unit"], report["images"], report["positive_images"]) == ("patient", 3, 2)
+
+
+def test_labels_of_images_are_joined_by_noisy_or(scores):
+    table = scores({"a": 1.0}, views=3)
+    assert evaluate(table, bootstrap=100).to_dict()["aggregate"] == "mean"
+    mixed = table.copy()
+    mixed.loc[mixed["image"].str.endswith("0"), "target"] = 0
+    report = evaluate(mixed, bootstrap=100).to_dict()
+    assert (report["unit"], report["aggregate"]) == ("patient", "noisy_or")
+    # Where every patient is positive there is nothing to compare patients by.
+    every = table.assign(target=(table.groupby(["fold", "part", "patient"]).cumcount() == 0).astype(int))
+    assert evaluate(every, bootstrap=100).to_dict()["unit"] == "image"

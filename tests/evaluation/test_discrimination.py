@@ -18,11 +18,14 @@ from medtransfer.evaluation.spread import quantile
 from scipy.stats import t as student
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from scored import estimate_of, make_scores
 
-def of_auc(scores: np.ndarray, target: np.ndarray, patients: np.ndarray | None = None) -> influence.Estimate:
-    scores = np.atleast_2d(scores)
-    codes = np.unique(np.arange(len(target)) if patients is None else patients, return_inverse=True)[1]
-    return influence.estimate(scores, target, np.ones(len(target)), codes, codes.max() + 1, influence.auc)
+
+def of_auc(scores, target, patients=None, fold=None):
+    return estimate_of(make_scores(scores, target, patients, fold))
+
+
+ONE_MODEL = np.zeros(5, int)
 
 
 TARGET = np.array([0, 1, 0, 1, 1])
@@ -68,7 +71,7 @@ def test_fast_delong_equals_its_definition():
 def test_delong_of_a_hand_worked_case():
     # Placements of positives 3/4, 1, 1/2 and of negatives 1, 1/2; AUC 3/4.
     # Variance: (0 + 1/16 + 1/16) / 2 / 3 + (1/16 + 1/16) / 1 / 2 = 1/48 + 1/16 = 1/12.
-    value, own = influence.auc(SCORE, TARGET, np.ones(5))
+    value, own = influence.auc(SCORE, TARGET, np.ones(5), ONE_MODEL)
     assert value == 0.75
     assert own[TARGET == 1] * 3 + value == pytest.approx([0.75, 1.0, 0.5])
     assert own[TARGET == 0] * 2 + value == pytest.approx([1.0, 0.5])
@@ -139,7 +142,7 @@ def test_perfect_separation_is_not_certainty(n):
 def test_newcombe_bounds_solve_their_equation():
     from medtransfer.evaluation.discrimination import _newcombe
 
-    low, high = _newcombe(0.8, 12, 20)
+    low, high = _newcombe(0.8, np.array([[12, 20]]))
     middle = (12 + 20) / 2 - 1
     for bound in (low, high):
         variance = bound * (1 - bound) * (1 + middle * (1 - bound) / (2 - bound) + middle * bound / (1 + bound)) / (12 * 20)
@@ -155,12 +158,12 @@ def test_averaging_seeds_gives_the_mean_auc():
 
 
 def test_curves_run_from_corner_to_corner():
-    curve = roc_curve(SCORE[None], TARGET, np.ones(5))
+    curve = roc_curve(make_scores(SCORE, TARGET))
     assert (curve["false_positive_rate"][0], curve["false_positive_rate"][-1], curve["sensitivity"][-1]) == (0, 1, 1)
     assert np.all(np.diff(curve["sensitivity"]) >= 0)
-    other = precision_recall_curve(SCORE[None], TARGET, np.ones(5))
+    other = precision_recall_curve(make_scores(SCORE, TARGET))
     assert (other["recall"][-1], other["precision"][0], other["precision"][-1]) == (1, 1, pytest.approx(3 / 4))
-    assert roc_curve(SCORE[None], np.ones(5, int), np.ones(5)) == {"false_positive_rate": [], "sensitivity": []}
+    assert roc_curve(make_scores(SCORE, np.ones(5, int))) == {"false_positive_rate": [], "sensitivity": []}
 
 
 def test_the_interval_holds_the_variance_between_seeds():
@@ -185,7 +188,7 @@ def test_weights_mean_repetition(score, weight, target):
     ones = np.ones((1, len(rows)))
     for metric in (weighted_auc, weighted_partial_auc, weighted_average_precision):
         assert metric(score, target, weight[None])[0] == pytest.approx(metric(score[rows], target[rows], ones)[0], abs=1e-12)
-    assert influence.auc(score, target, weight)[0] == pytest.approx(roc_auc_score(target[rows], score[rows]), abs=1e-12)
+    assert influence.auc(score, target, weight, np.zeros(25, int))[0] == pytest.approx(roc_auc_score(target[rows], score[rows]), abs=1e-12)
 
 
 def test_partial_auc_equals_scikit_learn():
@@ -193,3 +196,61 @@ def test_partial_auc_equals_scikit_learn():
     target = rng.integers(0, 2, 90)
     score = np.round(rng.normal(size=90) + target, 1)
     assert weighted_partial_auc(score, target, np.ones((1, 90)))[0] == pytest.approx(roc_auc_score(target, score, max_fpr=0.2), abs=1e-12)
+
+
+def fold_aucs(score, target, fold):
+    return {k: roc_auc_score(target[fold == k], score[fold == k]) for k in np.unique(fold)}
+
+
+def test_scores_of_different_models_are_never_ranked_together():
+    """Two models, worked by hand: 2 of 2 and 3 of 4 pairs in order give 5 of 6; a shift of one model changes nothing."""
+    target, fold = np.array([1, 0, 0, 1, 1, 0, 0]), np.array([0, 0, 0, 1, 1, 1, 1])
+    score = np.array([0.9, 0.2, 0.4, 5.0, 1.0, 2.0, 0.0])
+    for moved in (score, score + 100.0 * fold, np.where(fold == 1, 3 * score, score)):
+        value, own = influence.auc(moved, target, np.ones(7), fold)
+        assert value == pytest.approx(5 / 6)
+        assert own.sum() == pytest.approx(0, abs=1e-12)
+    assert roc_auc_score(target, score - 100 * fold) != pytest.approx(5 / 6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 5))
+def test_the_auc_within_models_is_that_of_folds_weighted_by_their_pairs(seed, folds):
+    rng = np.random.default_rng(seed)
+    target, fold = rng.integers(0, 2, 80), rng.integers(0, folds, 80)
+    score = np.round(rng.normal(size=80) + target, 1)
+    pairs = {k: target[fold == k].sum() * (1 - target[fold == k]).sum() for k in range(folds)}
+    known = {k: auc for k, auc in fold_aucs(score, target, fold).items() if pairs[k]}
+    expected = sum(pairs[k] * auc for k, auc in known.items()) / sum(pairs[k] for k in known)
+    assert influence.auc(score, target, np.ones(80), fold)[0] == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_influences_are_those_of_a_jackknife():
+    rng = np.random.default_rng(0)
+    target, fold = rng.integers(0, 2, 200), rng.integers(0, 4, 200)
+    score = rng.normal(size=200) + target + fold
+    value, own = influence.auc(score, target, np.ones(200), fold)
+    for row in range(0, 200, 17):
+        step = 1e-6
+        weight = np.ones(200)
+        weight[row] += step
+        assert (influence.auc(score, target, weight, fold)[0] - value) / step == pytest.approx(own[row], abs=1e-6)
+
+
+def test_of_a_fold_of_one_positive_the_variance_is_known_from_the_others():
+    """Each fold alone shows no variance of its one positive; together they do."""
+    rng = np.random.default_rng(1)
+    target = np.r_[np.ones(8, int), np.zeros(80, int)]
+    fold = np.r_[np.arange(8), np.repeat(np.arange(8), 10)]
+    values, errors = [], []
+    for _ in range(300):
+        found = of_auc(rng.normal(size=88) + 1.2 * target, target, fold=fold)
+        values.append(found.value)
+        errors.append(found.variance)
+    assert np.mean(errors) == pytest.approx(np.var(values), rel=0.2)
+
+
+def test_newcombe_of_several_folds_is_that_of_each_with_its_share():
+    interval = auc_interval(of_auc(np.r_[1.0, 0.0, 0.1, 1.0, 0.0, 0.1], np.array([1, 0, 0, 1, 0, 0]), fold=np.array([0, 0, 0, 1, 1, 1])))
+    whole = auc_interval(of_auc(np.r_[1.0, 0.0, 0.1], np.array([1, 0, 0])))
+    assert whole["low"] < interval["low"] < 1 == interval["high"]

@@ -7,13 +7,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from medtransfer.errors import LeakageError, PredictionsError
-from medtransfer.evaluation import evaluate, influence, read_predictions, write_predictions
+from medtransfer.evaluation import evaluate, read_predictions, write_predictions
+from medtransfer.evaluation.comparison import judged_by
 from medtransfer.evaluation.resample import make_drawn
 from medtransfer.evaluation.spread import Part, quantile, two_sided_p
 from medtransfer.report.build import build_report
 from scipy.stats import norm
 from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
+
+from scored import estimate_of, make_scores
 
 pytestmark = pytest.mark.usefixtures("coarse_smooth_ece")
 
@@ -54,8 +57,11 @@ def test_every_estimate_lies_in_its_interval(scores):
     data = evaluate(scores({"a": 1.0}, seeds=2), bootstrap=300).to_dict()
     frame = mt.evaluate(scores({"a": 1.0}, seeds=2), bootstrap=300).to_frame()
     assert len(frame) == 32
-    assert (frame["low"] <= frame["estimate"]).all()
-    assert (frame["estimate"] <= frame["high"]).all()
+    known = frame[frame["low"].notna()]
+    # What cannot be 0 by chance has no interval, and what chance gives beside it.
+    assert set(frame["metric"]) - set(known["metric"]) == {"ece", "smooth_ece", "miscalibration", "ici"}
+    assert (known["low"] <= known["estimate"]).all()
+    assert (known["estimate"] <= known["high"]).all()
     assert data["arms"]["a"]["auc"]["bootstrap"]["low"] < data["arms"]["a"]["auc"]["estimate"]
 
 
@@ -71,11 +77,22 @@ def test_three_columns_are_enough():
     assert any("exactly 0 or 1" in warning for warning in data["warnings"])
 
 
-def test_auc_is_the_mean_over_seeds_of_the_pooled_auc(scores):
+def test_auc_is_the_mean_over_models_and_the_pooled_one_stands_beside_it(scores):
     table = scores({"a": 0.8}, seeds=3)
     test = table[table["part"] == "test"]
-    expected = np.mean([roc_auc_score(rows["target"], rows["logit"]) for _, rows in test.groupby("seed")])
-    assert evaluate(table, bootstrap=100).to_dict()["arms"]["a"]["auc"]["estimate"] == pytest.approx(expected)
+    entry = evaluate(table, bootstrap=100).to_dict()["arms"]["a"]
+    pooled = np.mean([roc_auc_score(rows["target"], rows["logit"]) for _, rows in test.groupby("seed")])
+    assert entry["pooled"]["auc"]["estimate"] == pytest.approx(pooled)
+    models = {
+        key: (roc_auc_score(r["target"], r["logit"]), r["target"].sum() * (1 - r["target"]).sum())
+        for key, r in test.groupby(["seed", "fold"])
+    }
+    by_seed = [np.average([models[s, f][0] for f in (0, 1)], weights=[models[s, f][1] for f in (0, 1)]) for s in range(3)]
+    assert entry["auc"]["estimate"] == pytest.approx(np.mean(by_seed))
+    assert {(row["seed"], row["fold"]): row["auc"] for row in entry["auc"]["by_model"]} == pytest.approx(
+        {k: v[0] for k, v in models.items()}
+    )
+    assert evaluate(scores({"a": 0.8}, folds=1), bootstrap=100).to_dict()["arms"]["a"]["pooled"] is None
 
 
 def test_a_round_trip_through_csv_gives_the_same_numbers(scores, tmp_path):
@@ -90,16 +107,16 @@ def test_verdict_says_cannot_tell_when_the_interval_holds_zero(scores):
     same = evaluate(scores({"a": 0.8, "b": 0.8}), bootstrap=500).to_dict()["comparisons"][0]
     assert same["delta_auc"]["low"] <= 0 <= same["delta_auc"]["high"]
     assert same["verdict"].startswith("Cannot tell whether a or b")
-    better = evaluate(scores({"a": 2.0, "b": 0.3}), bootstrap=500).to_dict()["comparisons"][0]
+    better = evaluate(scores({"a": 2.0, "b": 0.3}, folds=5), bootstrap=500).to_dict()["comparisons"][0]
     assert better["verdict"].startswith("a separates the classes better than b")
     assert better["delta_auc"]["p"] < 0.05
-    worse = evaluate(scores({"a": 2.0, "b": 0.3}).iloc[::-1], bootstrap=500).to_dict()["comparisons"][0]
+    worse = evaluate(scores({"a": 2.0, "b": 0.3}, folds=5).iloc[::-1], bootstrap=500).to_dict()["comparisons"][0]
     assert worse["verdict"].startswith("b separates the classes worse than a")
     assert worse["delta_auc"]["estimate"] == pytest.approx(-better["delta_auc"]["estimate"])
 
 
 def test_paired_interval_agrees_with_paired_delong(scores):
-    table = scores({"a": 1.2, "b": 0.8}, patients=400)
+    table = scores({"a": 1.2, "b": 0.8}, patients=400, folds=1)
     delta = evaluate(table, bootstrap=3000).to_dict()["comparisons"][0]["delta_auc"]
     width = (delta["high"] - delta["low"]) / (2 * norm.ppf(0.975))
     z = norm.isf(delta["p_delong"] / 2)
@@ -111,7 +128,7 @@ def test_patients_are_resampled_whole(scores):
     table = scores({"a": 0.8}, folds=1)
     copies = pd.concat([table.assign(image=table["image"] + f"-{i}") for i in range(10)], ignore_index=True)
     once = evaluate(table, bootstrap=600).to_dict()["arms"]["a"]
-    many = evaluate(copies, bootstrap=600).to_dict()["arms"]["a"]
+    many = evaluate(copies, bootstrap=600, unit="image").to_dict()["arms"]["a"]
     assert many["auc"]["method"].endswith("clustered by patient")
     for key in ("auc", "brier"):
         assert many[key]["high"] - many[key]["low"] == pytest.approx(once[key]["high"] - once[key]["low"], rel=0.15)
@@ -164,6 +181,10 @@ def test_all_scores_equal_is_chance():
         (lambda t: t.drop(columns="target"), "no column target"),
         (lambda t: t.iloc[:0], "no rows"),
         (lambda t: t.assign(target=2), "row 2: target is 2; use 0 or 1"),
+        (lambda t: t.assign(target=t["target"].map({0: "benign", 1: "malignant"})), "holds benign, malignant, not 0 and 1. Write 0 and 1"),
+        (lambda t: t.assign(target=np.arange(len(t)) % 3), "holds 0, 1, 2, not 0 and 1. Of several classes give one row per class"),
+        (lambda t: t.assign(target=["lesion", *t["target"][1:]]), "row 2: target is 'lesion', not a number"),
+        (lambda t: t.assign(probability=100 * t["probability"]), "are they per cent"),
         (lambda t: t.assign(probability=1.5, logit=0.0), "outside 0 to 1"),
         (lambda t: t.assign(probability=np.nan), "row 2: probability is empty"),
         (lambda t: t.assign(probability="high"), "'high', not a number"),
@@ -222,20 +243,28 @@ def test_arms_are_compared_on_the_images_they_share(scores):
 
 def test_intervals_and_p_of_draws_by_hand():
     values = np.linspace(-1, 3, 401)
-    one = make_drawn(np.array([1.0]), values)
+    spread = np.var(values, ddof=1)
+    one = make_drawn(np.array([1.0]), values[None], 11)
+    half = student.ppf(0.975, 11) * np.sqrt(spread)
     interval = one.interval()
-    assert (interval["low"], interval["high"]) == pytest.approx((-0.9, 2.9))
-    assert one.p_value() == pytest.approx(2 * (101 + 1) / 402)
-    recentred = make_drawn(np.array([0.1]), 0.5 + np.linspace(-0.2, 0.2, 401)).interval(recentre=True)
-    assert (recentred["low"], recentred["high"]) == pytest.approx((0.0, 0.29))
-    assert make_drawn(np.array([1.0]), np.full(100, np.nan)).interval()["low"] is None
-    assert make_drawn(np.array([1.0]), np.full(100, 1.0)).interval()["reason"] == "no interval: all resamples give the same"
-    # Three seeds at 0.9, 1 and 1.1: their mean has a variance of 0.01 / 3, known from two degrees of freedom.
-    several = make_drawn(np.array([0.9, 1.0, 1.1]), values)
-    parts = np.var(values, ddof=1), 0.01 / 3
+    assert (interval["low"], interval["high"]) == pytest.approx((1 - half, 1 + half))
+    assert one.p_value() == pytest.approx(2 * student.sf(1 / np.sqrt(spread), 11))
+    share = make_drawn(np.array([0.8]), 0.8 + np.linspace(-0.1, 0.1, 401)[None], 20).interval("logit")
+    half = student.ppf(0.975, 20) * np.std(np.linspace(-0.1, 0.1, 401), ddof=1) / (0.8 * 0.2)
+    assert [np.log(share[k] / (1 - share[k])) for k in ("low", "high")] == pytest.approx([np.log(4) - half, np.log(4) + half])
+    assert make_drawn(np.array([1.0]), np.full((1, 100), np.nan)).interval()["low"] is None
+    assert make_drawn(np.array([1.0]), np.full((1, 100), 1.0)).interval()["reason"] == "no interval: all resamples give the same"
+    # Three seeds at 0.9, 1 and 1.1: their mean has a variance of 0.01 / 3, known from two degrees of freedom. Of the patients, only
+    # what all seeds share is added: here, all of it.
+    several = make_drawn(np.array([0.9, 1.0, 1.1]), np.tile(values, (3, 1)))
+    parts = spread, 0.01 / 3
     expected = (parts[0] * norm.ppf(0.975) + parts[1] * student.ppf(0.975, 2)) / sum(parts) * np.sqrt(sum(parts))
     assert several.interval()["high"] - 1 == pytest.approx(expected)
     assert several.p_value() == pytest.approx(two_sided_p(1 / np.sqrt(sum(parts)), [Part(parts[0], np.inf), Part(parts[1], 2)]))
+    # Seeds that share nothing: the variance between them is all there is.
+    apart = make_drawn(np.array([0.9, 1.0, 1.1]), np.random.default_rng(0).normal(size=(3, 4000)))
+    assert apart.parts[0].variance < 0.05
+    assert apart.parts[1] == Part(pytest.approx(0.01 / 3), 2)
 
 
 @pytest.mark.parametrize("ratio", [0.1, 1.0, 2.5, 6.0, 30.0])
@@ -251,15 +280,16 @@ def test_p_belongs_to_the_interval(ratio):
 def test_a_difference_that_is_not_there_is_found_in_one_study_of_twenty(seeds):
     """Two procedures of one skill; with several seeds their trainings differ too."""
     rng = np.random.default_rng(seeds)
-    target, patients, weight, found = np.repeat([0, 1], 60), np.arange(120), np.ones(120), 0
+    target, found = np.repeat([0, 1], 60), 0
     for _ in range(400):
         common = rng.normal(size=120)
         arms = []
         for _ in range(2):
             skill = 1.2 + (0.35 * rng.normal(size=(seeds, 1)) if seeds > 1 else 0.0)
             logit = skill * target + common + 0.5 * rng.normal(size=(seeds, 120))
-            arms.append(influence.estimate(logit, target, weight, patients, 120, influence.auc))
-        found += (arms[0] - arms[1]).p_value() < 0.05
+            arms.append(estimate_of(make_scores(logit, target)))
+        difference = arms[0] - arms[1]
+        found += difference.p_value(judged_by(difference)) < 0.05
     assert 2 <= found <= 32
 
 
@@ -320,7 +350,7 @@ def test_weights_count_images_several_times(scores):
     heavy = table["patient"].str[1:].astype(int) % 3 == 0
     copies = pd.concat([table, table[heavy].assign(image=table["image"] + "-again")], ignore_index=True)
     weighted = evaluate(table.assign(times=np.where(heavy, 2.0, 1.0)), bootstrap=200, weight="times").to_dict()["arms"]["a"]
-    copied = evaluate(copies, bootstrap=200).to_dict()["arms"]["a"]
+    copied = evaluate(copies, bootstrap=200, unit="image").to_dict()["arms"]["a"]
     for key in ("auc", "brier", "log_loss", "average_precision", "brier_skill"):
         assert weighted[key]["estimate"] == pytest.approx(copied[key]["estimate"])
     # Several images of a patient call for Student's t, which is a little wider.
@@ -334,9 +364,9 @@ def test_weights_count_images_several_times(scores):
     ("choice", "message"),
     [
         ({"bootstrap": 50}, "at least 100 draws"),
-        ({"unit": "lesion"}, "use image, patient"),
+        ({"unit": "lesion"}, "use auto, image, patient"),
         ({"subgroups": ["image"]}, "image is a column of the table itself"),
-        ({"aggregate": "sum"}, "use max, mean, noisy_or"),
+        ({"aggregate": "sum"}, "use auto, max, mean, noisy_or"),
         ({"recalibration": "magic"}, "use auto, temperature"),
         ({"margin": 2}, "margin is 2; it lies between 0 and 1"),
         ({"prevalences": [0.1, 1.5]}, r"prevalences\[1\] is 1.5"),
@@ -402,7 +432,7 @@ def test_two_seeds_do_not_find_differences_that_are_not_there():
     """Whatever is measured: the draws know no more of the seeds than the influences do."""
     seeds = 2
     rng = np.random.default_rng(seeds)
-    found = {"delta_auc": 0, "delta_average_precision": 0}
+    found = {"delta_auc": 0, "delta_average_precision": 0, "delta_partial_auc": 0}
     for _ in range(30):
         target = np.repeat([0, 1], 60)
         common = rng.normal(size=120)
@@ -415,7 +445,7 @@ def test_two_seeds_do_not_find_differences_that_are_not_there():
         ]
         (comparison,) = evaluate(pd.concat(frames), bootstrap=100).to_dict()["comparisons"]
         for key in found:
-            found[key] += comparison[key]["p"] < 0.05
+            found[key] += not comparison[key]["low"] < 0 < comparison[key]["high"]
     assert max(found.values()) <= 5
 
 
@@ -446,24 +476,6 @@ def test_scores_of_the_other_class_are_not_called_over_confident(scores):
     assert "Do they refer to the other class?" in said
     nothing = scores({"a": 0.0}, patients=400)
     assert "perhaps without any meaning" in evaluate(nothing, bootstrap=100).to_dict()["arms"]["a"]["trust"]
-
-
-@pytest.mark.parametrize(
-    ("intercept", "ratio", "said"),
-    [
-        ((0.1, 0.9), (1.1, 1.4), ["too low on the whole"]),
-        ((-0.9, -0.1), (0.6, 0.9), ["too high on the whole"]),
-        ((-0.1, 0.9), (1.001, 1.4), ["perhaps too low on the whole (observed / expected 1.20, 1.00 to 1.40)"]),
-        ((-0.9, -0.1), (0.6, 1.02), ["perhaps too high on the whole (observed / expected 0.81, 0.60 to 1.02)"]),
-        ((-0.9, -0.1), (None, None), ["too high on the whole"]),
-        ((-0.5, 0.5), (0.8, 1.2), []),
-    ],
-)
-def test_the_verdict_on_the_mean_agrees_with_both_of_its_figures(intercept, ratio, said):
-    from medtransfer.evaluation.comparison import _on_the_whole
-
-    figures = [{"estimate": None if low is None else (low + high) / 2, "low": low, "high": high} for low, high in (intercept, ratio)]
-    assert _on_the_whole(*figures) == said
 
 
 def test_wrong_arguments_from_python_are_told(scores):

@@ -20,7 +20,7 @@ def with_columns(table, **columns):
 
 
 def test_a_subgroup_is_an_evaluation_of_its_rows(scores):
-    table = with_columns(scores({"a": 1.0, "b": 0.5}, patients=200), sex=["f", "m"] * 100, age=np.arange(200))
+    table = with_columns(scores({"a": 1.0, "b": 0.5}, patients=200), sex=["f", "f", "m", "m"] * 50, age=np.arange(200))
     report = evaluate(table, bootstrap=100, subgroups=["sex", "age"]).to_dict()
     groups = {(row["column"], row["group"]): row for row in report["subgroups"]}
     assert len(groups) == 5
@@ -38,6 +38,10 @@ def test_a_subgroup_is_an_evaluation_of_its_rows(scores):
     assert women["interaction"]["estimate"] == pytest.approx(-men["interaction"]["estimate"])
     assert women["interaction"]["low"] < women["interaction"]["estimate"] < women["interaction"]["high"]
     assert "p" not in women["interaction"]
+    # Of two groups the intervals hold together at 95 %, and one test says whether they differ.
+    single = women["arms"]["a"]["auc_difference"]
+    assert 0 <= women["arms"]["a"]["heterogeneity_p"] == men["arms"]["a"]["heterogeneity_p"] <= 1
+    assert single["low"] < single["estimate"] < single["high"]
 
 
 def test_small_groups_are_counted_and_nothing_more(scores):

@@ -7,6 +7,7 @@ import pytest
 from medtransfer.errors import LeakageError, PredictionsError
 from medtransfer.evaluation.learning_curve import Curve, describe_curve, extrapolate, learning_curve, match_sizes
 from medtransfer.evaluation.predictions import check_predictions, read_predictions, write_predictions
+from medtransfer.runs import _balance
 from scipy.optimize import curve_fit
 from sklearn.metrics import roc_auc_score
 
@@ -24,6 +25,27 @@ def curve_table(sizes=(5, 10, 20, 40), episodes=2, folds=2, patients=80, seed=0)
             frames.append(frame.assign(arm="imagenet", seed=0, fold=fold, part="test", size=size, episode=episode))
     table = pd.concat(frames, ignore_index=True)
     return check_predictions(table)
+
+
+def test_a_perfect_model_of_a_draw_has_the_brier_score_of_a_perfect_model():
+    """A draw of as many patients of either class may hold four images of a positive and one of a negative one: 80 % are positive."""
+    rng = np.random.default_rng(0)
+    target = (rng.random(40_000) < 0.3).astype(int)
+    evidence = 1.5 * (1.5 * target + rng.normal(size=40_000)) - 1.5**2 / 2
+    table = pd.DataFrame({"patient": range(40_000), "target": target, "logit": evidence + np.log(4), "probability": 0.0})
+    balanced = _balance(table, np.repeat([0.0, 1.0], [20, 80])[:, None])
+    assert balanced["logit"].to_numpy() == pytest.approx(evidence)
+    rows = check_predictions(balanced.assign(arm="a", seed=0, fold=0, part="test", size=10, episode=1))
+    (entry,) = learning_curve(rows, 100, 0)[0]
+    p = 1 / (1 + np.exp(-(evidence + np.log(0.3 / 0.7))))
+    assert entry["brier"]["estimate"] == pytest.approx(np.mean((p - target) ** 2), abs=1e-4)
+
+
+def test_seeds_of_one_draw_do_not_show_how_draws_vary():
+    table = curve_table(episodes=1)
+    entries, _ = learning_curve(pd.concat([table, table.assign(seed=1, logit=table["logit"] + 0.1)]), 200, 0)
+    assert {entry["episodes"] for entry in entries} == {1}
+    assert all(entry["auc"]["low"] is None for entry in entries)
 
 
 def test_the_curve_is_the_mean_within_folds():

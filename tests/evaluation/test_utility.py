@@ -7,33 +7,51 @@ from hypothesis import strategies as st
 from medtransfer.evaluation import evaluate
 from medtransfer.evaluation.conformal import conformal_threshold
 from medtransfer.evaluation.utility import THRESHOLDS, lock_threshold, net_benefit, wilson
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 
 def test_thresholds_of_a_hand_worked_case():
     score, target = np.array([-2.0, -1.0, 0.0, 1.0, 2.0, 3.0]), np.array([0, 0, 1, 0, 1, 1])
-    assert lock_threshold(score, target, "sensitivity", 1.0) == -0.5  # the lowest positive is 0
-    assert lock_threshold(score, target, "sensitivity", 0.6) == 1.5  # two of three
-    assert lock_threshold(score, target, "specificity", 1.0) == 1.5
-    assert lock_threshold(score, target, "specificity", 0.6) == -0.5
+    # Three positives at 0, 2, 3: a new one lies below the lowest with a chance of 1 in 4, below the second with 2 in 4.
+    assert lock_threshold(score, target, "sensitivity", 0.8) == -np.inf
+    assert lock_threshold(score, target, "sensitivity", 0.75) == 0.0
+    assert lock_threshold(score, target, "sensitivity", 0.5) == 2.0
+    # Three negatives at -2, -1, 1: called is what lies above.
+    assert lock_threshold(score, target, "specificity", 0.8) == np.inf
+    assert lock_threshold(score, target, "specificity", 0.75) == np.nextafter(1.0, 2)
+    assert lock_threshold(score, target, "specificity", 0.5) == np.nextafter(-1.0, 2)
     assert lock_threshold(score, target, "youden") == -0.5  # 1 + 2/3, as at 1.5; the first
 
 
+@pytest.mark.parametrize("positives", [9, 10, 20, 40])
+def test_a_sensitivity_is_reached_on_average(positives):
+    rng = np.random.default_rng(positives)
+    reached = []
+    for _ in range(3000):
+        cut = lock_threshold(
+            np.r_[rng.normal(size=positives) + 1, rng.normal(size=50)], np.repeat([1, 0], [positives, 50]), "sensitivity", 0.9
+        )
+        reached.append(norm.sf(cut - 1))
+    assert 0.895 < np.mean(reached) < 0.93
+
+
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 999), least=st.floats(0.1, 1.0))
-def test_a_locked_threshold_reaches_its_aim_with_the_most_of_the_other(seed, least):
+@given(seed=st.integers(0, 999), least=st.floats(0.1, 0.95))
+def test_copies_of_a_patient_move_no_threshold(seed, least):
     rng = np.random.default_rng(seed)
     target = np.r_[0, 1, rng.integers(0, 2, 30)]
-    score = np.round(rng.normal(size=32) + target, 1)
-    cut = lock_threshold(score, target, "sensitivity", least)
-    assert (score[target == 1] >= cut).mean() >= least - 1e-9
-    higher = score[score > cut].min() + 1e-9 if (score > cut).any() else np.inf
-    assert (score[target == 1] >= higher).mean() < least or higher == np.inf
+    score = np.round(rng.normal(size=32) + target, 2)
+    copies = rng.integers(1, 4, 32)
+    rows = np.repeat(np.arange(32), copies)
+    for rule in ("sensitivity", "specificity", "youden"):
+        once = lock_threshold(score, target, rule, least)
+        again = lock_threshold(score[rows], target[rows], rule, least, 1 / copies[rows], rows)
+        assert again == once
 
 
 def test_operating_points_are_those_of_the_test_rows(scores):
     table = scores({"a": 1.0}, patients=200)
-    entry = evaluate(table, bootstrap=200, prevalences=[0.1], threshold=0.3).to_dict()["arms"]["a"]
+    entry = evaluate(table, bootstrap=200, prevalences=[0.1], threshold=0.3, recalibration="platt").to_dict()["arms"]["a"]
     points = {point["rule"]: point for point in entry["operating_points"]}
     assert set(points) == {"sensitivity", "specificity", "youden", "probability"}
     test = table[table["part"] == "test"]
@@ -42,7 +60,8 @@ def test_operating_points_are_those_of_the_test_rows(scores):
         cuts = {row["fold"]: row["probability"] for row in point["thresholds"]}
         logit = test["logit"].to_numpy()
         if point["rule"] == "probability":
-            logit = logit / test["fold"].map({m["fold"]: m["temperature"] for m in entry["recalibrated"]["maps"]}).to_numpy()
+            for name, use in (("factor", np.multiply), ("shift", np.add)):
+                logit = use(logit, test["fold"].map({m["fold"]: m[name] for m in entry["recalibrated"]["maps"]}).to_numpy())
             cuts = {0: 0.3, 1: 0.3}
         called = logit >= test["fold"].map({fold: np.log(cut / (1 - cut)) for fold, cut in cuts.items()}).to_numpy() - 1e-12
         assert point["sensitivity"]["estimate"] == pytest.approx(called[truth].mean())
@@ -76,11 +95,34 @@ def test_intervals_keep_patients_together(scores):
 
 def test_net_benefit_of_a_hand_worked_case():
     p, target = np.array([0.1, 0.6, 0.7, 0.9]), np.array([0, 0, 1, 1])
-    found = net_benefit(np.log(p / (1 - p)), target, np.ones((1, 4)))[0]
+    found = net_benefit()(np.log(p / (1 - p)), target, np.ones((1, 4)))[0]
     at = {threshold: found[np.argmin(np.abs(THRESHOLDS - threshold))] for threshold in (0.5, 0.05, 0.8)}
     assert at[0.5] == pytest.approx(2 / 4 - 1 / 4)
     assert at[0.05] == pytest.approx(2 / 4 - 2 / 4 * 0.05 / 0.95)
     assert at[0.8] == pytest.approx(1 / 4)
+    # Of cases and controls, for patients of whom one in ten is positive: sensitivity 1, specificity 1/2 at 0.5.
+    there = net_benefit(0.1)(np.log(p / (1 - p)), target, np.ones((1, 4)))[0]
+    assert there[np.argmin(np.abs(THRESHOLDS - 0.5))] == pytest.approx(1.0 * 0.1 - 0.5 * 0.9)
+
+
+def test_a_case_control_cohort_is_judged_at_the_prevalence_it_is_meant_for():
+    """Half of the cohort is positive, one patient in fifty will be: net benefit is that of such patients."""
+    import pandas as pd
+
+    rng = np.random.default_rng(0)
+    target = np.repeat([0, 1], 20_000)
+    logit = 1.5 * (1.5 * target + rng.normal(size=40_000)) - 1.125
+    table = pd.DataFrame({"patient": range(40_000), "target": target, "logit": logit})
+    report = evaluate(table, bootstrap=100, target_prevalence=0.02, threshold=0.05).to_dict()
+    place = int(np.argmin(np.abs(THRESHOLDS - 0.05)))
+    population = rng.random(400_000) < 0.02
+    real = np.log(0.02 / 0.98) + 1.5 * (1.5 * population + rng.normal(size=400_000)) - 1.125
+    called = real >= np.log(0.05 / 0.95)
+    expected = (called & population).mean() - (called & ~population).mean() * 0.05 / 0.95
+    assert report["decision_curves"]["arms"]["model"]["estimate"][place] == pytest.approx(expected, abs=1e-3)
+    assert report["decision_curves"]["all"][place] == pytest.approx(0.02 - 0.98 * 0.05 / 0.95)
+    point = next(p for p in report["arms"]["model"]["operating_points"] if p["rule"] == "probability")
+    assert point["at_prevalence"][0]["ppv"]["estimate"] == pytest.approx(population[called].mean(), abs=0.02)
 
 
 def test_sets_of_a_hand_worked_case():
@@ -88,6 +130,27 @@ def test_sets_of_a_hand_worked_case():
     p = 1 - np.arange(1, 10) / 10
     assert conformal_threshold(np.log(p / (1 - p)), np.ones(9, int), 0.8) == pytest.approx(0.8)
     assert conformal_threshold(np.log(p / (1 - p)), np.ones(9, int), 0.95) == np.inf  # too few rows
+    # Each patient counts once, whatever the number of his images.
+    z, copies = np.log(p / (1 - p)), np.arange(1, 10)
+    again = conformal_threshold(np.repeat(z, copies), np.ones(45, int), 0.8, np.ones(45), np.repeat(np.arange(9), copies))
+    assert again == pytest.approx(0.8)
+
+
+def test_sets_hold_later_images_of_a_patient_too():
+    """The first image of a patient is easier than the others: all of them count, not the first."""
+    import pandas as pd
+
+    rng = np.random.default_rng(0)
+    covered = []
+    for _ in range(20):
+        target = rng.integers(0, 2, 300).repeat(3)
+        harder = np.tile([2.0, 0.7, 0.7], 300)
+        logit = harder * (2 * target - 1) + rng.normal(size=900)
+        part = np.where(np.arange(300) < 150, "tune", "test").repeat(3)
+        table = pd.DataFrame({"patient": np.arange(300).repeat(3), "target": target, "logit": logit, "part": part})
+        sets = evaluate(table, bootstrap=100, unit="image").to_dict()["arms"]["model"]["prediction_sets"]
+        covered.append(sets["coverage"]["estimate"])
+    assert np.mean(covered) == pytest.approx(0.905, abs=0.02)
 
 
 @pytest.mark.slow

@@ -1,0 +1,38 @@
+"""Scores of one arm from plain arrays, for tests of the evaluator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from medtransfer.evaluation import influence
+from medtransfer.evaluation.estimate import Estimate, estimate
+from medtransfer.evaluation.scores import Scores
+
+
+def make_scores(logits: Any, target: Any, patients: Any = None, fold: Any = None, arm: str = "a", weight: Any = None) -> Scores:
+    """One arm: `logits` (image,) or (seed, image); one image per patient and one model per seed where nothing else is said."""
+    logits, target = np.atleast_2d(np.asarray(logits, float)), np.asarray(target, np.int64)
+    names = np.arange(len(target)) if patients is None else np.asarray(patients)
+    folds = np.zeros(len(target), np.int64) if fold is None else np.asarray(fold, np.int64)
+    return Scores(
+        arm,
+        tuple(range(len(logits))),
+        np.arange(len(target)).astype(object),
+        names.astype(object),
+        target,
+        np.broadcast_to(folds, logits.shape),
+        logits,
+        np.ones(len(target)) if weight is None else np.asarray(weight, float),
+    )
+
+
+def codes_of(scores: Scores) -> np.ndarray:
+    """(image,), numbers of the patients."""
+    return np.unique(scores.patients.astype(str), return_inverse=True)[1]
+
+
+def estimate_of(scores: Scores, estimator: Any = influence.auc, mass: Any = "pairs") -> Estimate:
+    """An estimate over the patients of the arm alone."""
+    codes = codes_of(scores)
+    return estimate(scores, codes, int(codes.max()) + 1, estimator, mass)
