@@ -75,8 +75,8 @@ def check(
     """Look for what is wrong with a cohort, before anything is learnt from it. Exits with 1 where something needs a hand."""
     with _guard():
         from medtransfer.data.audit import audit
-        from medtransfer.data.cohort import open_cohort
         from medtransfer.data.inspection import inspect_images
+        from medtransfer.data.sources import open_cohort
         from medtransfer.progress import Reporter
 
         if path.suffix.lower() in {".yaml", ".yml"}:
@@ -240,15 +240,11 @@ def _validate(
     settings: Any,
     as_json: bool,
 ) -> None:
-    from medtransfer.config import StudyConfig, load_config
-    from medtransfer.data.cohort import open_cohort
-    from medtransfer.external import validate
+    from medtransfer.external import open_on, validate
 
     if output is None:
         raise ConfigError("--on writes predictions, tables and a page; name their folder with --output.")
-    known = load_config(study / "study.yaml") if (study / "study.yaml").is_file() else None
-    labels = label or (list(known.cohort.labels) if isinstance(known, StudyConfig) and on.suffix.lower() == ".csv" else [])
-    cohort = open_cohort(on, root, labels, positive)
+    cohort = open_on(study, on, root, label or (), positive)
     given = settings.model_dump(exclude_unset=True)
     report = validate(study, cohort, output, as_json, **given)
     typer.echo(json.dumps(report.to_dict(), indent=1) if as_json else f"{report}\n\nReport: {report.page}")

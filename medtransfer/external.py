@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ import yaml
 
 from medtransfer.arms import Images
 from medtransfer.config import StudyConfig, make_config
+from medtransfer.data.audit import tell_meaning
+from medtransfer.data.classes import match_classes
 from medtransfer.data.cohort import Cohort
 from medtransfer.data.fingerprint import make_fingerprint
 from medtransfer.data.inspection import inspect_images
 from medtransfer.data.slices import Slices
+from medtransfer.data.sources import BESIDE, open_second
 from medtransfer.errors import CohortError, LeakageError, StudyError
 from medtransfer.evaluation import EvaluationReport, evaluate, read_predictions, write_predictions
+from medtransfer.evaluation.discrimination import auc_within
 from medtransfer.folder import run_folder
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.catalog import load_backbone
@@ -37,8 +42,8 @@ _OWN = "development: "
 def validate(study: str | Path, cohort: Cohort, output: str | Path, quiet: bool = False, **choices: Any) -> EvaluationReport:
     """Evaluates every model of a study on a second cohort, with what was fitted in the study: weights, recalibration, thresholds.
 
-    Each model (a fold and a seed of an arm) is evaluated by itself, as in the study; figures are means over models, and intervals
-    hold the variance between them.
+    Each model (a fold and a seed of an arm) is evaluated by itself, as in the study. Figures are means over these models, with intervals
+    over patients; single models and their spread stand below.
 
     Args:
         study: folder of a finished study.
@@ -60,10 +65,13 @@ def validate(study: str | Path, cohort: Cohort, output: str | Path, quiet: bool 
         )
     if (output / "study.yaml").is_file() or output.is_file():
         raise StudyError(f"{output}: holds a study, or is a file. Choose another --output.")
-    label = _shared_label(study, cohort)
+    label = _shared_label(study, config, cohort)
     models = _list_models(study)
     use_threads()
     with Reporter(quiet) as reporter:
+        reporter.say(tell_meaning(label, config.cohort.positive or label))
+        for name in (name for name, reason in cohort.ignored if reason == BESIDE):
+            reporter.say(f"{name} is left out: {BESIDE}")
         facts = inspect_images(cohort, reporter, fixed_of(config))
         if not config.cohort.skip_unreadable:
             refuse_unreadable(facts, cohort)
@@ -82,22 +90,22 @@ def validate(study: str | Path, cohort: Cohort, output: str | Path, quiet: bool 
             table = table.join(cohort.images.set_index("image")[columns], on="image")
         write_predictions(table, output / "predictions.csv")
         reporter.say(f"evaluating {len(table)} predictions")
-        settings = {**config.evaluate.model_dump(), "subgroups": columns, **choices}
+        settings = {**config.evaluate.model_dump(), "subgroups": columns, "models": "given", "leave_out": None, **choices}
         report = evaluate(output / "predictions.csv", **settings)
     first = next(iter(models))
     shift = describe_shift(study, cohort, facts, table[table["arm"] == first])
     known = (
-        f"External validation: every model of the study by itself ({len(models[first])} of each arm), with the recalibration and "
-        "thresholds of its own tune patients."
+        f"External validation of the {len(models[first])} models of each arm as they are: figures are means over these models, intervals "
+        "are over patients of the second cohort. Recalibration and thresholds come from tune patients of the study."
     )
     also = [f"Arm {arm} is left out: the study has not compared it yet." for arm in config.arms if arm not in models]
     if not cohort.patients_known:
         also.append(
             "The second cohort has no patient ids: every image counts as a patient, and intervals are too narrow where some have several."
         )
-    # Its models differ by their folds too, so that advice on seeds does not fit.
-    others = [warning for warning in report.data["warnings"] if "randomness of training" not in warning]
-    report = EvaluationReport({**report.data, "shift": shift, "warnings": [known, *also, *others]})
+    others = report.data["warnings"]
+    about = {"shift": shift, "meaning": {label: config.cohort.positive or label}, "warnings": [known, *also, *others]}
+    report = EvaluationReport({**report.data, **about})
     report.save(output / "report.json")
     return EvaluationReport(report.data, build_report(output, config.report.figures))
 
@@ -109,15 +117,36 @@ def _read_config(study: Path) -> StudyConfig:
         raise StudyError(f"{study}: holds no study (no readable study.yaml). Name the folder that `compare` wrote.") from error
 
 
-def _shared_label(study: Path, cohort: Cohort) -> str:
-    label = str(read_predictions(study / "predictions.csv")["label"].iloc[0])
-    if label in cohort.labels:
-        return label
-    if len(cohort.labels) == 1:
-        return cohort.labels[0]
-    raise CohortError(
-        f"the second cohort has the labels {', '.join(cohort.labels) or 'none'}, the study has {label}. Name one with --label."
-    )
+def open_on(
+    study: str | Path, path: str | Path, root: str | Path | None = None, labels: Sequence[str] = (), positive: str | None = None
+) -> Cohort:
+    """A second cohort for the models of a study: its classes are matched by name, see `sources.open_second`.
+
+    Raises:
+        StudyError: no study there.
+        CohortError: the names do not fit, and nobody said which is which.
+    """
+    known = _read_config(Path(study)).cohort
+    label = _label_of(Path(study))
+    return open_second(path, label, known.classes, known.positive or label, root, labels, positive)
+
+
+def _label_of(study: Path) -> str:
+    return str(read_predictions(study / "predictions.csv")["label"].iloc[0])
+
+
+def _shared_label(study: Path, config: StudyConfig, cohort: Cohort) -> str:
+    """The label of both, whose 1 must mean the same."""
+    label = _label_of(study)
+    if label not in cohort.labels:
+        raise CohortError(
+            f"the second cohort has the labels {', '.join(cohort.labels) or 'none'}, the study has {label}. Labels are matched by name: "
+            "call its label as the study's, where 1 means the same."
+        )
+    classes = cohort.source.get("classes") or ()
+    if classes and config.cohort.classes:
+        match_classes(config.cohort.classes, classes, str(cohort.root))
+    return label
 
 
 def _list_models(study: Path) -> dict[str, list[Path]]:
@@ -181,30 +210,34 @@ def _load(section: ArmSection, run: Path, size: int) -> Backbone:
 def describe_shift(study: Path, cohort: Cohort, facts: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Any]:
     """How the second cohort differs from the first: counts, prevalence, pixels, and the scores of either class.
 
-    The scores are those of one arm: the share of pairs, one image of each cohort and both of one class, in which the second
-    has the higher score; 0.5 where nothing moved. It is a description, not a test.
+    The scores are those of one arm: the share of pairs, one image of each cohort and both of one class and scored by the same model, in
+    which the second has the higher score; 0.5 where nothing moved. It is a description, not a test.
 
     Returns:
         `sentence`, and `facts`, rows `fact, development, second` in words.
     """
-    from sklearn.metrics import roc_auc_score
-
     before = json.loads((study / "audit.json").read_text(encoding="utf-8"))["flow"]["fingerprint_of_training"]
     now = make_fingerprint(cohort, facts).to_dict()
-    own = read_predictions(study / "predictions.csv")
-    own = own[(own["part"] == "test") & (own["arm"] == scores["arm"].iloc[0])]
-    own = own[own["size"] == 0] if "size" in own.columns else own
+    developed = read_predictions(study / "predictions.csv")
+    developed = developed[(developed["part"] == "test") & (developed["arm"] == scores["arm"].iloc[0])]
+    developed = developed[developed["size"] == 0] if "size" in developed.columns else developed
     new = scores[scores["part"] == "test"]
     moved = {}
+    # Scores of a model are compared with the same model's: models are numbered in the order of their seeds and folds.
+    numbers = {pair: number for number, pair in enumerate(sorted(set(zip(developed["seed"], developed["fold"], strict=True))))}
+    developed = developed.assign(model=[numbers[pair] for pair in zip(developed["seed"], developed["fold"], strict=True)])
+    both = pd.concat([developed.assign(second=0), new.assign(model=new["seed"], second=1)], ignore_index=True)
     for target, name in ((0, "negatives"), (1, "positives")):
-        pair = [rows.loc[rows["target"] == target, "logit"].to_numpy() for rows in (own, new)]
-        if all(map(len, pair)):
-            moved[name] = float(roc_auc_score(np.repeat([0, 1], [len(pair[0]), len(pair[1])]), np.concatenate(pair)))
-    prevalence = [float(rows.drop_duplicates("image")["target"].mean()) for rows in (own, new)]
+        rows_of = both[both["target"] == target]
+        share = auc_within(rows_of["logit"].to_numpy(), rows_of["second"].to_numpy(), rows_of["model"].to_numpy())
+        if np.isfinite(share):
+            moved[name] = share
+    # Of images, as they are trained on and tested.
+    prevalence = [float(rows.drop_duplicates("image")["target"].mean()) for rows in (developed, new)]
     rows = [
-        ("Images", f"{own['image'].nunique()}", f"{len(cohort)}"),
-        ("Patients", f"{own['patient'].nunique()}", f"{cohort.units.nunique()}"),
-        ("Prevalence", *(f"{100 * p:.1f} %" for p in prevalence)),
+        ("Images", f"{developed['image'].nunique()}", f"{len(cohort)}"),
+        ("Patients", f"{developed['patient'].nunique()}", f"{cohort.units.nunique()}"),
+        ("Prevalence, of images", *(f"{100 * p:.1f} %" for p in prevalence)),
         ("Modality", before["modality"], now["modality"]),
         ("Colour", *("yes" if print_["colour"] else "no" for print_ in (before, now))),
         ("Pixels (least, median, most)", *(_axes(print_["shape"]) for print_ in (before, now))),
@@ -212,7 +245,7 @@ def describe_shift(study: Path, cohort: Cohort, facts: pd.DataFrame, scores: pd.
         ("99th percentile of intensity", *(", ".join(f"{v:.3g}" for v in print_["intensity"]) for print_ in (before, now))),
         *((f"Scores of {name}: higher in the second", "0.50", f"{value:.2f}") for name, value in moved.items()),
     ]
-    sentence = f"The prevalence is {100 * prevalence[1]:.1f} % in the second cohort and {100 * prevalence[0]:.1f} % in the first"
+    sentence = f"Of the images, {100 * prevalence[1]:.1f} % are positive in the second cohort and {100 * prevalence[0]:.1f} % in the first"
     for name, value in moved.items():
         sentence += f"; the scores of its {name} are higher than those of the first in {100 * value:.0f} % of pairs"
     return {"sentence": f"{sentence}.", "facts": [dict(zip(("fact", "development", "second"), row, strict=True)) for row in rows]}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from medtransfer.config import StudyConfig
-from medtransfer.data.audit import audit
+from medtransfer.data.audit import audit, tell_meaning
 from medtransfer.data.cohort import Cohort
 from medtransfer.data.fingerprint import Fingerprint, make_fingerprint
 from medtransfer.data.inspection import inspect_images
@@ -76,6 +76,8 @@ def prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, rep
     bad = facts[facts["error"] != ""]
     if not config.cohort.skip_unreadable:
         refuse_unreadable(facts, cohort)
+    for label, meaning in cohort.meaning.items():
+        reporter.say(tell_meaning(label, meaning))
     reporter.say("looking for what would make a result wrong")
     findings = audit(cohort, facts, group=config.protocol.group, shortcuts=config.audit.shortcuts)
     if len(bad):

@@ -46,6 +46,7 @@ class Audit:
         patients_known: False where each image stands for a patient.
         by_study: images of which the study stands for the patient, see `Cohort`.
         classes: images by label; "label = 0" and "label = 1" where labels are not the classes of folders.
+        meaning: by label, what 1 means.
         unreadable: (image, reason).
         hazards: (image, code, sentence): what to know of its pixels.
         duplicates: groups of images with equal decoded pixels.
@@ -65,6 +66,7 @@ class Audit:
     patients_known: bool
     by_study: tuple[str, ...]
     classes: dict[str, int]
+    meaning: dict[str, str]
     unreadable: tuple[tuple[str, str], ...]
     hazards: tuple[tuple[str, str, str], ...]
     duplicates: tuple[tuple[str, ...], ...]
@@ -100,6 +102,7 @@ class Audit:
         who = _tell_patients(self)
         lines = [f"{self.found} images found, {self.readable} readable; {who}"]
         lines += [f"{name}: {', '.join(f'{value} ({n})' for value, n in values.items())}" for name, values in self._shown_counts()]
+        lines += [tell_meaning(label, meaning) for label, meaning in self.meaning.items() if len(self.meaning) == 1 or label != meaning]
         kinds = Counter(code for _, code, _ in self.hazards)
         sentences = {code: text for _, code, text in reversed(self.hazards)}
         lines += [f"hazard {code}: {n} image(s); such as: {sentences[code]}" for code, n in kinds.most_common()]
@@ -126,6 +129,11 @@ class Audit:
                 rest = len(known) - len(first)
                 shown.append((name, {**first, **({f"and {rest} more": sum(known.values()) - sum(first.values())} if rest else {})}))
         return shown
+
+
+def tell_meaning(label: str, meaning: str) -> str:
+    """`1 means malignant`, with the column where it has another name."""
+    return f"1 means {meaning}" if meaning == label else f"{label}: 1 means {meaning}"
 
 
 def _tell_patients(found: Audit) -> str:
@@ -159,7 +167,8 @@ def audit(
     conflicts = tuple(_find_conflicts(cohort, duplicates, [tuple(names[i] for i in cluster) for cluster in linked]))
     hazards = tuple((image, *hazard) for image, found in zip(good["image"], good["hazards"], strict=True) for hazard in found)
     unreadable = tuple(zip(facts["image"][facts["error"] != ""], facts["error"][facts["error"] != ""], strict=True))
-    probed = probe_shortcuts(cohort.images, facts, cohort.labels, cohort.units) if shortcuts else ()
+    # Of two classes what predicts the one predicts the other.
+    probed = probe_shortcuts(cohort.images, facts, cohort.labels[: 1 if _unsaid(cohort) else None], cohort.units) if shortcuts else ()
     result = Audit(
         found=len(facts),
         readable=len(good),
@@ -167,6 +176,7 @@ def audit(
         patients_known=cohort.patients_known,
         by_study=cohort.by_study,
         classes=_count_classes(cohort),
+        meaning=cohort.meaning,
         unreadable=unreadable,
         hazards=hazards,
         duplicates=duplicates,
@@ -180,6 +190,11 @@ def audit(
         ignored=cohort.ignored,
     )
     return Audit(**{**vars(result), "actions": tuple(_list_actions(cohort, result, group))})
+
+
+def _unsaid(cohort: Cohort) -> bool:
+    """Whether there are two classes, and nobody said which counts as 1."""
+    return len(cohort.source.get("classes") or ()) == 2 == len(cohort.labels)
 
 
 def _linked(groups: Sequence[Sequence[str]], names: list[str]) -> list[tuple[int, int]]:
@@ -257,6 +272,11 @@ def _list_actions(cohort: Cohort, found: Audit, group: str) -> list[str]:
             f"the headers of {len(found.by_study)} image(s) name no patient, or one and the same for all, such as {found.by_study[0]}: "
             "each study counts as a patient, so that two studies of one person may be on both sides of a split. Give a manifest with a "
             "column patient."
+        )
+    if _unsaid(cohort):
+        first, second = cohort.labels
+        actions.append(
+            f"which of {first} and {second} counts as 1 is not known: name it (--positive {second}; in a study cohort.positive)."
         )
     if "manifest" in cohort.source and not cohort.labels:
         left = ", ".join(cohort.source.get("unused", [])) or "none"

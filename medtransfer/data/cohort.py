@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 
 from medtransfer.data.boxes import LESION, fit_boxes, is_annotation, read_boxes
+from medtransfer.data.classes import find_positive
 from medtransfer.data.listing import Found, find_owner, known_by_study, list_images, name_patients
-from medtransfer.data.manifest import RESERVED, guess_labels, read_manifest, read_table, refuse_reserved
+from medtransfer.data.manifest import RESERVED, read_manifest, read_table, refuse_reserved
 from medtransfer.data.medmnist import PARTS as MEDMNIST_PARTS
-from medtransfer.data.medmnist import is_archive, read_labels
+from medtransfer.data.medmnist import read_labels
 from medtransfer.data.naming import find_parts, find_patients
 from medtransfer.data.reading import is_image_file
 from medtransfer.data.similarity import cluster_pairs
@@ -26,7 +27,7 @@ from medtransfer.errors import CohortError
 if TYPE_CHECKING:
     from medtransfer.data.fingerprint import Fingerprint
 
-_Listed = tuple[list[Found], list[tuple[str, str]]]
+Listed = tuple[list[Found], list[tuple[str, str]]]
 _READ = "PNG, JPEG, TIFF, BMP, DICOM, NIfTI, NRRD and MHA files are read."
 
 
@@ -90,12 +91,13 @@ class Cohort:
             raise CohortError(f"{manifest}: name at least one label column. Columns here: {', '.join(read_table(manifest).columns)}.")
         refuse_reserved(labels)
         others = [column for column in columns if column not in labels]
-        return cls._from_manifest(manifest, root, labels, positive, salt, others)._checked(str(manifest))
+        return cls.from_manifest(manifest, root, labels, positive, salt, others)._checked(str(manifest))
 
     @classmethod
-    def _from_manifest(
+    def from_manifest(
         cls, manifest: Path, root: Path, labels: tuple[str, ...], positive: str | None, salt: str | None, columns: Sequence[str] = ()
     ) -> Cohort:
+        """As `from_csv`, with or without labels, and without the check that both classes are there."""
         images = read_manifest(manifest, root, labels, positive, columns)
         source = {"manifest": str(manifest), "root": str(root), "labels": list(labels), "positive": positive}
         if "patient" in images.columns:
@@ -119,17 +121,17 @@ class Cohort:
         Args:
             root: folder that holds the class folders.
             classes: class folders; all folders below root where left out.
-            positive: of two classes, the one that counts as 1; the second one where left out. More than
-                two classes give one label each.
+            positive: of two classes, the one that counts as 1; where left out, their names must tell (malignant against benign, yes
+                against no; see `classes`). More than two classes give one label each.
             salt: for hashing ids from headers; drawn where left out.
 
         Raises:
-            CohortError: a folder is missing or holds no image, or there are not two classes.
+            CohortError: a folder is missing or holds no image, there are not two classes, or nothing says which counts as 1.
         """
         root = Path(root)
         if not root.is_dir():
             raise CohortError(f"{root}: no such folder. Set cohort.root to the folder that holds the class folders.")
-        here = _subfolders(root)
+        here = subfolders(root)
         names = list(classes) if classes else here
         found = f"Folders in {root}: {', '.join(here) or 'none'}."
         if len(set(names)) != len(names) or len(names) < 2:
@@ -144,16 +146,18 @@ class Cohort:
         empty = [name for name, (files, _) in listed.items() if not files]
         if empty:
             raise CohortError(f"{root / empty[0]}: no image in this folder. {_READ}")
-        return cls._from_classes(root, listed, positive, salt)
+        chosen = positive or find_positive(names, str(root)) if len(names) == 2 else None
+        return cls.from_listed_classes(root, listed, chosen, salt)
 
     @classmethod
-    def _from_classes(cls, root: Path, listed: dict[str, _Listed], positive: str | None, salt: str | None) -> Cohort:
+    def from_listed_classes(cls, root: Path, listed: dict[str, Listed], positive: str | None, salt: str | None) -> Cohort:
+        """Class folders that have been listed; `positive`: the one of two classes that counts as 1; None: each class is a label."""
         names = list(listed)
-        positives = [positive or names[1]] if len(names) == 2 else names
+        positives = [positive] if positive is not None else names
         rows = [{_label(p): float(p == name) for p in positives} for name, (files, _) in listed.items() for _ in files]
         loose = [p.name for p in sorted(root.iterdir()) if p.is_file() and not p.name.startswith(".") and is_image_file(p)]
         ignored = [*((name, "beside the class folders") for name in loose), *(row for _, left_out in listed.values() for row in left_out)]
-        source = {"root": str(root), "classes": names, "positive": positives[0] if len(names) == 2 else None}
+        source = {"root": str(root), "classes": names, "positive": positive}
         labels = tuple(_label(p) for p in positives)
         found = [file for files, _ in listed.values() for file in files]
         return cls._from_listing(found, pd.DataFrame(rows), labels, root, ignored, source, salt)._checked(str(root))
@@ -191,7 +195,7 @@ class Cohort:
         if not root.is_dir():
             raise CohortError(f"{root}: no such folder. Set cohort.root to the folder that holds the images.")
         if manifest is not None:
-            cohort = cls._from_manifest(Path(manifest), root, (), None, salt, columns)
+            cohort = cls.from_manifest(Path(manifest), root, (), None, salt, columns)
         else:
             cohort = cls.from_files(root, salt, boxes)
             if patient is not None:
@@ -306,6 +310,12 @@ class Cohort:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def meaning(self) -> dict[str, str]:
+        """By label, what 1 means: the name of the positive class, or the label itself."""
+        positive = self.source.get("positive") if len(self.labels) == 1 else None
+        return {label: positive or label for label in self.labels}
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the ids, patients, groups, official parts, labels and boxes (not of the pixels)."""
@@ -352,47 +362,8 @@ class Cohort:
         return make_fingerprint(self, inspect_images(self))
 
 
-def open_cohort(
-    path: str | Path, root: str | Path | None = None, labels: Sequence[str] = (), positive: str | None = None, flat: bool = False
-) -> Cohort:
-    """What a path holds, to be checked: a manifest, an archive, class folders, or a folder of images.
-
-    Args:
-        path: CSV, `.npz` or folder.
-        root: folder that a manifest's images are relative to; its own folder where left out.
-        labels, positive: see `Cohort.from_csv`; the columns of 0 and 1 where left out.
-        flat: the folders below are not classes.
-
-    Raises:
-        CohortError: nothing to check.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise CohortError(f"{path}: no such file or folder. Give a manifest (CSV), a MedMNIST archive, or a folder of images.")
-    table = not path.is_dir() and not is_archive(path)
-    idle = {"root": root is not None and not table, "label": bool(labels) and not table, "positive": positive is not None and path.is_dir()}
-    if any(idle.values()):
-        raise CohortError(f"{path}: {', '.join(name for name, given in idle.items() if given)} is for manifests; leave it out.")
-    if path.is_dir():
-        listed = {} if flat else {name: list_images(path / name, path) for name in _subfolders(path)}
-        listed = {name: found for name, found in listed.items() if found[0]}
-        # A folder per patient or series is no class: classes are few, and have several images each.
-        if 2 <= len(listed) <= 12 and all(len(files) > 1 for files, _ in listed.values()):
-            return Cohort._from_classes(path, listed, None, None)
-        return Cohort.from_files(path)
-    if is_archive(path):
-        return Cohort.from_medmnist(path, positive)
-    if is_image_file(path):
-        raise CohortError(f"{path}: is one image. Give its folder, or a manifest (CSV).")
-    chosen = tuple(labels) or guess_labels(path)
-    refuse_reserved(chosen)
-    cohort = Cohort._from_manifest(path, Path(root) if root is not None else path.parent, chosen, positive, None)
-    if not chosen:
-        cohort.source["unused"] = [column for column in read_table(path).columns if column not in RESERVED]
-    return cohort
-
-
-def _subfolders(root: Path) -> list[str]:
+def subfolders(root: Path) -> list[str]:
+    """Names of the folders below a folder, hidden ones left out."""
     return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 

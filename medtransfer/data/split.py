@@ -23,7 +23,7 @@ class Fold:
 
     Attributes:
         index: number of the fold, from 0.
-        train, tune, test: row numbers of `Cohort.images`, sorted. `tune` serves early stopping and temperature.
+        train, tune, test: row numbers of `Cohort.images`, sorted. `tune` serves early stopping and recalibration.
     """
 
     index: int
@@ -94,7 +94,7 @@ def split_cohort(cohort: Cohort, folds: int = 5, seed: int = 0, tune: float = 0.
         cohort: the images.
         folds: number of folds; every patient is tested once.
         seed: seed of the draw.
-        tune: share of the training patients held back for early stopping and temperature, 0 to 1.
+        tune: share of the training patients held back for early stopping and recalibration, 0 to 1.
         leave_out: a column such as `site`: each of its values is a fold that is tested by models trained on the others,
             in place of random folds or an official split.
 

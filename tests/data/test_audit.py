@@ -8,8 +8,8 @@ import medtransfer as mt
 import numpy as np
 import pandas as pd
 import pytest
-from medtransfer.data.cohort import open_cohort
 from medtransfer.data.shortcuts import _auc, probe_shortcuts
+from medtransfer.data.sources import open_cohort
 from PIL import Image
 from pydicom.data import get_testdata_file
 from sklearn.metrics import roc_auc_score
@@ -162,8 +162,12 @@ def test_the_rank_auc_is_that_of_scikit_learn():
     rng = np.random.default_rng(0)
     for _ in range(20):
         y, score = rng.integers(0, 2, 60), rng.integers(0, 9, 60).astype(float)
-        assert _auc(score, y) == pytest.approx(roc_auc_score(y, score))
-    assert _auc(np.array([0.1, 0.4, 0.35, 0.8]), np.array([0, 0, 1, 1])) == 0.75
+        assert _auc(score, y, np.zeros(60, int)) == pytest.approx(roc_auc_score(y, score))
+    one = np.array([0.1, 0.4, 0.35, 0.8]), np.array([0, 0, 1, 1])
+    assert _auc(*one, np.zeros(4, int)) == 0.75
+    # Trees of two folds: only (0.1, 0.35) and (0.4, 0.8) are pairs of one of them.
+    assert _auc(*one, np.array([0, 1, 0, 1])) == 1
+    assert np.isnan(_auc(*one, np.array([0, 0, 1, 1])))
 
 
 @pytest.mark.slow

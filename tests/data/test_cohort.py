@@ -7,9 +7,9 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-from medtransfer.data.cohort import open_cohort
 from medtransfer.data.dicom_write import write_grey_dicom
 from medtransfer.data.listing import name_patients
+from medtransfer.data.sources import open_cohort
 from medtransfer.errors import CohortError, LeakageError
 
 
@@ -220,14 +220,14 @@ def test_patients_of_dicom_headers_are_hashed(tmp_path):
 def test_where_headers_name_no_patient_each_study_is_one_and_that_is_said(tmp_path, name):
     for number in range(8):
         write_dicom(tmp_path / ("a" if number < 4 else "b") / f"{number}.dcm", name, number, study=str(number // 2))
-    cohort = mt.Cohort.from_folders(tmp_path)
+    cohort = mt.Cohort.from_folders(tmp_path, positive="b")
     assert cohort.images["patient"].nunique() == 4
     assert len(cohort.by_study) == 8
     assert any("each study counts as a patient" in action for action in mt.audit(cohort).actions)
     names = ["", "P0", "P1", "P1", "P2", "P2", "", ""]  # another file of the first study names its patient
     for number in range(8):
         write_dicom(tmp_path / ("a" if number < 4 else "b") / f"{number}.dcm", names[number], number, study=str(number // 2))
-    assert mt.Cohort.from_folders(tmp_path).by_study == ("b/6.dcm", "b/7.dcm")
+    assert mt.Cohort.from_folders(tmp_path, positive="b").by_study == ("b/6.dcm", "b/7.dcm")
 
 
 def test_a_dicom_file_that_was_cut_off_is_not_passed_over(tmp_path):
@@ -237,7 +237,7 @@ def test_a_dicom_file_that_was_cut_off_is_not_passed_over(tmp_path):
     at = whole.index(b"\x28\x00\x10\x00US")  # Rows
     for length in (at, at - 5):  # between two elements, and within one
         (tmp_path / "a" / "0.dcm").write_bytes(whole[:length])
-        cohort = mt.Cohort.from_folders(tmp_path)
+        cohort = mt.Cohort.from_folders(tmp_path, positive="b")
         assert cohort.ignored == ()
         assert [image for image, _ in mt.audit(cohort).unreadable] == ["a/0.dcm"]
 
@@ -296,11 +296,11 @@ def test_one_broken_file_does_not_hide_whose_the_others_are(tmp_path, write_png)
     for number in range(8):
         write_dicom(tmp_path / ("a" if number < 4 else "b") / f"{number}.dcm", f"MRN{number // 2}", number)
     (tmp_path / "a" / "broken.dcm").write_bytes(b"no dicom")
-    cohort = mt.Cohort.from_folders(tmp_path)
+    cohort = mt.Cohort.from_folders(tmp_path, positive="b")
     assert cohort.patients_known
     assert cohort.images["patient"].nunique() == 5
     write_png("a/picture.png", np.full((8, 8), 7, np.uint8))
-    mixed = mt.Cohort.from_folders(tmp_path)
+    mixed = mt.Cohort.from_folders(tmp_path, positive="b")
     assert not mixed.patients_known
     assert mixed.images["patient"].nunique() == 6
     assert "salt" not in repr(mixed)
@@ -321,7 +321,7 @@ def test_masks_of_volumes_are_no_images(tmp_path):
         (tmp_path / folder).mkdir()
         for name in ("x.nii.gz", "x_mask.nii.gz", "y.nii.gz"):
             nib.save(nib.Nifti1Image(np.zeros((8, 8, 8), np.float32), np.eye(4)), tmp_path / folder / name)
-    cohort = mt.Cohort.from_folders(tmp_path)
+    cohort = mt.Cohort.from_folders(tmp_path, positive="b")
     assert cohort.images["image"].tolist() == ["a/x.nii.gz", "a/y.nii.gz", "b/x.nii.gz", "b/y.nii.gz"]
     assert ("a/x_mask.nii.gz", "mask of another image") in cohort.ignored
 
@@ -331,7 +331,7 @@ def test_folders_without_images_and_loose_images_do_not_change_the_classes(tmp_p
         write_png(f"set/{name}.png", np.full((8, 8), 7, np.uint8))
     (tmp_path / "set" / "checked").mkdir()
     cohort = open_cohort(tmp_path / "set")
-    assert cohort.labels == ("b",)
+    assert cohort.labels == ("a", "b")
     assert ("loose.png", "beside the class folders") in cohort.ignored
     with pytest.raises(CohortError, match="label is for manifests"):
         open_cohort(tmp_path / "set", labels=["x"])

@@ -239,7 +239,7 @@ def test_a_series_over_subfolders_is_one_image_of_a_class(tmp_path, volume):
     write_series(tmp_path / "sick" / "other", volume, uid="1.2.4")
     write_series(tmp_path / "well" / "x", volume, uid="1.2.5")
     write_series(tmp_path / "well" / "x", volume, uid="1.2.6", names=[f"second{i}.dcm" for i in range(7)])
-    cohort = mt.Cohort.from_folders(tmp_path)
+    cohort = mt.Cohort.from_folders(tmp_path, positive="sick")
     names = cohort.images["image"].tolist()
     assert names[:2] == ["sick/disc", "sick/other"]
     assert all(name.startswith("well/x#") for name in names[2:])
