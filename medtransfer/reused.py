@@ -20,6 +20,8 @@ from medtransfer.training.reuse import compare_stages, distances, reset_robustne
 
 # Tune images that are looked at in each fold.
 _IMAGES = 200
+# Of p-values corrected for the number of comparisons.
+_LEVEL = 0.05
 
 
 def write_reuse(
@@ -53,6 +55,8 @@ def flag_negative_transfer(prepared: Prepared, comparisons: Sequence[Mapping[str
             delta = comparison["delta_auc"]
             if delta["low"] is None or max(sign * delta["low"], sign * delta["high"]) >= 0:
                 continue
+            if delta["p_holm"] is None or delta["p_holm"] >= _LEVEL:
+                continue  # among so many comparisons it may be chance, as the verdict says
             if arms[worse].budget < arms[better].budget:
                 continue  # it was trained less
             low, high = sorted(abs(delta[key]) for key in ("low", "high"))

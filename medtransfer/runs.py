@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from medtransfer.arms import Images, Report
 from medtransfer.data.cache import feature_folder
@@ -26,6 +27,7 @@ from medtransfer.data.windows import Window
 from medtransfer.errors import ConfigError
 from medtransfer.evaluation import read_predictions, write_aside, write_predictions
 from medtransfer.evaluation.candidates import CANDIDATES, write_candidates
+from medtransfer.evaluation.recalibration import adjust_prevalence
 from medtransfer.lesions import drop_padding, list_candidates, place_images
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.costs import measure_stages
@@ -46,8 +48,12 @@ from medtransfer.training.loop import Budget, Parts, settle
 from medtransfer.training.loop import fit as train_network
 from medtransfer.training.outliers import typicality
 from medtransfer.training.predicting import predict
-from medtransfer.training.probe import pooled_features
+from medtransfer.training.probe import fit_head, pooled_features, solve_without
 from medtransfer.training.tracking import tracking
+
+Load = Callable[[NDArray[np.int64]], Loader]
+# Pieces of the tune part that are left out in turn where a probe predicts them.
+_PIECES = 5
 
 
 def _load(source: Source, rows: Any, engine: Engine, batch: int, seed: int | None = None, views: int = 0) -> Loader:
@@ -167,11 +173,15 @@ def run_fold(
 
     with tracking(images.train.track if engine.first else None, name, output) as log:
         result = train_network(backbone, head, task, parts, plan, budget, engine, images.groups, on_epoch, checkpoints, say)
-    predicted = {"tune": (fold.tune, tune), "test": (fold.test, test)}
-    table, candidates = _predict_parts(images, backbone, head, task, engine, predicted)
+
+    def load(rows: NDArray[np.int64]) -> Loader:
+        return _load(kept, rows, engine, at_once)
+
+    table, candidates = _predict_parts(images, backbone, head, task, engine, fold, load, probe)
     if whole and isinstance(head, LinearHead):
         table["typical"] = _typicality(backbone, head, engine, plain, tune, test)
-    table = table.assign(arm=arm, seed=seed, fold=fold.index).reset_index(drop=True)
+    table = (table if whole else _balance(table, images.targets[fold.train])).assign(arm=arm, seed=seed, fold=fold.index)
+    table = table.reset_index(drop=True)
     summary = {
         "arm": arm,
         "fold": fold.index,
@@ -190,13 +200,19 @@ def run_fold(
         if whole:
             save_weights(output / "weights.safetensors", backbone, head, {**describe_backbone(backbone), "tap": ", ".join(head.taps)})
         write_predictions(table, output / "predictions.csv")
-        if candidates is not None:
+        if images.boxes is not None:
             write_candidates(candidates.assign(arm=arm, seed=seed, fold=fold.index), output / CANDIDATES)
         # Written last: a folder with run.json is a finished run.
         write_aside(output / "run.json", json.dumps({"key": key, **summary}, indent=1))
         checkpoints.clear()
     engine.wait()
     return Run(output, arm, fold.index, seed, read_predictions(output / "predictions.csv"), summary)
+
+
+def _balance(table: pd.DataFrame, targets: NDArray[Any]) -> pd.DataFrame:
+    """The rows of a draw, for a prevalence of one half: it holds as many patients of either class, but maybe not as many images."""
+    logit = adjust_prevalence(table["logit"].to_numpy(np.float64), float(targets.mean()), 0.5)
+    return table.assign(logit=logit, probability=expit(logit))
 
 
 def _fit_task(task: Classification | Detection, images: Images, fold: Fold, plan: FreezePlan) -> Classification | Detection:
@@ -217,24 +233,62 @@ def _typicality(backbone: Backbone, head: LinearHead, engine: Engine, plain: Loa
 
 
 def _predict_parts(
+    images: Images, backbone: Backbone, head: Head, task: Classification | Detection, engine: Engine, fold: Fold, load: Load, probe: bool
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows of the tune and the test part, and their candidates.
+
+    The head of a probe has no epoch to choose, so that it is solved again on both the training and the tune part before it is tested. Tune
+    images are then predicted by heads that were solved without a fifth of them each, as alike to the tested one as can be.
+    """
+    if probe:
+        tune = _predict_held_out(images, backbone, cast(LinearHead, head), task, engine, fold, load)
+    else:
+        tune = _predict_part(images, backbone, head, task, engine, "tune", fold.tune, load(fold.tune))
+    test = _predict_part(images, backbone, head, task, engine, "test", fold.test, load(fold.test))
+    table, candidates = (pd.concat(column, ignore_index=True) for column in zip(tune, test, strict=True))
+    return table, candidates
+
+
+def _predict_held_out(
+    images: Images, backbone: Backbone, head: LinearHead, task: Classification | Detection, engine: Engine, fold: Fold, load: Load
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Tune rows, each by a head that did not see its patient; leaves the head solved on all of the training and the tune part."""
+    features = pooled_features(backbone, head, load(np.sort(np.concatenate([fold.train, fold.tune]))), engine)
+    weights = task.positive_weights
+    penalties = fit_head(head, features, images.groups[features.rows], weights)["penalty"]
+    units = images.groups[fold.tune]
+    # In turn, those of one class after the other, so that no piece takes all of a class with it.
+    positive = pd.Series(images.targets[fold.tune].sum(1)).groupby(units).max().sort_values(kind="stable")
+    pieces = []
+    for piece in range(min(_PIECES, len(positive))):
+        rows = fold.tune[np.isin(units, positive.index[piece::_PIECES])]
+        solve_without(head, features, rows, weights, penalties)
+        pieces.append(_predict_part(images, backbone, head, task, engine, "tune", rows, load(rows))[0])
+    solve_without(head, features, np.zeros(0, np.int64), weights, penalties)
+    order = images.cohort.images["image"].iloc[fold.tune].tolist()
+    table = pd.concat(pieces, ignore_index=True)
+    return table.set_index("image").loc[order].reset_index()[table.columns.tolist()], pd.DataFrame()
+
+
+def _predict_part(
     images: Images,
     backbone: Backbone,
     head: Head,
     task: Classification | Detection,
     engine: Engine,
-    parts: Mapping[str, tuple[NDArray[np.int64], Loader]],
-) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """Rows of every part, and where boxes are looked for, its candidates."""
-    tables, candidates = [], []
-    for part, (rows, batches) in parts.items():
-        predictions, truth = predict(backbone, head, task, batches, engine)
-        about = images.cohort.images["image"].iloc[rows].tolist(), images.cohort.units.iloc[rows].tolist()
-        if images.boxes is not None:
-            placements, plane = [images.placements[row] for row in rows], images.slices.plane
-            predictions = drop_padding(predictions, placements, plane)
-            candidates.append(list_candidates(predictions, *about, placements, plane).assign(part=part))
-        tables.append(task.decode(predictions, truth, *about).assign(part=part))
-    return pd.concat(tables), pd.concat(candidates, ignore_index=True) if candidates else None
+    part: str,
+    rows: NDArray[np.int64],
+    batches: Loader,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows of a part, and where boxes are looked for, its candidates; else an empty table."""
+    predictions, truth = predict(backbone, head, task, batches, engine)
+    about = images.cohort.images["image"].iloc[rows].tolist(), images.cohort.units.iloc[rows].tolist()
+    candidates = pd.DataFrame()
+    if images.boxes is not None:
+        placements, plane = [images.placements[row] for row in rows], images.slices.plane
+        predictions = drop_padding(predictions, placements, plane)
+        candidates = list_candidates(predictions, *about, placements, plane).assign(part=part)
+    return task.decode(predictions, truth, *about).assign(part=part), candidates
 
 
 def _state_key(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from medtransfer.data.cache import read_entry
 from medtransfer.data.placement import Placement
 from medtransfer.evaluation import write_aside
 from medtransfer.evaluation.candidates import coordinates
-from medtransfer.evaluation.detection import least_score
 from medtransfer.evaluation.matching import Rule, by_image, match
+from medtransfer.evaluation.ranking import least_score
 from medtransfer.lesions import place_images
 from medtransfer.prepare import fixed_of
 from medtransfer.record import Prepared
@@ -36,7 +36,7 @@ _LESION, _CANDIDATE = (86, 180, 233), (230, 159, 0)
 def write_sightings(prepared: Prepared, table: pd.DataFrame, candidates: pd.DataFrame, output: Path, rule: Rule, overlap: float) -> None:
     """Writes `gallery.json`: per arm, of its first seed, the surest hits, the largest misses and the surest false alarms.
 
-    Missed is what is not found at the score that lets one false positive through per image.
+    Missed is what is not found at the score of the image's model that lets one false positive through per image.
 
     Args:
         prepared: the study. table: its predictions. candidates: see `read_candidates`. output: its folder.
@@ -49,37 +49,43 @@ def write_sightings(prepared: Prepared, table: pd.DataFrame, candidates: pd.Data
     columns = coordinates(boxes)
     arms = []
     for arm in prepared.config.arms:
-        own = table[(table["arm"] == arm) & (table["part"] == "test")]
-        seed = own["seed"].min()
-        images = own.loc[own["seed"] == seed, "image"].tolist()
+        tested = table[(table["arm"] == arm) & (table["part"] == "test")]
+        seed = tested["seed"].min()
+        folds = tested[tested["seed"] == seed].set_index("image")["fold"].to_dict()
+        images = list(folds)
         rows = candidates[(candidates["arm"] == arm) & (candidates["seed"] == seed) & (candidates["part"] == "test")]
-        sights = _sort(images, by_image(images, rows, [*columns, "logit"]), by_image(images, boxes, columns), rule, overlap)
+        sights = _sort(folds, by_image(images, rows, [*columns, "logit"]), by_image(images, boxes, columns), rule, overlap)
         arms.append({"arm": arm, **{kind: [_draw(sight, entries, placements) for sight in found] for kind, found in sights.items()}})
     write_aside(output / GALLERY, json.dumps({"boxes": True, "heat": False, "arms": arms}, indent=1))
 
 
 def _sort(
-    images: Sequence[str], candidates: dict[Any, Float], lesions: dict[Any, Float], rule: Rule, overlap: float
+    folds: Mapping[str, int], candidates: dict[Any, Float], lesions: dict[Any, Float], rule: Rule, overlap: float
 ) -> dict[str, list[dict[str, Any]]]:
-    found: list[dict[str, Any]] = []
+    """By kind; `folds` are those of the images, as scores of different models are not compared for what is missed."""
+    sights: list[dict[str, Any]] = []
     caught: dict[str, dict[int, float]] = {}
-    for image in images:
+    for image in folds:
         boxes, score = candidates[image][:, :-1], candidates[image][:, -1]
         matched = match(boxes, score, lesions[image], overlap, rule)
         caught[image] = {int(lesion): float(s) for lesion, s in zip(matched, score, strict=True) if lesion >= 0}
-        for box, own, lesion in zip(boxes, score, matched, strict=True):
-            found.append({"image": image, "score": float(own), "candidate": box, "hit": lesion >= 0, "lesions": lesions[image]})
-    found.sort(key=lambda sight: -sight["score"])
-    alarms = [sight for sight in found if not sight["hit"]]
-    least = least_score(np.array([sight["score"] for sight in found]), np.array([sight["hit"] for sight in found], bool), len(images))
+        for box, logit, lesion in zip(boxes, score, matched, strict=True):
+            sights.append({"image": image, "score": float(logit), "candidate": box, "hit": lesion >= 0, "lesions": lesions[image]})
+    sights.sort(key=lambda sight: -sight["score"])
+    alarms = [sight for sight in sights if not sight["hit"]]
+    least = {}
+    for fold in set(folds.values()):
+        of_fold = [sight for sight in sights if folds[sight["image"]] == fold]
+        scores, hits = np.array([sight["score"] for sight in of_fold]), np.array([sight["hit"] for sight in of_fold], bool)
+        least[fold] = least_score(scores, hits, sum(of == fold for of in folds.values()))
     missed: list[dict[str, Any]] = []
-    for image in images:
-        sure = [place for place, best in caught[image].items() if best >= least]
+    for image, fold in folds.items():
+        sure = [place for place, best in caught[image].items() if best >= least[fold]]
         left = [place for place in range(len(lesions[image])) if place not in sure]
         missed += [{"image": image, "candidate": None, "lesions": lesions[image], "missed": place} for place in left]
     missed.sort(key=lambda sight: -float(np.prod(np.diff(sight["lesions"][sight["missed"]].reshape(2, -1), axis=0))))
-    hits = [sight for sight in found if sight["hit"]]
-    return {"hits": hits[:_SHOWN], "misses": missed[:_SHOWN], "false_alarms": alarms[:_SHOWN]}
+    surest = [sight for sight in sights if sight["hit"]]
+    return {"hits": surest[:_SHOWN], "misses": missed[:_SHOWN], "false_alarms": alarms[:_SHOWN]}
 
 
 def _draw(sight: dict[str, Any], entries: dict[str, str], placements: dict[str, Placement]) -> dict[str, Any]:

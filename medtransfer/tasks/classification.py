@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_auroc
 
 from medtransfer.errors import CohortError
-from medtransfer.evaluation.recalibration import fit_temperature, log_losses
+from medtransfer.evaluation.recalibration import fit_map, log_losses
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.heads import LinearHead, Pooling
 
@@ -90,13 +90,14 @@ class Classification:
         return np.asarray(predictions, np.float64) - np.log(self.positive_weights)
 
     def score(self, predictions: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
-        """Unweighted log-loss at the best temperature, and as it is, and the AUC.
+        """Unweighted log-loss at the best temperature about the prevalence, and as it is, and the AUC.
 
         The first one chooses the epoch ("refine, then calibrate", Berta et al. 2025, arXiv:2501.19195):
         over-confidence grows while discrimination still improves, and a temperature takes it away.
         """
-        temperatures = [fit_temperature(predictions[:, i], targets[:, i]) for i in range(predictions.shape[1])]
-        refined, raw = (float(log_losses(z, targets).mean()) for z in (predictions / temperatures, predictions))
+        columns = zip(predictions.T, targets.T, strict=True)
+        refined = float(np.mean([log_losses(fit_map("temperature", z, y).apply(z), y).mean() for z, y in columns]))
+        raw = float(log_losses(predictions, targets).mean())
         auc = float(binary_auroc(torch.from_numpy(predictions[:, 0]), torch.from_numpy(targets[:, 0]).int()))
         return {"loss": refined, "raw": raw, "auc": auc}
 

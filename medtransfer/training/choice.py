@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
-from medtransfer.evaluation.recalibration import fit_temperature, log_losses
+from medtransfer.evaluation.discrimination import auc_within
+from medtransfer.evaluation.recalibration import fit_map, log_losses
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.plan import FreezePlan, fix_plan
 
@@ -26,7 +26,7 @@ class StageProbe:
 
     Attributes:
         stage: its name.
-        auc: of out-of-fold scores, mean over repeats.
+        auc: of out-of-fold scores, pairs within a fold, mean over folds and repeats.
         log_loss: per patient, in nats. `error`: its standard error over patients.
     """
 
@@ -43,7 +43,7 @@ class Trial:
     Attributes:
         frozen_stages, dropped_stages: the depth.
         why: how it came to be tried.
-        auc, log_loss: of out-of-fold scores, the latter at a temperature from the other folds.
+        auc: of out-of-fold scores, pairs within a fold. log_loss: of these scores, at a temperature from the other folds.
         gain: log-loss per patient won over the prior; `error`: its standard error, paired. 0 for the prior.
     """
 
@@ -136,13 +136,16 @@ def choose_depth(
         steps, seconds: for the record.
     """
     tested = ~np.isnan(logits[0])
+    model = np.zeros(len(labels), np.int64)
+    for number, (_, held) in enumerate(folds):
+        model[held] = number
     losses = [tempered_losses(scores, labels, folds) for scores in logits]
     per_unit = [unit_means(loss, units) for loss in losses]
     trials = []
     for (frozen, dropped, why), scores, mine in zip(depths, logits, per_unit, strict=True):
         difference = per_unit[0] - mine
         error = float(difference.std(ddof=1) / math.sqrt(len(difference)))
-        auc = float(roc_auc_score(labels[tested], scores[tested]))
+        auc = auc_within(scores[tested], labels[tested], model[tested])
         trials.append(Trial(frozen, dropped, why, auc, float(mine.mean()), float(difference.mean()), error))
     better = [i for i in range(1, len(trials)) if trials[i].gain > trials[i].error]
     chosen = max(better, key=lambda i: trials[i].gain, default=0)
@@ -159,8 +162,10 @@ def tempered_losses(logits: Float, labels: Int, folds: Folds) -> Float:
     losses = np.full(len(labels), np.nan)
     for _, held in folds:
         others = np.setdiff1d(np.flatnonzero(~np.isnan(logits)), held)
-        temperature = fit_temperature(logits[others], labels[others]) if len(set(labels[others])) == 2 else 1.0
-        losses[held] = log_losses(logits[held] / temperature, labels[held])
+        scores = logits[held]
+        if len(set(labels[others])) == 2:
+            scores = fit_map("temperature", logits[others], labels[others]).apply(scores)
+        losses[held] = log_losses(scores, labels[held])
     return losses
 
 

@@ -15,8 +15,8 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
+from medtransfer.evaluation.discrimination import auc_within
 from medtransfer.evaluation.recalibration import log_losses
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.costs import StageCost
@@ -91,7 +91,8 @@ def search_depth(
         scores[name] = _probe_stage(features[name].values, labels, units, weight, folds, seed)
         if report is not None:
             report("probes of every stage", number + 1, len(names))
-    probes = tuple(_summarise(name, scores[name], labels, units) for name in names)
+    models = _fold_numbers(folds, len(labels))
+    probes = tuple(_summarise(name, scores[name], labels, units, models) for name in names)
     shallowest = _shallowest(probes)
     depths = _candidates(plan, shallowest, len(backbone.stages))
     first_draw = folds[: len(folds) // _REPEATS]
@@ -143,8 +144,18 @@ def _probe_kept(
     return first
 
 
-def _summarise(name: str, logits: Float, labels: Int, units: Int) -> StageProbe:
-    aucs = [roc_auc_score(labels[~np.isnan(row)], row[~np.isnan(row)]) for row in logits]
+def _fold_numbers(folds: Folds, count: int) -> Int:
+    """(repeat, image), number of the fold in which each image was held out, in the order of `_probe_stage`."""
+    numbers, repeats = np.zeros((_REPEATS, count), np.int64), np.zeros(count, np.int64)
+    for number, (_, held) in enumerate(folds):
+        numbers[repeats[held], held] = number
+        repeats[held] += 1
+    return numbers
+
+
+def _summarise(name: str, logits: Float, labels: Int, units: Int, models: Int) -> StageProbe:
+    known = [~np.isnan(row) for row in logits]
+    aucs = [auc_within(row[k], labels[k], model[k]) for row, model, k in zip(logits, models, known, strict=True)]
     per_unit = unit_means(np.nanmean(log_losses(logits, labels), axis=0), units)
     return StageProbe(name, float(np.mean(aucs)), float(per_unit.mean()), float(per_unit.std(ddof=1) / math.sqrt(len(per_unit))))
 

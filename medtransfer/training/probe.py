@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -232,6 +232,23 @@ def fit_head(head: LinearHead, features: Features, groups: Int, positive_weights
         chosen["penalty"].append(penalty)
         chosen["inner_loss"].append(loss if np.isfinite(loss) else None)
     return chosen
+
+
+def solve_without(
+    head: LinearHead, features: Features, left_out: Int, positive_weights: tuple[float, ...], penalties: Sequence[float]
+) -> None:
+    """Solves the head on all images but some, with penalties that were chosen before, and writes it into `head`.
+
+    Args:
+        head, features, positive_weights: see `fit_head`.
+        left_out: row numbers of the cohort.
+        penalties: per label.
+    """
+    inside = ~np.isin(features.rows, left_out)
+    for index, (weight, penalty) in enumerate(zip(positive_weights, penalties, strict=True)):
+        labels = features.targets[inside, index].astype(np.int64)
+        coefficients, intercepts = fit_path(features.values[inside], labels, weight, (penalty,))
+        _write(head.linear, index, coefficients[0], float(intercepts[0]))
 
 
 def compare_heads(features: Features, groups: Int, weight: float) -> dict[str, float]:

@@ -9,7 +9,7 @@ import medtransfer as mt
 import numpy as np
 import pytest
 from medtransfer.errors import StudyError
-from medtransfer.evaluation.recalibration import log_losses
+from medtransfer.evaluation.recalibration import fit_map, log_losses
 from medtransfer.models.freeze import PlainCounts
 from medtransfer.training import depth as module
 from medtransfer.training.choice import DepthChoice, StageProbe, apply_choice, choose_depth, unit_means
@@ -62,9 +62,7 @@ def test_gain_and_error_are_paired_over_patients():
         logits, each = noisy(strength, i), np.empty(60)
         for _, held in FOLDS:
             others = np.setdiff1d(np.arange(60), held)
-            from medtransfer.evaluation.recalibration import fit_temperature
-
-            each[held] = log_losses(logits[held] / fit_temperature(logits[others], LABELS[others]), LABELS[held])
+            each[held] = log_losses(fit_map("temperature", logits[others], LABELS[others]).apply(logits[held]), LABELS[held])
         losses.append(each)
     gains = losses[0] - losses[1]
     assert choice.trials[1].gain == pytest.approx(gains.mean())

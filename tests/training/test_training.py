@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import medtransfer as mt
 import numpy as np
@@ -13,7 +14,7 @@ from medtransfer.models.freeze import PlainCounts
 from medtransfer.models.heads import LinearHead
 from medtransfer.sections import TrainSection
 from medtransfer.training import engine as engines
-from medtransfer.training import loop
+from medtransfer.training import loop, probe
 from medtransfer.training.checkpoint import load_weights, save_weights
 from medtransfer.training.engine import make_engine
 from medtransfer.training.probe import Features, features_by_stage, fit_head, pooled_features
@@ -91,6 +92,30 @@ def test_a_linear_probe_moves_nothing_but_the_head(cohort, tmp_path):
     assert all(torch.equal(value, net.state_dict()[key]) for key, value in before.items())
     assert run.summary["epochs"] == 0
     assert run.predictions["logit"].std() > 0.1
+
+
+def test_a_probe_is_tested_with_its_tune_patients_and_predicts_them_without(manifest, tmp_path, monkeypatch):
+    """It has no epoch to choose. The label of a tune patient moves what is said of all others, and not of himself."""
+    path = manifest(patients=40, views=2)
+    cohort = mt.Cohort.from_csv(path, path.parent, ["malignant"])
+    monkeypatch.setattr(probe, "choose_penalty", lambda *_, **__: (1e-2, 0.5))
+    fold = mt.split_cohort(cohort, 2).fold(0)
+    patient = cohort.images["patient"].iloc[fold.tune[0]]
+    images = cohort.images.copy()
+    images.loc[images["patient"] == patient, "malignant"] = 1 - images.loc[images["patient"] == patient, "malignant"]
+    logits = []
+    for number, own in enumerate((cohort, replace(cohort, images=images))):
+        net = mt.load_backbone("features")
+        plan = mt.plan_freeze(PlainCounts({"0": 100, "1": 100}, "far"), net, transfer=True, strategy="linear_probe")
+        task, section = mt.Classification(cohort.labels), TrainSection(precision="fp32")
+        run = mt.fit(own, fold, task, net, plan, tmp_path / str(number), size=32, train=section)
+        assert run.predictions["image"].tolist() == cohort.images["image"].iloc[np.r_[fold.tune, fold.test]].tolist()
+        logits.append(run.predictions.set_index("image")["logit"])
+    moved = (logits[0] - logits[1]).abs()
+    own = moved.index.isin(cohort.images.loc[cohort.images["patient"] == patient, "image"])
+    assert own.sum() == 2
+    assert moved[own].max() < 1e-6
+    assert moved[~own].min() > 1e-6
 
 
 def test_scratch_trains_all_and_is_never_left_untrained(cohort, tmp_path):
