@@ -21,6 +21,7 @@ from medtransfer.machine import engines_here
 from medtransfer.progress import Reporter
 from medtransfer.record import Run, write_audit_and_settings
 from medtransfer.report.build import GALLERY, build_report
+from medtransfer.report.notes import list_unfinished
 from medtransfer.reused import write_reuse
 from medtransfer.sightings import write_sightings
 
@@ -44,12 +45,14 @@ def report_runs(study: Study, runs: dict[Job, Run], listed: int, reporter: Repor
     if curve := [_curve_rows(job, usable[job]) for job in draws]:
         table = pd.concat([table.assign(size=0, episode=0), *curve], ignore_index=True)
     if columns := list(config.evaluate.subgroups):
-        about = study.prepared.cohort.images.set_index("image")[columns]
-        table = table.join(about, on="image")
+        table = table.join(study.prepared.cohort.images.set_index("image")[columns], on="image")
     write_predictions(table, output / "predictions.csv")
     reporter.say(f"evaluating {len(table)} predictions")
     # Read back, so that the report is what anyone gets from the file alone.
-    report = evaluate(output / "predictions.csv", **config.evaluate.model_dump())
+    sites = config.protocol.leave_out or config.evaluate.leave_out
+    report = evaluate(output / "predictions.csv", **{**config.evaluate.model_dump(), "leave_out": sites})
+    about = {"meaning": study.prepared.cohort.meaning, "unfinished": list_unfinished(output, list(config.arms))}
+    report = EvaluationReport({**report.data, **about})
     if study.prepared.cohort.detects:
         report = EvaluationReport({**report.data, "detection": _evaluate_boxes(study, [usable[job] for job in main])})
     if len(usable) < listed:

@@ -197,7 +197,7 @@ class ProtocolSection(Section):
     folds: int = Field(5, ge=2, le=20)
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     split_seed: int = Field(0, ge=0, lt=2**31)
-    tune: float = Field(0.2, gt=0.0, lt=0.6, description="Share of the training patients kept for early stopping and temperature.")
+    tune: float = Field(0.2, gt=0.0, lt=0.6, description="Share of the training patients kept for early stopping and recalibration.")
     leave_out: str | None = Field(
         None, description="Column of the manifest, such as site: each value is tested by models trained on the others, in place of folds."
     )
@@ -242,10 +242,14 @@ class EvaluateSection(Section):
 
     bootstrap: int = Field(2000, ge=100, le=100_000)
     seed: int = Field(0, ge=0, lt=2**31)
-    unit: Literal["image", "patient"] = Field("image", description="What is counted; the other is shown beside it.")
-    aggregate: Literal["max", "mean", "noisy_or"] = Field("max", description="How the images of a patient become one score.")
+    unit: Literal["auto", "image", "patient"] = Field(
+        "auto", description="What is counted; the other is shown beside it. auto: patients, where they have several images."
+    )
+    aggregate: Literal["auto", "max", "mean", "noisy_or"] = Field(
+        "auto", description="How the images of a patient become one score. auto: mean, or noisy_or where labels are of images."
+    )
     recalibration: Literal["auto", "temperature", "platt", "beta", "isotonic"] = Field(
-        "auto", description="Fitted on tune patients; auto: temperature, unless another is better in cross-validation among them."
+        "auto", description="Fitted on tune patients; auto: platt, unless another is better in cross-validation among them."
     )
     sensitivity: _Share | None = Field(0.9, description="Of an operating point, reached on tune patients.")
     specificity: _Share | None = Field(0.9, description="Of an operating point, reached on tune patients.")
@@ -256,6 +260,12 @@ class EvaluateSection(Section):
     coverage: _Share = Field(0.9, description="Of prediction sets.")
     subgroups: Annotated[tuple[str, ...], _ONE_OR_MANY] = Field((), description="Columns of the manifest: results within their groups.")
     weight: str | None = Field(None, description="Column of a predictions table that says how much an image counts.")
+    leave_out: str | None = Field(
+        None, description="What each fold of a predictions table leaves out, such as site; a study takes it from protocol.leave_out."
+    )
+    models: Literal["sampled", "given"] = Field(
+        "sampled", description="given: figures are about the models of the table alone, as in an external validation."
+    )
 
 
 class DetectionSection(Section):

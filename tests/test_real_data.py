@@ -5,7 +5,7 @@ from __future__ import annotations
 import medtransfer as mt
 import numpy as np
 import pytest
-from medtransfer.data.cohort import open_cohort
+from medtransfer.data.sources import open_cohort
 from medtransfer.data.transforms import Fixed
 from medtransfer.sections import TrainSection
 from PIL import Image

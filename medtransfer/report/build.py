@@ -18,6 +18,7 @@ from medtransfer.evaluation import EvaluationReport
 from medtransfer.evaluation.detection import describe_arm
 from medtransfer.evaluation.localisation import MEASURES
 from medtransfer.evaluation.predictions import write_aside
+from medtransfer.evaluation.sentences import headline
 from medtransfer.evaluation.settings import Settings
 from medtransfer.report.checklist import fill_checklists
 from medtransfer.report.figures import (
@@ -40,25 +41,29 @@ from medtransfer.report.notes import note_overfitting, note_small_cohorts, note_
 
 # Path in the report, title, help.
 ROWS = (
-    ("auc", "AUC", "higher is better; 0.5 is chance"),
+    ("auc", "AUC", "of pairs scored by the same model; higher is better; 0.5 is chance"),
     ("partial_auc", "Partial AUC", "where the specificity is at least 0.8, standardised: 0.5 is chance"),
     ("average_precision", "Average precision", "higher is better; chance is the prevalence"),
     ("brier", "Brier score", "lower is better"),
     ("brier_skill", "Brier skill", "1 is perfect, 0 no better than the prevalence"),
-    ("brier_parts.miscalibration", "Brier: miscalibration", "0 is best; what a better calibration could take off"),
-    ("brier_parts.discrimination", "Brier: discrimination", "higher is better; what the order of the scores takes off"),
+    ("brier_parts.miscalibration", "Brier: miscalibration", "0 is best, and not to be had: read it beside what chance alone gives"),
+    (
+        "brier_parts.discrimination",
+        "Brier: discrimination",
+        "higher is better; what the order of the scores of all models together takes off",
+    ),
     ("log_loss", "Log-loss", "lower is better"),
     ("ece", "ECE", "0 is best; up to 10 bins of as many images each; read it beside what chance alone gives"),
     ("l2_ece", "Debiased L2-ECE", "0 is best; what chance gives is taken off"),
-    ("smooth_ece", "Smooth ECE", "0 is best; without bins"),
+    ("smooth_ece", "Smooth ECE", "0 is best; without bins; beside what chance alone gives"),
     ("calibration.intercept", "Calibration intercept", "0 is best; above 0: probabilities too low"),
-    ("calibration.slope", "Calibration slope", "1 is best; below 1: over-confident"),
+    ("calibration.slope", "Calibration slope", "1 is best; below 1: over-confident; an intercept for every model"),
     ("calibration.observed_expected", "Observed / expected", "1 is best"),
-    ("calibration.ici", "ICI", "0 is best; mean distance from the smooth calibration curve"),
+    ("calibration.ici", "ICI", "0 is best; mean distance from the smooth calibration curve; beside what chance alone gives"),
 )
 # Key, title, help.
 LESION_ROWS = (
-    ("ap_50", "Average precision, overlap 0.5", "higher is better; area below precision and recall, as COCO's AP50"),
+    ("ap_50", "Average precision, overlap 0.5", "higher is better; area below precision and recall within a model, as COCO's AP50"),
     ("ap_30", "Average precision, overlap 0.3", ""),
     ("ap_10", "Average precision, overlap 0.1", "whether the lesion is found at all"),
     ("map", "mAP, overlaps 0.5 to 0.95", "how well boxes fit, as COCO's AP"),
@@ -99,7 +104,7 @@ def build_report(folder: Path, figures: Sequence[str] = ("svg", "pdf", "png")) -
     pictures = _write_figures(folder / "figures", drawn, figures)
     _write_tables(folder, report, sections)
     weights = {arm: entry["weights"] for arm, entry in environment.get("arms", {}).items()}
-    paragraphs, references = write_methods(next(iter(sections.values())), plans, environment, audit, settings)
+    paragraphs, references = write_methods(report, plans, environment, audit, settings)
     own_table = bool(environment or report.get("shift"))
     context = {
         "report": report,
@@ -122,19 +127,24 @@ def build_report(folder: Path, figures: Sequence[str] = ("svg", "pdf", "png")) -
         "small": note_small_cohorts(folder, plans),
         "searches": searches,
         "gallery": gallery,
+        "headline": headline(report),
         "found": [describe_arm(arm, entry) for arm, entry in report.get("detection", {"arms": {}})["arms"].items()],
-        "one_class": "detection" in report and EvaluationReport(report).one_class,
+        "one_class": "detection" in report and _one_class(report),
         "own_table": own_table,
         "command": _command(report, "predictions.csv" if own_table else "TABLE.csv"),
         "lesion_rows": LESION_ROWS,
         "measures": MEASURES,
         "methods": paragraphs,
         "references": references,
-        "checklists": fill_checklists(next(iter(sections.values())), plans, environment, audit, settings, bool(gallery)),
+        "checklists": fill_checklists(report, plans, environment, audit, settings, bool(gallery)),
     }
     page = folder / "report.html"
     write_aside(page, load_template("report.html").render(**context))
     return page
+
+
+def _one_class(report: dict[str, Any]) -> bool:
+    return EvaluationReport(report).one_class
 
 
 def _command(report: dict[str, Any], table: str) -> str:
@@ -246,6 +256,8 @@ def format_interval(value: dict[str, Any]) -> str:
     if value["estimate"] is None:
         return str(value.get("reason", "not estimable"))
     if value["low"] is None:
+        if "null_mean" in value:  # read beside what chance gives
+            return f"{value['estimate']:.3f}; chance {value['null_mean']:.3f}, up to {value['null_high']:.3f}"
         reason = str(value.get("reason", "not estimable")).removeprefix("no interval: ")
         return f"{value['estimate']:.3f} (no interval: {reason})"
     return f"{value['estimate']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
@@ -277,10 +289,7 @@ def _table(report: dict[str, Any]) -> list[dict[str, Any]]:
                 value: Any = part
                 for key in path.split("."):
                     value = value.get(key, {})
-                text = format_interval(value) if value else "–"
-                if "null_mean" in value:
-                    text += f"; chance {value['null_mean']:.3f}, up to {value['null_high']:.3f}"
-                cells.append(text)
+                cells.append(format_interval(value) if value else "–")
         if set(cells) != {"–"}:
             table.append({"title": title, "help": help_text, "cells": cells})
     return table

@@ -32,7 +32,7 @@ _TRIPOD = (
     ("12f", "Model updating or recalibration", "recalibration"),
     ("12g", "How predictions were calculated", "output"),
     ("13", "Class imbalance", "imbalance"),
-    ("14", "Fairness", "subgroups"),
+    ("14", "Fairness", ""),
     ("15", "Model output and thresholds", "output"),
     ("16", "Differences between development and evaluation data", "shift"),
     ("17", "Ethical approval", ""),
@@ -43,13 +43,13 @@ _TRIPOD = (
     ("20b", "Participants: characteristics", "characteristics"),
     ("20c", "Comparison of development and evaluation data", "shift"),
     ("21", "Numbers of participants and events in each analysis", "numbers"),
-    ("22", "Model specification", "software"),
+    ("22", "Model specification", ""),
     ("23a", "Performance with intervals", "performance"),
     ("23b", "Performance in subgroups", "subgroups"),
     ("24", "Results of updating", "recalibration"),
     ("25", "Interpretation", ""),
     ("26", "Limitations", ""),
-    ("27a-c", "Use: poor or missing input, interaction, next steps", "missing"),
+    ("27a-c", "Use: poor or missing input, interaction, next steps", ""),
 )
 _CLAIM = (
     ("1-2", "Title and abstract", ""),
@@ -58,7 +58,7 @@ _CLAIM = (
     ("7", "Data sources", "sources"),
     ("8", "Inclusion and exclusion", ""),
     ("9", "Preprocessing", "preparation"),
-    ("10", "Selection of subsets of images", "preparation"),
+    ("10", "Selection of subsets of images", ""),
     ("11", "De-identification", "identity"),
     ("12", "Missing data", "missing"),
     ("13", "Acquisition protocol", "characteristics"),
@@ -73,7 +73,7 @@ _CLAIM = (
     ("26", "Selection of the final model", "training"),
     ("27", "Ensembling", "ensemble"),
     ("28", "Measures of performance", "measures"),
-    ("29", "Measures of uncertainty and significance", "measures"),
+    ("29", "Measures of uncertainty and significance", "uncertainty"),
     ("30", "Robustness", "subgroups"),
     ("31", "Explainability", "explain"),
     ("32", "Internal testing", "internal"),
@@ -114,10 +114,13 @@ def fill_checklists(
 def _facts(report: Any, plans: Any, environment: Any, audit: Any, study: Any, gallery: bool) -> dict[str, str]:
     arms, found = report["arms"], report.get("detection")
     nameless = bool(audit) and not audit["patients_known"]
+    counts = report["positive_images"]
+    positives = ", ".join(f"{label}: {n}" for label, n in counts.items()) if isinstance(counts, dict) else counts
     facts = {
-        "numbers": f"{report['patients']} {'units (the source names no patients)' if nameless else 'patients'}, {report['images']} test {report['unit']}s, {report['positive_images']} positive.",
-        "measures": "AUC, average precision, Brier score, log-loss, calibration intercept, slope, observed / expected, ICI, ECE; see the methods paragraph.",
-        "performance": "; ".join(f"{arm}: AUC {_figure(entry['auc'])}" for arm, entry in arms.items()) + ". All measures: table Numbers.",
+        "numbers": f"{report['patients']} {'units (the source names no patients)' if nameless else 'patients'}, {report['images']} test {report['unit']}s, {positives} positive.",
+        "measures": "AUC within models, average precision, Brier score, log-loss, calibration intercept, slope, observed / expected, ICI, ECE; see the methods paragraph.",
+        "uncertainty": _uncertainty(report),
+        "performance": _performance(report) + " All measures: table Numbers.",
     }
     if found:
         lesions = "; ".join(f"{arm}: average precision at 0.5 {_figure(entry['ap_50'])}" for arm, entry in found["arms"].items())
@@ -126,14 +129,16 @@ def _facts(report: Any, plans: Any, environment: Any, audit: Any, study: Any, ga
     methods = sorted({entry["recalibrated"]["method"] for entry in arms.values() if entry["recalibrated"]})
     if methods:
         facts["recalibration"] = f"Recalibrated on tuning patients ({', '.join(methods)}); before and after in table Numbers."
-    if report.get("subgroups"):
-        facts["subgroups"] = f"By {', '.join(dict.fromkeys(row['column'] for row in report['subgroups']))}: table Subgroups."
-    advice = report.get("external_validation") or {}
-    if advice.get("patients"):
+    sections = report.get("labels") or {report["label"]: report}
+    if columns := dict.fromkeys(row["column"] for part in sections.values() for row in part.get("subgroups", [])):
+        facts["subgroups"] = f"By {', '.join(columns)}: table Subgroups."
+    sizes = {label: n for label, part in sections.items() if (n := (part.get("external_validation") or {}).get("patients"))}
+    if sizes:
+        needed = ", ".join(f"{label}: {n}" for label, n in sizes.items()) if len(sections) > 1 else f"{next(iter(sizes.values()))}"
         facts["size"] = (
-            f"No size was planned by the software; a validation as precise as usually asked for needs {advice['patients']} {report['unit']}s."
+            f"No size was planned by the software; a validation as precise as Riley et al. 2021 ask for needs {needed} {report['unit']}s."
         )
-    points = [point for entry in arms.values() for point in entry.get("operating_points", [])]
+    points = [point for part in sections.values() for entry in part["arms"].values() for point in entry.get("operating_points", [])]
     if points:
         facts["output"] = "A probability; thresholds were locked on tuning patients: table Decisions."
     if gallery:
@@ -150,10 +155,33 @@ def _facts(report: Any, plans: Any, environment: Any, audit: Any, study: Any, ga
     return facts
 
 
+def _uncertainty(report: Any) -> str:
+    """What the intervals hold, and what was tested."""
+    text = "95 % intervals over patients"
+    pairs = report["comparisons"]
+    if any(pair["delta_auc"]["covers"] == "training" for pair in pairs):
+        text += "; those of differences hold the variation between trainings"
+    if any(pair["delta_auc"]["covers"] == "sites" for pair in pairs):
+        text += "; those of differences are over sites"
+    if pairs:
+        text += "; p-values of the difference in AUC alone" + (", after Holm" if len(pairs) > 1 else "")
+    return f"{text}. See the methods paragraph."
+
+
+def _performance(report: Any) -> str:
+    """The AUC of every arm; of several labels the mean, then that of each."""
+    parts = {"": report, **report.get("labels", {})}
+    said = []
+    for label, part in parts.items():
+        kind = f"{label}: " if label else "mean over labels: " if "labels" in report else ""
+        said.append(kind + "; ".join(f"{arm}: AUC {_figure(entry['auc'])}" for arm, entry in part["arms"].items()) + ".")
+    return " ".join(said)
+
+
 def _facts_of_study(plans: Any, environment: Any, audit: Any, study: Any) -> dict[str, str]:
     flow, cohort = audit["flow"], study["cohort"]
     folders = f"the class folders {', '.join(cohort['classes'])}" if cohort["classes"] else f"the images below {Path(cohort['root']).name}"
-    source = f"the manifest {cohort['manifest']}" if cohort["manifest"] else folders
+    source = f"the manifest {Path(cohort['manifest']).name}" if cohort["manifest"] else folders
     detects = study.get("task") == "detection"
     versions = environment["versions"]
     commit = f" Commit {environment['git_commit'][:12]}." if environment.get("git_commit") else ""
@@ -164,12 +192,14 @@ def _facts_of_study(plans: Any, environment: Any, audit: Any, study: Any) -> dic
     division = f"Every {left_out} left out in turn." if left_out else f"{study['protocol']['folds']} folds, {disjoint}stratified by label."
     one = "an image, or a cluster of near-duplicates," if clusters else "every image"
     known = "" if named else f" The source names no patients: {one} counts as one."
-    headers = " Patient ids from DICOM headers are hashed with a salt." if "DICOM" in audit["counts"]["formats"] else ""
+    headers = " Patient ids are those of the manifest." if cohort["manifest"] and named else ""
+    if "DICOM" in audit["counts"]["formats"]:
+        headers += f" Patient ids from DICOM headers{', where it names none,' if headers else ''} are hashed with a salt."
     tuned = "; the epoch was chosen on tuning patients" if any(plan["steps"] for plan in plans.values()) else ""
     return {
         "sources": f"Images of {source}; every file by its SHA-256 in cohort.csv. Origin and dates: {AUTHORS.lower()}.",
         "preparation": f"Read, windowed ({study['image']['window']}) and resized to {study['image']['size']} pixels; hazards and duplicates in audit.json.",
-        "missing": f"{len(flow['left_out'])} files were left out, with reasons in audit.json.",
+        "missing": f"Files left out: {len(flow['left_out'])}{', with reasons in audit.json' if flow['left_out'] else ''}.",
         "partitions": ("The split of the source was kept." if flow["official_split"] else division) + known,
         "model": "; ".join(f"{arm}: {a['backbone']}, weights {a['weights']['source'] or 'none'}" for arm, a in environment["arms"].items())
         + ". Freezing: "
@@ -180,7 +210,8 @@ def _facts_of_study(plans: Any, environment: Any, audit: Any, study: Any) -> dic
         else "Positives weighted in the loss, the logits corrected for it afterwards.",
         "software": f"medtransfer {versions['medtransfer']}, torch {versions['torch']}; all versions and SHA-256 of weights in environment.json.{commit}",
         "identity": f"Names and birth dates are never copied.{headers}",
-        "flow": f"{flow['found']} found, {flow['images']} images, {flow['readable']} readable, {flow['used']} used.",
+        "flow": f"Files: {flow['found']} found, {flow['images']} images, {flow['readable']} readable, {flow['used']} used"
+        + (f", of {audit['patients']} patients." if named else "."),
         "ensemble": "None: every model is evaluated by itself.",
     }
 

@@ -87,9 +87,11 @@ def draw_decisions(report: Mapping[str, Any]) -> Figure:
     axes.axhline(0, color="0.4", linewidth=1, label="call none")
     axes.plot(threshold, curves["all"], color="0.4", linewidth=1, linestyle="--", label="call all")
     for colour, (arm, curve) in zip(_colours(curves["arms"]), curves["arms"].items(), strict=True):
-        axes.fill_between(threshold, curve["low"], curve["high"], color=colour, alpha=0.12, linewidth=0)
+        low, high = (np.array(curve[key], float) for key in ("low", "high"))  # None becomes NaN
+        axes.fill_between(threshold, low, high, color=colour, alpha=0.12, linewidth=0)
         axes.plot(threshold, curve["estimate"], color=colour, label=_short(arm))
-    top = max([report["prevalence"], *(max(curve["high"]) for curve in curves["arms"].values())])
+    highest = [value for curve in curves["arms"].values() for value in curve["high"] if value is not None]
+    top = max([curves["prevalence"], *highest])
     axes.set(xlabel="Threshold probability", ylabel="Net benefit per image", xlim=(0, 1), ylim=(-0.25 * top - 0.01, 1.05 * top + 0.01))
     axes.set_title("Decision curve")
     axes.legend(frameon=False, fontsize=8)
@@ -218,19 +220,21 @@ def draw_learning_curve(report: Mapping[str, Any]) -> Figure:
     figure, axes = _figure(5.2, 3.6)
     arms = list(dict.fromkeys(row["arm"] for row in report["learning_curve"]))
     for colour, arm in zip(_colours(dict.fromkeys(arms)), arms, strict=True):
-        rows = [row for row in report["learning_curve"] if row["arm"] == arm and row["auc"]["low"] is not None]
+        rows = [row for row in report["learning_curve"] if row["arm"] == arm and row["auc"]["estimate"] is not None]
         seen = [row for row in rows if not row["extrapolated"]]
         if not seen:
             continue
         sizes, values = [row["size"] for row in seen], [row["auc"]["estimate"] for row in seen]
-        errors = [[abs(row["auc"]["estimate"] - row["auc"][key]) for row in seen] for key in ("low", "high")]
+        known = all(row["auc"]["low"] is not None for row in rows)  # a single draw of each size gives no intervals
+        errors = [[abs(row["auc"]["estimate"] - row["auc"][key]) for row in seen] for key in ("low", "high")] if known else None
         axes.errorbar(sizes, values, yerr=errors, color=colour, marker="o", markersize=4, capsize=2, label=_short(arm))
         beyond = [row for row in rows if row["extrapolated"]]
         if beyond:
             places = [row["size"] for row in (seen[-1], *beyond)]
             axes.plot(places, [row["auc"]["estimate"] for row in (seen[-1], *beyond)], color=colour, linestyle="--", linewidth=1)
-            low, high = ([row["auc"][key] for row in (seen[-1], *beyond)] for key in ("low", "high"))
-            axes.fill_between(places, low, high, color=colour, alpha=0.12, linewidth=0)
+            if known:
+                low, high = ([row["auc"][key] for row in (seen[-1], *beyond)] for key in ("low", "high"))
+                axes.fill_between(places, low, high, color=colour, alpha=0.12, linewidth=0)
     axes.set(xscale="log", xlabel="Patients per class to train and tune on", ylabel="AUC", title="Learning curve (dashed: extrapolated)")
     ticks = sorted({row["size"] for row in report["learning_curve"]})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])

@@ -8,6 +8,12 @@ from typing import Any
 # Cited by the sentences below; authors, year, title, where.
 REFERENCES = {
     "delong": "DeLong ER, DeLong DM, Clarke-Pearson DL. Comparing the areas under two or more correlated receiver operating characteristic curves. Biometrics 1988;44:837-845. doi:10.2307/2531595",
+    "airola": "Airola A, Pahikkala T, Waegeman W, De Baets B, Salakoski T. An experimental comparison of cross-validation techniques for estimating the area under the ROC curve. Comput Stat Data Anal 2011;55:1828-1844. doi:10.1016/j.csda.2010.11.018",
+    "ledell": "LeDell E, Petersen M, van der Laan M. Computationally efficient confidence intervals for cross-validated area under the ROC curve estimates. Electron J Stat 2015;9:1583-1607. doi:10.1214/15-EJS1035",
+    "rockette": "Obuchowski NA, Rockette HE. Hypothesis testing of diagnostic accuracy for multiple readers and multiple tests: an ANOVA approach with dependent observations. Commun Stat Simul Comput 1995;24:285-308. doi:10.1080/03610919508813243",
+    "joint": "Miller ME, Hui SL, Tierney WM. Validation techniques for logistic regression models. Stat Med 1991;10:1213-1226. doi:10.1002/sim.4780100805",
+    "debray": "Debray TPA, Damen JAAG, Snell KIE, et al. A guide to systematic review and meta-analysis of prediction model performance. BMJ 2017;356:i6460. doi:10.1136/bmj.i6460",
+    "dunn": "Dunn R, Wasserman L, Ramdas A. Distribution-free prediction sets for two-layer hierarchical models. J Am Stat Assoc 2023;118:2491-2502. doi:10.1080/01621459.2022.2060112",
     "obuchowski": "Obuchowski NA. Nonparametric analysis of clustered ROC curve data. Biometrics 1997;53:567-578. doi:10.2307/2533958",
     "newcombe": "Newcombe RG. Confidence intervals for an effect size measure based on the Mann-Whitney statistic. Part 2. Stat Med 2006;25:559-573. doi:10.1002/sim.2324",
     "calibration": "Van Calster B, Nieboer D, Vergouwe Y, et al. A calibration hierarchy for risk models was defined. J Clin Epidemiol 2016;74:167-176. doi:10.1016/j.jclinepi.2015.12.005",
@@ -123,7 +129,7 @@ def _training(report: Any, plans: Any, environment: Any, audit: Any, study: Any,
             f"with the {'highest average precision' if detects else 'lowest log-loss'} on the tuning part were kept."
         )
     if any(plan["strategy"] == "linear_probe" for plan in plans.values()):
-        second += " Linear heads are L2-penalised logistic regressions, the penalty chosen by cross-validation within the training part."
+        second += " Linear heads are L2-penalised logistic regressions, the penalty chosen by cross-validation within the training part; before they were tested they were solved again with the tuning part, whose images were predicted by heads that were solved without them."
     if later := environment.get("added_later"):
         second += f" Of these, {' and '.join(later)} {'was' if len(later) == 1 else 'were'} added when the others had been evaluated."
     if not detects:
@@ -146,42 +152,99 @@ def _lesions(found: Mapping[str, Any], trained: bool, cite: Any) -> str:
     )
     return text + (
         f"A candidate was a hit where {hit}; every lesion can be found once. Detection was measured by average precision as in COCO {cite('coco')}, by "
-        f"FROC and its mean over seven rates of false positives {cite('cpm')}, with intervals from bootstrap draws of patients."
+        f"FROC and its mean over seven rates of false positives {cite('cpm')}, candidates being ranked within a model and figures averaged over models by their "
+        "lesions, with intervals by Student's t from bootstrap draws of patients; those of differences hold the variation between trainings as folds and seeds show it."
     )
 
 
 def _statistics(report: Mapping[str, Any], cite: Any) -> str:
-    several, seeds = len(report["arms"]) > 1, report["seeds"] > 1
-    models, arms = "models" if report.get("shift") else "seeds", report["arms"].values()
-    between = f", with the variance between {models} added" if seeds else ""
-    text = ""
-    if report.get("shift"):
-        text = (
-            f"The trained models were tested as they are on a second cohort of {report['images']} {report['unit']}s, on which nothing was fitted; each "
-            "was evaluated by itself, and figures are means over the models. "
-        )
+    arms = report["arms"].values()
+    text = _discrimination(report, cite)
+    sections = list(report["labels"].values()) if "labels" in report else [report]
+    several = report.get("models", report["seeds"]) > 1
+    beside = ", and the intercepts of single models beside it, with a fifth of the level" if several else ""
     text += (
-        f"Discrimination was measured by the area under the ROC curve (AUC) with DeLong intervals on the logit scale {cite('delong')}, clustered by "
-        f"patient where a patient has several images {cite('obuchowski')}, by Newcombe's method in very small samples {cite('newcombe')}{between}. "
-        "Calibration was measured by calibration-in-the-large, calibration slope and observed / expected "
-        f"{cite('calibration')}, the integrated calibration index {cite('ici')}, the expected calibration error, over at most 10 bins of as many {report['unit']}s each, beside its distribution under perfect "
-        f"calibration {cite('ece')}, the smooth calibration error {cite('smece')}, and the Brier score in its parts {cite('corp')}. Other intervals are "
-        f"from {report['bootstrap']} bootstrap draws of patients{between}. "
+        f"Calibration was measured by calibration-in-the-large, calibration slope{' (with an intercept for every model)' if several else ''} and observed / "
+        f"expected {cite('calibration')}, intercept and slope being tested together {cite('joint')}{beside}; by the integrated calibration index {cite('ici')}, the expected calibration error, over at most 10 bins of as many {report['unit']}s each {cite('ece')}, "
+        f"the smooth calibration error {cite('smece')} and the miscalibration part of the Brier score {cite('corp')}, each beside its distribution under perfect calibration. "
+        f"{'These curves and errors are over all models together, whose errors may cancel there. ' if several else ''}Other intervals are by Student's t with standard errors "
+        f"from {report['bootstrap']} bootstrap draws of patients{'; bands of curves hold no variance between trainings' if several else ''}. "
     )
-    methods = sorted({entry["recalibrated"]["method"] for entry in report["arms"].values() if entry["recalibrated"]})
+    if report["unit"] == "patient":
+        text += f"The images of a patient were joined by {'the mean of their logits' if report['aggregate'] == 'mean' else 'noisy-or' if report['aggregate'] == 'noisy_or' else 'their highest score'}, before recalibration. "
+    methods = sorted({entry["recalibrated"]["method"] for entry in arms if entry["recalibrated"]})
     if methods:
-        text += f"Probabilities were recalibrated ({', '.join(methods)} {cite('temperature', *(['beta'] if 'beta' in methods else []))}) on tuning patients only. "
-    if several:
+        about = {"vector": "vector scaling", "by label": "by label"}
+        named = ", ".join(about.get(method, method) for method in methods)
         text += (
-            f"Arms were compared on the same patients by the paired DeLong variance{f' plus the variance between {models}' if seeds else ''}, with a bootstrap over "
-            f"patients beside it, corrected for the number of comparisons {cite('holm')}; within folds, by the corrected resampled t {cite('fold')}. "
+            f"Probabilities were recalibrated ({named} {cite('temperature', *(['beta'] if 'beta' in methods else []))}) about the prevalence, for every model on the "
+            "tuning patients of all models of its arm but those it is tested on"
+            f"{'; the kind of map was chosen on all tuning patients' if report['settings']['recalibration'] == 'auto' and 'vector' not in methods else ''}. "
         )
-    if "decision_curves" in report:
-        text += f"Decision curves show net benefit {cite('decision')}. "
-    if any(point["rule"] != "probability" for entry in arms for point in entry["operating_points"]):
-        text += "Thresholds were locked on tuning patients. "
-    if any(entry["prediction_sets"] for entry in arms):
-        text += f"Prediction sets are split-conformal by class {cite('conformal')}. "
-    if (report.get("external_validation") or {}).get("patients"):
+    text += _comparisons(report, cite)
+    if "decision_curves" in sections[0]:
+        at = sorted({f"{part['decision_curves']['prevalence']:.3g}" for part in sections})
+        where = f"a prevalence of {at[0]}" if len(at) == 1 else "the prevalence of each label"
+        text += f"Decision curves show net benefit {cite('decision')} at {where}. "
+    points = [point for part in sections for entry in part["arms"].values() for point in entry["operating_points"]]
+    if any(point["rule"] != "probability" for point in points):
+        text += "Thresholds were locked on tuning patients, with the rank that reaches the aim on average. "
+    if any(entry["prediction_sets"] for part in sections for entry in part["arms"].values()):
+        text += (
+            f"Prediction sets are split-conformal by class {cite('conformal')}, the images of a patient sharing its weight {cite('dunn')}. "
+        )
+    if any((part.get("external_validation") or {}).get("patients") for part in sections):
         text += f"Sizes for an external validation follow Riley et al. {cite('riley')}. "
     return text + f"Reporting was guided by the checklists of TRIPOD+AI {cite('tripod')} and CLAIM {cite('claim')}."
+
+
+def _newcombe(report: Mapping[str, Any]) -> bool:
+    parts = [report, *report.get("labels", {}).values()]
+    return any(str(entry["auc"].get("method", "")).startswith("Newcombe") for part in parts for entry in part["arms"].values())
+
+
+def _discrimination(report: Mapping[str, Any], cite: Any) -> str:
+    text, seeds, given = "", report["seeds"] > 1, report["settings"].get("models") == "given"
+    if report.get("shift"):
+        text = (
+            f"The trained models were tested as they are on a second cohort of {report['images']} {report['unit']}s, on which nothing was fitted; "
+            "figures are means over the models, and intervals are over its patients alone. "
+        )
+    between = ", with the variance between seeds, without what these share with patients, added" if seeds and not given else ""
+    several = report.get("models", report["seeds"]) > report["seeds"]
+    small = f", by Newcombe's method where a class is very small {cite('newcombe')}" if _newcombe(report) else ""
+    within = (
+        f" of {report['unit']}s scored by the same model, averaged over models by their numbers of pairs {cite('airola', 'ledell')}"
+        if several or "labels" in report
+        else ""
+    )
+    text += (
+        f"Discrimination was measured by the area under the ROC curve (AUC){within}, with DeLong intervals on the logit scale {cite('delong')}, clustered by "
+        f"patient where a patient has several images {cite('obuchowski')}{small}{between}{' ' + cite('rockette') if between else ''}. "
+    )
+    if "labels" in report:
+        several_labels = "classes that exclude each other" if any("accuracy" in entry for entry in report["arms"].values()) else "labels"
+        text += f"The {len(report['labels'])} {several_labels} were evaluated one against the rest and averaged (macro average). "
+    if sites := report["settings"].get("leave_out"):
+        text += (
+            f"Figures over {sites}s are by random effects (Paule-Mandel, Hartung-Knapp), with an interval for a new one {cite('debray')}. "
+        )
+    return text
+
+
+def _comparisons(report: Mapping[str, Any], cite: Any) -> str:
+    if len(report["arms"]) < 2:
+        return ""
+    covers = {entry["delta_auc"]["covers"] for entry in report["comparisons"]}
+    how = (
+        "with the variation between trainings as seeds and folds show it, by Student's t with their degrees of freedom"
+        if covers == {"training"}
+        else "over sites, by random effects"
+        if covers == {"sites"}
+        else "over patients, the trained models taken as given"
+    )
+    text = f"Arms were compared on the same patients by the paired difference in AUC within models, {how}, with a bootstrap beside it; p-values are for this difference alone"
+    text += f", corrected for the number of comparisons {cite('holm')}. " if len(report["comparisons"]) > 1 else ". "
+    if any(entry["delta_auc"].get("folds") for entry in report["comparisons"]):
+        text += f"An interval corrected for overlapping training sets {cite('fold')}, which is wider than needed where trainings vary for other reasons, is shown beside it. "
+    return text

@@ -75,13 +75,22 @@ def note_overfitting(folder: Path, arms: list[str]) -> list[str]:
             train, tune = (sum(column) / len(learnt) for column in zip(*learnt, strict=True))
             boxes = "anchors" in runs[0].get("task", {})  # of which 1 - average precision is kept
             what = f"average precision is {1 - train:.2f}" if boxes else f"log-loss is {train:.2f}"
-            extreme = "" if boxes else "Its probabilities are too extreme until a temperature is applied; "
+            extreme = "" if boxes else "Its probabilities are too extreme until they are recalibrated; "
             remedy = f"{extreme}more patients, more frozen stages or L2-SP would narrow the gap."
             notes.append(
                 f"{arm} is over-fitted in {len(learnt)} of {len(gaps)} runs: its {what} on images it was trained on and "
                 f"{1 - tune if boxes else tune:.2f} on others. {remedy[0].upper()}{remedy[1:]}"
             )
     return notes
+
+
+def list_unfinished(folder: Path, arms: list[str]) -> list[str]:
+    """The arms that were still improving when their budget ended, in more than half of their runs."""
+    return [arm for arm in arms if (runs := _read_runs(folder, arm)) and 2 * sum(map(_unfinished, runs)) > len(runs)]
+
+
+def _unfinished(run: dict[str, Any]) -> bool:
+    return bool(run["epochs"] > 0 and run["best_epoch"] >= 0.9 * run["epochs"] and not run["stopped_early"])
 
 
 def note_training(folder: Path, arms: list[str]) -> list[str]:
@@ -92,7 +101,7 @@ def note_training(folder: Path, arms: list[str]) -> list[str]:
         if not runs:
             continue
         epochs = [run["epochs"] for run in runs]
-        unfinished = sum(run["epochs"] > 0 and run["best_epoch"] >= 0.9 * run["epochs"] and not run["stopped_early"] for run in runs)
+        unfinished = sum(map(_unfinished, runs))
         seconds = sum(run["seconds"] for run in runs)
         kept = ", ".join(str(run["best_epoch"]) for run in runs)
         several = len(runs) > 1

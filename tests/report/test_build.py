@@ -130,6 +130,6 @@ def test_over_fitting_is_told_in_what_was_measured(tmp_path, boxes, said):
     (folder / "run.json").write_text(json.dumps(run))
     (note,) = note_overfitting(tmp_path, ["scratch"])
     assert said in note
-    assert ("temperature" in note) is not boxes
+    assert ("recalibrated" in note) is not boxes
     (folder / "run.json").write_text(json.dumps({**run, "kept": {"train": 0.05, "tune": 0.12}}))
     assert note_overfitting(tmp_path, ["scratch"]) == []
