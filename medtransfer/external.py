@@ -65,8 +65,9 @@ def validate(study: str | Path, cohort: Cohort, output: str | Path, quiet: bool 
         )
     if (output / "study.yaml").is_file() or output.is_file():
         raise StudyError(f"{output}: holds a study, or is a file. Choose another --output.")
-    label = _shared_label(study, config, cohort)
-    models = _list_models(study)
+    compared = _read_compared(study)
+    label = _shared_label(compared, config, cohort)
+    models = _list_models(study, compared)
     use_threads()
     with Reporter(quiet) as reporter:
         reporter.say(tell_meaning(label, config.cohort.positive or label))
@@ -93,7 +94,7 @@ def validate(study: str | Path, cohort: Cohort, output: str | Path, quiet: bool 
         settings = {**config.evaluate.model_dump(), "subgroups": columns, "models": "given", "leave_out": None, **choices}
         report = evaluate(output / "predictions.csv", **settings)
     first = next(iter(models))
-    shift = describe_shift(study, cohort, facts, table[table["arm"] == first])
+    shift = describe_shift(study, compared, cohort, facts, table[table["arm"] == first])
     known = (
         f"External validation of the {len(models[first])} models of each arm as they are: figures are means over these models, intervals "
         "are over patients of the second cohort. Recalibration and thresholds come from tune patients of the study."
@@ -127,17 +128,23 @@ def open_on(
         CohortError: the names do not fit, and nobody said which is which.
     """
     known = _read_config(Path(study)).cohort
-    label = _label_of(Path(study))
+    label = _label_of(_read_compared(Path(study)))
     return open_second(path, label, known.classes, known.positive or label, root, labels, positive)
 
 
-def _label_of(study: Path) -> str:
-    return str(read_predictions(study / "predictions.csv")["label"].iloc[0])
+def _read_compared(study: Path) -> pd.DataFrame:
+    """The predictions of the models that the study compared, without the draws of a learning curve."""
+    table = read_predictions(study / "predictions.csv")
+    return table[table["size"] == 0] if "size" in table.columns else table
 
 
-def _shared_label(study: Path, config: StudyConfig, cohort: Cohort) -> str:
+def _label_of(table: pd.DataFrame) -> str:
+    return str(table["label"].iloc[0])
+
+
+def _shared_label(table: pd.DataFrame, config: StudyConfig, cohort: Cohort) -> str:
     """The label of both, whose 1 must mean the same."""
-    label = _label_of(study)
+    label = _label_of(table)
     if label not in cohort.labels:
         raise CohortError(
             f"the second cohort has the labels {', '.join(cohort.labels) or 'none'}, the study has {label}. Labels are matched by name: "
@@ -149,14 +156,12 @@ def _shared_label(study: Path, config: StudyConfig, cohort: Cohort) -> str:
     return label
 
 
-def _list_models(study: Path) -> dict[str, list[Path]]:
+def _list_models(study: Path, table: pd.DataFrame) -> dict[str, list[Path]]:
     """By arm the folders of the runs that the study compared: the same seeds and folds of all, in the same order.
 
     Raises:
         StudyError: one of them is not there any more.
     """
-    table = read_predictions(study / "predictions.csv")
-    table = table[table["size"] == 0] if "size" in table.columns else table
     cells = sorted(set(zip(table["seed"], table["fold"], strict=True)))
     models = {arm: [run_folder(study, arm, fold, seed) for seed, fold in cells] for arm in dict.fromkeys(table["arm"])}
     for run in (run for runs in models.values() for run in runs):
@@ -207,7 +212,7 @@ def _load(section: ArmSection, run: Path, size: int) -> Backbone:
     return load_backbone(section.backbone, f"study:{run}", channels=channels, size=size)
 
 
-def describe_shift(study: Path, cohort: Cohort, facts: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Any]:
+def describe_shift(study: Path, compared: pd.DataFrame, cohort: Cohort, facts: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Any]:
     """How the second cohort differs from the first: counts, prevalence, pixels, and the scores of either class.
 
     The scores are those of one arm: the share of pairs, one image of each cohort and both of one class and scored by the same model, in
@@ -218,9 +223,7 @@ def describe_shift(study: Path, cohort: Cohort, facts: pd.DataFrame, scores: pd.
     """
     before = json.loads((study / "audit.json").read_text(encoding="utf-8"))["flow"]["fingerprint_of_training"]
     now = make_fingerprint(cohort, facts).to_dict()
-    developed = read_predictions(study / "predictions.csv")
-    developed = developed[(developed["part"] == "test") & (developed["arm"] == scores["arm"].iloc[0])]
-    developed = developed[developed["size"] == 0] if "size" in developed.columns else developed
+    developed = compared[(compared["part"] == "test") & (compared["arm"] == scores["arm"].iloc[0])]
     new = scores[scores["part"] == "test"]
     moved = {}
     # Scores of a model are compared with the same model's: models are numbered in the order of their seeds and folds.

@@ -17,7 +17,7 @@ from scipy.sparse import csr_array
 from scipy.special import expit, ndtr
 from scipy.stats import chi2
 
-from medtransfer.evaluation.scores import Scores
+from medtransfer.evaluation.scores import Scores, gather_levels
 
 Float = NDArray[np.float64]
 # Points at which a smooth curve is fitted in the draws.
@@ -168,11 +168,7 @@ def _uniforms(draws: int, codes: NDArray[np.int64], alike: float, rng: np.random
 
 def _levels(logit: Float, weight: Float) -> tuple[Float, csr_array, Float]:
     """Different scores, or the means of thousands of neighbouring ones; the images at each, and their weight."""
-    different, level = np.unique(logit, return_inverse=True)
-    if len(different) > _CELLS:
-        level = np.empty(len(logit), np.int64)
-        level[np.argsort(logit, kind="stable")] = np.arange(len(logit)) * _CELLS // len(logit)
-        different = np.bincount(level, logit) / np.bincount(level)
+    different, level = gather_levels(logit, _CELLS)
     members = csr_array((np.ones(len(logit)), (np.arange(len(logit)), level)), shape=(len(logit), len(different)))
     return different, members, np.bincount(level, weight).astype(np.float64)
 

@@ -90,13 +90,16 @@ def compare_arms(
 
 def _describe(difference: Estimate | Drawn, **bounds: float) -> dict[str, Any]:
     """A difference that is not tested: its interval, and what that covers."""
-    covers = "training" if difference.trained_again else "models"
-    return {**difference.interval(parts=judged_by(difference), **bounds), "p": None, "covers": covers}  # type: ignore[arg-type]
+    return {**difference.interval(parts=judged_by(difference), **bounds), "p": None, "covers": _covers(difference)}  # type: ignore[arg-type]
 
 
 def judged_by(difference: Estimate | Drawn) -> tuple[Part, ...]:
     """Parts of the variance by which a difference is judged: with the variation between trainings, or over patients where none is shown."""
     return difference.trained_again or difference.models_alone
+
+
+def _covers(difference: Estimate | Drawn) -> str:
+    return "training" if difference.trained_again else "models"
 
 
 def describe_test(difference: Estimate | Drawn) -> dict[str, Any]:
@@ -107,7 +110,7 @@ def describe_test(difference: Estimate | Drawn) -> dict[str, Any]:
     seen = np.isfinite(variance) and variance > 0
     return {
         "p": difference.p_value(parts),
-        "covers": "training" if difference.trained_again else "models",
+        "covers": _covers(difference),
         "models": {"low": alone["low"], "high": alone["high"], "p": difference.p_value(models)},
         "detectable": float((quantile(parts) + quantile(parts, _POWER)) * np.sqrt(variance)) if seen else None,
     }

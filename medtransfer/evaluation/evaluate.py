@@ -21,7 +21,7 @@ from medtransfer.evaluation.learning_curve import describe_curve, learning_curve
 from medtransfer.evaluation.multilabel import exclude_each_other, recalibrate_classes, refuse_class_names, summarise_labels
 from medtransfer.evaluation.outliers import describe_outliers
 from medtransfer.evaluation.predictions import check_predictions, read_predictions
-from medtransfer.evaluation.recalibration import Recalibrated, adjust_prevalence, make_comparable, recalibrate
+from medtransfer.evaluation.recalibration import Recalibrated, adjust_scores, make_comparable, recalibrate
 from medtransfer.evaluation.resample import Drawn, Draws, Metric, Question, Within, draw_values, strata_of
 from medtransfer.evaluation.result import EvaluationReport
 from medtransfer.evaluation.sample_size import advise
@@ -193,16 +193,11 @@ def _evaluate_label(
 def _net_benefit(scores: Sequence[Scores], settings: Settings, draws: Draws) -> tuple[list[Drawn], list[Drawn | None]]:
     """Of probabilities after recalibration, at the prevalence of the patients they are meant for: all thresholds, and the one asked for."""
     there = settings.target_prevalence
-    adjusted = []
-    for s in scores:
-        here = float(s.weight @ s.target / s.weight.sum())
-        move = there is not None and 0 < here < 1
-        adjusted.append(replace(s, logit=adjust_prevalence(s.logit, here, there)) if move and there is not None else s)
     metrics: dict[str, Metric | Within] = {"all": net_benefit(there)}
     if settings.threshold is not None:
         place, curve = int(np.argmin(np.abs(THRESHOLDS - settings.threshold))), net_benefit(there)
         metrics["one"] = Within(lambda z, y, w: curve(z, y, w)[:, place], "images")
-    answers = draw_values([Question(s, metrics) for s in adjusted], draws)
+    answers = draw_values([Question(adjust_scores(s, there), metrics) for s in scores], draws)
     return [answer["all"] for answer in answers], [answer.get("one") for answer in answers]
 
 
@@ -233,7 +228,7 @@ def _describe_table(table: pd.DataFrame, first: Scores, settings: Settings) -> d
         "patients": len(set(first.patients)),
         "seeds": len(first.seeds),
         "models": len(first.cells),
-        "prevalence": float(first.weight @ first.target / first.weight.sum()),
+        "prevalence": first.prevalence,
         "bootstrap": settings.bootstrap,
         "seed": settings.seed,
         "few_draws": min(settings.bootstrap, FEW_DRAWS),
@@ -243,10 +238,7 @@ def _describe_table(table: pd.DataFrame, first: Scores, settings: Settings) -> d
 
 def _advise(first: Scores, raw: Measured, used: Scores, settings: Settings) -> dict[str, Any]:
     """Sizes for an external validation of the first arm, at the prevalence of the patients it is meant for."""
-    here = float(first.weight @ first.target / first.weight.sum())
-    there, logit = settings.target_prevalence or here, used.logit[0]
-    if settings.target_prevalence is not None and 0 < here < 1:
-        logit = adjust_prevalence(logit, here, there)
+    there, logit = settings.target_prevalence or first.prevalence, adjust_scores(used, settings.target_prevalence).logit[0]
     return {**advise(raw.found["auc"].value, there, logit, used.target, settings.threshold), "unit": settings.unit}
 
 

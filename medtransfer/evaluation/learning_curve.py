@@ -111,7 +111,7 @@ def _quantiles(estimate: float, draws: Float) -> dict[str, Any]:
 
 def _at_prevalence(scores: Scores) -> Scores:
     """Probabilities of a balanced draw, adjusted to the prevalence of the test images."""
-    share = float(scores.weight @ scores.target / scores.weight.sum())
+    share = scores.prevalence
     return replace(scores, logit=adjust_prevalence(scores.logit, 0.5, share)) if 0 < share < 1 else scores
 
 

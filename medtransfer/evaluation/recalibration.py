@@ -186,6 +186,14 @@ def adjust_prevalence(logit: Float, prevalence: float, target_prevalence: float)
     return np.asarray(logit + shift, np.float64)
 
 
+def adjust_scores(scores: Scores, prevalence: float | None) -> Scores:
+    """The scores for patients with another prevalence than theirs; as they are where it is None, or where they are of one class."""
+    here = scores.prevalence
+    if prevalence is None or not 0 < here < 1:
+        return scores
+    return replace(scores, logit=adjust_prevalence(scores.logit, here, prevalence))
+
+
 def make_comparable(scores: Scores, tune: pd.DataFrame) -> list[Comparable] | None:
     """Every model's test and tune rows on one scale, by Platt's maps; None unless its tune rows hold both classes."""
     cells = pair_tune(scores, tune)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from medtransfer.evaluation.estimate import Mass, Value, by_model, mass_of
-from medtransfer.evaluation.scores import Scores
+from medtransfer.evaluation.scores import Scores, gather_levels
 from medtransfer.evaluation.spread import Cells, OverTrainings, Part, Scale, differ_between_seeds, move, quantile, two_sided_p
 
 Float = NDArray[np.float64]
@@ -108,12 +108,7 @@ class Table:
 
 def tabulate(logit: Float, target: NDArray[Any], weight: Float, codes: NDArray[np.int64], patients: int) -> Table:
     """Gathers the images of one seed; see `Table`."""
-    different, level = np.unique(logit, return_inverse=True)
-    if len(different) > _LEVELS:
-        order = np.argsort(logit, kind="stable")
-        level = np.empty(len(logit), np.int64)
-        level[order] = np.arange(len(logit)) * _LEVELS // len(logit)
-        different = np.bincount(level, logit) / np.bincount(level)
+    different, level = gather_levels(logit, _LEVELS)
     key, row = np.unique(2 * level + np.asarray(target, np.int64), return_inverse=True)
     matrix = csr_array((weight, (codes, row)), shape=(patients, len(key)))
     return Table(different[key // 2], key % 2, matrix)
@@ -339,7 +334,7 @@ def _moved(question: Question, within: bool, table: Table, logit: Float, inside:
 
 def estimates(question: Question) -> dict[str, Float]:
     """Each metric on the data as they are: (seed,) or (seed, several)."""
-    s, estimates = question.scores, {}
+    s, by_name = question.scores, {}
     for name, metric in question.metrics.items():
         by_seed = []
         for seed, logit in enumerate(s.logit):
@@ -349,8 +344,8 @@ def estimates(question: Question) -> dict[str, Float]:
             values = [of(logit[c], s.target[c], s.weight[c][None]) for c in rows]
             masses = [mass_of(metric.mass, s.target[c], s.weight[c][None]) for c in rows] if isinstance(metric, Within) else []
             by_seed.append((_mean_of_models(values, masses) if within else values[0])[0])
-        estimates[name] = np.asarray(by_seed, np.float64)
-    return estimates
+        by_name[name] = np.asarray(by_seed, np.float64)
+    return by_name
 
 
 def _cells(question: Question) -> dict[str, Cells | None]:

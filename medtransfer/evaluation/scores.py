@@ -56,6 +56,11 @@ class Scores:
         return np.unique(self.fold[0]).tolist() if (self.fold == self.fold[0]).all() else None
 
     @property
+    def prevalence(self) -> float:
+        """Share of positives, as images count."""
+        return float(self.weight @ self.target / self.weight.sum())
+
+    @property
     def clustered(self) -> bool:
         """Whether a patient has several images."""
         return len(self.images) > len(set(self.patients))
@@ -71,6 +76,16 @@ class Scores:
             logit=self.logit[:, rows],
             weight=self.weight[rows],
         )
+
+
+def gather_levels(logit: Float, most: int) -> tuple[Float, NDArray[np.int64]]:
+    """The different scores, (level,), and which one each image has, (image,); beyond `most` of them neighbours as one, at their mean."""
+    different, level = np.unique(logit, return_inverse=True)
+    if len(different) > most:
+        level = np.empty(len(logit), np.int64)
+        level[np.argsort(logit, kind="stable")] = np.arange(len(logit)) * most // len(logit)
+        different = np.bincount(level, logit) / np.bincount(level)
+    return different, level
 
 
 def choose_rule(table: pd.DataFrame) -> Rule:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -56,7 +57,7 @@ class Cells:
         return self.estimates[:, there], self.mass[there] / max(self.mass[there].sum(), 1e-300)
 
 
-class OverTrainings:
+class OverTrainings(ABC):
     """What an estimate and a metric with its draws have in common: a variance over patients, and what trainings add to it.
 
     Attributes:
@@ -69,14 +70,14 @@ class OverTrainings:
     apart: tuple[Part, ...] | None
 
     @property
+    @abstractmethod
     def models_alone(self) -> tuple[Part, ...]:
         """Parts of the variance over patients, the trained models taken as given."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def shared(self) -> tuple[Part, ...]:
         """Over patients, what all seeds share: the mean covariance of two of them."""
-        raise NotImplementedError
 
     @property
     def between(self) -> tuple[Part, ...]:

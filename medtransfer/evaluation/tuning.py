@@ -103,7 +103,7 @@ def fit_shared(loss: Loss, model: Int, mean: Float, spread: Float) -> tuple[Floa
         mean, spread: (parameter,), of the prior.
 
     Returns:
-        Shared parameters, and by model its apart.
+        Shared parameters, and by model those of its own.
     """
     models, code = np.unique(model, return_inverse=True)
     count, size = len(models), len(mean)
@@ -125,7 +125,7 @@ def fit_shared(loss: Loss, model: Int, mean: Float, spread: Float) -> tuple[Floa
     solution = minimize(joint, start, jac=True, method="L-BFGS-B", options={"ftol": 1e-13, "gtol": 1e-8, "maxiter": 500}).x
     shared = solution[:size]
     apart = solution[size:].reshape(count, size) if several else np.zeros((1, size))
-    return shared, {int(number): shared + apart for number, apart in zip(models, apart, strict=True)}
+    return shared, {int(number): shared + step for number, step in zip(models, apart, strict=True)}
 
 
 def weighted_share(target: NDArray[Any], weight: Float) -> float:

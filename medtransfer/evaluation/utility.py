@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 from scipy.stats import norm
 
-from medtransfer.evaluation.recalibration import Comparable, adjust_prevalence
+from medtransfer.evaluation.recalibration import Comparable, adjust_scores
 from medtransfer.evaluation.resample import Drawn, Metric, Question, bands, plain
 from medtransfer.evaluation.scores import Scores
 from medtransfer.evaluation.spread import quantile
@@ -135,10 +135,7 @@ def decide(scores: Scores, comparable: Sequence[Comparable] | None, recalibrated
             locked.append({"seed": cell.seed, "fold": cell.fold, "probability": float(expit(model.undo.undo(cut))), **tuned})
         add(rule, aim or None, called, locked)
     if aims.probability is not None:
-        z = (recalibrated or scores).logit
-        here = float(scores.weight @ scores.target / scores.weight.sum())
-        if aims.prevalence is not None and 0 < here < 1:
-            z = adjust_prevalence(z, here, aims.prevalence)
+        z = adjust_scores(recalibrated or scores, aims.prevalence).logit
         add("probability", aims.probability, (z >= logit(aims.probability)).astype(float), [])
     return decisions
 
@@ -274,7 +271,7 @@ def decision_curves(scores: Sequence[Scores], benefits: Sequence[Drawn], prevale
         prevalence: as of `net_benefit`.
     """
     first = scores[0]
-    share = float(first.weight @ first.target / first.weight.sum()) if prevalence is None else prevalence
+    share = first.prevalence if prevalence is None else prevalence
     everyone = share - (1 - share) * THRESHOLDS / (1 - THRESHOLDS)
     arms = {}
     for arm, benefit in zip(scores, benefits, strict=True):

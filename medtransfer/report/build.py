@@ -129,7 +129,7 @@ def build_report(folder: Path, figures: Sequence[str] = ("svg", "pdf", "png")) -
         "gallery": gallery,
         "headline": headline(report),
         "found": [describe_arm(arm, entry) for arm, entry in report.get("detection", {"arms": {}})["arms"].items()],
-        "one_class": "detection" in report and _one_class(report),
+        "one_class": "detection" in report and EvaluationReport(report).one_class,
         "own_table": own_table,
         "command": _command(report, "predictions.csv" if own_table else "TABLE.csv"),
         "lesion_rows": LESION_ROWS,
@@ -141,10 +141,6 @@ def build_report(folder: Path, figures: Sequence[str] = ("svg", "pdf", "png")) -
     page = folder / "report.html"
     write_aside(page, load_template("report.html").render(**context))
     return page
-
-
-def _one_class(report: dict[str, Any]) -> bool:
-    return EvaluationReport(report).one_class
 
 
 def _command(report: dict[str, Any], table: str) -> str:

@@ -136,9 +136,7 @@ def choose_depth(
         steps, seconds: for the record.
     """
     tested = ~np.isnan(logits[0])
-    model = np.zeros(len(labels), np.int64)
-    for number, (_, held) in enumerate(folds):
-        model[held] = number
+    (model,) = number_folds(folds, len(labels))
     losses = [tempered_losses(scores, labels, folds) for scores in logits]
     per_unit = [unit_means(loss, units) for loss in losses]
     trials = []
@@ -155,6 +153,15 @@ def choose_depth(
     chance = -(share * math.log(share) + (1 - share) * math.log(1 - share))
     reason = _explain(probes, shallowest, trials, chosen, optimism, len(np.unique(units)), chance)
     return DepthChoice(probes, tuple(trials), chosen, optimism, steps, reason, seconds)
+
+
+def number_folds(folds: Folds, count: int, repeats: int = 1) -> Int:
+    """(repeat, image), number of the fold in which each image was held out, for the first time, the second, and so on."""
+    numbers, times = np.zeros((repeats, count), np.int64), np.zeros(count, np.int64)
+    for number, (_, held) in enumerate(folds):
+        numbers[times[held], held] = number
+        times[held] += 1
+    return numbers
 
 
 def tempered_losses(logits: Float, labels: Int, folds: Folds) -> Float:

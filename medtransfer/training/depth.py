@@ -25,7 +25,7 @@ from medtransfer.models.plan import FreezePlan
 from medtransfer.tasks.task import Task
 from medtransfer.training.averages import adapt_norms
 from medtransfer.training.batches import Loader
-from medtransfer.training.choice import DepthChoice, Float, Folds, Int, StageProbe, choose_depth, tempered_losses, unit_means
+from medtransfer.training.choice import DepthChoice, Float, Folds, Int, StageProbe, choose_depth, number_folds, tempered_losses, unit_means
 from medtransfer.training.engine import Engine
 from medtransfer.training.features import Keep
 from medtransfer.training.loop import Budget
@@ -91,7 +91,7 @@ def search_depth(
         scores[name] = _probe_stage(features[name].values, labels, units, weight, folds, seed)
         if report is not None:
             report("probes of every stage", number + 1, len(names))
-    models = _fold_numbers(folds, len(labels))
+    models = number_folds(folds, len(labels), _REPEATS)
     probes = tuple(_summarise(name, scores[name], labels, units, models) for name in names)
     shallowest = _shallowest(probes)
     depths = _candidates(plan, shallowest, len(backbone.stages))
@@ -142,15 +142,6 @@ def _probe_kept(
         found = scores[names[-1]]
     first: Float = found[0]
     return first
-
-
-def _fold_numbers(folds: Folds, count: int) -> Int:
-    """(repeat, image), number of the fold in which each image was held out, in the order of `_probe_stage`."""
-    numbers, repeats = np.zeros((_REPEATS, count), np.int64), np.zeros(count, np.int64)
-    for number, (_, held) in enumerate(folds):
-        numbers[repeats[held], held] = number
-        repeats[held] += 1
-    return numbers
 
 
 def _summarise(name: str, logits: Float, labels: Int, units: Int, models: Int) -> StageProbe:
