@@ -35,7 +35,7 @@ def test_plan_without_a_cohort_answers_in_json():
         "reason",
     }
     assert keys <= set(answer)
-    assert (answer["strategy"], answer["stages"], answer["evidence"]) == ("lp_ft", 9, "weak")
+    assert (answer["strategy"], answer["stages"], answer["evidence"]) == ("lp_ft", 9, "strong")
     text = invoke("plan", "--backbone", "resnet18", "--counts", "399,147", "--domain", "near").output
     assert "stages frozen" in text
 

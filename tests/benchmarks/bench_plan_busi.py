@@ -47,6 +47,10 @@ def plans(net: mt.Backbone, cohort: mt.Cohort, fold: Fold, steps: int) -> dict[s
     plain = {"read": "last", "unfreeze": "at_once", "l2_sp": 0.0, "mix": False, "norm_policy": "eval", "head_lr": 1e-3, "backbone_lr": 3e-4}
     found = {name: mt.plan_freeze(counts, net, frozen_stages=total - int(np.ceil(share * total)), **plain) for name, share in FIXED.items()}
     found["planned"] = mt.plan_freeze(counts, net)
+    # Fields that change at 150 patients a class, on either side of that border.
+    few = {"read": "all", "unfreeze": "gradual"}
+    many = {"read": "last", "unfreeze": "at_once", "l2_sp": 0.0}
+    found |= {name: mt.plan_freeze(counts, net, mix=False, **fields) for name, fields in (("as of few", few), ("as of many", many))}
     return {name: plan if plan.strategy == "linear_probe" else replace(plan, steps=steps) for name, plan in found.items()}
 
 
@@ -61,7 +65,6 @@ def main() -> None:
         os.environ["MEDTRANSFER_CACHE"] = f"{name}/cache"
         cohort = mt.Cohort.from_folders(data, ("benign", "malignant"), "malignant")
         facts = mt.inspect_images(cohort, fixed=Fixed(PIXELS))
-        entries = [Path(entry) for entry in facts["entry"]]
         cohort = cohort.grouped(mt.audit(cohort, facts, group="cluster").near_duplicates)
         test = mt.split_cohort(cohort, 5).fold(TEST).test
         pool = np.setdiff1d(np.arange(len(cohort)), test)
@@ -75,7 +78,7 @@ def main() -> None:
                     net, task = mt.load_backbone(BACKBONE, "imagenet"), mt.Classification(cohort.labels)
                     section = TrainSection(batch_size=16)
                     folder = f"{name}/{size}-{repeat}-{strategy}"
-                    run = mt.fit(cohort, fold, task, net, plan, folder, repeat, size=PIXELS, train=section, engine=engine, entries=entries)
+                    run = mt.fit(cohort, fold, task, net, plan, folder, repeat, size=PIXELS, train=section, engine=engine)
                     rows = run.predictions[run.predictions["part"] == "test"]
                     aucs.setdefault(strategy, []).append(float(roc_auc_score(rows["target"], rows["logit"])))
             best = max(FIXED, key=lambda strategy: float(np.mean(aucs[strategy])))

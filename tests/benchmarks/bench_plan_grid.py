@@ -6,21 +6,44 @@ in $MEDTRANSFER_GRID. Regret: points of test AUC, mean over seeds, below the bes
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import medtransfer as mt
 import numpy as np
 import pandas as pd
-from medtransfer.models.freeze import PlainCounts
+from medtransfer.models.freeze import PlainCounts, cohort_size, family_of
 
 DEPTHS = (0, 20, 40, 60, 100)
 NETWORKS = ("resnet18", "densenet121", "swin_tiny_patch4_window7_224", "vit_base_patch16_224")
 # Grey ultrasound, X-ray and CT; the others are photographs, microscopy and histology.
 FAR = ("breastmnist", "chestmnist", "pneumoniamnist", "organamnist", "organcmnist", "organsmnist")
-# Of breastmnist the count is known; of the others the mean of the classes, which the smallest cannot exceed.
-SMALLEST = {"breastmnist": 147}
+# Images of every class in the training parts (MedMNIST v2; of the 14 labels of chestmnist the positives).
+COUNTS = {
+    "breastmnist": (147, 399),
+    "retinamnist": (486, 128, 206, 194, 66),
+    "pneumoniamnist": (1214, 3494),
+    "dermamnist": (228, 359, 769, 80, 779, 4693, 99),
+    "bloodmnist": (852, 2181, 1085, 2026, 849, 993, 2330, 1643),
+    "organcmnist": (1148, 619, 600, 600, 1088, 1170, 2986, 1002, 1022, 1173, 1567),
+    "organsmnist": (1148, 630, 614, 721, 1132, 1119, 3464, 741, 803, 2004, 1556),
+    "organamnist": (1956, 1390, 1357, 1474, 3963, 3817, 6164, 3919, 3929, 3031, 3561),
+    "chestmnist": (7996, 1950, 9261, 13914, 3988, 4375, 978, 3705, 3263, 1690, 1799, 1158, 2279, 144),
+    "pathmnist": (9366, 9509, 10360, 10401, 8006, 12182, 7886, 9401, 12885),
+}
+# What might be the size of a cohort.
+MEASURES: dict[str, Callable[[tuple[int, ...]], float]] = {
+    "smallest class": min,
+    "harmonic mean": lambda counts: len(counts) / sum(1 / count for count in counts),
+    "geometric mean": lambda counts: cohort_size(dict(enumerate(counts))),  # type: ignore[arg-type]
+    "median": lambda counts: float(np.median(counts)),
+    "mean": lambda counts: sum(counts) / len(counts),
+    "all": sum,
+}
 
 
 def read_grid(path: Path) -> pd.DataFrame:
@@ -40,15 +63,40 @@ def nearest_depth(plan: mt.FreezePlan) -> int:
     return min(DEPTHS, key=lambda depth: abs(depth - share))
 
 
-def planned(shrink: float = 1.0) -> Callable[[tuple[str, str], pd.Series], int]:
-    """The plan; `shrink` takes the smallest class as that share of the mean one."""
+def planned() -> Callable[[tuple[str, str], pd.Series], int]:
+    """The plan, for the true counts of the classes."""
     networks = {name: mt.load_backbone(name) for name in NETWORKS}
 
-    def choose(cell: tuple[str, str], row: pd.Series) -> int:
+    def choose(cell: tuple[str, str], _: pd.Series) -> int:
         name, dataset = cell
-        units = max(1, round(shrink * SMALLEST.get(dataset, row["images"] / row["classes"])))
-        counts = PlainCounts({"0": units, "1": max(units, int(row["images"]) - units)}, "far" if dataset in FAR else "near")
+        counts = PlainCounts({str(i): count for i, count in enumerate(COUNTS[dataset])}, "far" if dataset in FAR else "near")
         return nearest_depth(mt.plan_freeze(counts, networks[name], transfer=True))
+
+    return choose
+
+
+def threshold(cells: pd.DataFrame, measure: str) -> Callable[[tuple[str, str], pd.Series], int]:
+    """One depth below a size and one above, both and the border chosen on the nine other sets, for all networks of a family."""
+    size = {dataset: MEASURES[measure](counts) for dataset, counts in COUNTS.items()}
+    family = {name: family_of(mt.load_backbone(name)) for name in NETWORKS}
+    members = {name: [other for other in NETWORKS if family[other] == family[name]] for name in NETWORKS}
+
+    def cost(names: list[str], datasets: list[str], low: int, high: int, border: float) -> float:
+        rows = [(cells.loc[name, dataset], high if size[dataset] >= border else low) for name in names for dataset in datasets]
+        return float(sum(row[list(DEPTHS)].max() - row[depth] for row, depth in rows))
+
+    @cache
+    def chosen(name: str, left_out: str) -> tuple[int, int, float]:
+        others = [dataset for dataset in COUNTS if dataset != left_out]
+        ordered = sorted(size[dataset] for dataset in others)
+        borders = [0.0, *(math.sqrt(a * b) for a, b in pairwise(ordered)), math.inf]
+        options = [(low, high, border) for low in DEPTHS[1:] for high in DEPTHS[2:] if high >= low for border in borders]
+        return min(options, key=lambda option: cost(members[name], others, *option))
+
+    def choose(cell: tuple[str, str], _: pd.Series) -> int:
+        name, dataset = cell
+        low, high, border = chosen(name, dataset)
+        return high if size[dataset] >= border else low
 
     return choose
 
@@ -81,8 +129,7 @@ def main() -> None:
     cells = read_grid(path)
     policies = {
         "planned": planned(),
-        "planned, were the smallest class half the mean one": planned(0.5),
-        "planned, were it a quarter": planned(0.25),
+        **{f"border chosen on the other sets, size: {measure}": threshold(cells, measure) for measure in MEASURES},
         "best of the other sets, per network": left_out(cells),
         "folk rule": folk,
         **{f"always {name}": lambda _c, _r, d=depth: d for depth, name in zip(DEPTHS, ("probe", "20", "40", "60", "full"), strict=True)},

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import itertools
+
 import medtransfer as mt
 import pytest
 import torch
 from medtransfer.errors import ConfigError, WeightsError
-from medtransfer.models.freeze import PlainCounts
+from medtransfer.models.freeze import PlainCounts, at_size, cohort_size, count_budget, scratch_rate
 from medtransfer.models.heads import LinearHead
 from medtransfer.models.plan import refuse_random_prefix
 from medtransfer.models.schedule import parameter_groups
@@ -23,14 +25,14 @@ def plan(backbone, smallest, domain="near", **fixed):
     ("smallest", "near", "far", "evidence"),
     [
         (7, 18, 18, "weak"),
-        (20, 10, 10, "weak"),
-        (100, 10, 7, "weak"),
+        (14, 10, 10, "weak"),
+        (50, 8, 7, "weak"),
         (400, 7, 7, "strong"),
         (5000, 0, 0, "strong"),
         (20_000, 0, 0, "strong"),
     ],
 )
-def test_the_table_for_a_plain_cnn(lite, smallest, near, far, evidence):
+def test_shares_of_a_plain_cnn(lite, smallest, near, far, evidence):
     assert plan(lite, smallest, "near").frozen_stages == near
     assert plan(lite, smallest, "far").frozen_stages == far
     assert plan(lite, smallest).evidence == evidence
@@ -38,8 +40,9 @@ def test_the_table_for_a_plain_cnn(lite, smallest, near, far, evidence):
 
 def test_the_plan_says_why(lite):
     found = plan(lite, 100, "far")
-    for part in ("100 patients in the smaller class", "far from ImageNet", "weak evidence", "last 11 of 18 stages"):
+    for part in ("100 patients in the smallest class", "(geometric mean of the classes 141)", "weak evidence", "last 11 of 18 stages"):
         assert part in found.reason
+    assert "far from ImageNet" in plan(lite, 30, "far").reason
     assert (found.strategy, found.steps, found.norm_policy, found.read, found.unfreeze) == ("lp_ft", 1000, "eval", "all", "gradual")
     assert plan(lite, 7).strategy == "linear_probe"
     assert plan(lite, 7).steps == 0
@@ -51,7 +54,7 @@ def test_the_plan_says_why(lite):
 def test_families_differ():
     vit = mt.load_backbone("vit_tiny_patch16_224")
     dense = mt.load_backbone("densenet121")
-    assert plan(vit, 400).frozen_stages > len(vit.stages) / 2
+    assert plan(vit, 150).frozen_stages > len(vit.stages) / 2
     assert plan(dense, 400).frozen_stages == 0
     # All or nothing, its neck (where it has one) with it.
     for name, stages in (("hrnet_w18_small", 1), ("cait_xxs24_224", 2)):
@@ -99,7 +102,7 @@ def test_groups_cover_what_trains_once_with_decaying_rates():
 def test_random_weights_are_not_frozen(lite, tmp_path):
     """Neither those of no file, nor those of a file that was never trained."""
     frozen = plan(lite, 100)
-    with pytest.raises(WeightsError, match="10 stages are to be frozen, but these do not look like trained weights"):
+    with pytest.raises(WeightsError, match="7 stages are to be frozen, but these do not look like trained weights"):
         refuse_random_prefix(lite, frozen)
     path = tmp_path / "untrained.pth"
     torch.save(mt.load_backbone("tf_efficientnet_lite0", seed=4).network.state_dict(), path)
@@ -111,12 +114,41 @@ def test_random_weights_are_not_frozen(lite, tmp_path):
     refuse_random_prefix(mt.load_backbone("tf_efficientnet_lite0", weights="imagenet"), frozen)
 
 
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "vit_tiny_patch16_224", "densenet121"])
+@pytest.mark.parametrize("transfer", [True, False])
+def test_more_patients_are_never_trained_less(name, transfer):
+    net = mt.load_backbone(name)
+    sizes = (8, 25, 50, 100, 149, 150, 200, 400, 999, 1000, 1001, 5000, 9999, 10_000, 100_000)
+    for batch in (8, 32):
+        plans = [mt.plan_freeze(PlainCounts({"0": n, "1": n}, "far"), net, transfer=transfer, batch=batch) for n in sizes]
+        steps = [found.steps for found in plans]
+        assert steps == sorted(steps)
+        assert steps[0] == 300  # below 10 images a class
+        assert all(found.frozen_stages >= later.frozen_stages for found, later in itertools.pairwise(plans))
+    # Half as many again where patients double, or twice as many: no jump.
+    counts = [count_budget(images, 32) for images in range(32, 50_000, 16)]
+    assert max(later / now for now, later in itertools.pairwise(counts)) < 1.6
+
+
+def test_the_size_is_that_of_all_classes():
+    assert cohort_size({"0": 30, "1": 30}) == 30
+    assert cohort_size({"0": 147, "1": 399}) == pytest.approx((147 * 399) ** 0.5)
+    assert cohort_size({"0": 100, "1": 0}) == 0
+    assert at_size(((10, 1.0), (1000, 3.0)), 100) == pytest.approx(2.0)  # half-way on the logarithm
+    assert [at_size(((10, 1.0), (1000, 3.0)), size) for size in (0, 5, 10**6)] == [1.0, 1.0, 3.0]
+
+
+def test_rates_from_scratch_follow_the_family():
+    names = ("resnet18", "densenet121", "convnext_atto", "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224", "monai_resnet10")
+    assert [scratch_rate(mt.load_backbone(name)) for name in names] == [3e-3, 1e-3, 2e-3, 2e-4, 3e-4, 3e-3]
+
+
 def test_few_patients_of_a_far_domain_are_not_trained_deeper():
     dense = mt.load_backbone("densenet121")
-    assert plan(dense, 20, "far").frozen_stages == plan(dense, 20, "near").frozen_stages > 0
-    assert "row of the table deeper" not in plan(dense, 20, "far").reason
+    assert plan(dense, 14, "far").frozen_stages == plan(dense, 14, "near").frozen_stages > 0
+    assert "more is trained" not in plan(dense, 14, "far").reason
     whole = mt.load_backbone("hrnet_w18_small")
-    assert "no exact chain of stages" in plan(whole, 60, "near").reason
+    assert "no exact chain of stages" in plan(whole, 40, "near").reason
 
 
 def test_views_set_for_all_arms_leave_a_planned_probe_alone(lite):
