@@ -12,6 +12,7 @@ import pandas as pd
 
 from medtransfer.data.cohort import Cohort
 from medtransfer.data.inspection import inspect_images
+from medtransfer.data.laterality import tell_sides
 from medtransfer.data.shortcuts import Shortcut, probe_shortcuts
 from medtransfer.data.similarity import Float, cluster_pairs, near_duplicates
 
@@ -56,6 +57,7 @@ class Audit:
         shortcuts: how well facts beside the lesion predict the labels.
         not_looked_for: findings that were left out on request, such as shortcuts.
         actions: what needs a hand, in sentences; empty for a clean cohort.
+        sides: what is to be known of left and right; see `tell_sides`.
         counts: images by shape, spacing, bits, format, modality, scanner and site.
         ignored: files left out of folders, with the reason.
     """
@@ -76,6 +78,7 @@ class Audit:
     shortcuts: tuple[Shortcut, ...]
     not_looked_for: tuple[str, ...]
     actions: tuple[str, ...]
+    sides: tuple[str, ...]
     counts: dict[str, dict[str, int]]
     ignored: tuple[tuple[str, str], ...]
 
@@ -116,6 +119,7 @@ class Audit:
         two = [conflict for conflict in self.conflicts if conflict.kind == "patient_labels"]
         if two:
             lines.append(f"{len(two)} patient(s) under two labels, which may be right; such as: {two[0].detail}")
+        lines += self.sides
         lines += [f"unreadable {image}: {reason}" for image, reason in self.unreadable[:5]]
         lines += [f"To do: {action}" for action in self.actions] or ["Nothing needs a hand."]
         return "\n".join(lines)
@@ -186,6 +190,7 @@ def audit(
         shortcuts=tuple(probed),
         not_looked_for=() if shortcuts else ("shortcuts",),
         actions=(),
+        sides=tell_sides(cohort),
         counts=_count_facts(cohort, good),
         ignored=cohort.ignored,
     )

@@ -9,18 +9,35 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-_TURN, _ZOOM, _SHIFT = math.radians(15), 0.15, 0.08
+Flip = Literal["none", "left_right", "all"]
+_ZOOM, _SHIFT = 0.15, 0.08
 _GAMMA, _CONTRAST, _BRIGHTNESS = (0.75, 1.35), 0.2, 0.1
-# What is drawn for one image, in order: flip, angle, zooms, shifts, gamma, contrast, brightness.
-_DRAWN = 9
+# What is drawn for one image, in order: flip, angle, zooms, shifts, gamma, contrast, brightness; then four coins, and the other flip.
+_DRAWN, _COINS = 9, 4
 # Share of a box that must be left within the image.
 _LEFT = 0.5
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Which random changes the labels allow.
+
+    Attributes:
+        flip: none; left_right; or all, planes upside down too, where images have no up, as in histology and dermoscopy.
+        rotate: degrees to either side, at the most, 0 to 180.
+        intensity: share of the usual changes of gamma, contrast and brightness, 0 (none) to 1.
+    """
+
+    flip: Flip = "left_right"
+    rotate: float = 15.0
+    intensity: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,14 +45,15 @@ class Changes:
     """Changes of a batch of images, one entry each.
 
     Attributes:
-        flip: bool, left and right are swapped.
-        turn: radians, up to 15 degrees; 0 where there is none.
+        flip: bool, left and right are swapped. flip_rows: bool, so are top and bottom of a plane.
+        turn: radians; 0 where there is none.
         zoom: (image, 2), step in the old image per step in the new one, along rows and columns, 0.85 to 1.15.
         shift: (image, 2), as a share of the sides, up to 0.08.
         gamma: 0.75 to 1.35. contrast: factor, 0.8 to 1.2. brightness: added, up to 0.1.
     """
 
     flip: NDArray[np.bool_]
+    flip_rows: NDArray[np.bool_]
     turn: NDArray[np.float64]
     zoom: NDArray[np.float64]
     shift: NDArray[np.float64]
@@ -44,29 +62,32 @@ class Changes:
     brightness: NDArray[np.float64]
 
 
-def draw_changes(seed: int, view: int, images: Sequence[int], turns: bool = True) -> Changes:
+def draw_changes(seed: int, view: int, images: Sequence[int], turns: bool = True, augment: Augment | None = None) -> Changes:
     """Draws: flip (p 0.5); turn, zoom and shift (p 0.9); gamma (p 0.5); contrast (p 0.5); brightness (p 0.5).
 
     Args:
         seed: of the draws. `view`: which draw of the image.
         images: row number of each image.
         turns: False for images with boxes: of a turned lesion the box along the axes is larger than it.
+        augment: what the labels allow; None: the defaults. What it leaves out changes no other draw.
     """
-    drawn = np.array([np.random.default_rng([seed, view, image]).random(_DRAWN + 4) for image in images])
+    augment = augment or Augment()
+    drawn = np.array([np.random.default_rng([seed, view, image]).random(_DRAWN + _COINS + 1) for image in images])
     coins, (flip, turn, *zoom), values = drawn[:, _DRAWN:], drawn.T[:4], drawn[:, 4:_DRAWN]
-    moved = coins[:, 0] < 0.9
+    moved, most = coins[:, 0] < 0.9, math.radians(augment.rotate)
 
     def between(low: float, high: float, share: NDArray[np.float64]) -> NDArray[np.float64]:
         return low + (high - low) * share
 
     return Changes(
-        flip=flip < 0.5,
-        turn=np.where(moved & turns, between(-_TURN, _TURN, turn), 0.0),
+        flip=(flip < 0.5) & (augment.flip != "none"),
+        flip_rows=(coins[:, _COINS] < 0.5) & (augment.flip == "all"),
+        turn=np.where(moved & turns, between(-most, most, turn), 0.0),
         zoom=np.where(moved[:, None], between(1 - _ZOOM, 1 + _ZOOM, np.stack(zoom, 1)), 1.0),
         shift=np.where(moved[:, None], between(-_SHIFT, _SHIFT, values[:, :2]), 0.0),
-        gamma=np.where(coins[:, 1] < 0.5, between(*_GAMMA, values[:, 2]), 1.0),
-        contrast=np.where(coins[:, 2] < 0.5, between(1 - _CONTRAST, 1 + _CONTRAST, values[:, 3]), 1.0),
-        brightness=np.where(coins[:, 3] < 0.5, between(-_BRIGHTNESS, _BRIGHTNESS, values[:, 4]), 0.0),
+        gamma=1 + augment.intensity * np.where(coins[:, 1] < 0.5, between(*_GAMMA, values[:, 2]) - 1, 0.0),
+        contrast=1 + augment.intensity * np.where(coins[:, 2] < 0.5, between(-_CONTRAST, _CONTRAST, values[:, 3]), 0.0),
+        brightness=augment.intensity * np.where(coins[:, 3] < 0.5, between(-_BRIGHTNESS, _BRIGHTNESS, values[:, 4]), 0.0),
     )
 
 
@@ -89,6 +110,9 @@ def change(images: Tensor, changes: Changes, across: int = 2) -> Tensor:
     side = 3 if images.ndim == 4 else 2
     shape = (-1, *(1 for _ in images.shape[1:]))
     images = torch.where(flip.view(shape), images.flip(side), images)
+    if images.ndim == 4 and changes.flip_rows.any():
+        flip_rows = torch.from_numpy(changes.flip_rows).to(images.device, non_blocking=True)
+        images = torch.where(flip_rows.view(shape), images.flip(2), images)
     # Slices stand beside the channels: what is done to a plane is done to all of them.
     planes = images if images.ndim == 4 else images.movedim(2 + across, 2).flatten(1, 2)
     matrices = _matrices(changes, planes.shape[2:]).to(planes.device, non_blocking=True)
@@ -120,10 +144,10 @@ def change_boxes(boxes: NDArray[np.float64], changes: Changes, shape: Sequence[i
     axes = boxes.shape[-1] // 2
     rows, columns = (0, 1) if axes == 2 else [axis for axis in range(3) if axis != across]
     low, high = boxes[..., :axes].copy(), boxes[..., axes:].copy()
-    side = 1 if axes == 2 else 0
-    flip = changes.flip[:, None]
-    turned = shape[side] - high[..., side], shape[side] - low[..., side]
-    low[..., side], high[..., side] = (np.where(flip, new, old[..., side]) for new, old in zip(turned, (low, high), strict=True))
+    for side, flip in ((1, changes.flip), (0, changes.flip_rows)) if axes == 2 else ((0, changes.flip),):
+        turned = shape[side] - high[..., side], shape[side] - low[..., side]
+        ends = zip(turned, (low, high), strict=True)
+        low[..., side], high[..., side] = (np.where(flip[:, None], new, old[..., side]) for new, old in ends)
     plane = np.array([shape[rows], shape[columns]], float)
     moved, shift = _movement(changes, plane)
     corners = np.stack([np.stack([r[..., rows], c[..., columns]], -1) for r in (low, high) for c in (low, high)], 2)

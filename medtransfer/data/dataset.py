@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medtransfer.data.augmentation import Changes, change, change_boxes, draw_changes
+from medtransfer.data.augmentation import Augment, Changes, change, change_boxes, draw_changes
 from medtransfer.data.cache import read_entry
 from medtransfer.data.slices import Plane, Slices, boxes_of_stack, cut, present_slices
 from medtransfer.data.transforms import normalise
@@ -30,6 +30,7 @@ class ImageSource:
         plane, slab: of the slices of volumes; see `slices.cut`.
         seed: of the random half.
         device: where the random half runs and the batches lie.
+        augment: which random changes the labels allow.
         boxes: of each image, (box, 4 or 6) on the grid of the cache, lower and then upper ends along its axes; the targets are then
             these, in place of labels.
     """
@@ -46,8 +47,9 @@ class ImageSource:
         seed: int = 0,
         device: torch.device | str = "cpu",
         boxes: Sequence[NDArray[np.float64]] | None = None,
+        augment: Augment | None = None,
     ) -> None:
-        self.entries = list(entries)
+        self.entries, self.augment = list(entries), augment or Augment()
         self.boxes = None if boxes is None else pad_boxes(boxes)
         self.targets = torch.tensor(targets, dtype=torch.float32)
         self.mean, self.std, self.ndim, self.plane, self.slab, self.seed, self.device = mean, std, ndim, plane, slab, seed, device
@@ -91,7 +93,7 @@ class ImageSource:
         there = [present_slices(image, self.plane) for image in given] if volumes else [torch.ones(1, dtype=torch.bool)] * len(given)
         present = torch.stack(there)
         images = images.to(self.device, non_blocking=True)
-        changes = None if view is None else draw_changes(self.seed, view, rows, turns=self.boxes is None)
+        changes = None if view is None else draw_changes(self.seed, view, rows, self.boxes is None, self.augment)
         if changes is not None:
             images = change(images, changes, self.across)
         if volumes:

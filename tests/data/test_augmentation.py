@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from medtransfer.data.augmentation import Changes, change, draw_changes
+from medtransfer.data.augmentation import Augment, Changes, change, draw_changes
 from monai.transforms import AdjustContrast, Affine
 
 
@@ -94,3 +94,33 @@ def test_a_square_stays_in_place():
         rows, columns = (moved.sum(axis) @ torch.arange(64.0) / moved.sum() for axis in (1, 0))
         assert abs(rows - 31.5) < 9
         assert abs(columns - 31.5) < 9
+
+
+def test_what_the_labels_forbid_is_not_done_and_changes_no_other_draw():
+    usual, still = draw_changes(1, 0, range(400)), draw_changes(1, 0, range(400), augment=Augment("none", 0.0, 0.0))
+    assert not still.flip.any()
+    assert not still.flip_rows.any()
+    assert (still.turn == 0).all()
+    assert (still.gamma == 1).all()
+    assert (still.contrast == 1).all()
+    assert (still.brightness == 0).all()
+    assert np.array_equal(still.zoom, usual.zoom)
+    assert np.array_equal(still.shift, usual.shift)
+    assert not usual.flip_rows.any()
+    both = draw_changes(1, 0, range(400), augment=Augment("all", 90.0, 0.5))
+    assert np.array_equal(both.flip, usual.flip)
+    assert 0.4 < both.flip_rows.mean() < 0.6
+    assert abs(np.corrcoef(both.flip, both.flip_rows)[0, 1]) < 0.15
+    assert np.allclose(both.turn, 6 * usual.turn)
+    assert np.allclose(both.brightness, usual.brightness / 2)
+    assert np.allclose(both.gamma - 1, (usual.gamma - 1) / 2)
+
+
+def test_planes_are_turned_upside_down_where_they_may_be():
+    image = torch.arange(12.0).view(1, 1, 3, 4)
+    one = np.ones(1)
+    still = {**vars(draw_changes(0, 0, [0], False, Augment("none", 0.0, 0.0))), "zoom": np.ones((1, 2)), "shift": np.zeros((1, 2))}
+    still.pop("flip_rows")
+    assert (still["gamma"], still["turn"]) == (one, 0)
+    assert torch.allclose(change(image, Changes(**still, flip_rows=np.ones(1, bool))), image.flip(2), atol=1e-5)
+    assert torch.allclose(change(image, Changes(**still, flip_rows=np.zeros(1, bool))), image, atol=1e-5)

@@ -171,9 +171,9 @@ def test_boxes_survive_the_fixed_half_and_come_back(shape, size, shares):
     assert np.array_equal(from_axes(to_axes(boxes)), boxes)
 
 
-def changes(flip, turn, zoom, shift) -> Changes:
+def changes(flip, turn, zoom, shift, flip_rows=False) -> Changes:
     one = np.ones(1)
-    return Changes(np.array([flip]), np.array([turn]), np.array([zoom]), np.array([shift]), one, one, 0 * one)
+    return Changes(np.array([flip]), np.array([flip_rows]), np.array([turn]), np.array([zoom]), np.array([shift]), one, one, 0 * one)
 
 
 @settings(max_examples=60, deadline=None)
