@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from medtransfer.data.augmentation import Augment
 from medtransfer.data.cohort import Cohort
 from medtransfer.data.dataset import ImageSource
 from medtransfer.data.placement import Placement
@@ -25,7 +26,7 @@ from medtransfer.lesions import boxes_on_grid, boxes_seen, place_images
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.heads import Head
 from medtransfer.models.plan import FreezePlan
-from medtransfer.prepare import batch_size, fixed_of, load_arm, train_of
+from medtransfer.prepare import augment_of, batch_size, fixed_of, load_arm, train_of
 from medtransfer.record import Prepared, code_digest
 from medtransfer.sections import TrainSection
 from medtransfer.tasks.classification import Classification
@@ -38,8 +39,6 @@ from medtransfer.training.features import FeatureSource
 Report = Callable[[str, int, int], None]
 # Planes that are predicted at once.
 _EVAL_BATCH = 32
-# The random draws of views that are kept are the same for all arms, folds and seeds, so that these can share them.
-_VIEW_SEED = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +52,7 @@ class Images:
         train: batch size and budget.
         store: folder of the activations that are kept of frozen stages; None keeps none.
         placements: where the pixels of each image lie in the cache; needed for boxes.
+        augment: which random changes the labels allow.
     """
 
     cohort: Cohort
@@ -62,6 +62,7 @@ class Images:
     train: TrainSection
     store: Path | None = None
     placements: Sequence[Placement] = ()
+    augment: Augment = field(default_factory=Augment)
 
     @cached_property
     def boxes(self) -> list[NDArray[np.float64]] | None:
@@ -90,25 +91,37 @@ class Images:
         codes: NDArray[np.int64] = np.asarray(pd.factorize(self.cohort.units)[0], np.int64)
         return codes
 
-    def source(self, backbone: Backbone, engine: Engine, seed: int = _VIEW_SEED) -> ImageSource:
+    def source(self, backbone: Backbone, engine: Engine, seed: int = 0) -> ImageSource:
         """The images in the recipe of the weights; `seed` of their random half."""
         recipe = backbone.recipe
         plane = self.slices.plane
         labels = self.cohort.images[list(self.cohort.labels)].to_numpy(np.float32)
-        return ImageSource(self.entries, labels, recipe.mean, recipe.std, backbone.ndim, plane, self.slab, seed, engine.device, self.boxes)
+        about = (recipe.mean, recipe.std, backbone.ndim, plane, self.slab, seed, engine.device, self.boxes, self.augment)
+        return ImageSource(self.entries, labels, *about)
 
     def keep(
-        self, backbone: Backbone, engine: Engine, cut: str, taps: Sequence[str], pooled: bool = False, report: Report = lambda *_: None
+        self,
+        backbone: Backbone,
+        engine: Engine,
+        cut: str,
+        taps: Sequence[str],
+        seed: int,
+        pooled: bool = False,
+        report: Report = lambda *_: None,
     ) -> Source:
-        """Activations behind a cut, kept on disk, or the images where there is no store; see `FeatureSource`."""
-        images = self.source(backbone, engine)
+        """Activations behind a cut, kept on disk, or the images where there is no store; see `FeatureSource`.
+
+        What is kept of the images as they are is shared by all folds and seeds whose frozen stages are the same, and random views by folds.
+        """
+        images = self.source(backbone, engine, seed)
         if self.store is None:
             return images
         recipe = backbone.recipe
-        about = [list(map(str, self.entries)), self.targets.tolist(), recipe.mean, recipe.std, self.slices.plane, self.slab]
+        seen = [self.slices.plane, self.slab, asdict(self.augment)]
+        about = [list(map(str, self.entries)), self.targets.tolist(), recipe.mean, recipe.std, *seen]
         decided = [hashlib.sha256(json.dumps(about).encode()).hexdigest(), code_digest(), torch.__version__, engine.device.type]
         at_once = self.batches(images, engine)[1]
-        return FeatureSource(backbone, images, len(self.entries), cut, taps, engine, self.store, decided, pooled, at_once, report)
+        return FeatureSource(backbone, images, len(self.entries), cut, taps, engine, self.store, decided, pooled, at_once, report, seed)
 
     def plain(self, rows: Any, backbone: Backbone, engine: Engine) -> Loader:
         """Batches of some images as they are, in order."""
@@ -132,7 +145,8 @@ def images_of(prepared: Prepared, arm: str, store: Path | None = None) -> Images
     slices = Slices(image.slices, image.slice_spacing, image.plane)
     placements = place_images(fixed_of(config), prepared.facts) if prepared.cohort.detects else ()
     kept = store if config.train.cache_gb else None
-    return Images(prepared.cohort, entries, slices, config.arms[arm].slab, train_of(config, arm), kept, placements)
+    arm_train = train_of(config, arm)
+    return Images(prepared.cohort, entries, slices, config.arms[arm].slab, arm_train, kept, placements, augment_of(config, prepared.cohort))
 
 
 def backbone_of(prepared: Prepared, arm: str, seed: int) -> Backbone:

@@ -17,6 +17,7 @@ from medtransfer.errors import ConfigError, list_faults
 from medtransfer.sections import (
     ArmSection,
     AuditSection,
+    AugmentSection,
     CohortSection,
     DetectionSection,
     EvaluateSection,
@@ -36,6 +37,7 @@ class StudyConfig(Section):
     task: Literal["classification", "detection"] = Field("classification", description="Whether there is a lesion, or also where.")
     cohort: CohortSection
     image: ImageSection = ImageSection()
+    augment: AugmentSection = AugmentSection()
     arms: dict[str, ArmSection] = Field(min_length=1)
     protocol: ProtocolSection = ProtocolSection()
     plan: PlanSection = PlanSection()

@@ -1,7 +1,7 @@
 """The draws of a learning curve: small cohorts from the training patients of every fold.
 
-Draws of one episode are nested: the smaller ones lie within the larger. Each has the plan that its own number of
-patients gives, as a cohort of that size would.
+Draws of one episode are nested: the smaller ones lie within the larger, and every patient has one role in all of them, to train on or to
+tune on. Each has the plan that its own number of patients gives, as a cohort of that size would.
 """
 
 from __future__ import annotations
@@ -41,16 +41,21 @@ def draw_fold(prepared: Prepared, index: int, episode: int, size: int) -> Fold:
     """A fold whose train and tune parts hold `size` patients of each class; its test part is whole."""
     fold, units = prepared.split.fold(index), prepared.cohort.units.to_numpy()
     rng = np.random.default_rng([prepared.config.protocol.split_seed, index, episode])
-    held = max(1, round(prepared.config.protocol.tune * size))
     parts: dict[str, list[object]] = {"tune": [], "train": []}
     for known in _units_by_class(prepared, index):
-        drawn = rng.permutation(len(known))[:size]
-        chosen = [known[i] for i in drawn]
-        parts["tune"] += chosen[:held]
-        parts["train"] += chosen[held:]
+        chosen = [known[i] for i in rng.permutation(len(known))[:size]]
+        roles = _tune_roles(prepared.config.protocol.tune, size)
+        for part, role in (("tune", True), ("train", False)):
+            parts[part] += [unit for unit, tunes in zip(chosen, roles, strict=True) if tunes == role]
     rows = np.sort(np.concatenate([fold.train, fold.tune]))
     train, tune = (rows[pd.Series(units[rows]).isin(parts[name]).to_numpy()] for name in ("train", "tune"))
     return Fold(index, train, tune, fold.test)
+
+
+def _tune_roles(share: float, size: int) -> list[bool]:
+    """Who is tuned on, in the order in which they are drawn: the first, then one whenever the share falls due; the same for every size."""
+    due = np.floor(share * np.arange(size + 1) + 1 - share + 1e-9)
+    return [bool(step) for step in np.diff(due)]
 
 
 def _units_by_class(prepared: Prepared, index: int) -> list[list[object]]:

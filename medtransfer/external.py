@@ -22,6 +22,7 @@ from medtransfer.data.slices import Slices
 from medtransfer.data.sources import BESIDE, open_second
 from medtransfer.errors import CohortError, LeakageError, StudyError
 from medtransfer.evaluation import EvaluationReport, evaluate, read_predictions, write_predictions
+from medtransfer.evaluation.budgets import split_budgets
 from medtransfer.evaluation.discrimination import auc_within
 from medtransfer.folder import run_folder
 from medtransfer.models.backbone import Backbone
@@ -133,9 +134,9 @@ def open_on(
 
 
 def _read_compared(study: Path) -> pd.DataFrame:
-    """The predictions of the models that the study compared, without the draws of a learning curve."""
+    """The predictions of the models that the study left, without the draws of a learning curve and what they were before."""
     table = read_predictions(study / "predictions.csv")
-    return table[table["size"] == 0] if "size" in table.columns else table
+    return split_budgets(table[table["size"] == 0] if "size" in table.columns else table)[0]
 
 
 def _label_of(table: pd.DataFrame) -> str:

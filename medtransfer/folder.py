@@ -13,6 +13,8 @@ import yaml
 from medtransfer.config import StudyConfig, load_config
 from medtransfer.errors import ConfigError, StudyError, list_faults
 
+# Of a run that went on until level: what its weights at the end of the budget predict.
+AT_BUDGET = "at-budget"
 # Locks of runs under way; the system frees those of a dead process.
 LOCKS = ".locks"
 # Sections that decide what is looked for and shown, and no number: they may change in a study that is finished.

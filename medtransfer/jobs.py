@@ -22,6 +22,7 @@ from medtransfer.errors import StudyError
 from medtransfer.folder import LOCKS, lock_path, run_folder
 from medtransfer.models.costs import measure_stages
 from medtransfer.models.plan import FINE_TUNING_STEPS, FreezePlan
+from medtransfer.models.schedule import cycles_of
 from medtransfer.prepare import cache_budget, train_of
 from medtransfer.progress import Reporter
 from medtransfer.record import Prepared, Run, finished_run, longest_steps, run_key
@@ -73,7 +74,7 @@ def _operations(prepared: Prepared, arm: str) -> int:
     backbone, plan = prepared.backbones[arm], prepared.plans[arm]
     costs = measure_stages(backbone, prepared.config.image.size, prepared.config.image.slices if backbone.ndim == 3 else 1)
     macs = 0 if plan.strategy == "linear_probe" else sum(cost.macs for cost in costs[plan.frozen_stages :])
-    return round(macs * prepared.config.arms[arm].budget)
+    return round(macs * prepared.config.arms[arm].times * cycles_of(plan)[-1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +194,7 @@ class Study:
         def report(what: str, done: int, total: int) -> None:
             reporter(f"{job.arm}, fold {job.fold}, {what}", done, total)
 
-        steps = max(1, round((longest_steps(prepared) or FINE_TUNING_STEPS) * prepared.config.arms[job.arm].budget))
+        steps = max(1, round((longest_steps(prepared) or FINE_TUNING_STEPS) * prepared.config.arms[job.arm].times))
         images, task = images_of(prepared, job.arm, self.store), task_of(prepared, job.arm)
         assert isinstance(task, Classification)  # the configuration refuses a search for detection
         with FileLock(lock_path(self.output, path)) if engine.first else nullcontext():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,12 @@ import pandas as pd
 
 from medtransfer.errors import StudyError, list_faults
 from medtransfer.evaluation import EvaluationReport, evaluate, write_aside, write_predictions
+from medtransfer.evaluation.budgets import split_budgets
 from medtransfer.evaluation.candidates import CANDIDATES, LESIONS, read_candidates, read_table, write_candidates
 from medtransfer.evaluation.detection import evaluate_boxes
+from medtransfer.evaluation.predictions import AT_BUDGET as SAME
+from medtransfer.evaluation.predictions import BUDGET, LEVEL
+from medtransfer.folder import AT_BUDGET
 from medtransfer.gallery import write_gallery
 from medtransfer.jobs import Job, Study, complete
 from medtransfer.located import write_localisation
@@ -21,7 +25,7 @@ from medtransfer.machine import engines_here
 from medtransfer.progress import Reporter
 from medtransfer.record import Run, write_audit_and_settings
 from medtransfer.report.build import GALLERY, build_report
-from medtransfer.report.notes import list_unfinished
+from medtransfer.report.notes import list_unfinished, measure_spent
 from medtransfer.reused import write_reuse
 from medtransfer.sightings import write_sightings
 
@@ -40,7 +44,7 @@ def report_runs(study: Study, runs: dict[Job, Run], listed: int, reporter: Repor
             list_faults(f"{output}: no fold has been trained by all {len(order)} arms, so there is nothing to compare", failures)
         )
     write_audit_and_settings(study.prepared, output)  # what the page shows may be asked for otherwise than when the runs were made
-    table = pd.concat([usable[job].predictions for job in main], ignore_index=True)
+    table = pd.concat(_with_budgets([usable[job] for job in main], lambda run: (run.predictions, run.at_budget)), ignore_index=True)
     draws = sorted((job for job in usable if job.size), key=lambda job: (order[job.arm], job.size, job.episode, job.fold))
     if curve := [_curve_rows(job, usable[job]) for job in draws]:
         table = pd.concat([table.assign(size=0, episode=0), *curve], ignore_index=True)
@@ -52,6 +56,7 @@ def report_runs(study: Study, runs: dict[Job, Run], listed: int, reporter: Repor
     sites = config.protocol.leave_out or config.evaluate.leave_out
     report = evaluate(output / "predictions.csv", **{**config.evaluate.model_dump(), "leave_out": sites})
     about = {"meaning": study.prepared.cohort.meaning, "unfinished": list_unfinished(output, list(config.arms))}
+    about["spent"] = measure_spent(output, list(config.arms))
     report = EvaluationReport({**report.data, **about})
     if study.prepared.cohort.detects:
         report = EvaluationReport({**report.data, "detection": _evaluate_boxes(study, [usable[job] for job in main])})
@@ -66,8 +71,8 @@ def report_runs(study: Study, runs: dict[Job, Run], listed: int, reporter: Repor
         (output / GALLERY).unlink(missing_ok=True)
     if study.prepared.cohort.detects:
         if config.report.gallery:
-            found = read_candidates(output / CANDIDATES)
-            write_sightings(study.prepared, table, found, output, config.detection.hit, config.detection.overlap)
+            last, found = (split_budgets(rows)[0] for rows in (table, read_candidates(output / CANDIDATES)))
+            write_sightings(study.prepared, last, found, output, config.detection.hit, config.detection.overlap)
         return EvaluationReport(report.data, build_report(output, config.report.figures))
     here = engines_here(study.engines)
     if config.report.gallery:
@@ -78,8 +83,18 @@ def report_runs(study: Study, runs: dict[Job, Run], listed: int, reporter: Repor
         report = EvaluationReport({**report.data, "localisation": localisation})
         report.save(output / "report.json")
     if whole:
-        write_reuse(study.prepared, here, output, report.data["comparisons"], reporter)
+        write_reuse(study.prepared, here, output, (report.data["at_budget"] or report.data)["comparisons"], reporter)
     return EvaluationReport(report.data, build_report(output, config.report.figures))
+
+
+def _with_budgets(runs: Sequence[Run], read: Callable[[Run], tuple[pd.DataFrame, pd.DataFrame | None]]) -> Iterator[pd.DataFrame]:
+    """The rows of runs, and of those that were trained until level also those at the end of the budget, in a column `budget`."""
+    level = any(run.at_budget is not None for run in runs)
+    for run in runs:
+        rows, early = read(run)
+        yield rows.assign(**{BUDGET: "" if early is None else LEVEL}) if level else rows
+        if early is not None:
+            yield early.assign(**{BUDGET: SAME})
 
 
 def _evaluate_boxes(study: Study, runs: Sequence[Run]) -> dict[str, Any]:
@@ -87,8 +102,12 @@ def _evaluate_boxes(study: Study, runs: Sequence[Run]) -> dict[str, Any]:
     output, config = study.output, study.prepared.config
     boxes = study.prepared.cohort.boxes
     assert boxes is not None
-    found = [read_table(run.folder / CANDIDATES) for run in runs]
-    write_candidates(pd.concat(found, ignore_index=True), output / CANDIDATES)
+
+    def read(run: Run) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+        early = None if run.at_budget is None else read_table(run.folder / AT_BUDGET / CANDIDATES)
+        return read_table(run.folder / CANDIDATES), early
+
+    write_candidates(pd.concat(_with_budgets(runs, read), ignore_index=True), output / CANDIDATES)
     write_aside(output / LESIONS, boxes.to_csv(index=False, lineterminator="\n"))
     chosen, rule = config.evaluate, config.detection
     tables = (output / "predictions.csv", output / CANDIDATES, output / LESIONS)

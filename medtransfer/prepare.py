@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +10,11 @@ import pandas as pd
 
 from medtransfer.config import StudyConfig
 from medtransfer.data.audit import audit, tell_meaning
+from medtransfer.data.augmentation import Augment
 from medtransfer.data.cohort import Cohort
 from medtransfer.data.fingerprint import Fingerprint, make_fingerprint
 from medtransfer.data.inspection import inspect_images
+from medtransfer.data.laterality import labels_of_a_side, tell_sides
 from medtransfer.data.medmnist import is_archive
 from medtransfer.data.slices import Slices
 from medtransfer.data.split import Split, split_cohort
@@ -24,17 +26,28 @@ from medtransfer.models.backbone import Backbone, Recipe
 from medtransfer.models.catalog import load_backbone
 from medtransfer.models.freeze import Counts, plan_freeze
 from medtransfer.models.plan import CacheBudget, FreezePlan, fix_plan, plan_cache, refuse_random_prefix
+from medtransfer.models.schedule import CYCLES
 from medtransfer.models.weights import published_recipe
 from medtransfer.progress import Reporter
 from medtransfer.record import Prepared, images_of_study, read_plans, read_salt, refuse_edited_steps
 from medtransfer.sections import ArmSection, CohortSection, TrainSection
 from medtransfer.tasks.detection import choose_finest
 
+# Fields of a plan that mean the same for arms with weights and without.
+_OF_ALL_ARMS = ("dropout", "finest")
+
 
 def fixed_of(config: StudyConfig) -> Fixed:
     """The fixed half of the transforms."""
     image = config.image
     return Fixed(image.size, parse_window(image.window), image.spacing, Slices(image.slices, image.slice_spacing, image.plane))
+
+
+def augment_of(config: StudyConfig, cohort: Cohort) -> Augment:
+    """Which random changes the labels allow."""
+    chosen = config.augment
+    flip = chosen.flip if chosen.flip != "auto" else "none" if labels_of_a_side(cohort) else "left_right"
+    return Augment(flip, chosen.rotate, chosen.intensity)
 
 
 def load_arm(arm: ArmSection, size: int, seed: int) -> Backbone:
@@ -76,8 +89,8 @@ def prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, rep
     bad = facts[facts["error"] != ""]
     if not config.cohort.skip_unreadable:
         refuse_unreadable(facts, cohort)
-    for label, meaning in cohort.meaning.items():
-        reporter.say(tell_meaning(label, meaning))
+    for sentence in (*(tell_meaning(*pair) for pair in cohort.meaning.items()), *tell_sides(cohort)):
+        reporter.say(sentence)
     reporter.say("looking for what would make a result wrong")
     findings = audit(cohort, facts, group=config.protocol.group, shortcuts=config.audit.shortcuts)
     if len(bad):
@@ -91,8 +104,7 @@ def prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, rep
         cohort = cohort.grouped([(a, b) for a, b in findings.near_duplicates if a in used and b in used])
     split = split_cohort(cohort, protocol.folds, protocol.split_seed, protocol.tune, protocol.leave_out)
     fingerprint = _training_fingerprint(cohort, facts, split)
-    for name, backbone in backbones.items():
-        _require_dimensions(name, config.arms[name].slab, backbone, fingerprint.ndim)
+    _require_dimensions(config, backbones, fingerprint.ndim)
     batch = batch_size(config.train, fingerprint.ndim, cohort.detects)
     finest = _choose_finest(config, cohort, facts, split) if cohort.detects else 0
     plans = {name: plan_arm(config, name, net, fingerprint, fingerprint.ndim, len(cohort), finest) for name, net in backbones.items()}
@@ -133,10 +145,11 @@ def plan_arm(config: StudyConfig, name: str, backbone: Backbone, counts: Counts,
     """
     own = config.arms[name].plan.model_dump(exclude_none=True)
     cache = cache_budget(config, ndim, images)
+    shared = config.plan.by_hand()
     if config.arms[name].kind == "features":  # nothing of it can be trained, whatever is set for all arms
         plan = plan_freeze(counts, backbone, cache=cache, strategy="linear_probe")
         why = "Features by formula: a logistic regression, its penalty chosen on inner folds of the training patients."
-        return replace(plan, evidence="strong", reason=why)
+        return replace(plan, evidence="strong", reason=f"{why}{_left_as_planned(shared)}")
     try:
         plan = plan_freeze(
             counts,
@@ -144,26 +157,42 @@ def plan_arm(config: StudyConfig, name: str, backbone: Backbone, counts: Counts,
             config.plan.domain,
             batch=batch_size(config.train, ndim, config.task == "detection"),
             cache=cache,
-            **{"finest": finest, **config.plan.by_hand(), **own},
+            **{"finest": finest, **shared, **own},
         )
-        # What is set for all arms leaves one from scratch as it is; what is set for it alone must fit it.
-        return fix_plan(plan, backbone, **own) if plan.strategy == "scratch" and own else plan
+        if plan.strategy != "scratch":
+            return plan
+        # Rates for all arms are those of pretrained stages, and so is what is frozen; what is set for this arm alone must fit it.
+        fields = {key: value for key, value in {**shared, **own}.items() if key in own or key in _OF_ALL_ARMS}
+        plan = fix_plan(plan, backbone, **fields) if fields else plan
+        idle = {key: value for key, value in shared.items() if key not in {*own, *_OF_ALL_ARMS}}
+        return replace(plan, reason=plan.reason + _left_as_planned(idle))
     except ConfigError as error:
         raise ConfigError(f"arms.{name}: {error}") from error
+
+
+def _left_as_planned(fields: Mapping[str, object]) -> str:
+    """Which fields that are set for all arms are not for this one, in words; they can be set for it alone."""
+    return f" Set for arms with weights, and not for this one: {', '.join(sorted(fields))}." if fields else ""
 
 
 def cache_budget(config: StudyConfig, ndim: int, images: int) -> CacheBudget:
     """What the configuration leaves to the cached activations of each arm."""
     pretrained = sum(arm.weights is not None or arm.kind == "features" for arm in config.arms.values())
-    return CacheBudget(config.train.cache_gb / max(1, pretrained), config.image.size, config.image.slices if ndim == 3 else 1, images)
+    slices, seeds = config.image.slices if ndim == 3 else 1, len(config.protocol.seeds)
+    return CacheBudget(config.train.cache_gb / max(1, pretrained), config.image.size, slices, images, seeds)
 
 
-def _require_dimensions(arm: str, slab: int, backbone: Backbone, ndim: int) -> None:
-    if backbone.ndim > ndim:
-        raise ConfigError(f"arms.{arm}: {backbone.name} takes volumes, and these images are planes. Choose a network of planes.")
-    if slab > 1 and (ndim == 2 or backbone.ndim == 3):
-        what = "these images are planes" if ndim == 2 else f"{backbone.name} sees whole volumes"
-        raise ConfigError(f"arms.{arm}.slab is {slab}, but {what}. A slab is for volumes seen slice by slice.")
+def _require_dimensions(config: StudyConfig, backbones: Mapping[str, Backbone], ndim: int) -> None:
+    """Networks, slabs and flips must fit planes or volumes."""
+    if config.augment.flip == "all" and ndim == 3:
+        raise ConfigError("augment.flip is all, which is for planes; volumes have an up. Use left_right or none.")
+    for arm, backbone in backbones.items():
+        slab = config.arms[arm].slab
+        if backbone.ndim > ndim:
+            raise ConfigError(f"arms.{arm}: {backbone.name} takes volumes, and these images are planes. Choose a network of planes.")
+        if slab > 1 and (ndim == 2 or backbone.ndim == 3):
+            what = "these images are planes" if ndim == 2 else f"{backbone.name} sees whole volumes"
+            raise ConfigError(f"arms.{arm}.slab is {slab}, but {what}. A slab is for volumes seen slice by slice.")
 
 
 def _refuse_images_seen_before(config: StudyConfig, cohort: Cohort, facts: pd.DataFrame, reporter: Reporter) -> pd.DataFrame:
@@ -257,25 +286,28 @@ def batch_size(train: TrainSection, ndim: int, detects: bool = False) -> int:
 def share_steps(plans: dict[str, FreezePlan], config: StudyConfig, batches: int, draws: bool = False) -> dict[str, FreezePlan]:
     """The plans with one budget, times that of each arm: the one that is set, or the longest any of them asks for.
 
-    `batches` are those of an epoch; `draws` of a learning curve have their own budget.
+    `batches` are those of an epoch; `draws` of a learning curve have their own budget, and end with it.
     """
     longest = max(plan.steps for plan in plans.values())
     shared: dict[str, FreezePlan] = {}
     for name, plan in plans.items():
         shared[name] = plan
         if plan.strategy != "linear_probe":
-            budget = config.arms[name].budget
+            arm = config.arms[name]
             train = train_of(config, name, draws)
-            steps = max(1, round(longest * budget)) if train.epochs is None else train.epochs * batches
-            reason = plan.reason if budget == 1 else f"{plan.reason} Its budget is {budget:g} times that of the study."
-            shared[name] = replace(plan, steps=steps, reason=reason)
+            steps = max(1, round(longest * arm.times)) if train.epochs is None else train.epochs * batches
+            reason = plan.reason if arm.times == 1 else f"{plan.reason} Its budget is {arm.times:g} times that of the study."
+            level = arm.level and not draws
+            if level:
+                reason += f" Training goes on until the tune loss has levelled off, at most {CYCLES[-1]} times the budget."
+            shared[name] = replace(plan, steps=steps, reason=reason, level=level)
     return shared
 
 
 def train_of(config: StudyConfig, arm: str, draws: bool = False) -> TrainSection:
     """The training of an arm, whose epochs are its budget times those of the study; steps that are set for draws come before epochs."""
     epochs = None if draws and config.learning_curve.steps else config.train.epochs
-    return config.train.model_copy(update={"epochs": epochs and max(1, round(epochs * config.arms[arm].budget))})
+    return config.train.model_copy(update={"epochs": epochs and max(1, round(epochs * config.arms[arm].times))})
 
 
 def count_steps(plan: FreezePlan, train: TrainSection, batches: int) -> int:

@@ -22,7 +22,7 @@ from medtransfer.data.fingerprint import Fingerprint
 from medtransfer.data.split import Split
 from medtransfer.errors import ConfigError, WeightsError
 from medtransfer.evaluation.predictions import read_predictions, write_aside
-from medtransfer.folder import added_later
+from medtransfer.folder import AT_BUDGET, added_later
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.plan import FreezePlan, fix_plan
 from medtransfer.training.engine import Engine, describe_machine
@@ -54,7 +54,7 @@ _SALT = "patient-salt.txt"
 # Images that the weights of earlier studies were trained on.
 _SEEN = "seen-before.csv"
 # Fields of a plan that follow from the others, or only describe.
-_DERIVED = {"trainable_fraction", "reason", "evidence", "stages", "steps", "cache_cut", "bytes_per_image"}
+_DERIVED = {"trainable_fraction", "reason", "evidence", "stages", "steps", "level", "cache_cut", "bytes_per_image"}
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class Run:
         arm, fold, seed: which one.
         predictions: its tune and test rows.
         summary: the content of `run.json`.
+        at_budget: the rows as predicted at the end of the budget, where training went on until level.
     """
 
     folder: Path
@@ -74,6 +75,7 @@ class Run:
     seed: int
     predictions: pd.DataFrame
     summary: dict[str, Any] = field(default_factory=dict)
+    at_budget: pd.DataFrame | None = None
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,7 @@ def _describe_input(prepared: Prepared, name: str) -> str:
 
 def longest_steps(prepared: Prepared) -> int:
     """The most steps of any arm, where an arm's own budget is left aside."""
-    return max(round(plan.steps / prepared.config.arms[name].budget) for name, plan in prepared.plans.items())
+    return max(round(plan.steps / prepared.config.arms[name].times) for name, plan in prepared.plans.items())
 
 
 def run_key(prepared: Prepared, engine: Engine, seed: int, fold: int, arm: str) -> str:
@@ -239,6 +241,7 @@ def run_key(prepared: Prepared, engine: Engine, seed: int, fold: int, arm: str) 
         "images": hashlib.sha256("".join(Path(entry).name for entry in prepared.facts["entry"]).encode()).hexdigest(),
         "parts": prepared.split.parts[f"fold_{fold}"].tolist(),
         "image": config.image.model_dump(mode="json"),
+        "augment": config.augment.model_dump(mode="json"),
         "train": config.train.model_dump(mode="json", exclude={"track"}),
         "ndim": prepared.fingerprint.ndim,
         "task": config.task,
@@ -261,7 +264,7 @@ def code_digest() -> str:
     """Digest of the modules that decide a run's numbers."""
     package = Path(__file__).parent
     files = sorted(path for room in ("data", "models", "tasks", "training") for path in (package / room).rglob("*.py"))
-    files += [package / name for name in ("prepare.py", "arms.py", "runs.py", "lesions.py", "episodes.py", "jobs.py")]
+    files += [package / name for name in ("prepare.py", "arms.py", "runs.py", "tested.py", "lesions.py", "episodes.py", "jobs.py")]
     files += [package / "evaluation" / name for name in ("recalibration.py", "matching.py")]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
@@ -325,7 +328,8 @@ def recorded_engine(output: Path, arm: str, kind: str = "") -> dict[str, Any]:
     try:
         stored = json.loads((output / "environment.json").read_text(encoding="utf-8"))["arms"][arm]
         found = {name: str(stored[name]) for name in ("device", "precision", "layout")}
-        return {**found, "compiled": bool(stored.get("compiled"))} if found["device"].startswith(kind) else {}
+        more = {"compiled": bool(stored.get("compiled")), "difference": dict(stored.get("difference", {}))}
+        return {**found, **more} if found["device"].startswith(kind) else {}
     except (OSError, ValueError, KeyError):
         return {}
 
@@ -336,9 +340,19 @@ def finished_run(folder: Path, key: str, arm: str, fold: int, seed: int) -> Run 
         summary = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         if summary.pop("key") != key:
             return None
-        return Run(folder, arm, fold, seed, read_predictions(folder / "predictions.csv"), summary)
+        return read_run(folder, arm, fold, seed, summary)
     except (OSError, ValueError, KeyError):
         return None
+
+
+def read_run(folder: Path, arm: str, fold: int, seed: int, summary: dict[str, Any]) -> Run:
+    """The run in this folder, with its predictions.
+
+    Raises:
+        PredictionsError: a table of predictions is missing or damaged.
+    """
+    at_budget = read_predictions(folder / AT_BUDGET / "predictions.csv") if summary["plan"]["level"] else None
+    return Run(folder, arm, fold, seed, read_predictions(folder / "predictions.csv"), summary, at_budget)
 
 
 def _git_commit() -> str | None:

@@ -57,7 +57,7 @@ def flag_negative_transfer(prepared: Prepared, comparisons: Sequence[Mapping[str
                 continue
             if delta["p_holm"] is None or delta["p_holm"] >= _LEVEL:
                 continue  # among so many comparisons it may be chance, as the verdict says
-            if arms[worse].budget < arms[better].budget:
+            if arms[worse].times < arms[better].times:
                 continue  # it was trained less
             low, high = sorted(abs(delta[key]) for key in ("low", "high"))
             by = f"lower by {abs(delta['estimate']):.3f} ({low:.3f} to {high:.3f})"

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import expit
+from torch import nn
 
 from medtransfer.arms import Images, Report
+from medtransfer.data.augmentation import Augment
 from medtransfer.data.cache import feature_folder
 from medtransfer.data.cohort import Cohort
 from medtransfer.data.inspection import inspect_images
@@ -25,20 +29,23 @@ from medtransfer.data.split import Fold
 from medtransfer.data.transforms import Fixed
 from medtransfer.data.windows import Window
 from medtransfer.errors import ConfigError
-from medtransfer.evaluation import read_predictions, write_aside, write_predictions
+from medtransfer.evaluation import write_aside, write_predictions
 from medtransfer.evaluation.candidates import CANDIDATES, write_candidates
 from medtransfer.evaluation.recalibration import adjust_prevalence
-from medtransfer.lesions import drop_padding, list_candidates, place_images
+from medtransfer.folder import AT_BUDGET
+from medtransfer.lesions import place_images
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.costs import measure_stages
-from medtransfer.models.heads import Head, LinearHead
+from medtransfer.models.heads import LinearHead
 from medtransfer.models.plan import CacheBudget, FreezePlan, plan_cache, refuse_random_prefix
 from medtransfer.prepare import count_steps, refuse_unreadable
 from medtransfer.progress import Reporter
-from medtransfer.record import Run, describe_backbone
+from medtransfer.record import Run, describe_backbone, read_run
 from medtransfer.sections import TrainSection
 from medtransfer.tasks.classification import Classification
 from medtransfer.tasks.detection import Detection
+from medtransfer.tested import measure_typicality, predict_parts
+from medtransfer.training.averages import State, copy_state, load_state
 from medtransfer.training.batches import Loader, Source
 from medtransfer.training.checkpoint import Checkpoints, save_weights
 from medtransfer.training.choice import DepthChoice, apply_choice
@@ -46,14 +53,10 @@ from medtransfer.training.depth import search_depth
 from medtransfer.training.engine import Engine, describe_machine, make_engine, seed_everything
 from medtransfer.training.loop import Budget, Parts, settle
 from medtransfer.training.loop import fit as train_network
-from medtransfer.training.outliers import typicality
-from medtransfer.training.predicting import predict
-from medtransfer.training.probe import fit_head, pooled_features, solve_without
 from medtransfer.training.tracking import tracking
 
-Load = Callable[[NDArray[np.int64]], Loader]
-# Pieces of the tune part that are left out in turn where a probe predicts them.
-_PIECES = 5
+# Training images from which averaged weights take the statistics of batch norms, after every epoch.
+_NORM_IMAGES = 256
 
 
 def _load(source: Source, rows: Any, engine: Engine, batch: int, seed: int | None = None, views: int = 0) -> Loader:
@@ -75,6 +78,7 @@ def fit(
     slices: Slices | None = None,
     slab: int = 1,
     train: TrainSection | None = None,
+    augment: Augment | None = None,
     engine: Engine | None = None,
     key: str = "",
     quiet: bool = True,
@@ -95,6 +99,7 @@ def fit(
         size, window, spacing, slices: of the fixed transforms; see `Fixed`.
         slab: neighbouring slices of a volume that become the channels of each.
         train: budget, precision and device; the defaults where left out.
+        augment: which random changes the labels allow; the defaults where left out.
         engine: made from the above where left out.
         key: digest of all that decides the result, by which a study knows the run again.
         quiet, reporter: progress.
@@ -113,7 +118,8 @@ def fit(
     engine = engine or make_engine(train.device, train.precision, layout=train.layout, compiled=train.compile)
     with TemporaryDirectory(dir=feature_folder()) as store:
         placements = place_images(fixed, facts) if cohort.detects else ()
-        images = Images(cohort, entries, slices or Slices(), slab, train, Path(store) if train.cache_gb else None, placements)
+        kept = Path(store) if train.cache_gb else None
+        images = Images(cohort, entries, slices or Slices(), slab, train, kept, placements, augment or Augment())
         return run_fold(images, fold, task, backbone, plan, output, seed, arm, engine, key, reporter)
 
 
@@ -151,7 +157,7 @@ def run_fold(
         reporter(f"{name}, {what}", done, total)
 
     probe = plan.strategy == "linear_probe"
-    kept: Source = images.keep(backbone, engine, plan.cache_cut, head.taps, probe, report) if plan.cache_cut else source
+    kept: Source = images.keep(backbone, engine, plan.cache_cut, head.taps, seed, probe, report) if plan.cache_cut else source
     training = _load(kept if plan.views else source, fold.train, engine, step, seed, plan.views)
     plain, tune, test = (_load(kept, rows, engine, at_once) for rows in (fold.train, fold.tune, fold.test))
     budget = Budget(count_steps(plan, images.train, len(training)), images.train.patience, images.train.weight_decay)
@@ -166,22 +172,23 @@ def run_fold(
 
     state_key = _state_key(images, fold, backbone, plan, budget, seed, engine, key)
     checkpoints = Checkpoints(output / "unfinished.pt", state_key, writes=engine.first)
-    parts = Parts(training, plain, tune)
-
-    def say(text: str) -> None:
-        reporter.say(f"{name}: {text}")
+    parts = Parts(training, plain, tune, _sample(kept, fold.train, engine, at_once))
 
     with tracking(images.train.track if engine.first else None, name, output) as log:
+        say = partial(_say, reporter, name)
         result = train_network(backbone, head, task, parts, plan, budget, engine, images.groups, on_epoch, checkpoints, say)
 
     def load(rows: NDArray[np.int64]) -> Loader:
         return _load(kept, rows, engine, at_once)
 
-    table, candidates = _predict_parts(images, backbone, head, task, engine, fold, load, probe)
+    def predict_test() -> tuple[pd.DataFrame, ...]:
+        table, candidates = predict_parts(images, backbone, head, task, engine, fold, load, seed if probe else None)
+        table = table if whole else _balance(table, images.targets[fold.train])
+        return tuple(rows.assign(arm=arm, seed=seed, fold=fold.index).reset_index(drop=True) for rows in (table, candidates))
+
+    written = {output: predict_test()}
     if whole and isinstance(head, LinearHead):
-        table["typical"] = _typicality(backbone, head, engine, plain, tune, test)
-    table = (table if whole else _balance(table, images.targets[fold.train])).assign(arm=arm, seed=seed, fold=fold.index)
-    table = table.reset_index(drop=True)
+        written[output][0]["typical"] = measure_typicality(backbone, head, engine, plain, tune, test)
     summary = {
         "arm": arm,
         "fold": fold.index,
@@ -191,22 +198,51 @@ def run_fold(
         "positive_weights": list(task.positive_weights),
         "task": asdict(task),
         "images": {"train": len(fold.train), "tune": len(fold.tune), "test": len(fold.test)},
-        **{key: value for key, value in asdict(result).items() if key != "history"},
+        **{key: value for key, value in vars(result).items() if key not in {"history", "at_budget"}},
         "epochs": len(result.history) - 1,
         "engine": describe_machine(engine),
         "wall_seconds": time.perf_counter() - begun,
     }
+    if engine.first and whole:
+        save_weights(output / "weights.safetensors", backbone, head, {**describe_backbone(backbone), "tap": ", ".join(head.taps)})
+    if result.at_budget is not None:
+        written[output / AT_BUDGET] = _as_it_was(result.at_budget, (backbone, head), predict_test)
     if engine.first:
-        if whole:
-            save_weights(output / "weights.safetensors", backbone, head, {**describe_backbone(backbone), "tap": ", ".join(head.taps)})
-        write_predictions(table, output / "predictions.csv")
-        if images.boxes is not None:
-            write_candidates(candidates.assign(arm=arm, seed=seed, fold=fold.index), output / CANDIDATES)
+        _write_tables(written)
         # Written last: a folder with run.json is a finished run.
         write_aside(output / "run.json", json.dumps({"key": key, **summary}, indent=1))
         checkpoints.clear()
     engine.wait()
-    return Run(output, arm, fold.index, seed, read_predictions(output / "predictions.csv"), summary)
+    return read_run(output, arm, fold.index, seed, summary)
+
+
+def _as_it_was(state: State, modules: Sequence[nn.Module], predict: Callable[[], tuple[pd.DataFrame, ...]]) -> tuple[pd.DataFrame, ...]:
+    """What modules predict in an earlier state; they are left as they are."""
+    last = copy_state(*modules)
+    load_state(state, *modules)
+    tables = predict()
+    load_state(last, *modules)
+    return tables
+
+
+def _say(reporter: Reporter, name: str, text: str) -> None:
+    reporter.say(f"{name}: {text}")
+
+
+def _write_tables(tables: Mapping[Path, tuple[pd.DataFrame, ...]]) -> None:
+    """Predictions, and candidates where there are any, by folder."""
+    for folder, (rows, candidates) in tables.items():
+        folder.mkdir(exist_ok=True)
+        write_predictions(rows, folder / "predictions.csv")
+        if "image" in candidates.columns:
+            write_candidates(candidates, folder / CANDIDATES)
+
+
+def _sample(source: Source, rows: NDArray[np.int64], engine: Engine, at_once: int) -> Loader:
+    """Batches, as alike in size as can be, of some of the rows, always the same."""
+    chosen = np.sort(np.random.default_rng(0).permutation(rows)[:_NORM_IMAGES])
+    pieces = math.ceil(len(chosen) / at_once)
+    return _load(source, chosen, engine, math.ceil(len(chosen) / pieces))
 
 
 def _balance(table: pd.DataFrame, targets: NDArray[Any]) -> pd.DataFrame:
@@ -224,71 +260,6 @@ def _fit_task(task: Classification | Detection, images: Images, fold: Fold, plan
         raise ConfigError(f"the plan is for {made}, the task is not. {remedy}.")
     task = replace(task, finest=plan.finest) if isinstance(task, Detection) else task
     return replace(task.fitted(images.targets[fold.train]), read=plan.read)
-
-
-def _typicality(backbone: Backbone, head: LinearHead, engine: Engine, plain: Loader, tune: Loader, test: Loader) -> NDArray[np.float64]:
-    """Of the tune images, then of the test images, against the training images."""
-    seen, known, new = (pooled_features(backbone, head, batches, engine) for batches in (plain, tune, test))
-    return np.concatenate([typicality(seen, known, of) for of in (known, new)])
-
-
-def _predict_parts(
-    images: Images, backbone: Backbone, head: Head, task: Classification | Detection, engine: Engine, fold: Fold, load: Load, probe: bool
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rows of the tune and the test part, and their candidates.
-
-    The head of a probe has no epoch to choose, so that it is solved again on both the training and the tune part before it is tested. Tune
-    images are then predicted by heads that were solved without a fifth of them each, as alike to the tested one as can be.
-    """
-    if probe:
-        tune = _predict_held_out(images, backbone, cast(LinearHead, head), task, engine, fold, load)
-    else:
-        tune = _predict_part(images, backbone, head, task, engine, "tune", fold.tune, load(fold.tune))
-    test = _predict_part(images, backbone, head, task, engine, "test", fold.test, load(fold.test))
-    table, candidates = (pd.concat(column, ignore_index=True) for column in zip(tune, test, strict=True))
-    return table, candidates
-
-
-def _predict_held_out(
-    images: Images, backbone: Backbone, head: LinearHead, task: Classification | Detection, engine: Engine, fold: Fold, load: Load
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Tune rows, each by a head that did not see its patient; leaves the head solved on all of the training and the tune part."""
-    features = pooled_features(backbone, head, load(np.sort(np.concatenate([fold.train, fold.tune]))), engine)
-    weights = task.positive_weights
-    penalties = fit_head(head, features, images.groups[features.rows], weights)["penalty"]
-    units = images.groups[fold.tune]
-    # In turn, those of one class after the other, so that no piece takes all of a class with it.
-    positive = pd.Series(images.targets[fold.tune].sum(1)).groupby(units).max().sort_values(kind="stable")
-    pieces = []
-    for piece in range(min(_PIECES, len(positive))):
-        rows = fold.tune[np.isin(units, positive.index[piece::_PIECES])]
-        solve_without(head, features, rows, weights, penalties)
-        pieces.append(_predict_part(images, backbone, head, task, engine, "tune", rows, load(rows))[0])
-    solve_without(head, features, np.zeros(0, np.int64), weights, penalties)
-    order = images.cohort.images["image"].iloc[fold.tune].tolist()
-    table = pd.concat(pieces, ignore_index=True)
-    return table.set_index("image").loc[order].reset_index()[table.columns.tolist()], pd.DataFrame()
-
-
-def _predict_part(
-    images: Images,
-    backbone: Backbone,
-    head: Head,
-    task: Classification | Detection,
-    engine: Engine,
-    part: str,
-    rows: NDArray[np.int64],
-    batches: Loader,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rows of a part, and where boxes are looked for, its candidates; else an empty table."""
-    predictions, truth = predict(backbone, head, task, batches, engine)
-    about = images.cohort.images["image"].iloc[rows].tolist(), images.cohort.units.iloc[rows].tolist()
-    candidates = pd.DataFrame()
-    if images.boxes is not None:
-        placements, plane = [images.placements[row] for row in rows], images.slices.plane
-        predictions = drop_padding(predictions, placements, plane)
-        candidates = list_candidates(predictions, *about, placements, plane).assign(part=part)
-    return task.decode(predictions, truth, *about).assign(part=part), candidates
 
 
 def _state_key(
@@ -309,7 +280,8 @@ def _state_key(
         backbone.weights.digest,
         images.slab,
     ]
-    return hashlib.sha256(json.dumps([*decided, images.train.batch_size, entries, images.targets.tolist(), rows]).encode()).hexdigest()
+    decided += [images.train.batch_size, asdict(images.augment), entries, images.targets.tolist(), rows]
+    return hashlib.sha256(json.dumps(decided).encode()).hexdigest()
 
 
 def search_fold(
@@ -345,7 +317,7 @@ def search_fold(
         costs = measure_stages(backbone, cache.size, images.slices.count)
 
         def keep(network: Backbone, cut: str, taps: Sequence[str], pooled: bool = False) -> Source:
-            return images.keep(network, engine, cut, taps, pooled, report)
+            return images.keep(network, engine, cut, taps, seed, pooled, report)
 
         choice = search_depth(backbone, weighted, keep, rows, batches, plan, budget, engine, images.groups, costs, seed, report)
         if engine.first:

@@ -20,6 +20,13 @@ class Section(BaseModel):
 _ONE_OR_MANY = BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
 
 
+def _check_budget(value: object) -> object:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 100
+    if value is None or value == "level" or number:
+        return float(value) if isinstance(value, (int, float)) else value
+    raise ValueError(f"a number above 0, at most 100, or level, not {value!r}")
+
+
 class CohortSection(Section):
     """Which images, which patients, which label."""
 
@@ -90,6 +97,18 @@ class ImageSection(Section):
         return value
 
 
+class AugmentSection(Section):
+    """Random changes of images in training, as far as the labels allow them."""
+
+    flip: Literal["auto", "none", "left_right", "all"] = Field(
+        "auto",
+        description="all: planes upside down too, where images have no up, as in histology; auto: left_right, or none where a label names "
+        "a side.",
+    )
+    rotate: float = Field(15.0, ge=0, le=180, description="Degrees to either side, at the most; images with boxes are not turned.")
+    intensity: float = Field(1.0, ge=0, le=1, description="Share of the usual changes of gamma, contrast and brightness; 0: none.")
+
+
 class RecipeSection(Section):
     """Mean and standard deviation of the input, of intensities in 0..1: one number, or one per channel."""
 
@@ -154,7 +173,11 @@ class ArmSection(Section):
     recipe: RecipeSection | None = Field(None, description="Mean and std of the input, in place of those of the weights.")
     pooling: Literal["attention", "mean", "max"] = Field("attention", description="How the slices of a volume become one case.")
     slab: int = Field(1, ge=1, le=15, description="Odd number of neighbouring slices that become the channels of each (2.5D).")
-    budget: float = Field(1.0, gt=0, le=100, description="So many times the training of the other arms, such as 3 for a longer scratch.")
+    budget: Annotated[float | Literal["level"] | None, BeforeValidator(_check_budget)] = Field(
+        None,
+        description="So many times the training of the other arms; or level: on until the tune loss has levelled off, at most four times "
+        "as long, as arms without weights do where it is left out.",
+    )
     plan: PlanFields = Field(PlanFields(), description="Fields of the freeze plan for this arm alone, before those of the section plan.")
 
     @model_validator(mode="before")
@@ -171,6 +194,16 @@ class ArmSection(Section):
         if extra or value.get("backbone", "features") != "features":
             raise ValueError(f"kind: features takes no {', '.join(extra) or 'backbone'}; it is measured by formula")
         return {**value, "kind": "features", "backbone": "features"}
+
+    @property
+    def times(self) -> float:
+        """The budget of this arm, in budgets of the study."""
+        return self.budget if isinstance(self.budget, float) else 1.0
+
+    @property
+    def level(self) -> bool:
+        """Whether training goes on beyond the budget until the tune loss has levelled off."""
+        return self.kind == "network" and (self.budget == "level" or (self.budget is None and self.weights is None))
 
     @model_validator(mode="after")
     def _slab(self) -> ArmSection:

@@ -9,7 +9,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from shutil import rmtree
-from typing import Any
+from typing import Any, Literal
 
 from accelerate import PartialState
 from filelock import FileLock
@@ -45,7 +45,8 @@ class Arm:
         channels: of the input: 3, or 1 for grey images whose first convolution is summed over the colours.
         pooling: how the slices of a volume become one case: attention, mean or max.
         slab: odd number of neighbouring slices that are the channels of each (2.5D).
-        budget: so many times the training of the other arms, such as 3 for one from scratch that is given longer.
+        budget: so many times the training of the other arms; or "level": on until the tune loss has levelled off, at most four times
+            as long. None: level without weights, else once.
         recipe: `{"mean": 0.5, "std": 0.5}`, one number or one per channel, in place of the recipe of the weights.
         plan: fields of `FreezePlan` set by hand for this arm, such as `{"frozen_stages": 9}`.
     """
@@ -55,7 +56,7 @@ class Arm:
     channels: int = 3
     pooling: Pooling = "attention"
     slab: int = 1
-    budget: float = 1.0
+    budget: float | Literal["level"] | None = None
     recipe: Mapping[str, Any] | None = None
     plan: Mapping[str, Any] = field(default_factory=dict)
 

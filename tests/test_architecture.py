@@ -29,8 +29,9 @@ ALLOWED = {
     "prepare": {"errors", "config", "sections", "record", "progress", "lesions", "data", "models", "tasks"},
     "lesions": {"errors", "data"},
     "arms": {"errors", "folder", "sections", "record", "prepare", "lesions", "data", "models", "tasks", "training"},
-    "runs": {"errors", "arms", "config", "sections", "record", "prepare", "lesions", "progress"}
+    "runs": {"errors", "arms", "config", "folder", "tested", "sections", "record", "prepare", "lesions", "progress"}
     | {"data", "models", "tasks", "training", "evaluation"},
+    "tested": {"errors", "arms", "lesions", "data", "models", "tasks", "training", "evaluation"},
     "jobs": {"errors", "arms", "config", "folder", "record", "prepare", "runs", "episodes", "progress"}
     | {"data", "models", "tasks", "training"},
     "scheduler": {"errors", "jobs", "progress", "record", "training"},
@@ -42,8 +43,21 @@ ALLOWED = {
     "deploy": {"errors", "deploy", "data", "models", "tasks", "training", "evaluation"},
     "located": {"errors", "arms", "record", "prepare", "runs", "lesions", "progress", "data", "models", "training", "evaluation", "deploy"},
     "gallery": {"errors", "record", "located", "data", "training", "evaluation", "report"},
-    "machine": {"errors", "record", "prepare", "data", "training"},
-    "outcome": {"errors", "gallery", "located", "sightings", "jobs", "machine", "record", "reused", "progress", "evaluation", "report"},
+    "machine": {"errors", "arms", "record", "prepare", "data", "training"},
+    "outcome": {
+        "errors",
+        "folder",
+        "gallery",
+        "located",
+        "sightings",
+        "jobs",
+        "machine",
+        "record",
+        "reused",
+        "progress",
+        "evaluation",
+        "report",
+    },
     "study": {"errors", "config", "folder", "record", "prepare", "jobs", "machine", "scheduler", "outcome", "episodes"}
     | {"progress", "data", "models", "training", "evaluation"},
     "cli": {

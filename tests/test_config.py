@@ -53,7 +53,8 @@ def test_overrides_are_applied_in_yaml_syntax(tmp_path):
         ("protocol.folds=1", "protocol.folds"),
         ("protocol.seeds=[1, 1]", "seeds must differ"),
         ("arms={}", "arms: .*at least 1"),
-        ("arms.a.budget=0", "arms.a.budget: .*greater than 0"),
+        ("arms.a.budget=0", "arms.a.budget: a number above 0, at most 100, or level, not 0"),
+        ("arms.a.budget=levle", "arms.a.budget: a number above 0, at most 100, or level, not 'levle'"),
         ("arms.f={kind: features, budget: 2}", "kind: features takes no budget"),
         ("plan.finest=4", "plan.finest: is of the pyramid of a detector"),
         ("arms.a.plan={finest: 4}", "plan.finest: is of the pyramid of a detector"),
@@ -95,5 +96,18 @@ def test_yaml_runs_no_code(tmp_path):
 
 def test_the_schema_describes_every_section():
     schema = StudyConfig.model_json_schema()
-    sections = {"cohort", "image", "arms", "protocol", "plan", "train", "learning_curve", "evaluate", "audit", "report", "detection"}
+    sections = {
+        "cohort",
+        "image",
+        "augment",
+        "arms",
+        "protocol",
+        "plan",
+        "train",
+        "learning_curve",
+        "evaluate",
+        "audit",
+        "report",
+        "detection",
+    }
     assert set(schema["properties"]) == {"task", *sections, "engine"}

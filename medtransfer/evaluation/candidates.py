@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.special import logit as to_logit
 
 from medtransfer.errors import PredictionsError, list_faults
-from medtransfer.evaluation.predictions import write_aside
+from medtransfer.evaluation.predictions import BUDGET, write_aside
 
 CANDIDATES, LESIONS = "candidates.csv", "boxes.csv"
 _PLANE, _VOLUME = ("x0", "y0", "x1", "y1"), ("x0", "y0", "x1", "y1", "z0", "z1")
@@ -26,8 +26,8 @@ PARTS = ("train", "tune", "test")
 
 def write_candidates(table: pd.DataFrame, path: Path) -> None:
     """Writes `arm, seed, fold, part, image, patient, x0, ..., probability, logit`, one row per candidate."""
-    box = [c for c in _VOLUME if c in table.columns]
-    write_aside(path, table[[*_SCHEMA, *box, "probability", "logit"]].to_csv(index=False, lineterminator="\n"))
+    more = [c for c in (*_VOLUME, BUDGET) if c in table.columns]
+    write_aside(path, table[[*_SCHEMA, *more, "probability", "logit"]].to_csv(index=False, lineterminator="\n"))
 
 
 def read_candidates(path: str | Path) -> pd.DataFrame:
@@ -57,7 +57,8 @@ def read_candidates(path: str | Path) -> pd.DataFrame:
         raise PredictionsError(list_faults(f"{path}: {len(faults)} fault(s)", faults))
     # Certain ones stay apart from all others, and finite.
     table["logit"] = score if "logit" in table.columns else to_logit(score.clip(1e-15, 1 - 1e-15))
-    return table[["arm", "seed", "fold", "part", "image", *coordinates(table), "logit"]]
+    budget = {BUDGET: table[BUDGET].fillna("").astype(str)} if BUDGET in table.columns else {}
+    return table.assign(**budget)[["arm", "seed", "fold", "part", "image", *coordinates(table), "logit", *budget]]
 
 
 def read_lesions(path: str | Path) -> pd.DataFrame:

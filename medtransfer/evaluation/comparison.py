@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -47,7 +47,12 @@ class Contestant:
 
 
 def compare_arms(
-    arms: Sequence[Contestant], margin: float | None = None, sites: str | None = None, tuned: float = 0.0
+    arms: Sequence[Contestant],
+    margin: float | None = None,
+    sites: str | None = None,
+    tuned: float = 0.0,
+    levelled: Collection[str] = (),
+    at_budget: bool = False,
 ) -> list[dict[str, Any]]:
     """Every pair of arms, the earlier one as `a`: a minus b over the same patients, with paired intervals.
 
@@ -59,11 +64,13 @@ def compare_arms(
         margin: of non-inferiority in AUC, chosen before the results were seen; None: not tested.
         sites: what a fold leaves out, where that is a site; the difference in AUC is then a mean over sites.
         tuned: tune images of a model, for the correction of overlapping training sets.
+        levelled: arms that were trained beyond the budget, until level.
+        at_budget: these are compared as they were at its end, and pairs without one of them left out.
     """
-    pairs = list(combinations(arms, 2))
+    pairs = [pair for pair in combinations(arms, 2) if not at_budget or any(arm.name in levelled for arm in pair)]
     comparisons, values = [], []
     for a, b in pairs:
-        entry: dict[str, Any] = {"a": a.name, "b": b.name}
+        entry: dict[str, Any] = {"a": a.name, "b": b.name, **describe_budgets((a.name, b.name), levelled, at_budget)}
         for metric in _FROM_INFLUENCE:
             entry[f"delta_{metric}"] = _describe(a.found[metric] - b.found[metric], widest=_LARGEST)
         for metric in _FROM_DRAWS:
@@ -86,6 +93,12 @@ def compare_arms(
     for entry, value in zip(comparisons, values, strict=True):
         entry["verdict"] = verdict(entry, *value, len(pairs))
     return comparisons
+
+
+def describe_budgets(arms: Sequence[str], levelled: Collection[str], at_budget: bool) -> dict[str, Any]:
+    """What a comparison says of budgets: `levelled`, the arms of it that were trained until level, or `at_budget`."""
+    those = [arm for arm in arms if arm in levelled]
+    return {"at_budget": True} if at_budget else {"levelled": those} if those else {}
 
 
 def _describe(difference: Estimate | Drawn, **bounds: float) -> dict[str, Any]:

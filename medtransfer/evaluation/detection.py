@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from medtransfer.errors import PredictionsError, list_faults
+from medtransfer.evaluation.budgets import levelled_arms, split_budgets
 from medtransfer.evaluation.candidates import coordinates, read_candidates, read_lesions
-from medtransfer.evaluation.comparison import describe_test, holm, judged_by
+from medtransfer.evaluation.comparison import describe_budgets, describe_test, holm, judged_by
 from medtransfer.evaluation.matching import Rule, by_image, match
 from medtransfer.evaluation.predictions import read_predictions
 from medtransfer.evaluation.ranking import (
@@ -67,7 +68,8 @@ def evaluate_boxes(
 
     Returns:
         `images, patients, lesions, hit`; of every arm `ap_10, ap_30, ap_50, map, cpm, sensitivity_1, froc, by_size, calibration, pooled`,
-        and `comparisons[].{a, b, delta_..., verdict}`.
+        `comparisons[].{a, b, delta_..., verdict}`, and `at_budget`: arms and comparisons as they were at the end of the budget, where some
+        were trained until level.
 
     Raises:
         PredictionsError: arms that were tested on different images, lesions of no test image alone, or faults of the tables.
@@ -77,6 +79,27 @@ def evaluate_boxes(
     tested = predictions if isinstance(predictions, pd.DataFrame) else read_predictions(predictions)
     detections = candidates if isinstance(candidates, pd.DataFrame) else read_candidates(candidates)
     boxes = lesions if isinstance(lesions, pd.DataFrame) else read_lesions(lesions)
+    levelled = levelled_arms(tested)
+    tables, early = zip(split_budgets(tested), split_budgets(detections), strict=True)
+    found = _evaluate(*tables, boxes, bootstrap, seed, hit, overlap, levelled)
+    if not levelled:
+        return {**found, "at_budget": None}
+    same = _evaluate(*early, boxes, bootstrap, seed, hit, overlap, levelled, at_budget=True)
+    return {**found, "at_budget": {name: same[name] for name in ("arms", "comparisons")}}
+
+
+def _evaluate(
+    tested: pd.DataFrame,
+    detections: pd.DataFrame,
+    boxes: pd.DataFrame,
+    bootstrap: int,
+    seed: int,
+    hit: Rule,
+    overlap: float,
+    levelled: Sequence[str],
+    at_budget: bool = False,
+) -> dict[str, Any]:
+    """Of arms that were trained as long as they were; `at_budget`, and pairs without one of `levelled`: see `compare_arms`."""
     test = tested[tested["part"] == "test"].drop_duplicates(["arm", "seed", "image"])
     arms = list(dict.fromkeys(test["arm"]))
     if not arms:
@@ -105,7 +128,7 @@ def evaluate_boxes(
         "without": sum(not len(own) for own in truth_of.values()),
         "hit": {"rule": hit, "overlap": overlap if hit == "overlap" else None},
         "arms": entries,
-        "comparisons": _compare(drawn, entries),
+        "comparisons": _compare(drawn, entries, levelled, at_budget),
     }
 
 
@@ -339,11 +362,15 @@ def _describe_calibration(drawn: Mapping[str, Drawn], models: Sequence[Detection
     }
 
 
-def _compare(drawn: Mapping[str, Mapping[str, Drawn]], entries: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _compare(
+    drawn: Mapping[str, Mapping[str, Drawn]], entries: Mapping[str, Any], levelled: Sequence[str], at_budget: bool
+) -> list[dict[str, Any]]:
     """The difference in AP50 is the one that is tested."""
     comparisons = []
     for a, b in combinations(drawn, 2):
-        entry: dict[str, Any] = {"a": a, "b": b}
+        if at_budget and not {a, b} & set(levelled):
+            continue
+        entry: dict[str, Any] = {"a": a, "b": b, **describe_budgets((a, b), levelled, at_budget)}
         for name in COMPARED:
             difference = drawn[a][name] - drawn[b][name]
             entry[f"delta_{name}"] = {**difference.interval(least=-1.0, greatest=1.0, parts=judged_by(difference)), "p": None}

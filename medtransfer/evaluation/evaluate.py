@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from medtransfer.errors import PredictionsError
+from medtransfer.evaluation.budgets import evaluate_at_budget, levelled_arms, split_budgets
 from medtransfer.evaluation.caveats import list_caveats
 from medtransfer.evaluation.comparison import Contestant, compare_arms, judged_by
 from medtransfer.evaluation.conformal import conformal_sets, describe_sets
@@ -25,7 +26,7 @@ from medtransfer.evaluation.recalibration import Recalibrated, adjust_scores, ma
 from medtransfer.evaluation.resample import Drawn, Draws, Metric, Question, Within, draw_values, strata_of
 from medtransfer.evaluation.result import EvaluationReport
 from medtransfer.evaluation.sample_size import advise
-from medtransfer.evaluation.scores import Scores, Unknown, align_scores, by_patient, choose_rule
+from medtransfer.evaluation.scores import Scores, Unknown, align_scores, by_patient, choose_rule, drop_repeated_seeds
 from medtransfer.evaluation.settings import Settings
 from medtransfer.evaluation.sites import by_site, put_over_sites
 from medtransfer.evaluation.subgroups import describe_subgroups
@@ -60,12 +61,14 @@ def evaluate(table: pd.DataFrame | str | Path, bootstrap: int = 2000, seed: int 
     if not isinstance(table, (str, Path, pd.DataFrame)):
         raise PredictionsError(f"the predictions are a {type(table).__name__}; give a DataFrame, or the path of a CSV.")
     settings = Settings(bootstrap, seed, **choices)
-    keep = settings.subgroups
-    weight = settings.weight
+    keep, weight = settings.subgroups, settings.weight
     table = read_predictions(table, keep, weight) if isinstance(table, (str, Path)) else check_predictions(table, keep=keep, weight=weight)
     unknown, hidden = table.attrs["unknown"], table.attrs["unknown_patients"]
     curve = table[table["size"] > 0] if "size" in table.columns else table.iloc[:0]
     table = table[table["size"] == 0] if "size" in table.columns else table
+    levelled = levelled_arms(table)
+    table, repeated = drop_repeated_seeds(table)
+    table, early = split_budgets(table)
     if table.empty:
         raise PredictionsError(
             "every row is of a learning curve (size above 0). Give the predictions of the whole cohort too, with size 0."
@@ -79,7 +82,9 @@ def evaluate(table: pd.DataFrame | str | Path, bootstrap: int = 2000, seed: int 
     patients = np.unique(test["patient"].astype(str)).astype(object)
     draws = Draws(patients, bootstrap, seed, strata_of(test, patients))
     if len(labels) == 1:
-        data = _evaluate_label(table, counted, settings, draws, hidden=hidden).data
+        data = _evaluate_label(table, counted, settings, draws, hidden=hidden, levelled=levelled).data
+        tuned = _tune_images(counted)
+        data["at_budget"] = evaluate_at_budget(_count(early, settings, hidden), levelled, settings, draws, tuned)
     else:
         # Of patients with images of several classes none is the one.
         exclusive = exclude_each_other(counted)
@@ -94,13 +99,22 @@ def evaluate(table: pd.DataFrame | str | Path, bootstrap: int = 2000, seed: int 
             data["warnings"].append(
                 f"recalibration={settings.recalibration} is for single labels; classes are recalibrated together, by vector scaling."
             )
+        if levelled:
+            data["warnings"].append("Rows at the end of the budget are left out: they are compared for one label at a time.")
         if len(curve):
             data["warnings"].append("Rows of a learning curve are left out: it is drawn for one label at a time.")
     growth, matches = learning_curve(_count(curve, settings, hidden), bootstrap, seed) if len(labels) == 1 else ([], [])
-    warnings = [*data["warnings"], *([f"{unknown} rows have no target and are left out."] if unknown else [])]
+    warnings = [*data["warnings"], *_tell_left_out(unknown, repeated)]
+    data.setdefault("at_budget", None)
     more = {"learning_curve": growth, "matching_sizes": matches, "growth": describe_curve(growth, matches), "shift": None}
     data |= {**more, "warnings": warnings}
     return EvaluationReport(data)
+
+
+def _tell_left_out(unknown: int, repeated: Sequence[int]) -> list[str]:
+    named = ", ".join(map(str, repeated))
+    seeds = f"Seed {named}: every arm predicts as it does with an earlier seed; nothing varies, and it does not count as another."
+    return [*([seeds] if repeated else []), *([f"{unknown} rows have no target and are left out."] if unknown else [])]
 
 
 def _settle(table: pd.DataFrame, settings: Settings) -> Settings:
@@ -130,11 +144,12 @@ def _evaluate_label(
     again: pd.DataFrame | None = None,
     exclusive: bool = False,
     hidden: Unknown | None = None,
+    levelled: Sequence[str] = (),
 ) -> Evaluated:
     """All numbers of one label.
 
     `images`: its rows as they are; `table`: those that are counted. `again`: the latter after a recalibration of all classes together;
-    `exclusive`: there is none but that.
+    `exclusive`: there is none but that. `levelled`: arms that were trained until level.
     """
     aligned, left_out = align_scores(table)
     scores = [replace(s, given=settings.models == "given") for s in aligned]
@@ -173,9 +188,8 @@ def _evaluate_label(
     used = [(two or one).scores for one, two in zip(raw, second, strict=True)]
     benefits, at_threshold = _net_benefit(used, settings, draws)
     first = scores[0]
-    tuned = len(tunes[0]) / max(1, len(first.seeds) * len(np.unique(first.fold)))  # tune images of a model
     turned = [entry["trust"] for entry in arms.values() if entry["trusted"] == "reversed"]
-    comparisons = _compare(scores, raw, at_threshold, settings, tuned)
+    comparisons = _compare(scores, raw, at_threshold, settings, _tune_images(table), levelled)
     covers = {entry["delta_auc"]["covers"] for entry in comparisons}
     data = {
         **_describe_table(table, first, settings),
@@ -188,6 +202,12 @@ def _evaluate_label(
         "warnings": [*left_out, *turned, *list_caveats(images, scores, recalibrated, settings, covers)],
     }
     return Evaluated(data, raw, second)
+
+
+def _tune_images(table: pd.DataFrame) -> float:
+    """Tune images of a model of the first arm."""
+    tune = table[(table["part"] == "tune") & (table["arm"] == table["arm"].iloc[0])]
+    return len(tune) / max(1, len(tune[["seed", "fold"]].drop_duplicates()))
 
 
 def _net_benefit(scores: Sequence[Scores], settings: Settings, draws: Draws) -> tuple[list[Drawn], list[Drawn | None]]:
@@ -243,14 +263,19 @@ def _advise(first: Scores, raw: Measured, used: Scores, settings: Settings) -> d
 
 
 def _compare(
-    scores: Sequence[Scores], raw: Sequence[Measured], benefits: Sequence[Drawn | None], settings: Settings, tuned: float
+    scores: Sequence[Scores],
+    raw: Sequence[Measured],
+    benefits: Sequence[Drawn | None],
+    settings: Settings,
+    tuned: float,
+    levelled: Sequence[str],
 ) -> list[dict[str, Any]]:
     """Differences; that in net benefit is at the threshold asked for, on probabilities after recalibration."""
     contestants = []
     for s, one, benefit in zip(scores, raw, benefits, strict=True):
         drawn = one.drawn if benefit is None else {**one.drawn, "net_benefit": benefit}
         contestants.append(Contestant(s.arm, one.found, drawn, s, one.sites))
-    comparisons = compare_arms(contestants, settings.margin, settings.leave_out, tuned)
+    comparisons = compare_arms(contestants, settings.margin, settings.leave_out, tuned, levelled)
     for entry in comparisons if settings.threshold is not None else ():
         entry["delta_net_benefit"]["threshold"] = float(THRESHOLDS[np.argmin(np.abs(THRESHOLDS - settings.threshold))])
     return comparisons

@@ -22,6 +22,9 @@ COLUMNS = ("arm", "seed", "fold", "part", "image", "patient", "label", "target",
 CLIP = 1e-6
 # Of runs on small draws from the training patients: patients per class, and the number of the draw; 0 for the whole.
 CURVE = ("size", "episode")
+# How long an arm was trained, where that was until level: its rows as they became (`level`), and as they were when it had been given the
+# budget of the other arms (`same`); empty for other arms.
+BUDGET, LEVEL, AT_BUDGET = "budget", "level", "same"
 _DEFAULTS: dict[str, Any] = {"arm": "model", "seed": 0, "fold": 0, "part": "test", "label": "target"}
 
 # How much an image counts; all alike where there is no such column.
@@ -72,7 +75,7 @@ def write_predictions(table: pd.DataFrame, path: Path) -> None:
 def _columns(table: pd.DataFrame, keep: Sequence[str]) -> list[str]:
     return [
         *COLUMNS,
-        *(column for column in dict.fromkeys((*CURVE, WEIGHT, TYPICAL, *keep)) if column in table.columns and column not in COLUMNS),
+        *(c for c in dict.fromkeys((*CURVE, BUDGET, WEIGHT, TYPICAL, *keep)) if c in table.columns and c not in COLUMNS),
     ]
 
 
@@ -97,7 +100,8 @@ def check_predictions(
 
     `patient`, `target` and `probability` (or `logit`) are required. Left out, `arm` is "model", `seed`
     and `fold` 0, `part` "test", `label` "target", and `image` the patient with a running number. `size` and `episode`
-    tell rows of a learning curve; both are 0 for the others. `typical` says (0 to 1) how many tune
+    tell rows of a learning curve; both are 0 for the others. `budget` is "same" in rows of an arm as it was when it had the budget of the
+    others, "level" in those of what became of it, empty elsewhere. `typical` says (0 to 1) how many tune
     images are at least as unlike the training images. Rows whose target is
     empty, as of a label that nobody looked for, are left out; `table.attrs["unknown"]` is their number, `unknown_patients` their
     patients by label.
@@ -130,6 +134,7 @@ def check_predictions(
     target = table["target"].where(known, 0)
     _refuse_classes(target[known], words, source)
     table["target"] = _numbers(target.map(lambda value: words.get(str(value).strip().lower(), value)), "target", faults)
+    table, budget = _read_budget(table, source)
     if TYPICAL in table.columns:  # of draws it is not known
         table[TYPICAL] = pd.to_numeric(table[TYPICAL], errors="coerce")
     table = table.assign(**{column: default for column, default in _DEFAULTS.items() if column not in table.columns})
@@ -140,7 +145,7 @@ def check_predictions(
     for column in ("arm", "patient", "part", "label"):
         table[column] = table[column].astype(str)
     if "image" not in table.columns:
-        number = table.groupby(["arm", "seed", "fold", "part", "patient", "label", *curve]).cumcount().astype(str)
+        number = table.groupby(["arm", "seed", "fold", "part", "patient", "label", *curve, *budget]).cumcount().astype(str)
         table["image"] = table["patient"] + "#" + number
     faults += [f"row {i + 2}: image is empty" for i in np.flatnonzero(table["image"].isna())]
     table["image"] = table["image"].astype(str)
@@ -154,11 +159,22 @@ def check_predictions(
     hidden = table[~known]
     unknown = {str(label): frozenset(rows["patient"]) for label, rows in hidden.groupby("label")}
     table = table[known].reset_index(drop=True)
-    for _, rows in table.groupby(curve, sort=False) if curve else [((), table)]:
+    for _, rows in table.groupby([*curve, *budget], sort=False) if curve or budget else [((), table)]:
         _refuse_leaks(rows, source)
     table = table[_columns(table, keep)]
     table.attrs["unknown"], table.attrs["unknown_patients"] = int((~known).sum()), unknown
     return table
+
+
+def _read_budget(table: pd.DataFrame, source: str) -> tuple[pd.DataFrame, list[str]]:
+    """The table with its column `budget` in order, and the name of that column where there is one."""
+    if BUDGET not in table.columns:
+        return table, []
+    table = table.assign(**{BUDGET: table[BUDGET].fillna("").astype(str)})
+    if strange := sorted(set(table[BUDGET]) - {"", LEVEL, AT_BUDGET}):
+        said = f"it says {LEVEL}, {AT_BUDGET} or nothing. Rename it if it is something else."
+        raise PredictionsError(f"{source}: column {BUDGET} holds {strange[0]!r}; {said}")
+    return table, [BUDGET]
 
 
 def _refuse_classes(target: pd.Series, words: Mapping[str, int], source: str) -> None:
@@ -220,11 +236,12 @@ def _check_values(table: pd.DataFrame) -> list[str]:
     parts = {"train", "tune", "test"}
     faults += [f"row {i + 2}: part is {table['part'][i]!r}; use train, tune or test" for i in np.flatnonzero(~table["part"].isin(parts))]
     curve = [column for column in CURVE if column in table.columns]
+    budget = [BUDGET] if BUDGET in table.columns else []
     for column in ("seed", "fold", *curve):
         wrong = (table[column] % 1 != 0) | (table[column].abs() > 2**53)
         faults += [f"row {i + 2}: {column} is {table[column][i]:g}, not a whole number" for i in np.flatnonzero(wrong)]
     # An image is tested once per arm and seed, in whatever fold; it may serve several folds for tuning.
-    key = ["arm", "seed", "part", "image", "label", *curve]
+    key = ["arm", "seed", "part", "image", "label", *curve, *budget]
     twice = table.duplicated([*key, "fold"]) | (table.duplicated(key) & (table["part"] == "test"))
     faults += [f"row {i + 2}: image {table['image'][i]} is there twice" for i in np.flatnonzero(twice)]
     return faults

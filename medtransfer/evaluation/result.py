@@ -46,7 +46,8 @@ class EvaluationReport:
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """By name, those that are not empty: `metrics`, `comparisons`, `operating_points`, `subgroups`, `learning_curve`;
-        of detection `lesions`, `lesion_sizes`, `lesion_comparisons`."""
+        of detection `lesions`, `lesion_sizes`, `lesion_comparisons`; comparisons `at_budget` and `lesions_at_budget`, of arms that were
+        trained until level, as they were before."""
         found = self.data.get("detection", {"arms": {}, "comparisons": []})
         points = [{"arm": arm, **point} for arm, entry in self.data["arms"].items() for point in entry.get("operating_points", [])]
         groups = [
@@ -71,6 +72,8 @@ class EvaluationReport:
             ],
             "lesion_sizes": [{"arm": arm, **row} for arm, entry in found["arms"].items() for row in entry["by_size"]],
             "lesion_comparisons": found["comparisons"],
+            "at_budget": [entry for entry in self._at_budget if "delta_auc" in entry],
+            "lesions_at_budget": [entry for entry in self._at_budget if "delta_ap_50" in entry],
         }
         return {"metrics": self.to_frame(), **{name: _flatten(entries) for name, entries in rows.items() if entries}}
 
@@ -85,14 +88,20 @@ class EvaluationReport:
         """The three first lines, then the verdict on each pair of arms, then on the probabilities of each arm."""
         verdicts = headline(self.data)
         if found := self.data.get("detection"):
-            verdicts += [str(entry["verdict"]) for entry in found["comparisons"]]
+            verdicts += [str(entry["verdict"]) for entry in (*found["comparisons"], *self._at_budget) if "delta_ap_50" in entry]
             verdicts += [describe_arm(arm, entry) for arm, entry in found["arms"].items()]
             if self.one_class:  # of images with a lesion against those without nothing can be said
                 return verdicts
-        verdicts += [str(entry["verdict"]) for entry in self.data["comparisons"]]
+        verdicts += [str(entry["verdict"]) for entry in (*self.data["comparisons"], *self._at_budget) if "delta_auc" in entry]
         for entry in self.data["arms"].values():
             verdicts += [str(part["trust"]) for part in (entry, entry["recalibrated"]) if part is not None and part["trust"]]
         return verdicts
+
+    @property
+    def _at_budget(self) -> list[dict[str, Any]]:
+        """Comparisons at the end of the budget, of images and of lesions."""
+        parts = (self.data.get("at_budget"), self.data.get("detection", {}).get("at_budget"))
+        return [entry for part in parts if part for entry in part["comparisons"]]
 
     def save(self, path: Path) -> None:
         """Writes `report.json`."""

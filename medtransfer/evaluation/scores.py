@@ -78,6 +78,20 @@ class Scores:
         )
 
 
+def drop_repeated_seeds(table: pd.DataFrame) -> tuple[pd.DataFrame, list[int]]:
+    """The table without seeds in which every arm predicts as in one before; and these: a seed that changes nothing shows no variation."""
+    keys = ["arm", "fold", "part", "image", "label", *(["budget"] if "budget" in table.columns else [])]
+    repeated: list[int] = []
+    different: list[pd.DataFrame] = []
+    for _, of_seed in table.groupby("seed", sort=True):
+        rows = of_seed[[*keys, "logit"]].sort_values(keys).reset_index(drop=True)
+        if any(rows.equals(other) for other in different):
+            repeated.append(int(of_seed["seed"].iloc[0]))
+        else:
+            different.append(rows)
+    return table[~table["seed"].isin(repeated)], repeated
+
+
 def gather_levels(logit: Float, most: int) -> tuple[Float, NDArray[np.int64]]:
     """The different scores, (level,), and which one each image has, (image,); beyond `most` of them neighbours as one, at their mean."""
     different, level = np.unique(logit, return_inverse=True)
@@ -107,7 +121,7 @@ def by_patient(table: pd.DataFrame, rule: Rule, unknown: Unknown | None = None) 
             `noisy_or`, the probability that at least one image is positive if they were independent (Pearl 1988, Probabilistic Reasoning
             in Intelligent Systems), which does.
     """
-    keys = ["arm", "seed", "fold", "part", "label", "patient", *(c for c in ("size", "episode") if c in table.columns)]
+    keys = ["arm", "seed", "fold", "part", "label", "patient", *(c for c in ("size", "episode", "budget") if c in table.columns)]
     code = table.groupby(keys, sort=False).ngroup().to_numpy()
     joined = table.drop_duplicates(keys).reset_index(drop=True).copy()
     joined["logit"] = _join(table["logit"].to_numpy(np.float64), code, rule)

@@ -6,7 +6,7 @@ Each says no more than its interval does.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # Intervals that reach beyond these leave gross over- and under-confidence, and risks a half too low or too high, open.
@@ -37,7 +37,29 @@ def verdict(
     Where the interval holds the variation between trainings, it is about training such arms; where nothing shows that variation, the
     first words say that it is about the models at hand.
     """
-    a, b, delta = isolate(entry["a"]), isolate(entry["b"]), entry[key]
+    a, b, delta = *_name_both(entry), entry[key]
+    same = "At the same budget: " if entry.get("at_budget") else ""
+    return same + _verdict(entry, a, b, delta, value_a, value_b, comparisons, metric, does)
+
+
+def _name_both(entry: Mapping[str, Any]) -> tuple[str, str]:
+    """The arms of a comparison, with how long they were trained where that is not the budget of all."""
+    level = entry.get("levelled", ())
+    a, b = (f"{isolate(entry[side])}{' (trained until level)' if entry[side] in level else ''}" for side in "ab")
+    return a, b
+
+
+def _verdict(
+    entry: Mapping[str, Any],
+    a: str,
+    b: str,
+    delta: Mapping[str, Any],
+    value_a: float,
+    value_b: float,
+    comparisons: int,
+    metric: str,
+    does: str,
+) -> str:
     if delta["low"] is None:
         return f"Cannot tell whether {a} or {b} {does} better: the difference in {metric} cannot be estimated on these patients."
     again = delta["covers"] != "models"
@@ -198,7 +220,7 @@ def headline(data: Mapping[str, Any]) -> list[str]:
     arms = (found or data)["arms"]
     value = "ap_50" if found else "auc"
     lines = (
-        [_does_it_help(pairs[0], key, data, len(pairs)), _by_how_much(pairs[0], arms, key, value, metric)]
+        [_does_it_help(pairs[0], key, data, len(pairs)), _by_how_much(pairs[0], found or data, key, value, metric)]
         if pairs
         else [_how_good(arms, value, metric)]
     )
@@ -230,18 +252,27 @@ def _does_it_help(pair: Mapping[str, Any], key: str, data: Mapping[str, Any], co
         answer = f"cannot tell whether {better} would do better than {worse} if both were trained again; of the models at hand it does"
     else:
         answer = f"cannot tell: the difference between {a} and {b} may be chance"
-    first, second = (f"{isolate(name)}{_doubt(name, data)}" for name in (pair["a"], pair["b"]))
+    first, second = (f"{isolate(name)}{_doubt(name, pair, data)}" for name in (pair["a"], pair["b"]))
     return f"Does {first} help, compared with {second}? {answer[0].upper()}{answer[1:]}."
 
 
-def _doubt(name: str, data: Mapping[str, Any]) -> str:
-    """What has to be known of an arm before anything is said of it: it was not done, or says the same of everybody."""
+def _doubt(name: str, pair: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    """What has to be known of an arm before anything is said of it: how long it was trained, that it says the same of everybody."""
     if name in data.get("unfinished", ()):
-        return " (still improving when its training ended)"
+        times = _spent(data.get("spent", {}).get(name))
+        return f" (still improving when its training ended{times})"
+    until = f" (trained until level{_spent(data.get('spent', {}).get(name))})" if name in pair.get("levelled", ()) else ""
     labels = data.get("labels", {"": data}).values()
     if all(_flat(part["arms"].get(name, {}), part.get("prevalence")) for part in labels):
         return " (its scores hardly differ from patient to patient)"
-    return ""
+    return until
+
+
+def _spent(times: Sequence[float] | None) -> str:
+    """How many times the budget the runs of an arm took."""
+    if not times:
+        return ""
+    return f", {min(times):g} times the budget" if min(times) == max(times) else f", {min(times):g} to {max(times):g} times the budget"
 
 
 def _flat(entry: Mapping[str, Any], prevalence: float | None) -> bool:
@@ -249,15 +280,27 @@ def _flat(entry: Mapping[str, Any], prevalence: float | None) -> bool:
     return bool(entry.get("spread", 1.0) < _FLAT * of_label)
 
 
-def _by_how_much(pair: Mapping[str, Any], arms: Mapping[str, Any], key: str, value: str, metric: str) -> str:
-    a, b, delta = isolate(pair["a"]), isolate(pair["b"]), pair[key]
+def _by_how_much(pair: Mapping[str, Any], data: Mapping[str, Any], key: str, value: str, metric: str) -> str:
+    text = f"By how much? {metric[0].upper()}{metric[1:]}: "
+    told = _tell_difference(pair, data["arms"], key, value)
+    if told is None:
+        return f"By how much? The {metric} of {isolate(pair['a'])} or {isolate(pair['b'])} cannot be estimated."
+    early = data.get("at_budget") or {"arms": {}, "comparisons": []}
+    same = next((other for other in early["comparisons"] if (other["a"], other["b"]) == (pair["a"], pair["b"])), None)
+    at_budget = _tell_difference(same, early["arms"], key, value) if same else None
+    return f"{text}{told}{f'; at the same budget {at_budget}' if at_budget else ''}."
+
+
+def _tell_difference(pair: Mapping[str, Any], arms: Mapping[str, Any], key: str, value: str) -> str | None:
+    """Both values and their difference; None where one cannot be estimated."""
+    delta = pair[key]
     known = delta.get("of_arms") or [arms[name][value]["estimate"] for name in (pair["a"], pair["b"])]
     if None in known:
-        return f"By how much? The {metric} of {a} or {b} cannot be estimated."
-    text = f"By how much? {metric[0].upper()}{metric[1:]}: {known[0]:.3f} against {known[1]:.3f}"
+        return None
+    text = f"{known[0]:.3f} against {known[1]:.3f}"
     if delta["low"] is None:
-        return f"{text}; the difference has no interval."
-    return f"{text}, difference {delta['estimate']:+.3f} ({_SCOPES[delta['covers']]} {delta['low']:+.3f} to {delta['high']:+.3f})."
+        return f"{text}; the difference has no interval"
+    return f"{text}, difference {delta['estimate']:+.3f} ({_SCOPES[delta['covers']]} {delta['low']:+.3f} to {delta['high']:+.3f})"
 
 
 def _how_good(arms: Mapping[str, Any], value: str, metric: str) -> str:

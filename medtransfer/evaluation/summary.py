@@ -18,7 +18,7 @@ from medtransfer.evaluation.recalibration import Recalibrated, summarise_maps
 from medtransfer.evaluation.resample import Drawn, Draws, Metric, Question, Within, bands, draw_values, plain
 from medtransfer.evaluation.scores import Scores
 from medtransfer.evaluation.sentences import trust
-from medtransfer.evaluation.sites import BySite
+from medtransfer.evaluation.sites import BySite, put_over_sites
 
 Float = NDArray[np.float64]
 ESTIMATORS: dict[str, tuple[Estimator, Mass | None]] = {
@@ -220,6 +220,18 @@ def _auc(measured: Measured) -> dict[str, Any]:
     known = [value for value in means.values() if np.isfinite(value)]
     entry["fold_mean"] = float(np.mean(known)) if known and len(known) == len(folds) else None
     return entry
+
+
+def describe_briefly(measured: Measured) -> dict[str, Any]:
+    """The main numbers of an arm with their intervals."""
+    found, drawn = measured.found, measured.drawn
+    return {
+        "auc": put_over_sites(dis.auc_interval(found["auc"]), measured.sites),
+        "average_precision": drawn["average_precision"].interval("logit", 0.0, 1.0),
+        "brier": found["brier"].interval(least=0.0, greatest=1.0),
+        "log_loss": found["log_loss"].interval(least=0.0),
+        "slope": found["slope"].interval(widest=WIDEST),
+    }
 
 
 def _histogram(logits: Float, target: NDArray[Any], bins: int = 20) -> dict[str, list[float]]:

@@ -187,6 +187,15 @@ class Backbone(nn.Module):
         """Parameters of stage `index`."""
         return [parameter for name, parameter in self.network.named_parameters() if self._stage_of(name) == index]
 
+    def moving_norms(self) -> list[nn.Module]:
+        """The batch norms whose statistics change in training: not those of stages at rest, nor any under norm_policy eval."""
+        still = set(map(id, self._still))
+        return [norm for norm in self.batch_norms() if id(norm) not in still]
+
+    def batch_norms(self) -> list[nn.Module]:
+        """All batch norms with statistics of their own."""
+        return [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+
     def norm_parameters(self) -> set[int]:
         """Scale and shift of every norm, by `id`."""
         return {id(p) for module in self.network.modules() if isinstance(module, _NORMS) for p in module.parameters(recurse=False)}

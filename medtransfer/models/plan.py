@@ -28,7 +28,7 @@ class FreezePlan:
         trainable_fraction: share of the backbone's parameters that train, 0 to 1.
         head_lr, backbone_lr: peak learning rates of AdamW; the latter for the last stage.
         stage_decay: factor on the learning rate from each stage to the one before it.
-        steps: training steps of the whole budget; 0 for a linear probe.
+        steps: training steps of the budget; 0 for a linear probe.
         norm_policy: batch norm of trainable stages in training: train (batch statistics) or eval (kept).
         evidence: strong, or weak where the rule is extrapolated.
         reason: why, in words.
@@ -49,6 +49,7 @@ class FreezePlan:
         bytes_per_image: of one view of an image in that cache.
         views: random views per image in that cache, replayed in turn; 0: every epoch draws its own and nothing is kept.
         finest: stride in pixels of the finest level of a detector's pyramid; 0 of a classifier.
+        level: training goes on beyond the budget until the tune loss has levelled off, up to four times as long.
     """
 
     strategy: Strategy
@@ -74,6 +75,7 @@ class FreezePlan:
     bytes_per_image: int = 0
     views: int = 0
     finest: int = 0
+    level: bool = False
 
     @property
     def kept_stages(self) -> int:
@@ -103,12 +105,14 @@ class CacheBudget:
         size: side of the images in pixels; None: that of the recipe.
         slices: of each volume; 1 for images.
         images: of the whole cohort, as folds share what is kept; None: those the plan is for.
+        seeds: of the study, each of which has its own random views.
     """
 
     gb: float = 4.0
     size: int | None = None
     slices: int = 1
     images: int | None = None
+    seeds: int = 1
 
 
 # Of the finest level of a detector.
@@ -248,13 +252,13 @@ def plan_cache(plan: FreezePlan, backbone: Backbone, images: int, budget: CacheB
     costs = measure_stages(backbone, budget.size, budget.slices)
     held = slices * (costs[prefix - 1].bytes + before)
     images = budget.images or images
-    fit = max(0, int(budget.gb * 2**30 // max(1, held * images)) - 1)
+    fit = max(0, int(budget.gb * 2**30 // max(1, held * images)) - 1) // budget.seeds
     if choose:
         plan = replace(plan, views=min(_VIEWS, fit) if fit >= _FEWEST_VIEWS else 0)
     if plan.views > fit:
         raise ConfigError(
             f"plan: views is {plan.views}; {images} images of {held / 2**20:.1f} MiB fit {fit} times into {budget.gb:g} GiB "
-            "(train.cache_gb), besides once as they are."
+            f"(train.cache_gb), besides once as they are{f', for each of {budget.seeds} seeds' if budget.seeds > 1 else ''}."
         )
     return replace(plan, cache_cut=costs[prefix - 1].name if plan.views else "", bytes_per_image=held)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
@@ -11,6 +13,8 @@ from medtransfer.models.backbone import Backbone
 from medtransfer.models.plan import FreezePlan
 
 _WARM_UP = 0.1
+# Where the cycles of a training end, in budgets: each doubles what was spent before.
+CYCLES = (1, 2, 4)
 # Share of the steps over which gradual unfreezing goes down to the frozen stages.
 _UNFROZEN_BY = 0.5
 
@@ -28,8 +32,23 @@ def frozen_at(plan: FreezePlan, step: int, steps: int) -> int:
     return plan.kept_stages - min(groups, reached)
 
 
-def rate_at(step: int, steps: int) -> float:
-    """Share of the peak learning rate: linear warm-up over the first tenth, then half a cosine to 0."""
+def cycles_of(plan: FreezePlan) -> tuple[int, ...]:
+    """Where the cycles of a training end, in budgets: one, or those that lead to its most where it goes on until level."""
+    return CYCLES if plan.level else CYCLES[:1]
+
+
+def rate_at(step: int, ends: Sequence[int]) -> float:
+    """Share of the peak learning rate: in every cycle linear warm-up over its first tenth, then half a cosine to 0.
+
+    Warm restarts (Loshchilov & Hutter 2017, arXiv:1608.03983), so that a training that goes on is, to the end of its first cycle, the one
+    that does not.
+
+    Args:
+        step: from 0.
+        ends: steps at which cycles end, ascending.
+    """
+    begin, end = next(pair for pair in pairwise((0, *ends)) if step < pair[1] or pair[1] == ends[-1])
+    step, steps = step - begin, end - begin
     warm = max(1, round(_WARM_UP * steps))
     if step < warm:
         return (step + 1) / warm

@@ -5,6 +5,7 @@ from __future__ import annotations
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.costs import measure_stages
 from medtransfer.models.plan import FreezePlan, describe_stages
+from medtransfer.models.schedule import CYCLES
 
 _STAGE_LINE = "  {:<24} {:<8} {:>11} {:>10} {:>8} {:>12}"
 
@@ -15,13 +16,14 @@ def describe_plan(name: str, plan: FreezePlan, backbone: Backbone, size: int | N
     views = f"{plan.views} views and the image as it is" if plan.views else "the image as it is"
     held = f"{views}, {plan.bytes_per_image / 1024:.0f} KiB each, behind {plan.cache_cut}" if plan.cache_cut else "nothing"
     more = f"{', adapted norms' if plan.adapt_norm else ''}{', mixed weights' if plan.mix else ''}"
+    until = f", then on until level, {plan.steps * CYCLES[-1]} at most" if plan.level else ""
     read = f"pyramid from a stride of {plan.finest}" if plan.finest else f"head reads {plan.read}"
     lines = (
         f"{name}: {plan.strategy}, {plan.frozen_stages} of {plan.stages} stages frozen{dropped}, "
         f"{100 * plan.trainable_fraction:.0f} % of the parameters trained\n"
         f"  {plan.evidence} evidence. {plan.reason}\n"
         f"  rates {plan.head_lr:g} (head), {plan.backbone_lr:g} (last stage; times {plan.stage_decay:g} per stage down), "
-        f"{plan.steps} steps, batch norm {plan.norm_policy}\n"
+        f"{plan.steps} steps{until}, batch norm {plan.norm_policy}\n"
         f"  trained: {plan.tuned} stages, unfrozen {plan.unfreeze}; {read}; L2-SP {plan.l2_sp:g}, dropout "
         f"{plan.dropout:g}{more}\n"
         f"  kept of the frozen stages: {held}\n"

@@ -38,6 +38,7 @@ REFERENCES = {
     "giou": "Rezatofighi H, Tsoi N, Gwak J, Sadeghian A, Reid I, Savarese S. Generalized intersection over union. CVPR 2019. doi:10.1109/CVPR.2019.00075",
     "coco": "Lin TY, Maire M, Belongie S, et al. Microsoft COCO: common objects in context. ECCV 2014. arXiv:1405.0312",
     "cpm": "van Ginneken B, Armato SG, de Hoop B, et al. Comparing and combining algorithms for computer-aided detection of pulmonary nodules in computed tomography scans: the ANODE09 study. Med Image Anal 2010;14:707-722. doi:10.1016/j.media.2010.05.005",
+    "restarts": "Loshchilov I, Hutter F. SGDR: stochastic gradient descent with warm restarts. ICLR 2017. arXiv:1608.03983",
     "radimagenet": "Mei X, Liu Z, Robson PM, et al. RadImageNet. Radiol Artif Intell 2022;4:e210315. doi:10.1148/ryai.210315",
 }
 
@@ -69,14 +70,21 @@ def write_methods(
 
 def describe_budgets(study: Any, plans: Any) -> str:
     """The steps that arms were given, in words, from the configuration of a study and its plans; "" where all are probes, which have none."""
-    budgets = {arm: study["arms"][arm].get("budget", 1) for arm, plan in plans.items() if plan["steps"]}
+    budgets = {arm: _times(study["arms"][arm].get("budget")) for arm, plan in plans.items() if plan["steps"]}
     if not budgets:
         return ""
     shared = next((plans[arm]["steps"] for arm, budget in budgets.items() if budget == 1), None)
     own = {arm: plans[arm]["steps"] for arm, budget in budgets.items() if budget != 1}
     said = [f"{arm}: {steps / shared:.3g} times as many" if shared else f"{arm}: {steps:,}" for arm, steps in own.items()]
+    level = [arm for arm, plan in plans.items() if plan.get("level")]
+    said += [f"{' and '.join(level)}: up to four times as many, until the tune loss levelled off"] if level else []
     exceptions = f" ({', '.join(said)})" if said else ""
     return f"number of optimiser steps{exceptions}"
+
+
+def _times(budget: Any) -> float:
+    """An arm's budget in budgets of the study; until level it begins with one."""
+    return float(budget) if isinstance(budget, (int, float)) else 1.0
 
 
 def _training(report: Any, plans: Any, environment: Any, audit: Any, study: Any, cite: Any) -> list[str]:
@@ -123,11 +131,7 @@ def _training(report: Any, plans: Any, environment: Any, audit: Any, study: Any,
         arms.append(f"{arm}: {entry['backbone']} from {origin}{mei}, {frozen}")
     detects = study.get("task") == "detection"
     second = f"The arms were {'; '.join(arms)}. All arms had the same {who}, folds and seeds."
-    if budgets := describe_budgets(study, plans):
-        second += (
-            f" Those that were fine-tuned or trained from scratch had the same augmentation and {budgets}; the weights of the epoch "
-            f"with the {'highest average precision' if detects else 'lowest log-loss'} on the tuning part were kept."
-        )
+    second += _schedule(study, plans, detects, cite)
     if any(plan["strategy"] == "linear_probe" for plan in plans.values()):
         second += " Linear heads are L2-penalised logistic regressions, the penalty chosen by cross-validation within the training part; before they were tested they were solved again with the tuning part, whose images were predicted by heads that were solved without them."
     if later := environment.get("added_later"):
@@ -135,6 +139,26 @@ def _training(report: Any, plans: Any, environment: Any, audit: Any, study: Any,
     if not detects:
         second += " Classes were weighted in the loss, and the logits corrected for it, so that probabilities refer to the prevalence of the cohort."
     return [first, second]
+
+
+def _schedule(study: Any, plans: Any, detects: bool, cite: Any) -> str:
+    """How those arms were trained that were trained step by step."""
+    budgets = describe_budgets(study, plans)
+    if not budgets:
+        return ""
+    better = "1 minus the average precision" if detects else "the log-loss"
+    text = (
+        f" Those that were fine-tuned or trained from scratch had the same augmentation and {budgets}; the weights or their exponential moving "
+        f"average were kept, whichever did better on the tuning part, at the end of training, or at an epoch where {better} on the tuning part "
+        "was lower by more than 2 %."
+    )
+    if level := [arm for arm, plan in plans.items() if plan.get("level")]:
+        text += (
+            f" Training of {' and '.join(level)} went on with warm restarts {cite('restarts')}, each cycle as long as all before it, until one lowered "
+            f"{better} on the tuning part by no more than 2 %, at most for four times the budget; arms were also compared as they were at the end of "
+            "the common budget."
+        )
+    return text
 
 
 def _lesions(found: Mapping[str, Any], trained: bool, cite: Any) -> str:

@@ -85,12 +85,19 @@ def note_overfitting(folder: Path, arms: list[str]) -> list[str]:
 
 
 def list_unfinished(folder: Path, arms: list[str]) -> list[str]:
-    """The arms that were still improving when their budget ended, in more than half of their runs."""
+    """The arms that were still improving when their training ended, in more than half of their runs."""
     return [arm for arm in arms if (runs := _read_runs(folder, arm)) and 2 * sum(map(_unfinished, runs)) > len(runs)]
 
 
 def _unfinished(run: dict[str, Any]) -> bool:
-    return bool(run["epochs"] > 0 and run["best_epoch"] >= 0.9 * run["epochs"] and not run["stopped_early"])
+    """Until level: four times the budget was not enough. Else: the last quarter of the budget still lowered the tune loss."""
+    return run["improving"] if run["levelled"] is None else not run["levelled"]
+
+
+def measure_spent(folder: Path, arms: list[str]) -> dict[str, list[float]]:
+    """Of the arms that were trained until level, how many times the budget each run took."""
+    level = {arm: [run for run in _read_runs(folder, arm) if run["levelled"] is not None and run["budget_epochs"]] for arm in arms}
+    return {arm: [round(run["epochs"] / run["budget_epochs"], 2) for run in runs] for arm, runs in level.items() if runs}
 
 
 def note_training(folder: Path, arms: list[str]) -> list[str]:
@@ -108,7 +115,13 @@ def note_training(folder: Path, arms: list[str]) -> list[str]:
         length = f"{min(epochs)}" if min(epochs) == max(epochs) else f"{min(epochs)} to {max(epochs)}"
         spread = f"{length} epochs, weights kept from epoch{'s' if several else ''} {kept}"
         note = f"{arm}: {len(runs)} run{'s' if several else ''} of {spread}; {seconds:.0f} s of training."
-        if unfinished:
-            note += f" In {unfinished} of {len(runs)} runs the best epoch was among the last: this arm might gain from a larger budget."
+        if spent := measure_spent(folder, [arm]).get(arm):
+            times = ", ".join(f"{number:g}" for number in spent)
+            note += f" Trained until the tune loss levelled off, for {times} times the budget of {runs[0]['budget_epochs']} epochs."
+            if unfinished:
+                note += f" In {unfinished} of {len(runs)} runs it had not levelled off when four times the budget were spent."
+        elif unfinished:
+            note += f" In {unfinished} of {len(runs)} runs the last quarter still lowered the tune loss by more than 2 %: this arm might "
+            note += "gain from a larger budget (arms.NAME.budget: level)."
         notes.append(note)
     return notes

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from medtransfer.models.backbone import Backbone
+from medtransfer.models.heads import Head
 from medtransfer.tasks.task import Batch
 from medtransfer.training.engine import Engine
 
-# Of the averaged weights, per step: a memory of about twenty steps.
-_AVERAGE = 0.95
+# Decay of the averaged weights per step, a memory of about twenty steps; less at first, so that random weights are soon forgotten.
+_DECAY, _FORGETTING = 0.95, 10
 # Shares of the fine-tuned weights that a mixture may have; 1 is no mixture.
 MIXTURES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -21,31 +22,46 @@ State = list[dict[str, Tensor]]
 
 
 class Averages:
-    """Exponential moving averages of weights and batch statistics (Polyak & Juditsky 1992, doi:10.1137/0330046).
+    """Exponential moving averages of weights (Polyak & Juditsky 1992, doi:10.1137/0330046), of which batch norm has its own statistics.
 
-    On a few hundred images single steps swing the tune loss by more than epochs improve it; the
-    average does not, so that the choice of the epoch is not one of noise.
+    On a few hundred images single steps swing the tune loss by more than epochs improve it; the average does not. The decay warms
+    up, min(0.95, (1 + n) / (10 + n)) at step n, or the weights of the start would be half of the average of a short training. Means of
+    batch statistics are no statistics of averaged weights: `refresh` takes them anew.
+
+    It does what `torch.optim.swa_utils.AveragedModel` does, for what trains alone and without a copy of every buffer at every step: 0.8
+    against 5.9 ms a step of EfficientNet-lite0 on one core, where a step from kept activations takes 50.
     """
 
-    def __init__(self, backbone: Backbone, head: nn.Module) -> None:
+    def __init__(self, backbone: Backbone, head: Head) -> None:
         self.backbone, self.head = copy.deepcopy(backbone), copy.deepcopy(head)
-        pairs = [*zip(self._moving(self.backbone, self.head), self._moving(backbone, head), strict=True)]
         # What rests is left alone: it is most of the network where much is frozen.
-        self._means, self._current = ([pair[side] for pair in pairs if pair[0].is_floating_point()] for side in (0, 1))
-        self._counts, self._counted = ([pair[side] for pair in pairs if not pair[0].is_floating_point()] for side in (0, 1))
+        means, current = self._moving(self.backbone, self.head), self._moving(backbone, head)
+        self._means, self._buffers = self._divide(means)
+        self._current, self._buffered = self._divide(current)
+
+    @staticmethod
+    def _divide(values: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Weights, and buffers."""
+        weights: list[Tensor] = [value for value in values if isinstance(value, nn.Parameter)]
+        return weights, [value for value in values if not isinstance(value, nn.Parameter)]
 
     @staticmethod
     def _moving(backbone: Backbone, head: nn.Module) -> list[Tensor]:
         stages = [backbone.stage_state(index) for index in range(len(backbone.stages)) if index not in backbone.resting]
-        return [value.detach() for state in (*stages, head.state_dict(keep_vars=True)) for value in state.values()]
+        return [value for state in (*stages, head.state_dict(keep_vars=True)) for value in state.values()]
 
     @torch.no_grad()
-    def update(self) -> None:
-        """One step towards the current weights; what is frozen stays exactly as it is."""
+    def update(self, step: int) -> None:
+        """Moves towards the weights after optimiser step `step`, counted from 1; what is frozen stays exactly as it is."""
         if self._means:
-            torch._foreach_lerp_(self._means, self._current, 1 - _AVERAGE)
-        if self._counts:
-            torch._foreach_copy_(self._counts, self._counted)
+            torch._foreach_lerp_(self._means, self._current, 1 - min(_DECAY, (1 + step) / (_FORGETTING + step)))
+
+    @torch.no_grad()
+    def refresh(self, batches: Iterable[Batch], engine: Engine) -> None:
+        """Gives the averaged weights the buffers of the current ones, and batch norms that train their statistics anew, from images."""
+        if self._buffers:
+            torch._foreach_copy_(self._buffers, self._buffered)
+        adapt_norms(self.backbone, batches, engine, self.backbone.moving_norms())
 
     def state(self) -> State:
         """A copy of the averaged states of backbone and head."""
@@ -64,30 +80,37 @@ def load_state(state: Sequence[dict[str, Tensor]], *modules: nn.Module) -> None:
 
 
 @torch.no_grad()
-def adapt_norms(backbone: Backbone, batches: Iterable[Batch], engine: Engine) -> bool:
-    """Takes the statistics of every batch norm anew from images, in place; labels are not used.
+def adapt_norms(backbone: Backbone, batches: Iterable[Batch], engine: Engine, norms: Sequence[nn.Module] | None = None) -> bool:
+    """Takes the statistics of batch norms anew from images, or what is kept of them, in place; labels are not used.
 
-    AdaBN (Li et al. 2016, arXiv:1603.04779): means over the batches of one pass, each layer fed by layers that
-    normalise by their batch.
+    AdaBN (Li et al. 2016, arXiv:1603.04779), and for averaged weights as SWA does (Izmailov et al. 2018, arXiv:1803.05407): means over the
+    batches of one pass, each layer fed by layers that normalise by their batch.
+
+    Args:
+        backbone: left in eval mode.
+        batches: of images as they are.
+        engine: device and precision.
+        norms: those that are meant; None: all.
 
     Returns:
-        False where the network has no batch norm, or no batch holds two images; the statistics are as before.
+        False where there are none, or no batch holds two images; the statistics are as before.
     """
-    norms = [m for m in backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms = backbone.batch_norms() if norms is None else norms
     momenta, before, seen = [norm.momentum for norm in norms], copy_state(*norms), False
     backbone.eval()
     for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over all batches
+        norm.reset_running_stats()  # type: ignore[operator]  # a batch norm
+        norm.momentum = None  # type: ignore[assignment]  # the plain mean over all batches
         norm.train()
     for batch in batches if norms else ():
-        image = batch["features"]["image"]
-        if backbone.ndim == 2 and image.ndim == 5:
-            image = image[batch["present"]]  # slices one by one, without those that only pad
-        if backbone.ndim == 2 and len(image) < 2:
+        features = batch["features"]
+        if backbone.ndim == 2 and batch["present"].shape[1] > 1:
+            # Slices one by one, without those that only pad.
+            features = {name: x[batch["present"]] for name, x in features.items()}
+        if backbone.ndim == 2 and len(next(iter(features.values()))) < 2:
             continue  # one image has no variance between images
         with engine.autocast():
-            backbone(engine.move({"image": image}), backbone.names[-1:])
+            backbone(engine.move(features), backbone.names[-1:])
         seen = True
     if not seen:
         load_state(before, *norms)

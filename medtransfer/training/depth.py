@@ -239,13 +239,13 @@ def _try(
         before[held] = predict(network, head, task, outside, engine)[0][:, 0]
         loader = Loader(kept, rows[inside], batches[0], seed, _VIEWS, engine.share)
         epochs = max(1, math.ceil(plan.steps / len(loader)))
-        trainer = Trainer(network, head, task, plan, budget.weight_decay, engine, plan.steps)
+        trainer = Trainer(network, head, task, plan, budget.weight_decay, engine, [plan.steps])
         progress = Progress([{}], [], 0, math.inf, {})
         for _ in range(epochs):
             trainer.run_epoch(loader, progress)
             progress.history.append({})
-        scores, _ = predict(trainer.averages.backbone, trainer.averages.head, task, outside, engine)
-        after[held] = scores[:, 0]
+        averaged = trainer.candidates(Loader(kept, rows[inside], batches[1], share=engine.share))[-1]
+        after[held] = predict(*averaged, task, outside, engine)[0][:, 0]
         trainer.accelerator.free_memory()
     labels = features[backbone.names[0]].targets[:, 0].astype(np.int64)
     return min(before, after, key=lambda logits: float(np.nanmean(tempered_losses(logits, labels, folds))))

@@ -58,6 +58,7 @@ class Engine:
         seconds: per step of training by candidate (`bf16 channels_last`) where they were measured, else empty.
         share: rank and number of the processes that train one network together.
         compiled: what trains is compiled by torch.
+        difference: of what reduced precision gives, or would have given, from fp32; see `compare_with_fp32`. Empty where none was tried.
     """
 
     device: torch.device
@@ -66,6 +67,7 @@ class Engine:
     seconds: Mapping[str, float] = field(default_factory=dict)
     share: tuple[int, int] = (0, 1)
     compiled: bool = False
+    difference: Mapping[str, float] = field(default_factory=dict)
 
     def autocast(self) -> torch.autocast:
         """The context of a forward pass."""
@@ -385,6 +387,7 @@ def describe_machine(engine: Engine) -> dict[str, Any]:
         "precision": engine.precision,
         "layout": engine.layout,
         "compiled": engine.compiled,
+        "difference": dict(engine.difference),
         "step_seconds": dict(engine.seconds),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }

@@ -57,6 +57,7 @@ class FeatureSource:
         pooled: nothing runs behind the cut, so that of it too the mean over space is enough.
         at_once: images, or volumes, that run through the prefix together.
         report: progress.
+        seed: of the random draws that the views of `images` are.
     """
 
     def __init__(
@@ -72,7 +73,9 @@ class FeatureSource:
         pooled: bool = False,
         at_once: int = 32,
         report: Callable[[str, int, int], None] = lambda *_: None,
+        seed: int = 0,
     ) -> None:
+        self.seed = seed
         self.backbone, self.images, self.count, self.cut = backbone, images, count, cut
         self.engine, self.pooled, self.at_once, self.report = engine, pooled, at_once, report
         frozen = backbone.names[: backbone.names.index(cut) + 1] if cut != "image" else []
@@ -199,7 +202,7 @@ class FeatureSource:
         return values.permute(0, 3, 1, 2) if planes else values
 
     def _path(self, name: str, view: int | None) -> Path:
-        return self.folder / f"{'plain' if view is None else view}.{name}"
+        return self.folder / f"{'plain' if view is None else f'{self.seed}-{view}'}.{name}"
 
     def _open(self, name: str, view: int | None) -> BinaryIO:
         path = self._path(name, view)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,8 +16,9 @@ from medtransfer.models.backbone import Backbone
 from medtransfer.models.freeze import FEWEST_TO_TUNE
 from medtransfer.models.heads import Head, LinearHead
 from medtransfer.models.plan import FreezePlan
+from medtransfer.models.schedule import cycles_of
 from medtransfer.tasks.task import Task
-from medtransfer.training.averages import adapt_norms, choose_mixture, copy_state, load_state
+from medtransfer.training.averages import State, adapt_norms, choose_mixture, copy_state, load_state
 from medtransfer.training.batches import Loader
 from medtransfer.training.checkpoint import Checkpoints
 from medtransfer.training.engine import Engine
@@ -29,7 +30,13 @@ from medtransfer.training.trainer import DivergedError, Progress, Trainer
 
 _TIMES = ("seconds", "waited", "filled")
 # A tune loss is better only by more than rounding.
-_LEAST_GAIN = 1e-6
+_ROUNDING = 1e-6
+# By less than this share of it a tune loss of a few dozen patients is not better: the end of a cycle, where the learning rate is 0,
+# is kept unless an earlier epoch was better by more, and a training has levelled off where twice the steps gain no more. Of 128 training
+# and 78 tune images (BreastMNIST, five seeds), from scratch: AUC 0.713 and 0.789 after 64 and 192 steps, 0.687 and 0.776 with the lowest.
+GAIN = 0.02
+# Of the budget, at whose end it is asked whether a training was still gaining.
+_LAST = 0.25
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class Budget:
     """How long to train.
 
     Attributes:
-        steps: optimiser steps at the most.
+        steps: optimiser steps, of one cycle where training goes on until level.
         patience: epochs without a better tune loss before training stops; None: all epochs are run, as
             the best ones often come at the end, where the learning rate is low.
         weight_decay: of AdamW, on matrices only.
@@ -50,11 +57,17 @@ class Budget:
 
 @dataclass(frozen=True)
 class Parts:
-    """The batches of a training: `train` with random transforms, shuffled; `plain` the same images as they are; `tune`."""
+    """The batches of a training.
+
+    Attributes:
+        train: with random transforms, shuffled. plain: the same images as they are. tune: those that choose.
+        norms: training images as they are, from which averaged weights take the statistics of batch norms.
+    """
 
     train: Loader
     plain: Loader
     tune: Loader
+    norms: Loader
 
 
 @dataclass(frozen=True)
@@ -62,11 +75,15 @@ class FitResult:
     """What training did.
 
     Attributes:
-        history: per epoch `epoch, train_loss, tune_loss, tune_loss_raw, tune_auc, lr, seconds, images_per_second, waiting,
-            filling, memory_gb`: the tune loss at the best temperature and as it is (of detection 1 - average precision, and
-            `tune_average_precision`); the shares of the time spent waiting for
+        history: per epoch `epoch, train_loss, tune_loss, tune_loss_raw, tune_auc, averaged, lr, seconds, images_per_second, waiting,
+            filling, memory_gb`: of the weights as they are or averaged, whichever have the lower tune loss; it at the best temperature
+            and as it is (of detection 1 - average precision, and `tune_average_precision`); the shares of the time spent waiting for
             data and filling the store of kept activations; the most memory held so far. Epoch 0 is the convex head alone.
-        best_epoch: the epoch whose weights were kept (lowest tune loss).
+        best_epoch: the epoch whose weights were kept: the end of the last cycle, or one whose tune loss was lower by more than 2 %.
+        budget_epochs: of the budget; `epochs` at the most where training goes on until level.
+        budget_epoch: the epoch whose weights were kept at the end of the budget. at_budget: these weights, where training went on.
+        levelled: whether twice the steps gained no more than 2 % of the tune loss; None where training was not to go on.
+        improving: whether the last quarter of a budget that ended training lowered the tune loss by more than 2 %.
         stopped_early: True where patience ran out before the budget did.
         diverged: True where the loss was not finite any more and the best weights until then were kept.
         probe: penalties and losses of the convex head, and of a small cohort `checks`, see `compare_heads`; empty for scratch.
@@ -78,6 +95,11 @@ class FitResult:
 
     history: list[dict[str, float]]
     best_epoch: int
+    budget_epochs: int
+    budget_epoch: int
+    at_budget: State | None
+    levelled: bool | None
+    improving: bool
     stopped_early: bool
     diverged: bool
     probe: dict[str, Any]
@@ -106,8 +128,9 @@ def fit(
     """Trains head and backbone in place and leaves them with the best weights, in eval mode.
 
     First the convex head (not for scratch, whose features mean nothing yet), then all that the plan
-    leaves trainable, with AdamW, linear warm-up and cosine decay. What is measured and kept is the
-    exponential average of the weights, at the epoch with the lowest tune loss.
+    leaves trainable, with AdamW, linear warm-up and cosine decay. What is measured and kept are the weights or their exponential
+    average, at the end or at the epoch whose tune loss is lower by more than 2 %. Until level, warm restarts follow, each cycle as long as
+    all before it, until one gains no more than 2 % of the tune loss, at most four times the budget.
 
     Args:
         backbone, head: placed and frozen, see `settle`.
@@ -123,51 +146,84 @@ def fit(
         KeyboardInterrupt: an end was asked for, by Ctrl-C or SIGTERM; the state is kept.
     """
     meter = EnergyMeter(engine.device)
-    probe = _fit_probe(backbone, cast(LinearHead, head), task, parts.plain, engine, groups) if plan.convex else {}
+    probe = _fit_probe(backbone, cast(LinearHead, head), task, parts, engine, groups) if plan.convex else {}
     start = copy_state(backbone, head)
     steps = 0 if plan.strategy == "linear_probe" else budget.steps
     epochs = math.ceil(steps / len(parts.train))
-    trainer = Trainer(backbone, head, task, plan, budget.weight_decay, engine, epochs * len(parts.train), say)
+    ends = [cycle * epochs for cycle in cycles_of(plan)]
+    trainer = Trainer(backbone, head, task, plan, budget.weight_decay, engine, [end * len(parts.train) for end in ends], say)
     progress = trainer.resume(checkpoints)
     if progress is None:
         first = _entry(0, measure(backbone, head, task, parts.tune, engine))
         # An untrained head is not a candidate, however poor the first epochs are.
         lowest = first["tune_loss"] if plan.convex else math.inf
-        progress = Progress([first], trainer.averages.state(), 0, lowest, probe)
+        progress = Progress([first], start, 0, lowest, probe)
     for entry in progress.history:
-        on_epoch(entry, epochs)
-    diverged = False
+        on_epoch(entry, _end_of(entry, ends))
+    diverged = stopped = False
     try:
-        _train(trainer, progress, parts, epochs, budget.patience or epochs, on_epoch, checkpoints)
+        stopped = _train(trainer, progress, parts, ends, budget.patience or math.inf, on_epoch, checkpoints)
     except DivergedError as error:
         if not plan.convex and not progress.best_epoch:
             raise StudyError(str(error)) from error
         diverged = True
         say(f"the loss is not finite from epoch {len(progress.history)} on; the weights of epoch {progress.best_epoch} are kept")
-    load_state(progress.best, backbone, head)
+    # A training that ended before its budget did has nothing else.
+    states = [progress.best, *([progress.at_budget or progress.best] if plan.level else [])]
     mixture = 1.0
     if plan.mix and progress.best_epoch:
-        modules = (backbone, head)
-        mixture = choose_mixture(start, progress.best, modules, lambda: measure(*modules, task, parts.tune, engine)["loss"])
+        mixture, states = _mix(start, states, (backbone, head), lambda: measure(backbone, head, task, parts.tune, engine)["loss"])
+    load_state(states[0], backbone, head)
     backbone.freeze(plan.frozen_stages, plan.norm_policy, plan.tuned)
     kept = {name: measure(backbone, head, task, part, engine)["raw"] for name, part in (("train", parts.plain), ("tune", parts.tune))}
     trainer.accelerator.free_memory()
     trained = len(progress.history) - 1
     seconds, waited, filled = (progress.total.get(name, 0.0) for name in _TIMES)
     return FitResult(
-        progress.history,
-        progress.best_epoch,
-        0 < trained < epochs and not diverged,
-        diverged,
-        progress.probe,
-        {**kept, "mixture": mixture},
-        seconds,
-        trained * len(parts.train) * parts.train.batch_size / seconds if trained else 0.0,
-        waited / seconds if trained else 0.0,
-        filled / seconds if trained else 0.0,
-        peak_memory_gb(engine.device),
-        meter.joules(),
+        history=progress.history,
+        best_epoch=progress.best_epoch,
+        budget_epochs=epochs,
+        budget_epoch=progress.budget_epoch if progress.ends else progress.best_epoch,
+        at_budget=states[-1] if len(states) > 1 else None,
+        levelled=(stopped or has_levelled(progress.ends)) if plan.level and epochs else None,
+        improving=not (stopped or diverged or plan.level) and _improving(progress.history, epochs),
+        stopped_early=stopped,
+        diverged=diverged,
+        probe=progress.probe,
+        kept={**kept, "mixture": mixture},
+        seconds=seconds,
+        images_per_second=trained * len(parts.train) * parts.train.batch_size / seconds if trained else 0.0,
+        waiting=waited / seconds if trained else 0.0,
+        filling=filled / seconds if trained else 0.0,
+        memory_gb=peak_memory_gb(engine.device),
+        joules=meter.joules(),
     )
+
+
+def has_levelled(ends: Sequence[float]) -> bool:
+    """Whether the last cycle, as long as all before it, lowered the lowest tune loss by no more than 2 %; `ends`: those losses."""
+    return len(ends) > 1 and ends[-1] >= (1 - GAIN) * ends[-2]
+
+
+def _improving(history: Sequence[dict[str, float]], epochs: int) -> bool:
+    """Whether the last quarter of the epochs lowered the tune loss by more than 2 %."""
+    losses = [entry["tune_loss"] for entry in history]
+    before = len(losses) - max(1, round(_LAST * epochs))
+    return before > 1 and min(losses[before:]) < (1 - GAIN) * min(losses[:before])
+
+
+def _end_of(entry: dict[str, float], ends: Sequence[int]) -> int:
+    """The last epoch of the cycle to which an entry belongs."""
+    return next((end for end in ends if entry["epoch"] <= end), ends[-1])
+
+
+def _mix(start: State, states: Sequence[State], modules: tuple[Backbone, Head], loss: Callable[[], float]) -> tuple[float, list[State]]:
+    """Each state mixed with the pretrained one; and the share that the first of them has."""
+    shares, mixed = [], []
+    for state in states:
+        shares.append(choose_mixture(start, state, modules, loss))
+        mixed.append(copy_state(*modules))
+    return shares[0], mixed
 
 
 def settle(backbone: Backbone, head: Head, plan: FreezePlan, engine: Engine, images: Loader) -> None:
@@ -188,12 +244,12 @@ def _train(
     trainer: Trainer,
     progress: Progress,
     parts: Parts,
-    epochs: int,
-    patience: int,
+    ends: Sequence[int],
+    patience: float,
     on_epoch: Callable[[dict[str, float], int], None],
     checkpoints: Checkpoints | None,
-) -> None:
-    """Epochs until the budget or the patience is spent."""
+) -> bool:
+    """Cycles of epochs until the budget is spent, or the tune loss has levelled off; True where patience ran out before."""
     images = len(parts.train) * parts.train.batch_size
     batches = parts.train
     before = time.perf_counter(), batches.waited, batches.filled
@@ -224,7 +280,10 @@ def _train(
     def run_epoch() -> None:
         epoch = len(progress.history)
         loss = trainer.run_epoch(parts.train, progress, after_step)
-        entry = _entry(epoch, measure(trainer.averages.backbone, trainer.averages.head, trainer.task, parts.tune, trainer.engine))
+        candidates = trainer.candidates(parts.norms)
+        scores = [measure(*candidate, trainer.task, parts.tune, trainer.engine) for candidate in candidates]
+        best = min(range(len(scores)), key=lambda number: scores[number]["loss"])
+        entry = _entry(epoch, scores[best]) | {"averaged": best}
         note_time()
         seconds, waited, filled = (progress.now[name] for name in _TIMES)
         entry |= {"train_loss": loss, "lr": trainer.head_rate, "seconds": seconds, "images_per_second": images / seconds}
@@ -232,19 +291,35 @@ def _train(
         progress.history.append(entry)
         progress.total = {name: progress.total.get(name, 0.0) + value for name, value in progress.now.items()}
         progress.now, progress.losses = {}, []
-        if entry["tune_loss"] < progress.lowest - _LEAST_GAIN:
-            progress.best, progress.best_epoch, progress.lowest = trainer.averages.state(), epoch, entry["tune_loss"]
-        on_epoch(entry, epochs)
+        _choose(progress, entry["tune_loss"], candidates[best], ends)
+        on_epoch(entry, _end_of(entry, ends))
 
     with finishing_steps():
         try:
-            while len(progress.history) <= epochs and len(progress.history) - 1 - progress.best_epoch < patience:
+            while len(progress.history) <= ends[-1] and not has_levelled(progress.ends):
+                if len(progress.history) - 1 - progress.lowest_epoch >= patience:
+                    return True
                 run_epoch()
-            if epochs:
+            if ends[-1]:
                 after_step()  # an end that was asked for while the last epoch was measured
         except EndAskedError:
             keep()
             raise
+    return False
+
+
+def _choose(progress: Progress, loss: float, modules: tuple[Backbone, Head], ends: Sequence[int]) -> None:
+    """Keeps the weights of the last epoch if its tune loss is the lowest, or as good as that at the end of a cycle."""
+    epoch = len(progress.history) - 1
+    lower = loss < progress.lowest - _ROUNDING
+    if lower or (epoch in ends and (1 - GAIN) * loss <= progress.lowest):
+        progress.best, progress.best_epoch = copy_state(*modules), epoch
+    if lower:
+        progress.lowest, progress.lowest_epoch = loss, epoch
+    if epoch in ends:
+        progress.ends.append(progress.lowest)
+    if epoch == ends[0]:
+        progress.at_budget, progress.budget_epoch = progress.best, progress.best_epoch
 
 
 def _entry(epoch: int, scores: dict[str, float]) -> dict[str, float]:
@@ -253,11 +328,9 @@ def _entry(epoch: int, scores: dict[str, float]) -> dict[str, float]:
     return {"epoch": epoch, **{names.get(name, f"tune_{name}"): value for name, value in scores.items()}}
 
 
-def _fit_probe(
-    backbone: Backbone, head: LinearHead, task: Task, plain: Loader, engine: Engine, groups: NDArray[np.int64]
-) -> dict[str, Any]:
-    features = pooled_features(backbone, head, plain, engine)
+def _fit_probe(backbone: Backbone, head: LinearHead, task: Task, parts: Parts, engine: Engine, groups: NDArray[np.int64]) -> dict[str, Any]:
+    features = pooled_features(backbone, head, parts.plain, engine)
     units = groups[features.rows]
     fewest = min(len(np.unique(units[features.targets[:, 0] == value])) for value in (0, 1))
     checks = compare_heads(features, units, task.positive_weights[0]) if fewest < FEWEST_TO_TUNE else {}
-    return {**fit_head(head, features, units, task.positive_weights), "checks": checks}
+    return {**fit_head(head, features, units, task.positive_weights, parts.train.seed or 0), "checks": checks}

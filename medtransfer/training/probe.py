@@ -184,7 +184,7 @@ def inner_folds(labels: Int, groups: Int, folds: int, repeats: int, seed: int = 
     if fewest < 2:
         return
     for repeat in range(repeats):
-        splitter = StratifiedGroupKFold(min(folds, fewest), shuffle=True, random_state=seed + repeat)
+        splitter = StratifiedGroupKFold(min(folds, fewest), shuffle=True, random_state=(seed * repeats + repeat) % 2**32)
         for train, held in splitter.split(labels, labels, groups):
             if len(set(labels[train])) == 2 and len(held):
                 yield train, held
@@ -211,7 +211,7 @@ def choose_penalty(
     return PENALTIES[best], float(total[best] / count)
 
 
-def fit_head(head: LinearHead, features: Features, groups: Int, positive_weights: tuple[float, ...]) -> dict[str, Any]:
+def fit_head(head: LinearHead, features: Features, groups: Int, positive_weights: tuple[float, ...], seed: int = 0) -> dict[str, Any]:
     """Solves the head to convergence and writes it into `head`; the penalty is chosen on inner folds.
 
     Args:
@@ -219,6 +219,7 @@ def fit_head(head: LinearHead, features: Features, groups: Int, positive_weights
         features: of the training part.
         groups: (image,), patient or cluster of each.
         positive_weights: weight of positives per label, as in the loss.
+        seed: of the inner folds.
 
     Returns:
         The penalties chosen and their log-losses on the inner folds, per label.
@@ -226,7 +227,7 @@ def fit_head(head: LinearHead, features: Features, groups: Int, positive_weights
     chosen: dict[str, Any] = {"penalty": [], "inner_loss": []}
     for index, weight in enumerate(positive_weights):
         labels = features.targets[:, index].astype(np.int64)
-        penalty, loss = choose_penalty(features.values, labels, groups, weight)
+        penalty, loss = choose_penalty(features.values, labels, groups, weight, seed=seed)
         coefficients, intercepts = fit_path(features.values, labels, weight, (penalty,))
         _write(head.linear, index, coefficients[0], float(intercepts[0]))
         chosen["penalty"].append(penalty)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,8 @@ _CLIP_NORM = 5.0
 # Steps between two looks at the losses, and of several processes at each other: to look is to wait for an accelerator.
 _LOOK = 16
 
+Candidate = tuple[Backbone, Head]
+
 
 class DivergedError(StudyError):
     """The loss is not finite any more; not seen outside of a training."""
@@ -38,8 +40,9 @@ class Progress:
 
     Attributes:
         history: entries of finished epochs, the first before training.
-        best, best_epoch, lowest: averaged weights of the epoch with the lowest tune loss.
+        best, best_epoch: the weights that are kept so far, and their epoch. lowest, lowest_epoch: the lowest tune loss, and its epoch.
         probe: of the convex head.
+        ends: the lowest tune loss at the end of every cycle that is done. at_budget, budget_epoch: what was kept at the end of the first.
         step: optimiser steps done.
         losses: of the steps of this epoch.
         now, total: of this epoch so far, and of all finished ones: `seconds`, and of them `waited` for data and `filled` the
@@ -51,6 +54,10 @@ class Progress:
     best_epoch: int
     lowest: float
     probe: dict[str, Any]
+    lowest_epoch: int = 0
+    ends: list[float] = field(default_factory=list)
+    at_budget: State = field(default_factory=list)
+    budget_epoch: int = 0
     step: int = 0
     losses: list[float] = field(default_factory=list)
     now: dict[str, float] = field(default_factory=dict)
@@ -64,7 +71,7 @@ class Trainer:
         backbone: frozen as at the end of the schedule.
         head: trains whole.
         task, plan, weight_decay, engine: what is learnt, and how.
-        steps: of the whole training, for the schedule.
+        ends: optimiser steps at which the cycles of the schedule end, ascending.
         say: tells the user something.
     """
 
@@ -76,10 +83,10 @@ class Trainer:
         plan: FreezePlan,
         weight_decay: float,
         engine: Engine,
-        steps: int,
+        ends: Sequence[int],
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.backbone, self.head, self.task, self.plan, self.engine, self.steps, self.say = backbone, head, task, plan, engine, steps, say
+        self.backbone, self.head, self.task, self.plan, self.engine, self.ends, self.say = backbone, head, task, plan, engine, ends, say
         self.optimizer = torch.optim.AdamW(parameter_groups(backbone, head, plan, weight_decay), fused=True)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.anchor = Anchor(backbone) if plan.l2_sp else None
@@ -103,25 +110,26 @@ class Trainer:
         self.head.train()
         frozen = None
         for batch in batches:
-            if progress.step >= self.steps:
+            if progress.step >= self.ends[-1]:
                 break
-            if (now := frozen_at(self.plan, progress.step, self.steps)) != frozen:
+            if (now := frozen_at(self.plan, progress.step, self.ends[0])) != frozen:
                 frozen = now
                 self.backbone.freeze(frozen, self.plan.norm_policy, self.plan.tuned)
                 network = Network(self.backbone, self.head, self.engine)
                 self._network = self.engine.compile(self.engine.distribute(network, network.unread))
-            rate = rate_at(progress.step, self.steps)
+            rate = rate_at(progress.step, self.ends)
             for group in self.optimizer.param_groups:
                 group["lr"] = group["peak"] * rate
             self._unseen.append(self._step(batch))
             progress.step += 1
+            self.averages.update(progress.step)
             if len(self._unseen) >= _LOOK:
                 self.look(progress)
             if self.engine.share[1] == 1 or progress.step % _LOOK == 0:
                 after_step()
         self.head_rate = float(self.optimizer.param_groups[-1]["lr"])
         self.look(progress)
-        self._share_statistics()
+        self._share_statistics(self.backbone)
         return float(sum(progress.losses) / max(1, len(progress.losses)))
 
     def look(self, progress: Progress) -> None:
@@ -152,7 +160,6 @@ class Trainer:
                 self._halve(len(batch["targets"]), error)
         self.accelerator.clip_grad_norm_(self.parameters, _CLIP_NORM)
         self.accelerated.step()
-        self.averages.update()
         return loss
 
     def _backward(self, batch: Batch) -> Tensor:
@@ -186,13 +193,18 @@ class Trainer:
             "each step, so that the batch stays as it is"
         )
 
-    def _share_statistics(self) -> None:
+    def candidates(self, batches: Loader) -> list[Candidate]:
+        """The weights that an epoch may leave: as they are, and averaged, whose batch norms take their statistics anew from `batches`."""
+        self.averages.refresh(batches, self.engine)
+        self._share_statistics(self.averages.backbone)
+        return [(self.backbone, self.head), (self.averages.backbone, self.averages.head)]
+
+    def _share_statistics(self, backbone: Backbone) -> None:
         """The mean of the batch statistics of all processes."""
         if self.engine.share[1] > 1:
-            for module in (self.backbone, self.averages.backbone):
-                for buffer in module.buffers():
-                    if buffer.is_floating_point():
-                        buffer.copy_(self.engine.mean(buffer))
+            for buffer in backbone.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(self.engine.mean(buffer))
 
     def state(self, progress: Progress) -> dict[str, Any]:
         """All that a training needs to go on as if it had not stopped."""

@@ -11,7 +11,7 @@ from medtransfer.models.costs import measure_stages
 from medtransfer.models.freeze import PlainCounts
 from medtransfer.models.heads import LinearHead
 from medtransfer.models.plan import CacheBudget, describe_stages, fix_plan, plan_cache, trained_sizes
-from medtransfer.models.schedule import frozen_at, parameter_groups, rate_at
+from medtransfer.models.schedule import CYCLES, frozen_at, parameter_groups, rate_at
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +34,19 @@ def test_gradual_unfreezing_goes_from_the_top_and_ends_at_the_plan(resnet):
 
 
 def test_rates_warm_up_and_fall_to_zero():
-    rates = [rate_at(step, 100) for step in range(100)]
+    rates = [rate_at(step, [100]) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == 1.0
     assert rates[-1] < 1e-3
+
+
+def test_cycles_begin_again_and_the_first_is_the_budget_alone():
+    ends = [cycle * 100 for cycle in CYCLES]
+    rates = [rate_at(step, ends) for step in range(400)]
+    assert rates[:100] == [rate_at(step, [100]) for step in range(100)]
+    assert rates[100:200] == rates[:100]
+    assert rates[200:] == [rate_at(step, [200]) for step in range(200)]
+    assert rate_at(400, ends) < 1e-9  # of a look beyond the end
 
 
 def test_surgical_plans_train_the_first_stages_or_norms_alone(resnet):

@@ -48,13 +48,13 @@ def test_an_arm_with_a_larger_budget_is_added_to_a_finished_study(studies, tmp_p
     assert stamps == {arm: record[arm].stat().st_mtime_ns for arm in ARMS}
     runs = {arm: json.loads(path.read_text()) for arm, path in record.items()}
     assert runs["longer"]["budget"]["steps"] == 3 * runs["scratch"]["budget"]["steps"] > 0
-    assert (runs["longer"]["epochs"], runs["scratch"]["epochs"]) == (3, 1)
+    assert (runs["longer"]["epochs"], runs["scratch"]["budget_epochs"]) == (3, 1)
     after = pd.read_csv(out / "predictions.csv")
     assert after[after["arm"] != "longer"].reset_index(drop=True).equals(before)
     pairs = {(pair["a"], pair["b"]) for pair in json.loads((out / "report.json").read_text())["comparisons"]}
     assert pairs == {("imagenet", "scratch"), ("imagenet", "longer"), ("scratch", "longer")}
     page = (out / "report.html").read_text()
-    assert page.count("number of optimiser steps (longer: 3 times as many)") == 2
+    assert page.count("number of optimiser steps (longer: 3 times as many, scratch: up to four times as many, until") == 2
     assert "Of these, longer was added when the others had been evaluated." in page
     # A third call knows that still. Runs that something decides otherwise are done again, which is said.
     again = json.loads(record["longer"].read_text())
@@ -98,7 +98,7 @@ def test_what_a_gpu_was_given_does_not_bind_a_processor(tmp_path):
     stored = {"a": {"device": "cuda:0", "precision": "fp16", "layout": "contiguous", "compiled": True}}
     (tmp_path / "environment.json").write_text(json.dumps({"arms": stored}))
     assert recorded_engine(tmp_path, "a", "cpu") == {}
-    assert recorded_engine(tmp_path, "a", "cuda") == recorded_engine(tmp_path, "a") == stored["a"]
+    assert recorded_engine(tmp_path, "a", "cuda") == recorded_engine(tmp_path, "a") == {**stored["a"], "difference": {}}
 
 
 def test_budgets_are_told_as_they_were_spent():
@@ -109,6 +109,9 @@ def test_budgets_are_told_as_they_were_spent():
     assert describe_budgets(study, plans) == "number of optimiser steps (b: 1.6 times as many)"
     assert describe_budgets({"arms": {"a": {}}}, {"a": {"steps": 50}}) == "number of optimiser steps"
     assert describe_budgets({"arms": {"b": {"budget": 3}}}, {"b": {"steps": 1500}}) == "number of optimiser steps (b: 1,500)"
+    until = {"a": {"steps": 50}, "b": {"steps": 50, "level": True}}
+    said = describe_budgets({"arms": {"a": {}, "b": {"budget": None}}}, until)
+    assert said == "number of optimiser steps (b: up to four times as many, until the tune loss levelled off)"
 
 
 def test_budgets_are_times_that_of_the_study():
@@ -119,6 +122,7 @@ def test_budgets_are_times_that_of_the_study():
         "probe": {"backbone": LITE, "weights": "imagenet", "budget": 5},
         "scratch": {"backbone": LITE},
         "longer": {"backbone": LITE, "budget": 2.5},
+        "once": {"backbone": LITE, "budget": 1},
     }
     nets = {name: mt.load_backbone(LITE, arm.get("weights")) for name, arm in arms.items()}
     plans = {name: plan_freeze(PlainCounts({"0": 6, "1": 6}, "far"), net) for name, net in nets.items()}
@@ -134,9 +138,12 @@ def test_budgets_are_times_that_of_the_study():
     ):
         config = make_config({"cohort": section, "arms": arms, "train": train, "learning_curve": curve})
         shared = share_steps(plans, config, 7, draws)
-        assert [shared[name].steps for name in arms] == [0, steps, round(2.5 * steps)]
+        assert [shared[name].steps for name in arms] == [0, steps, round(2.5 * steps), steps]
+        # Without weights and a budget of its own an arm goes on until level, but not in the draws of a learning curve.
+        assert [shared[name].level for name in arms] == [False, not draws, False, False]
         assert "2.5 times" in shared["longer"].reason
-        assert shared["scratch"].reason == plans["scratch"].reason
+        assert shared["once"].reason == plans["once"].reason
+        assert ("until the tune loss has levelled off" in shared["scratch"].reason) == (not draws)
         assert train_of(config, "scratch", draws).epochs == epochs
         assert train_of(config, "longer", draws).epochs == (None if epochs is None else 10)
 

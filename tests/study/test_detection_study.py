@@ -75,9 +75,11 @@ def test_candidates_lie_in_their_images_in_the_pixels_of_the_image(study, phanto
     kept = pd.read_csv(study / "boxes.csv")
     merged = kept.merge(boxes, on="image", suffixes=("", "_true"))
     assert (merged["x0"] - merged["x0_true"]).abs().max() == 0
-    predictions = pd.read_csv(study / "predictions.csv")
-    best = candidates.groupby(["arm", "image", "part", "fold"])["logit"].max().rename("best").reset_index()
-    both = predictions.merge(best, on=["arm", "image", "part", "fold"])
+    predictions = pd.read_csv(study / "predictions.csv").fillna({"budget": ""})
+    keys = ["arm", "image", "part", "fold", "budget"]
+    best = candidates.fillna({"budget": ""}).groupby(keys)["logit"].max().rename("best").reset_index()
+    both = predictions.merge(best, on=keys)
+    assert set(both["budget"]) == {"", "level", "same"}
     assert len(both) > 20
     assert np.allclose(both["logit"], both["best"])
 
@@ -204,7 +206,7 @@ def test_kept_activations_give_the_same_losses_and_gradients(phantom, tmp_path):
     assert plan.cache_cut
     rows = list(range(8))
     source = images.source(net, engine)
-    kept = images.keep(net, engine, plan.cache_cut, head.taps)
+    kept = images.keep(net, engine, plan.cache_cut, head.taps, 0)
     assert isinstance(kept, FeatureSource)
     seen = []
     for origin in (source, kept):

@@ -35,10 +35,12 @@ def test_the_folder_is_the_record(study):
     for arm in TWINS:
         for fold in (0, 1):
             run_folder = out / "runs" / arm / f"fold-{fold}" / "seed-0"
-            assert {p.name for p in run_folder.iterdir()} == {"run.json", "metrics.jsonl", "weights.safetensors", "predictions.csv"}
+            more = {"at-budget"} if arm == "scratch" else set()
+            assert {p.name for p in run_folder.iterdir()} == {"run.json", "metrics.jsonl", "weights.safetensors", "predictions.csv"} | more
     table = pd.read_csv(out / "predictions.csv")
     schema = ["arm", "seed", "fold", "part", "image", "patient", "label", "target", "probability", "logit"]
-    assert table.columns.tolist() == [*schema, "typical"]
+    assert table.columns.tolist() == [*schema, "typical", "budget"]
+    assert table.groupby("arm")["budget"].unique().map(list).to_dict() == {"imagenet": [np.nan], "scratch": ["level", "same"]}
     cohort = pd.read_csv(out / "cohort.csv")
     assert {"image", "patient", "site", "malignant", "fold_0", "fold_1", "file_digest"} <= set(cohort.columns)
     test = table[(table["part"] == "test") & (table["arm"] == "imagenet")]
@@ -64,10 +66,11 @@ def test_both_arms_get_the_same_patients_and_steps(study):
     runs = {arm: read_run(study.out, arm) for arm in TWINS}
     assert runs["imagenet"]["images"] == runs["scratch"]["images"]
     assert runs["imagenet"]["budget"]["steps"] == runs["scratch"]["budget"]["steps"] > 0
-    table = pd.read_csv(study.out / "predictions.csv")
+    table = pd.read_csv(study.out / "predictions.csv").fillna({"budget": ""})
     keys = ["seed", "fold", "part", "image", "patient", "target"]
-    parts = [table[table["arm"] == arm][keys].reset_index(drop=True) for arm in TWINS]
-    assert parts[0].equals(parts[1])
+    parts = [of[keys].reset_index(drop=True) for _, of in table.groupby(["arm", "budget"])]
+    assert len(parts) == 3
+    assert all(part.equals(parts[0]) for part in parts)
 
 
 @pytest.mark.xdist_group("classification")
@@ -82,7 +85,7 @@ def test_evaluate_reproduces_every_number_without_torch(study, tmp_path):
     assert result.returncode == 0, result.stderr
     again, own = (json.loads((folder / "report.json").read_text(encoding="utf-8")) for folder in (tmp_path / "again", study.out))
     # What 1 means and how training ended are facts of the study, and no numbers.
-    assert {key: own.pop(key) for key in ("meaning", "unfinished")}["meaning"] == {"malignant": "malignant"}
+    assert {key: own.pop(key) for key in ("meaning", "unfinished", "spent")}["meaning"] == {"malignant": "malignant"}
     assert again == own
     assert (tmp_path / "again" / "report.html").is_file()
     kinds = {path.suffix for path in (tmp_path / "again" / "figures").iterdir()}

@@ -121,7 +121,7 @@ def test_an_edit_that_does_not_fit_exits_2_and_leaves_the_plan(planned, tmp_path
     ("setting", "message"),
     [
         ("image.size=48", "image.size: 32 there, 48 here"),
-        ("arms.scratch.budget=2", "arms.scratch.budget: 1.0 there, 2.0 here"),
+        ("arms.scratch.budget=2", "arms.scratch.budget: None there, 2.0 here"),
         (f"arms={{scratch: {{backbone: {SMALL}}}}}", "arms: imagenet, scratch there, scratch here"),
     ],
 )

@@ -5,9 +5,11 @@ import copy
 import medtransfer as mt
 import pytest
 import torch
+from medtransfer.models.heads import LinearHead
 from medtransfer.training.averages import Anchor, Averages, adapt_norms, choose_mixture, copy_state
 from medtransfer.training.engine import make_engine
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 ENGINE = make_engine("cpu", "fp32")
 
@@ -15,7 +17,11 @@ ENGINE = make_engine("cpu", "fp32")
 def batches(count=3, size=4):
     generator = torch.Generator().manual_seed(0)
     return [
-        {"features": {"image": 3 * torch.randn(size, 3, 48, 48, generator=generator) + 1}, "targets": torch.zeros(size, 1)}
+        {
+            "features": {"image": 3 * torch.randn(size, 3, 48, 48, generator=generator) + 1},
+            "present": torch.ones(size, 1, dtype=torch.bool),
+            "targets": torch.zeros(size, 1),
+        }
         for _ in range(count)
     ]
 
@@ -64,20 +70,57 @@ def test_the_pull_is_the_gradient_of_the_squared_distance():
     assert frozen.grad is resting.grad is None  # what does not train now is not pulled
 
 
-def test_averages_follow_their_definition():
+def test_averages_follow_their_definition_and_that_of_torch():
+    """The decay warms up; torch's own average, with the same decay, is the same."""
     net, head = mt.load_backbone("resnet18", seed=3), nn.Linear(2, 1)
     averages = Averages(net, head)
-    start = head.weight.detach().clone()
+    both = nn.ModuleList([net, head])
+    reference = AveragedModel(both, multi_avg_fn=lambda means, now, n: torch._foreach_lerp_(means, now, 1 - decays[int(n) - 1]))
+    reference.n_averaged += 1  # which would copy the first weights
+    decays = [min(0.95, (1 + n) / (10 + n)) for n in range(1, 301)]
+    assert (decays[0], decays[-1]) == (2 / 11, 0.95)
+    expected = start = head.weight.detach().clone()
+    generator = torch.Generator().manual_seed(0)
+    for step in (1, 2, 3):
+        with torch.no_grad():
+            head.weight.add_(1.0)
+            net.network.layer4[1].conv2.weight.add_(torch.randn(net.network.layer4[1].conv2.weight.shape, generator=generator))
+            net.network.layer4[1].bn2.num_batches_tracked.add_(7)
+        averages.update(step)
+        reference.update_parameters(both)
+        expected = decays[step - 1] * expected + (1 - decays[step - 1]) * (start + step)
+    assert torch.allclose(averages.head.weight, expected, atol=1e-6)
+    for ours, torchs in zip(averages.backbone.parameters(), reference.module[0].parameters(), strict=True):
+        assert torch.allclose(ours, torchs, atol=1e-6)
+
+
+def test_averaged_weights_have_statistics_of_their_own():
+    """Those that the images give the averaged weights, not a mean of statistics; what rests keeps its own."""
+    net, head = mt.load_backbone("resnet18", seed=3), LinearHead(mt.load_backbone("resnet18").stages[-1], 1)
+    net.freeze(2)
+    averages = Averages(net, head)
     with torch.no_grad():
-        head.weight.add_(1.0)
-        net.network.layer4[1].conv2.weight.add_(1.0)
-        net.network.layer4[1].bn2.num_batches_tracked.add_(7)
-    averages.update()
-    averages.update()
-    assert torch.allclose(averages.head.weight, start + 1 - 0.95**2, atol=1e-6)
-    fresh = mt.load_backbone("resnet18", seed=3).network.layer4[1].conv2.weight
-    assert torch.allclose(averages.backbone.network.layer4[1].conv2.weight, fresh + 1 - 0.95**2, atol=1e-6)
-    assert averages.backbone.network.layer4[1].bn2.num_batches_tracked == 7
+        net.network.layer1[0].conv1.weight.mul_(3.0)
+        net.network.layer4[1].bn2.running_mean.add_(5.0)
+    averages.update(1)
+    expected = copy.deepcopy(averages.backbone)
+    adapt_norms(expected, batches(), ENGINE, expected.moving_norms())
+    averages.refresh(batches(), ENGINE)
+    frozen = mt.load_backbone("resnet18", seed=3).network
+    assert torch.equal(averages.backbone.network.bn1.running_mean, frozen.bn1.running_mean)
+    for ours, theirs in zip(averages.backbone.buffers(), expected.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert not torch.allclose(averages.backbone.network.layer4[1].bn2.running_mean, net.network.layer4[1].bn2.running_mean)
+
+
+def test_norms_that_keep_their_statistics_are_left_alone():
+    net, head = mt.load_backbone("resnet18", seed=3), LinearHead(mt.load_backbone("resnet18").stages[-1], 1)
+    net.freeze(2, "eval")
+    assert net.moving_norms() == []
+    averages = Averages(net, head)
+    before = copy_state(averages.backbone)[0]
+    averages.refresh(batches(), ENGINE)
+    assert all(torch.equal(value, before[key]) for key, value in averages.backbone.state_dict().items())
 
 
 def test_what_rests_is_not_averaged():
@@ -87,7 +130,7 @@ def test_what_rests_is_not_averaged():
     with torch.no_grad():
         net.network.conv1.weight.add_(1.0)
         net.network.layer4[1].conv2.weight.add_(1.0)
-    averages.update()
+    averages.update(1)
     fresh = mt.load_backbone("resnet18", seed=3).network
     assert torch.equal(averages.backbone.network.conv1.weight, fresh.conv1.weight)
     assert not torch.equal(averages.backbone.network.layer4[1].conv2.weight, fresh.layer4[1].conv2.weight)

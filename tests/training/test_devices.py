@@ -50,7 +50,7 @@ def test_a_step_mixes_no_devices(tmp_path, pretended, name, shape, pooling):
         assert batch["features"]["image"].device == GPU
         engine.place(net)
         engine.place(head)
-        trainer = Trainer(net, head, task, plan, 0.05, engine, 100)
+        trainer = Trainer(net, head, task, plan, 0.05, engine, [100])
         trainer.accelerator.backward = lambda _: None  # asks for a GPU
         assert trainer._backward(batch).device == GPU
         for parameter in trainer.parameters:
@@ -58,7 +58,7 @@ def test_a_step_mixes_no_devices(tmp_path, pretended, name, shape, pooling):
         trainer.anchor.pull(0.1)
         trainer.accelerator.clip_grad_norm_(trainer.parameters, 5.0)
         trainer.accelerated.step()
-        trainer.averages.update()
+        trainer.averages.update(1)
         plain = ImageSource(paths, targets, (0.5,) * 3, (0.25,) * 3, net.ndim, device=GPU).load([0, 1])
         found = task.predict(Network(net, head, engine).eval()(plain["features"], plain["present"]))
         assert (found.device, found.shape) == (GPU, (2, 1))

@@ -103,7 +103,7 @@ def test_frozen_is_frozen_after_a_resume_too(cohort, tmp_path, monkeypatch):
         return real(self, batch)
 
     monkeypatch.setattr(loop.Trainer, "_step", step)
-    monkeypatch.setattr(loop, "_LEAST_GAIN", -10.0)  # the last epoch is kept, however good
+    monkeypatch.setattr(loop, "_ROUNDING", -10.0)  # the last epoch is kept, however good
     with pytest.raises(Killed):
         run(cohort, tmp_path / "r", norm_policy="train")
     resumed, net = run(cohort, tmp_path / "r", norm_policy="train")

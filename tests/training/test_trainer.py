@@ -54,7 +54,7 @@ def train(cohort, folder, scratch=False, epochs=3, **fixed):
 
 
 def test_out_of_memory_halves_the_batch_and_keeps_the_step(cohort, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "_LEAST_GAIN", -10.0)  # the last epoch is kept, however good
+    monkeypatch.setattr(loop, "_ROUNDING", -10.0)  # the last epoch is kept, however good
     fixed = {"norm_policy": "eval", "l2_sp": 0.01, "views": 0}
     whole, _, quiet = train(cohort, tmp_path / "whole", **fixed)
     real = predicting.Network.forward
@@ -107,7 +107,7 @@ def diverge(monkeypatch, from_step):
 
 
 def test_where_the_loss_is_not_finite_the_last_good_weights_stay(cohort, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "_LEAST_GAIN", -10.0)
+    monkeypatch.setattr(loop, "_ROUNDING", -10.0)
     monkeypatch.setattr(trainer, "_LOOK", 1)
     diverge(monkeypatch, 1)  # one step is an epoch here
     run, _, lines = train(cohort, tmp_path / "r", epochs=4)

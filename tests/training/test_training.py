@@ -67,7 +67,7 @@ def test_a_run_learns_and_leaves_its_record(cohort, tmp_path):
 @pytest.mark.parametrize("views", [8, 0])
 def test_frozen_stages_are_unchanged_after_training_parameters_and_buffers(cohort, tmp_path, monkeypatch, views):
     """Whether their activations are kept, or they see every image anew."""
-    monkeypatch.setattr(loop, "_LEAST_GAIN", -10.0)  # the last epoch is kept, however good
+    monkeypatch.setattr(loop, "_ROUNDING", -10.0)  # the last epoch is kept, however good
     _, net, before, plan = train(cohort, tmp_path, norm_policy="train", views=views)
     assert 0 < plan.frozen_stages < len(net.stages)
     after = net.state_dict()

@@ -1,0 +1,178 @@
+"""Training until level: cycles, what is kept at their ends, and that the first of them is a training with the budget alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import medtransfer as mt
+import pandas as pd
+import pytest
+import torch
+from medtransfer.evaluation import read_predictions
+from medtransfer.folder import AT_BUDGET
+from medtransfer.models.freeze import PlainCounts
+from medtransfer.sections import TrainSection
+from medtransfer.training import checkpoint, loop
+from medtransfer.training.loop import _choose, _improving, has_levelled
+from medtransfer.training.trainer import Progress
+from torch import nn
+
+from networks import SMALL, as_if_pretrained
+
+EPOCHS = 2
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    path = mt.write_phantom(tmp_path_factory.mktemp("phantom") / "images", patients=24)
+    return mt.Cohort.from_csv(path, path.parent, ["malignant"])
+
+
+def train(cohort, folder, level=True, net=None, patience=None, **fixed):
+    net = net or mt.load_backbone(SMALL, seed=1)
+    plan = mt.plan_freeze(PlainCounts({"0": 100, "1": 100}, "far"), net, **fixed)
+    fold = mt.split_cohort(cohort, 2).fold(0)
+    section = TrainSection(epochs=EPOCHS, batch_size=max(2, len(fold.train) // 2), precision="fp32", patience=patience)
+    task = mt.Classification(cohort.labels)
+    return mt.fit(cohort, fold, task, net, replace(plan, level=level), folder, size=32, train=section), net
+
+
+def losses(run):
+    return [json.loads(line)["tune_loss"] for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_first_cycle_is_the_training_with_the_budget(cohort, tmp_path):
+    """To the bit: its losses, the epoch that is kept and what it predicts."""
+    level, _ = train(cohort, tmp_path / "level")
+    alone, _ = train(cohort, tmp_path / "alone", level=False)
+    assert alone.summary["epochs"] == alone.summary["budget_epochs"] == EPOCHS
+    assert level.summary["epochs"] in {2 * EPOCHS, 4 * EPOCHS}
+    assert losses(level)[: EPOCHS + 1] == losses(alone)
+    assert level.summary["budget_epoch"] == alone.summary["best_epoch"]
+    pd.testing.assert_frame_equal(level.at_budget.drop(columns="typical", errors="ignore"), alone.predictions.drop(columns="typical"))
+    assert alone.at_budget is None
+    assert not (alone.folder / AT_BUDGET).exists()
+    assert alone.summary["levelled"] is None
+    assert "typical" in level.predictions.columns
+
+
+def test_training_ends_with_the_cycle_that_gains_nothing(cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "GAIN", 1.0)  # nothing is a gain
+    short, _ = train(cohort, tmp_path / "short")
+    assert (short.summary["epochs"], short.summary["levelled"]) == (2 * EPOCHS, True)
+    monkeypatch.setattr(loop, "GAIN", -10.0)  # everything is
+    long, net = train(cohort, tmp_path / "long")
+    assert (long.summary["epochs"], long.summary["levelled"]) == (4 * EPOCHS, False)
+    rates = [json.loads(line).get("lr") for line in (long.folder / "metrics.jsonl").read_text().splitlines()][1:]
+    ends = [rates[end - 1] for end in (EPOCHS, 2 * EPOCHS, 4 * EPOCHS)]
+    assert max(ends) < min(rate for epoch, rate in enumerate(rates, 1) if epoch not in {EPOCHS, 2 * EPOCHS, 4 * EPOCHS})
+    # The weights on the disk are those of the end, not of the budget.
+    again = mt.load_backbone(SMALL, f"study:{long.folder}")
+    assert all(torch.equal(value, net.state_dict()[key]) for key, value in again.state_dict().items())
+
+
+def test_patience_ends_a_training_that_goes_on(cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "_ROUNDING", 10.0)  # nothing is lower
+    run, _ = train(cohort, tmp_path / "r", net=as_if_pretrained(), patience=1)
+    assert (run.summary["epochs"], run.summary["stopped_early"], run.summary["levelled"]) == (1, True, True)
+    assert run.at_budget.equals(run.predictions.drop(columns="typical"))
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [[1, 4, 7, 12]])
+@pytest.mark.parametrize(
+    ("net", "fixed"), [(SMALL, {}), ("pretrained", {"unfreeze": "gradual", "dropout": 0.3, "norm_policy": "train", "mix": True})]
+)
+def test_killed_in_any_cycle_and_resumed_it_ends_as_if_it_had_not_been(cohort, tmp_path, monkeypatch, net, fixed, kills):
+    monkeypatch.setattr(checkpoint.Checkpoints, "due", True)
+    monkeypatch.setattr(loop, "GAIN", -10.0)
+
+    def make():
+        return as_if_pretrained() if net == "pretrained" else mt.load_backbone(net, seed=1)
+
+    whole, expected = train(cohort, tmp_path / "whole", net=make(), **fixed)
+    assert whole.summary["epochs"] == 4 * EPOCHS
+    real, count = loop.Trainer._step, 0
+
+    def step(self, batch):
+        nonlocal count
+        count += 1
+        if count in kills:
+            raise Killed
+        return real(self, batch)
+
+    monkeypatch.setattr(loop.Trainer, "_step", step)
+    for _ in kills:
+        with pytest.raises(Killed):
+            train(cohort, tmp_path / "killed", net=make(), **fixed)
+    again, found = train(cohort, tmp_path / "killed", net=make(), **fixed)
+    state = found.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in expected.state_dict().items())
+    assert again.predictions.equals(whole.predictions)
+    assert again.at_budget.equals(whole.at_budget)
+    assert losses(again) == losses(whole)
+
+
+def progress_after(history, ends):
+    """What is kept of epochs with these tune losses."""
+    progress = Progress([{}], [], 0, math.inf, {})
+    for loss in history:
+        progress.history.append({"tune_loss": loss})
+        _choose(progress, loss, (nn.Linear(1, 1), nn.Linear(1, 1)), ends)
+    return progress
+
+
+@pytest.mark.parametrize(
+    ("history", "kept"),
+    [
+        ([0.50, 0.40, 0.405], 3),  # the end is as good, within 2 %
+        ([0.50, 0.40, 0.42], 2),  # it is not
+        ([0.50, 0.40, 0.39], 3),
+        ([0.50, 0.499, 0.498, 0.60, 0.51, 0.495], 6),
+        ([0.50, 0.40, 0.42, 0.41, 0.39, 0.397], 6),
+    ],
+)
+def test_the_end_of_a_cycle_is_kept_unless_an_earlier_epoch_was_better(history, kept):
+    assert progress_after(history, [3, 6, 12]).best_epoch == kept
+
+
+def test_what_is_kept_at_the_budget_stays():
+    progress = progress_after([0.5, 0.45, 0.44, 0.4, 0.3, 0.2], [3, 6, 12])
+    assert (progress.budget_epoch, progress.best_epoch) == (3, 6)
+    assert progress.ends == [0.44, 0.2]
+    assert progress.at_budget is not progress.best
+
+
+def test_level_is_a_gain_of_two_percent_at_most():
+    assert not has_levelled([])
+    assert not has_levelled([0.5])
+    assert not has_levelled([0.5, 0.48])
+    assert has_levelled([0.5, 0.495])
+    assert has_levelled([0.5, 0.48, 0.48])
+    assert has_levelled([0.0, 0.0])  # of 1 - average precision that cannot be better
+
+
+def test_still_improving_is_said_of_the_last_quarter():
+    def entries(*values):
+        return [{"tune_loss": value} for value in values]
+
+    assert _improving(entries(0.7, 0.6, 0.5, 0.45, 0.40), 4)
+    assert not _improving(entries(0.7, 0.6, 0.5, 0.45, 0.445), 4)
+    assert not _improving(entries(0.3, 0.6, 0.5, 0.45, 0.40), 4)  # the convex head was better
+    assert not _improving(entries(0.7), 0)  # a probe
+    assert _improving(entries(0.7, 0.6, 0.5, 0.5, 0.5, 0.45, 0.45, 0.45, 0.42), 8)
+
+
+def test_a_run_without_its_predictions_at_the_budget_is_not_finished(cohort, tmp_path):
+    run, _ = train(cohort, tmp_path / "r")
+    (run.folder / AT_BUDGET / "predictions.csv").unlink()
+    from medtransfer.record import finished_run
+
+    assert finished_run(run.folder, "", "model", 0, 0) is None
+    assert read_predictions(run.folder / "predictions.csv").equals(run.predictions)
