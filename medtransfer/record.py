@@ -131,6 +131,9 @@ def refuse_edited_steps(path: Path, plans: dict[str, FreezePlan]) -> None:
         # A file from `plan` may name a strategy that was edited since; its steps follow.
         same = stored.get(name, {}).get("strategy") == plan.strategy
         steps = stored.get(name, {}).get("steps", plan.steps)
+        level = stored.get(name, {}).get("level", plan.level)
+        if level != plan.level:
+            raise ConfigError(f"{path}: arm {name}: level is {level!r}, not {plan.level}. Set arms.{name}.budget (level, or 1) instead.")
         if same and steps != plan.steps:
             raise ConfigError(
                 f"{path}: arm {name}: steps is {steps!r}, not {plan.steps}; the budget is one for all arms. Set train.epochs, or "

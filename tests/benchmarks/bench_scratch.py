@@ -146,10 +146,8 @@ def rates(folder: Path) -> None:
                     inner = replace(images, fold=Fold(0, rows[inside], rows[held], rows[held]))
                     with mock.patch("medtransfer.models.freeze.scratch_rate", return_value=rate):
                         found.append(product(inner, None, seed, 7, folder / f"{name}-{backbone}-{rate}-{seed}", False, backbone))
-                print(
-                    f"{name}, {backbone}, {rate:g}: AUC {np.mean([f[0] for f in found]):.3f}, log-loss {np.mean([f[1] for f in found]):.3f}",
-                    flush=True,
-                )
+                auc, loss, _ = np.mean(found, axis=0)
+                print(f"{name}, {backbone}, {rate:g}: AUC {auc:.3f}, log-loss {loss:.3f}", flush=True)
 
 
 # The plain script: nothing of the product but the network.

@@ -52,6 +52,12 @@ def test_classification_from_images_to_the_page(studies):
         "figures as SVG in figures/",
         "Plan",
         "Cohort",
+        "<h3>At the same budget</h3>",
+        "Trained until the tune loss levelled off, for ",
+        "compared with scratch (trained until level, ",
+        "; at the same budget ",
+        "went on with warm restarts [",
+        "(scratch: up to four times as many, until the tune loss levelled off)",
     ):
         assert part in page, part
     for absent in ("Left out on request", "Shortcuts were not looked for"):
@@ -64,6 +70,8 @@ def test_detection_from_images_to_the_page(studies):
     page = (out / "report.html").read_text()
     for text in (
         "Lesions found",
+        "<p>At the same budget: ",
+        "scratch average precision ",
         "FROC curves",
         "Hits, misses, false alarms",
         "RetinaNet",

@@ -98,6 +98,7 @@ def edit(planned, folder, arm, field, value):
         ("imagenet", "head_lr", "fast", "head_lr is 'fast'"),
         ("imagenet", "norm_policy", "freeze", "expected train or eval"),
         ("scratch", "steps", 5, "Set train.epochs, or arms.scratch.budget, instead"),
+        ("scratch", "level", False, "Set arms.scratch.budget (level, or 1) instead"),
         ("imagenet", "speed", 5, "unknown field speed"),
         ("scratch", "frozen_stages", 3, "trains everything"),
     ],

@@ -13,6 +13,7 @@ import torch
 from medtransfer.evaluation import read_predictions
 from medtransfer.folder import AT_BUDGET
 from medtransfer.models.freeze import PlainCounts
+from medtransfer.report.notes import list_unfinished, measure_spent, note_training
 from medtransfer.sections import TrainSection
 from medtransfer.training import checkpoint, loop
 from medtransfer.training.loop import _choose, _improving, has_levelled
@@ -176,3 +177,24 @@ def test_a_run_without_its_predictions_at_the_budget_is_not_finished(cohort, tmp
 
     assert finished_run(run.folder, "", "model", 0, 0) is None
     assert read_predictions(run.folder / "predictions.csv").equals(run.predictions)
+
+
+@pytest.mark.parametrize(
+    ("levelled", "improving", "epochs", "words", "unfinished"),
+    [
+        (True, False, [8, 16], "levelled off, for 2, 4 times the budget of 4 epochs.", False),
+        (False, False, [16, 16], "In 2 of 2 runs it had not levelled off when four times the budget were spent.", True),
+        (None, True, [4, 4], "In 2 of 2 runs the last quarter still lowered the tune loss by more than 2 %", True),
+        (None, False, [4, 4], "2 runs of 4 epochs, weights kept from epochs 4, 4; 2 s of training.", False),
+    ],
+)
+def test_how_training_ended_is_told(tmp_path, levelled, improving, epochs, words, unfinished):
+    for fold, spent in enumerate(epochs):
+        folder = tmp_path / "runs" / "a" / f"fold-{fold}" / "seed-0"
+        folder.mkdir(parents=True)
+        run = {"epochs": spent, "best_epoch": 4, "budget_epochs": 4, "levelled": levelled, "improving": improving, "seconds": 1.0}
+        (folder / "run.json").write_text(json.dumps(run))
+    (note,) = note_training(tmp_path, ["a"])
+    assert words in note
+    assert list_unfinished(tmp_path, ["a"]) == (["a"] if unfinished else [])
+    assert measure_spent(tmp_path, ["a"]) == ({} if levelled is None else {"a": [spent / 4 for spent in epochs]})

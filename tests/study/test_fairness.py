@@ -1,0 +1,167 @@
+"""What makes a comparison fair: budgets, fields, seeds, draws, precision and flips, as they are settled before training."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from medtransfer import machine
+from medtransfer.arms import images_of
+from medtransfer.config import load_config
+from medtransfer.data.dataset import ImageSource
+from medtransfer.episodes import draw_fold
+from medtransfer.errors import ConfigError
+from medtransfer.prepare import augment_of
+from medtransfer.training.engine import Engine, make_engine
+from medtransfer.training.features import FeatureSource
+
+from networks import SMALL
+from studies import ARMS, LITE, prepare_study, write_config
+
+
+@pytest.fixture
+def config(studies, tmp_path):
+    return write_config(tmp_path, studies.cohort(40))
+
+
+def test_an_arm_without_weights_goes_on_until_level_unless_it_says_otherwise(config):
+    plans = prepare_study(
+        config,
+        f"arms.again={{backbone: {SMALL}, budget: 1}}",
+        f"arms.until={{backbone: {LITE}, weights: imagenet, budget: level}}",
+        "arms.formulas={kind: features}",
+        "plan.strategy=lp_ft",
+    ).plans
+    assert {name: plan.level for name, plan in plans.items()} == {
+        "imagenet": False,
+        "scratch": True,
+        "again": False,
+        "until": True,
+        "formulas": False,
+    }
+    assert len({plan.steps for name, plan in plans.items() if name != "formulas"}) == 1
+
+
+def test_fields_for_all_arms_are_for_all_or_it_is_said(config):
+    by_hand = [
+        "plan.backbone_lr=0.001",
+        "plan.head_lr=0.01",
+        "plan.dropout=0.4",
+        "plan.strategy=lp_ft",
+        "arms.own={backbone: resnet18, plan: {head_lr: 0.02}}",
+    ]
+    plans = prepare_study(config, *by_hand).plans
+    assert (plans["imagenet"].backbone_lr, plans["imagenet"].head_lr, plans["imagenet"].dropout) == (0.001, 0.01, 0.4)
+    assert plans["scratch"].dropout == 0.4
+    assert plans["scratch"].backbone_lr == plans["scratch"].head_lr == 3e-3
+    assert "Set for arms with weights, and not for this one: backbone_lr, head_lr, strategy." in plans["scratch"].reason
+    assert (plans["own"].head_lr, plans["own"].backbone_lr) == (0.02, 3e-3)
+    assert "not for this one: backbone_lr, strategy." in plans["own"].reason
+    assert "not for this one" not in plans["imagenet"].reason
+
+
+def test_draws_are_nested_and_every_patient_has_one_role(config):
+    prepared = prepare_study(config, "learning_curve.sizes=[2,4,9]")
+    units = prepared.cohort.units.to_numpy()
+    for fold in (0, 1):
+        for episode in (1, 2):
+            draws = [draw_fold(prepared, fold, episode, size) for size in (2, 3, 4, 6, 9)]
+            for small, large in itertools.pairwise(draws):
+                for part in ("train", "tune"):
+                    assert set(getattr(small, part)) <= set(getattr(large, part))
+            for draw in draws:
+                assert len(draw.tune) > 0
+                assert not set(units[draw.train]) & set(units[draw.tune])
+                assert not set(units[draw.train]) & set(units[draw.test])
+                assert np.array_equal(draw.test, prepared.split.fold(fold).test)
+    assert set(draw_fold(prepared, 0, 1, 4).train) != set(draw_fold(prepared, 0, 2, 4).train)
+
+
+def test_random_views_differ_between_seeds_and_plain_images_do_not(config, tmp_path):
+    prepared = prepare_study(config)
+    images, backbone, engine = (
+        images_of(prepared, "imagenet", tmp_path / "store"),
+        prepared.backbones["imagenet"],
+        make_engine("cpu", "fp32"),
+    )
+    cut = backbone.names[3]
+    kept = [images.keep(backbone, engine, cut, backbone.names[-1:], seed) for seed in (0, 1, 0)]
+    assert all(isinstance(source, FeatureSource) for source in kept)
+    first, second, again = (source.load([0, 1], 2)["features"][cut] for source in kept)
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, second)
+    plain = [source.load([0, 1])["features"][cut] for source in kept]
+    assert torch.equal(plain[0], plain[1])
+    # They lie in one folder, so that seeds share the images as they are.
+    assert len({source.folder for source in kept}) == 1
+    sources = [images.source(backbone, engine, seed).load([0], 5)["features"]["image"] for seed in (0, 1)]
+    assert not torch.allclose(*sources)
+
+
+@pytest.mark.parametrize(
+    ("label", "flip", "expected"),
+    [("malignant", "auto", "left_right"), ("left", "auto", "none"), ("left", "all", "all"), ("malignant", "none", "none")],
+)
+def test_what_is_flipped_follows_the_label(config, label, flip, expected):
+    prepared = prepare_study(config, f"augment.flip={flip}", "augment.rotate=5")
+    cohort = replace(prepared.cohort, images=prepared.cohort.images.rename(columns={"malignant": label}), labels=(label,))
+    found = augment_of(prepared.config, cohort)
+    assert (found.flip, found.rotate, found.intensity) == (expected, 5.0, 1.0)
+
+
+def test_the_flip_that_is_set_reaches_the_images(config):
+    off = prepare_study(config, "augment={flip: none, rotate: 0, intensity: 0}")
+    source = images_of(off, "imagenet").source(off.backbones["imagenet"], make_engine("cpu", "fp32"))
+    assert isinstance(source, ImageSource)
+    assert source.augment == augment_of(off.config, off.cohort)
+    assert (source.augment.flip, source.augment.rotate, source.augment.intensity) == ("none", 0.0, 0.0)
+
+
+def test_volumes_are_not_turned_upside_down(studies, tmp_path):
+    config = write_config(tmp_path, studies.cohort(24, 3, volumes=True), image={"size": 32, "slices": 10})
+    with pytest.raises(ConfigError, match="augment.flip is all, which is for planes"):
+        prepare_study(config, "augment.flip=all")
+
+
+@pytest.mark.parametrize(
+    ("difference", "expected"), [({"features": 0.2, "logits": 0.01}, "fp32"), ({"features": 0.02, "logits": 0.01}, "bf16")]
+)
+def test_reduced_precision_is_taken_only_where_it_changes_no_answer(config, monkeypatch, tmp_path, difference, expected):
+    prepared = prepare_study(
+        config,
+        "train.precision=auto",
+        "plan.strategy=lp_ft",
+        f"arms.probe={{backbone: {LITE}, weights: imagenet, plan: {{strategy: linear_probe}}}}",
+    )
+    asked = []
+
+    def fastest(_, precision, **__):
+        asked.append(precision)
+        return Engine(torch.device("cpu"), "bf16" if precision == "auto" else precision, "channels_last")
+
+    monkeypatch.setattr(machine, "make_engine", fastest)
+    monkeypatch.setattr(machine, "compare_with_fp32", lambda *_: difference)
+    engines = machine.choose_engines(prepared, tmp_path / "none")
+    assert {name: engines[name].precision for name in ARMS} == dict.fromkeys(ARMS, expected)
+    assert engines["imagenet"].difference == difference
+    # A probe goes through the images once, and magnifies rounding.
+    assert engines["probe"].precision == "fp32"
+    assert engines["probe"].difference == {}
+    assert set(asked) == ({"auto"} if expected == "bf16" else {"auto", "fp32"})
+
+
+def test_a_precision_by_hand_is_compared_and_taken(config, tmp_path):
+    prepared = prepare_study(config, "train.precision=bf16", "plan.strategy=lp_ft")
+    engines = machine.choose_engines(prepared, tmp_path / "none")
+    assert engines["imagenet"].precision == "bf16"
+    assert engines["imagenet"].difference["features"] > 0
+    assert 0 < engines["imagenet"].difference["logits"] < 1
+
+
+def test_the_example_configurations_know_the_section():
+    for path in sorted((Path(__file__).parents[2] / "configs").glob("*.yaml")):
+        assert load_config(path).augment.flip == "auto"
