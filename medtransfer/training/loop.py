@@ -82,7 +82,8 @@ class FitResult:
         best_epoch: the epoch whose weights were kept: the end of the last cycle, or one whose tune loss was lower by more than 2 %.
         budget_epochs: of the budget; `epochs` at the most where training goes on until level.
         budget_epoch: the epoch whose weights were kept at the end of the budget. at_budget: these weights, where training went on.
-        levelled: whether twice the steps gained no more than 2 % of the tune loss; None where training was not to go on.
+        levelled: whether twice the steps gained no more than 2 % of the tune loss, or training ended by itself; None where it was not
+            to go on.
         improving: whether the last quarter of a budget that ended training lowered the tune loss by more than 2 %.
         stopped_early: True where patience ran out before the budget did.
         diverged: True where the loss was not finite any more and the best weights until then were kept.
@@ -185,7 +186,7 @@ def fit(
         budget_epochs=epochs,
         budget_epoch=progress.budget_epoch if progress.ends else progress.best_epoch,
         at_budget=states[-1] if len(states) > 1 else None,
-        levelled=(stopped or has_levelled(progress.ends)) if plan.level and epochs else None,
+        levelled=(stopped or diverged or has_levelled(progress.ends)) if plan.level and epochs else None,
         improving=not (stopped or diverged or plan.level) and _improving(progress.history, epochs),
         stopped_early=stopped,
         diverged=diverged,

@@ -47,14 +47,14 @@ def main() -> None:
             batches = images.batches(source, engine)
 
             def keep(network, cut, taps, pooled=False, images=images):
-                return images.keep(network, engine, cut, taps, pooled)
+                return images.keep(network, engine, cut, taps, 0, pooled)
 
             choice = search_depth(net, task, keep, rows, batches, plan, budget, engine, images.groups, measure_stages(net, PIXELS))
             full = mt.plan_freeze(counts, net, frozen_stages=0)
             plain, head = Loader(source, rows, batches[1]), task.make_head(net)
             begun = time.perf_counter()
             settle(net, head, full, engine, plain)
-            fit(net, head, task, Parts(Loader(source, rows, batches[0], 0), plain, plain), full, budget, engine, images.groups)
+            fit(net, head, task, Parts(Loader(source, rows, batches[0], 0), plain, plain, plain), full, budget, engine, images.groups)
             seconds = time.perf_counter() - begun
             ratio = choice.seconds / seconds
             print(f"{kind}: {choice.seconds:.0f} s, {ratio:.2f} times one full fine-tuning of {STEPS} steps, {seconds:.0f} s")

@@ -77,7 +77,7 @@ def epoch_of(net: mt.Backbone, plan: mt.FreezePlan, engine: Engine, loader: Load
     """One epoch of the trainer: everything but the score on the tune part."""
     task = mt.Classification(("y",))
     head = task.make_head(net).to(engine.device)
-    trainer = Trainer(net, head, task, plan, 0.05, engine, 10**6)
+    trainer = Trainer(net, head, task, plan, 0.05, engine, [10**6])
     progress = Progress([{}], [], 0, math.inf, {})
 
     def epoch() -> None:
