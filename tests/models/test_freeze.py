@@ -43,7 +43,7 @@ def test_the_plan_says_why(lite):
     for part in ("100 patients in the smallest class", "(geometric mean of the classes 141)", "weak evidence", "last 11 of 18 stages"):
         assert part in found.reason
     assert "far from ImageNet" in plan(lite, 30, "far").reason
-    assert (found.strategy, found.steps, found.norm_policy, found.read, found.unfreeze) == ("lp_ft", 1000, "eval", "last", "at_once")
+    assert (found.strategy, found.steps, found.norm_policy, found.read, found.unfreeze) == ("lp_ft", 1000, "eval", "all", "gradual")
     assert plan(lite, 7).strategy == "linear_probe"
     assert plan(lite, 7).steps == 0
     assert "too few patients to fine-tune (from 8 on it would be)" in plan(lite, 7).reason
