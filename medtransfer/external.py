@@ -136,7 +136,7 @@ def open_on(
 def _read_compared(study: Path) -> pd.DataFrame:
     """The predictions of the models that the study left, without the draws of a learning curve and what they were before."""
     table = read_predictions(study / "predictions.csv")
-    return split_budgets(table[table["size"] == 0] if "size" in table.columns else table)[0]
+    return split_budgets(table[table["size"] == 0] if "size" in table.columns else table, ())[0]
 
 
 def _label_of(table: pd.DataFrame) -> str:

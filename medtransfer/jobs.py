@@ -200,7 +200,8 @@ class Study:
         with FileLock(lock_path(self.output, path)) if engine.first else nullcontext():
             # Each depth is trained for a few steps alone, which no compiling pays for.
             engine = replace(engine, compiled=False)
-            return search_fold(images, fold, task, prepared.backbones[job.arm], plan, path, first, engine, key, cache, steps, report)
+            found = search_fold(images, fold, task, prepared.backbones[job.arm], plan, path, first, engine, key, cache, steps, report)
+        return replace(found, level=prepared.config.arms[job.arm].level and found.strategy == "lp_ft")
 
 
 @lru_cache(maxsize=1)

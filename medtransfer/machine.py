@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -35,8 +36,7 @@ def choose_engines(prepared: Prepared, output: Path, workers: int = 1) -> dict[s
         arms = [arm for arm, backbone in prepared.backbones.items() if backbone.name == name]
         trained = [arm for arm in arms if prepared.plans[arm].strategy != "linear_probe"]
         engine = _choose_engine(prepared, output, trained or arms, workers)
-        probing = replace(engine, precision="fp32", compiled=False, difference={})
-        engines |= {arm: engine if arm in trained else probing for arm in arms}
+        engines |= {arm: engine if arm in trained else engine.in_fp32() for arm in arms}
     return {arm: engines[arm] for arm in prepared.backbones}
 
 
@@ -70,7 +70,8 @@ def _choose_engine(prepared: Prepared, output: Path, arms: list[str], workers: i
 
     engine = make()
     if engine.precision != "fp32" and not recorded:
-        difference = _compare_with_fp32(prepared, arm, engine)
+        compared = [_compare_with_fp32(prepared, arm, engine) for arm in arms]
+        difference = {name: max(of.get(name, 0.0) for of in compared) for name in dict.fromkeys(itertools.chain(*compared))}
         if config.train.precision == "auto" and not same_answers(difference):
             engine = make(precision="fp32")
         return replace(engine, difference=difference)

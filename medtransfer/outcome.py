@@ -10,13 +10,14 @@ from typing import Any
 
 import pandas as pd
 
+from medtransfer.config import StudyConfig
 from medtransfer.errors import StudyError, list_faults
 from medtransfer.evaluation import EvaluationReport, evaluate, write_aside, write_predictions
-from medtransfer.evaluation.budgets import split_budgets
+from medtransfer.evaluation.budgets import levelled_arms, split_budgets
 from medtransfer.evaluation.candidates import CANDIDATES, LESIONS, read_candidates, read_table, write_candidates
 from medtransfer.evaluation.detection import evaluate_boxes
 from medtransfer.evaluation.predictions import AT_BUDGET as SAME
-from medtransfer.evaluation.predictions import BUDGET, LEVEL
+from medtransfer.evaluation.predictions import BUDGET, LEVEL, OTHER
 from medtransfer.folder import AT_BUDGET
 from medtransfer.gallery import write_gallery
 from medtransfer.jobs import Job, Study, complete
@@ -44,7 +45,7 @@ def report_runs(study: Study, runs: dict[Job, Run], listed: int, reporter: Repor
             list_faults(f"{output}: no fold has been trained by all {len(order)} arms, so there is nothing to compare", failures)
         )
     write_audit_and_settings(study.prepared, output)  # what the page shows may be asked for otherwise than when the runs were made
-    table = pd.concat(_with_budgets([usable[job] for job in main], lambda run: (run.predictions, run.at_budget)), ignore_index=True)
+    table = pd.concat(_with_budgets(config, [usable[job] for job in main], lambda run: (run.predictions, run.at_budget)), ignore_index=True)
     draws = sorted((job for job in usable if job.size), key=lambda job: (order[job.arm], job.size, job.episode, job.fold))
     if curve := [_curve_rows(job, usable[job]) for job in draws]:
         table = pd.concat([table.assign(size=0, episode=0), *curve], ignore_index=True)
@@ -71,7 +72,7 @@ def report_runs(study: Study, runs: dict[Job, Run], listed: int, reporter: Repor
         (output / GALLERY).unlink(missing_ok=True)
     if study.prepared.cohort.detects:
         if config.report.gallery:
-            last, found = (split_budgets(rows)[0] for rows in (table, read_candidates(output / CANDIDATES)))
+            last, found = (split_budgets(rows, levelled_arms(rows))[0] for rows in (table, read_candidates(output / CANDIDATES)))
             write_sightings(study.prepared, last, found, output, config.detection.hit, config.detection.overlap)
         return EvaluationReport(report.data, build_report(output, config.report.figures))
     here = engines_here(study.engines)
@@ -83,16 +84,27 @@ def report_runs(study: Study, runs: dict[Job, Run], listed: int, reporter: Repor
         report = EvaluationReport({**report.data, "localisation": localisation})
         report.save(output / "report.json")
     if whole:
-        write_reuse(study.prepared, here, output, (report.data["at_budget"] or report.data)["comparisons"], reporter)
+        write_reuse(study.prepared, here, output, _at_one_budget(report.data), reporter)
     return EvaluationReport(report.data, build_report(output, config.report.figures))
 
 
-def _with_budgets(runs: Sequence[Run], read: Callable[[Run], tuple[pd.DataFrame, pd.DataFrame | None]]) -> Iterator[pd.DataFrame]:
+def _at_one_budget(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The comparisons, of arms that were trained until level as they were at the same budget."""
+    early = {(entry["a"], entry["b"]): entry for entry in (data["at_budget"] or {"comparisons": []})["comparisons"]}
+    return [early.get((entry["a"], entry["b"]), entry) for entry in data["comparisons"]]
+
+
+def _with_budgets(
+    config: StudyConfig, runs: Sequence[Run], read: Callable[[Run], tuple[pd.DataFrame, pd.DataFrame | None]]
+) -> Iterator[pd.DataFrame]:
     """The rows of runs, and of those that were trained until level also those at the end of the budget, in a column `budget`."""
-    level = any(run.at_budget is not None for run in runs)
+    if not any(run.at_budget is not None for run in runs):
+        yield from (read(run)[0] for run in runs)
+        return
     for run in runs:
         rows, early = read(run)
-        yield rows.assign(**{BUDGET: "" if early is None else LEVEL}) if level else rows
+        shared = run.summary["plan"]["strategy"] != "linear_probe" and config.arms[run.arm].times == 1
+        yield rows.assign(**{BUDGET: LEVEL if early is not None else "" if shared else OTHER})
         if early is not None:
             yield early.assign(**{BUDGET: SAME})
 
@@ -107,7 +119,7 @@ def _evaluate_boxes(study: Study, runs: Sequence[Run]) -> dict[str, Any]:
         early = None if run.at_budget is None else read_table(run.folder / AT_BUDGET / CANDIDATES)
         return read_table(run.folder / CANDIDATES), early
 
-    write_candidates(pd.concat(_with_budgets(runs, read), ignore_index=True), output / CANDIDATES)
+    write_candidates(pd.concat(_with_budgets(config, runs, read), ignore_index=True), output / CANDIDATES)
     write_aside(output / LESIONS, boxes.to_csv(index=False, lineterminator="\n"))
     chosen, rule = config.evaluate, config.detection
     tables = (output / "predictions.csv", output / CANDIDATES, output / LESIONS)

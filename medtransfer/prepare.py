@@ -14,7 +14,7 @@ from medtransfer.data.augmentation import Augment
 from medtransfer.data.cohort import Cohort
 from medtransfer.data.fingerprint import Fingerprint, make_fingerprint
 from medtransfer.data.inspection import inspect_images
-from medtransfer.data.laterality import labels_of_a_side, tell_sides
+from medtransfer.data.laterality import allowed_changes, tell_sides
 from medtransfer.data.medmnist import is_archive
 from medtransfer.data.slices import Slices
 from medtransfer.data.split import Split, split_cohort
@@ -45,9 +45,7 @@ def fixed_of(config: StudyConfig) -> Fixed:
 
 def augment_of(config: StudyConfig, cohort: Cohort) -> Augment:
     """Which random changes the labels allow."""
-    chosen = config.augment
-    flip = chosen.flip if chosen.flip != "auto" else "none" if labels_of_a_side(cohort) else "left_right"
-    return Augment(flip, chosen.rotate, chosen.intensity)
+    return allowed_changes(cohort, **config.augment.model_dump())
 
 
 def load_arm(arm: ArmSection, size: int, seed: int) -> Backbone:
@@ -89,10 +87,10 @@ def prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, rep
     bad = facts[facts["error"] != ""]
     if not config.cohort.skip_unreadable:
         refuse_unreadable(facts, cohort)
-    for sentence in (*(tell_meaning(*pair) for pair in cohort.meaning.items()), *tell_sides(cohort)):
+    for sentence in (*(tell_meaning(*pair) for pair in cohort.meaning.items()), *tell_sides(cohort, config.augment.flip)):
         reporter.say(sentence)
     reporter.say("looking for what would make a result wrong")
-    findings = audit(cohort, facts, group=config.protocol.group, shortcuts=config.audit.shortcuts)
+    findings = audit(cohort, facts, group=config.protocol.group, shortcuts=config.audit.shortcuts, flip=config.augment.flip)
     if len(bad):
         reporter.say(f"{len(bad)} of {len(cohort)} images cannot be read and are left out; the report lists them")
         cohort = cohort.without(bad["image"].tolist())
@@ -178,7 +176,10 @@ def _left_as_planned(fields: Mapping[str, object]) -> str:
 def cache_budget(config: StudyConfig, ndim: int, images: int) -> CacheBudget:
     """What the configuration leaves to the cached activations of each arm."""
     pretrained = sum(arm.weights is not None or arm.kind == "features" for arm in config.arms.values())
-    slices, seeds = config.image.slices if ndim == 3 else 1, len(config.protocol.seeds)
+    # A draw of a learning curve has a seed of its own, counted on from the first.
+    curve, first = config.learning_curve, config.protocol.seeds[0]
+    draws = range(first + 1, first + 1 + curve.episodes) if curve.sizes else ()
+    slices, seeds = config.image.slices if ndim == 3 else 1, len({*config.protocol.seeds, *draws})
     return CacheBudget(config.train.cache_gb / max(1, pretrained), config.image.size, slices, images, seeds)
 
 
@@ -292,7 +293,10 @@ def share_steps(plans: dict[str, FreezePlan], config: StudyConfig, batches: int,
     shared: dict[str, FreezePlan] = {}
     for name, plan in plans.items():
         shared[name] = plan
-        if plan.strategy != "linear_probe":
+        if plan.strategy == "linear_probe":
+            if config.arms[name].budget is not None and plan.steps == 0 and config.arms[name].budget != 1:
+                shared[name] = replace(plan, reason=f"{plan.reason} A linear probe has no budget, so that the one set is not used.")
+        else:
             arm = config.arms[name]
             train = train_of(config, name, draws)
             steps = max(1, round(longest * arm.times)) if train.epochs is None else train.epochs * batches

@@ -132,7 +132,7 @@ def refuse_edited_steps(path: Path, plans: dict[str, FreezePlan]) -> None:
         same = stored.get(name, {}).get("strategy") == plan.strategy
         steps = stored.get(name, {}).get("steps", plan.steps)
         level = stored.get(name, {}).get("level", plan.level)
-        if level != plan.level:
+        if same and level != plan.level:
             raise ConfigError(f"{path}: arm {name}: level is {level!r}, not {plan.level}. Set arms.{name}.budget (level, or 1) instead.")
         if same and steps != plan.steps:
             raise ConfigError(

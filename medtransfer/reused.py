@@ -60,7 +60,8 @@ def flag_negative_transfer(prepared: Prepared, comparisons: Sequence[Mapping[str
             if arms[worse].times < arms[better].times:
                 continue  # it was trained less
             low, high = sorted(abs(delta[key]) for key in ("low", "high"))
-            by = f"lower by {abs(delta['estimate']):.3f} ({low:.3f} to {high:.3f})"
+            budget = " at the same budget" if comparison.get("at_budget") else ""
+            by = f"lower by {abs(delta['estimate']):.3f} ({low:.3f} to {high:.3f}){budget}"
             if arms[worse].weights is not None and arms[better].weights is None and arms[better].kind == "network":
                 flags.append(f"Negative transfer: the AUC of {worse}, which is pretrained, is {by} than that of {better}, from scratch.")
             same = arms[worse].backbone == arms[better].backbone and arms[worse].weights == arms[better].weights is not None

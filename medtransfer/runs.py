@@ -24,6 +24,7 @@ from medtransfer.data.augmentation import Augment
 from medtransfer.data.cache import feature_folder
 from medtransfer.data.cohort import Cohort
 from medtransfer.data.inspection import inspect_images
+from medtransfer.data.laterality import allowed_changes
 from medtransfer.data.slices import Slices
 from medtransfer.data.split import Fold
 from medtransfer.data.transforms import Fixed
@@ -99,7 +100,7 @@ def fit(
         size, window, spacing, slices: of the fixed transforms; see `Fixed`.
         slab: neighbouring slices of a volume that become the channels of each.
         train: budget, precision and device; the defaults where left out.
-        augment: which random changes the labels allow; the defaults where left out.
+        augment: which random changes the labels allow; left out, the defaults, without flips where a label names a side.
         engine: made from the above where left out.
         key: digest of all that decides the result, by which a study knows the run again.
         quiet, reporter: progress.
@@ -119,7 +120,7 @@ def fit(
     with TemporaryDirectory(dir=feature_folder()) as store:
         placements = place_images(fixed, facts) if cohort.detects else ()
         kept = Path(store) if train.cache_gb else None
-        images = Images(cohort, entries, slices or Slices(), slab, train, kept, placements, augment or Augment())
+        images = Images(cohort, entries, slices or Slices(), slab, train, kept, placements, augment or allowed_changes(cohort))
         return run_fold(images, fold, task, backbone, plan, output, seed, arm, engine, key, reporter)
 
 
@@ -147,10 +148,11 @@ def run_fold(
     seed_everything(seed)
     backbone.truncate(plan.dropped_stages)
     task = _fit_task(task, images, fold, plan)
+    engine = engine.in_fp32() if plan.strategy == "linear_probe" else engine
     head = task.make_head(backbone)
     source = images.source(backbone, engine, seed)
     step, at_once = images.batches(source, engine)
-    settle(backbone, head, plan, engine, Loader(source, fold.train, at_once))
+    settle(backbone, head, plan, engine, Loader(source, fold.train, max(step, at_once)))
     name = f"{arm}, fold {fold.index}, seed {seed}"
 
     def report(what: str, done: int, total: int) -> None:
@@ -172,7 +174,7 @@ def run_fold(
 
     state_key = _state_key(images, fold, backbone, plan, budget, seed, engine, key)
     checkpoints = Checkpoints(output / "unfinished.pt", state_key, writes=engine.first)
-    parts = Parts(training, plain, tune, _sample(kept, fold.train, engine, at_once))
+    parts = Parts(training, plain, tune, _sample(kept, fold.train, max(step, at_once)))
 
     with tracking(images.train.track if engine.first else None, name, output) as log:
         say = partial(_say, reporter, name)
@@ -238,11 +240,11 @@ def _write_tables(tables: Mapping[Path, tuple[pd.DataFrame, ...]]) -> None:
             write_candidates(candidates, folder / CANDIDATES)
 
 
-def _sample(source: Source, rows: NDArray[np.int64], engine: Engine, at_once: int) -> Loader:
-    """Batches, as alike in size as can be, of some of the rows, always the same."""
+def _sample(source: Source, rows: NDArray[np.int64], most: int) -> Loader:
+    """Batches, as alike in size as can be, of some of the rows, always the same, and the same in every process."""
     chosen = np.sort(np.random.default_rng(0).permutation(rows)[:_NORM_IMAGES])
-    pieces = math.ceil(len(chosen) / at_once)
-    return _load(source, chosen, engine, math.ceil(len(chosen) / pieces))
+    pieces = math.ceil(len(chosen) / most)
+    return Loader(source, chosen, math.ceil(len(chosen) / pieces))
 
 
 def _balance(table: pd.DataFrame, targets: NDArray[Any]) -> pd.DataFrame:

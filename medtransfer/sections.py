@@ -253,7 +253,9 @@ class TrainSection(Section):
 
     epochs: int | None = Field(None, ge=1, description="Passes over the training images; the plan's steps where left out.")
     patience: int | None = Field(
-        None, ge=1, description="Epochs without a better tune log-loss before training stops; left out: all are run."
+        None,
+        ge=1,
+        description="Epochs without a better tune log-loss before training stops, but not that of arms until level; left out: all are run.",
     )
     batch_size: int | None = Field(None, ge=2, description="Images at a step; left out: 32 images, or 8 volumes; of detection 8, or 2.")
     weight_decay: float = Field(0.05, ge=0)

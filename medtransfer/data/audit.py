@@ -149,7 +149,12 @@ def _tell_patients(found: Audit) -> str:
 
 
 def audit(
-    cohort: Cohort, facts: pd.DataFrame | None = None, features: Float | None = None, group: str = "patient", shortcuts: bool = True
+    cohort: Cohort,
+    facts: pd.DataFrame | None = None,
+    features: Float | None = None,
+    group: str = "patient",
+    shortcuts: bool = True,
+    flip: str = "auto",
 ) -> Audit:
     """Gathers findings from the facts of the images; reads the images where no facts are given.
 
@@ -159,6 +164,7 @@ def audit(
         features: (image, dimension), embeddings of the images, where they are there; see `near_duplicates`.
         group: patient, or cluster where near-duplicates are kept together, so that they need no hand.
         shortcuts: whether facts beside the lesion are tried as predictors of the labels; see `probe_shortcuts`.
+        flip: how images are to be mirrored in training; see `tell_sides`.
     """
     facts = inspect_images(cohort) if facts is None else facts
     good = facts[facts["error"] == ""]
@@ -190,7 +196,7 @@ def audit(
         shortcuts=tuple(probed),
         not_looked_for=() if shortcuts else ("shortcuts",),
         actions=(),
-        sides=tell_sides(cohort),
+        sides=tell_sides(cohort, flip),
         counts=_count_facts(cohort, good),
         ignored=cohort.ignored,
     )

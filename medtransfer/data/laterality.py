@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
+from medtransfer.data.augmentation import Augment, Flip
 from medtransfer.data.cohort import Cohort
 from medtransfer.data.manifest import read_table
 from medtransfer.data.medmnist import is_archive
@@ -20,17 +22,27 @@ def labels_of_a_side(cohort: Cohort) -> list[str]:
     return [label for label in cohort.labels if _names_side((label, cohort.meaning.get(label, ""), *classes))]
 
 
-def tell_sides(cohort: Cohort) -> tuple[str, ...]:
-    """What is to be known of left and right in a cohort, in sentences."""
-    labels = labels_of_a_side(cohort)
-    columns = [name for name in _columns(cohort) if name not in cohort.labels and _names_side((name,))]
+def allowed_changes(
+    cohort: Cohort, flip: Literal["auto", "none", "left_right", "all"] = "auto", rotate: float = 15.0, intensity: float = 1.0
+) -> Augment:
+    """Random changes as they are asked for; auto: mirrored, unless a label names a side."""
+    chosen: Flip = ("none" if labels_of_a_side(cohort) else "left_right") if flip == "auto" else flip
+    return Augment(chosen, rotate, intensity)
+
+
+def tell_sides(cohort: Cohort, flip: str = "auto") -> tuple[str, ...]:
+    """What is to be known of left and right in a cohort, in sentences, where `flip` is asked for; see `allowed_changes`."""
+    if flip == "none":
+        return ()
     told = []
-    if labels:
-        named = ", ".join(labels)
-        told.append(f"{named}: the label names a side, so that images are not mirrored in training (augment.flip sets it).")
-    if columns:
-        named = ", ".join(columns)
-        told.append(f"column {named}: it may say which side an image shows. If a label depends on the side, set augment.flip=none.")
+    if labels := ", ".join(labels_of_a_side(cohort)):
+        told.append(
+            f"{labels}: the label names a side, so that images are not mirrored in training (augment.flip sets it)."
+            if flip == "auto"
+            else f"{labels}: the label names a side, and images are mirrored all the same (augment.flip={flip}), which makes it wrong."
+        )
+    if columns := ", ".join(name for name in _columns(cohort) if name not in cohort.labels and _names_side((name,))):
+        told.append(f"column {columns}: it may say which side an image shows. If a label depends on the side, set augment.flip=none.")
     return tuple(told)
 
 

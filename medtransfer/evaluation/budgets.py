@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from medtransfer.evaluation.comparison import Contestant, compare_arms
-from medtransfer.evaluation.predictions import AT_BUDGET, BUDGET
+from medtransfer.evaluation.predictions import AT_BUDGET, BUDGET, OTHER
 from medtransfer.evaluation.resample import Draws
 from medtransfer.evaluation.scores import align_scores
 from medtransfer.evaluation.settings import Settings
@@ -17,17 +17,21 @@ from medtransfer.evaluation.sites import by_site
 from medtransfer.evaluation.summary import describe_briefly, measure
 
 
-def split_budgets(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows of a table of predictions or candidates without those at the end of the budget; and with these in place of later ones."""
+def split_budgets(table: pd.DataFrame, levelled: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of predictions or candidates without those at the end of the budget; and those at its end, of all arms that had it.
+
+    Args:
+        table: with or without a column `budget`.
+        levelled: arms that were trained until level; none: the second table is empty.
+    """
     if BUDGET not in table.columns:
         return table, table.iloc[:0]
     early = table[BUDGET] == AT_BUDGET
-    arms = table.loc[early, "arm"].unique()
     main = table[~early]
-    if not len(arms):
+    if not levelled:
         return main, table.iloc[:0]
     order = {arm: place for place, arm in enumerate(dict.fromkeys(table["arm"]))}
-    replaced = pd.concat([main[~main["arm"].isin(arms)], table[early]])
+    replaced = pd.concat([main[~main["arm"].isin(levelled) & (main[BUDGET] != OTHER)], table[early]])
     return main, replaced.sort_values("arm", key=lambda names: names.map(order), kind="stable").reset_index(drop=True)
 
 

@@ -80,7 +80,12 @@ def evaluate_boxes(
     detections = candidates if isinstance(candidates, pd.DataFrame) else read_candidates(candidates)
     boxes = lesions if isinstance(lesions, pd.DataFrame) else read_lesions(lesions)
     levelled = levelled_arms(tested)
-    tables, early = zip(split_budgets(tested), split_budgets(detections), strict=True)
+    if levelled and set(levelled) - set(levelled_arms(detections)):
+        raise PredictionsError(
+            f"the predictions of {', '.join(levelled)} have rows at the end of the budget (column budget: same), the candidates have none. "
+            "Give them that column too, or leave these rows out."
+        )
+    tables, early = zip(split_budgets(tested, levelled), split_budgets(detections, levelled), strict=True)
     found = _evaluate(*tables, boxes, bootstrap, seed, hit, overlap, levelled)
     if not levelled:
         return {**found, "at_budget": None}

@@ -68,7 +68,7 @@ def evaluate(table: pd.DataFrame | str | Path, bootstrap: int = 2000, seed: int 
     table = table[table["size"] == 0] if "size" in table.columns else table
     levelled = levelled_arms(table)
     table, repeated = drop_repeated_seeds(table)
-    table, early = split_budgets(table)
+    table, early = split_budgets(table, levelled)
     if table.empty:
         raise PredictionsError(
             "every row is of a learning curve (size above 0). Give the predictions of the whole cohort too, with size 0."

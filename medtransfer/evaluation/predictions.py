@@ -23,8 +23,8 @@ CLIP = 1e-6
 # Of runs on small draws from the training patients: patients per class, and the number of the draw; 0 for the whole.
 CURVE = ("size", "episode")
 # How long an arm was trained, where that was until level: its rows as they became (`level`), and as they were when it had been given the
-# budget of the other arms (`same`); empty for other arms.
-BUDGET, LEVEL, AT_BUDGET = "budget", "level", "same"
+# budget of the other arms (`same`). Other arms: nothing where they had that budget, and `other` where they had another, or none.
+BUDGET, LEVEL, AT_BUDGET, OTHER = "budget", "level", "same", "other"
 _DEFAULTS: dict[str, Any] = {"arm": "model", "seed": 0, "fold": 0, "part": "test", "label": "target"}
 
 # How much an image counts; all alike where there is no such column.
@@ -101,7 +101,8 @@ def check_predictions(
     `patient`, `target` and `probability` (or `logit`) are required. Left out, `arm` is "model", `seed`
     and `fold` 0, `part` "test", `label` "target", and `image` the patient with a running number. `size` and `episode`
     tell rows of a learning curve; both are 0 for the others. `budget` is "same" in rows of an arm as it was when it had the budget of the
-    others, "level" in those of what became of it, empty elsewhere. `typical` says (0 to 1) how many tune
+    others, "level" in those of what became of it, "other" in those of an arm with another budget or none, empty elsewhere.
+    `typical` says (0 to 1) how many tune
     images are at least as unlike the training images. Rows whose target is
     empty, as of a label that nobody looked for, are left out; `table.attrs["unknown"]` is their number, `unknown_patients` their
     patients by label.
@@ -171,8 +172,8 @@ def _read_budget(table: pd.DataFrame, source: str) -> tuple[pd.DataFrame, list[s
     if BUDGET not in table.columns:
         return table, []
     table = table.assign(**{BUDGET: table[BUDGET].fillna("").astype(str)})
-    if strange := sorted(set(table[BUDGET]) - {"", LEVEL, AT_BUDGET}):
-        said = f"it says {LEVEL}, {AT_BUDGET} or nothing. Rename it if it is something else."
+    if strange := sorted(set(table[BUDGET]) - {"", LEVEL, AT_BUDGET, OTHER}):
+        said = f"it says {LEVEL}, {AT_BUDGET}, {OTHER} or nothing. Rename it if it is something else."
         raise PredictionsError(f"{source}: column {BUDGET} holds {strange[0]!r}; {said}")
     return table, [BUDGET]
 

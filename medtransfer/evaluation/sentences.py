@@ -45,7 +45,7 @@ def verdict(
 def _name_both(entry: Mapping[str, Any]) -> tuple[str, str]:
     """The arms of a comparison, with how long they were trained where that is not the budget of all."""
     level = entry.get("levelled", ())
-    a, b = (f"{isolate(entry[side])}{' (trained until level)' if entry[side] in level else ''}" for side in "ab")
+    a, b = (f"{isolate(entry[side])}{' (trained until level or for four budgets)' if entry[side] in level else ''}" for side in "ab")
     return a, b
 
 

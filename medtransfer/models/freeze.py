@@ -164,7 +164,7 @@ def _transfer_plan(backbone: Backbone, counts: Mapping[str, int], images: int, d
     fewest, size = min(counts.values()), cohort_size(counts)
     share = 0.0 if fewest < FEWEST_TO_TUNE else at_size(_SHARES[family, domain], size)
     trainable = min(stages, math.ceil(round(share * stages, 6))) if backbone.exact else stages * round(share)
-    probe, strong = trainable == 0, size >= _STRONG
+    probe, strong = trainable == 0, size >= _STRONG and fewest >= FEWEST_TO_TUNE
     what = (
         f"too few patients to fine-tune (from {FEWEST_TO_TUNE} on it would be), so a linear probe on the frozen features of all stages"
         if fewest < FEWEST_TO_TUNE
@@ -174,7 +174,7 @@ def _transfer_plan(backbone: Backbone, counts: Mapping[str, int], images: int, d
     )
     further = share > at_size(_SHARES[family, "near"], size)
     deeper = "grey images are far from ImageNet, so more is trained than for photographs; " if further else ""
-    weak = "" if strong else f"weak evidence: fewer than {_STRONG} patients a class; "
+    weak = "" if strong else f"weak evidence: fewer than {_STRONG} patients a class; " if size < _STRONG else "weak evidence; "
     about = f"{fewest} patients in the smallest class of the training part"
     mean = "" if len(set(counts.values())) == 1 else f" (geometric mean of the classes {size:.0f})"
     return FreezePlan(

@@ -24,7 +24,8 @@ def _run_folders(folder: Path, arm: str) -> list[Path]:
 
 def _read_runs(folder: Path, arm: str) -> list[dict[str, Any]]:
     """What is recorded of the finished runs of an arm."""
-    return [run for path in _run_folders(folder, arm) if (run := read_json(path / "run.json"))]
+    # A run of an earlier version that was not done again has other fields, and no part in the report.
+    return [run for path in _run_folders(folder, arm) if "levelled" in (run := read_json(path / "run.json"))]
 
 
 def read_histories(folder: Path, arms: list[str]) -> dict[str, list[list[dict[str, float]]]]:
@@ -91,7 +92,7 @@ def list_unfinished(folder: Path, arms: list[str]) -> list[str]:
 
 def _unfinished(run: dict[str, Any]) -> bool:
     """Until level: four times the budget was not enough. Else: the last quarter of the budget still lowered the tune loss."""
-    return run["improving"] if run["levelled"] is None else not run["levelled"]
+    return bool(run["improving"] if run["levelled"] is None else not run["levelled"] and not run["diverged"])
 
 
 def measure_spent(folder: Path, arms: list[str]) -> dict[str, list[float]]:
@@ -117,7 +118,7 @@ def note_training(folder: Path, arms: list[str]) -> list[str]:
         note = f"{arm}: {len(runs)} run{'s' if several else ''} of {spread}; {seconds:.0f} s of training."
         if spent := measure_spent(folder, [arm]).get(arm):
             times = ", ".join(f"{number:g}" for number in spent)
-            note += f" Trained until the tune loss levelled off, for {times} times the budget of {runs[0]['budget_epochs']} epochs."
+            note += f" Trained until level, at most for four budgets of {runs[0]['budget_epochs']} epochs: for {times} of them."
             if unfinished:
                 note += f" In {unfinished} of {len(runs)} runs it had not levelled off when four times the budget were spent."
         elif unfinished:

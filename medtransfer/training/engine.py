@@ -69,6 +69,10 @@ class Engine:
     compiled: bool = False
     difference: Mapping[str, float] = field(default_factory=dict)
 
+    def in_fp32(self) -> Engine:
+        """The same without reduced precision, as linear probes need it, and without compiling."""
+        return replace(self, precision="fp32", compiled=False, difference={})
+
     def autocast(self) -> torch.autocast:
         """The context of a forward pass."""
         return torch.autocast(self.device.type, _REDUCED.get(self.precision, torch.bfloat16), enabled=self.precision != "fp32")

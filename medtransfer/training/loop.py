@@ -46,7 +46,7 @@ class Budget:
     Attributes:
         steps: optimiser steps, of one cycle where training goes on until level.
         patience: epochs without a better tune loss before training stops; None: all epochs are run, as
-            the best ones often come at the end, where the learning rate is low.
+            the best ones often come at the end, where the learning rate is low. Not where training goes on until level.
         weight_decay: of AdamW, on matrices only.
     """
 
@@ -82,8 +82,7 @@ class FitResult:
         best_epoch: the epoch whose weights were kept: the end of the last cycle, or one whose tune loss was lower by more than 2 %.
         budget_epochs: of the budget; `epochs` at the most where training goes on until level.
         budget_epoch: the epoch whose weights were kept at the end of the budget. at_budget: these weights, where training went on.
-        levelled: whether twice the steps gained no more than 2 % of the tune loss, or training ended by itself; None where it was not
-            to go on.
+        levelled: whether twice the steps gained no more than 2 % of the tune loss; None where training was not to go on.
         improving: whether the last quarter of a budget that ended training lowered the tune loss by more than 2 %.
         stopped_early: True where patience ran out before the budget did.
         diverged: True where the loss was not finite any more and the best weights until then were kept.
@@ -186,7 +185,7 @@ def fit(
         budget_epochs=epochs,
         budget_epoch=progress.budget_epoch if progress.ends else progress.best_epoch,
         at_budget=states[-1] if len(states) > 1 else None,
-        levelled=(stopped or diverged or has_levelled(progress.ends)) if plan.level and epochs else None,
+        levelled=has_levelled(progress.ends) if plan.level and epochs else None,
         improving=not (stopped or diverged or plan.level) and _improving(progress.history, epochs),
         stopped_early=stopped,
         diverged=diverged,
@@ -250,7 +249,11 @@ def _train(
     on_epoch: Callable[[dict[str, float], int], None],
     checkpoints: Checkpoints | None,
 ) -> bool:
-    """Cycles of epochs until the budget is spent, or the tune loss has levelled off; True where patience ran out before."""
+    """Cycles of epochs until the budget is spent, or the tune loss has levelled off; True where patience ran out before.
+
+    Patience is for one cycle: after a warm restart the learning rate is high, and nothing can be better until it falls again.
+    """
+    patience = patience if len(ends) == 1 else math.inf
     images = len(parts.train) * parts.train.batch_size
     batches = parts.train
     before = time.perf_counter(), batches.waited, batches.filled

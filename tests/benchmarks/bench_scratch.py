@@ -81,8 +81,8 @@ def open_cohort(name: str, folder: Path, few: bool = False) -> Images | None:
         label, rng = cohort.images[cohort.labels[0]].to_numpy(int)[fold.train], np.random.default_rng(0)
         chosen = [rng.permutation(fold.train[label == value])[:count] for value, count in ((1, 38), (0, 90))]
         fold = replace(fold, train=np.sort(np.concatenate(chosen)))
-    pixels = np.stack([np.asarray(np.load(entry), np.float32) for entry in facts["entry"]])
-    return Images(cohort, torch.from_numpy(pixels).expand(-1, 3, -1, -1) * 2 - 1, fold)
+    pixels = [torch.from_numpy(np.load(entry).astype(np.float32)).expand(3, -1, -1) for entry in facts["entry"]]
+    return Images(cohort, torch.stack(pixels) * 2 - 1, fold)
 
 
 def product(

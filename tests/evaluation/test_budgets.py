@@ -8,6 +8,7 @@ import pytest
 from medtransfer.errors import PredictionsError
 from medtransfer.evaluation import evaluate
 from medtransfer.evaluation.budgets import levelled_arms, split_budgets
+from medtransfer.evaluation.detection import evaluate_boxes
 from medtransfer.evaluation.predictions import check_predictions
 from medtransfer.evaluation.sentences import headline
 
@@ -64,7 +65,7 @@ def test_both_are_compared_as_if_each_were_alone(table):
 def test_the_sentences_name_what_they_compare(table):
     report = evaluate(table, bootstrap=100)
     verdicts = [pair["verdict"] for pair in report.data["comparisons"]]
-    assert "scratch (trained until level)" in verdicts[0]
+    assert "scratch (trained until level or for four budgets)" in verdicts[0]
     assert "imagenet (trained" not in verdicts[0]
     assert "until level" not in verdicts[1]  # imagenet and x
     first, second, _ = headline({**report.data, "spent": {"scratch": [2.0, 4.0]}})
@@ -80,17 +81,45 @@ def test_the_sentences_name_what_they_compare(table):
 
 
 def test_rows_of_either_kind_are_told_apart(table):
-    main, early = split_budgets(table)
+    main, early = split_budgets(table, ["scratch"])
     assert len(main) == len(early) == 360
     assert levelled_arms(table) == ["scratch"]
     assert list(dict.fromkeys(early["arm"])) == ["imagenet", "scratch", "x"]
     plain = table[table["budget"] != "same"].drop(columns="budget")
-    assert split_budgets(plain)[0] is plain
+    assert split_budgets(plain, [])[0] is plain
     assert levelled_arms(plain) == []
 
 
+def test_an_arm_of_another_budget_is_not_compared_at_the_same_one(table):
+    """Nor is a probe, which has none."""
+    other = table.copy()
+    other.loc[other["arm"] == "x", "budget"] = "other"
+    report = evaluate(other, bootstrap=100).to_dict()
+    assert [(pair["a"], pair["b"]) for pair in report["at_budget"]["comparisons"]] == [("imagenet", "scratch")]
+    assert list(report["at_budget"]["arms"]) == ["imagenet", "scratch"]
+    assert len(report["comparisons"]) == 3
+
+
+def test_detectors_need_the_column_in_both_tables():
+    truth = pd.DataFrame({"image": [f"i{i}" for i in range(0, 120, 3)], "x0": 1.0, "y0": 1.0, "x1": 9.0, "y1": 9.0})
+    tables = [
+        rows("a", 1.0, budget="").assign(seed=0),
+        rows("s", 1.0, budget="level").assign(seed=0),
+        rows("s", 0.5, budget="same").assign(seed=0),
+    ]
+    predictions = pd.concat(tables, ignore_index=True).assign(label="lesion")
+    candidates = predictions.assign(x0=1.0, y0=1.0, x1=9.0, y1=9.0)
+    candidates.loc[candidates["budget"] == "same", "x0"] = 8.5  # nothing is found at the budget
+    found = evaluate_boxes(predictions, candidates, truth, bootstrap=100)
+    assert found["at_budget"]["arms"]["a"]["ap_50"]["estimate"] == found["arms"]["a"]["ap_50"]["estimate"] > 0
+    assert found["arms"]["s"]["ap_50"]["estimate"] > 0 == found["at_budget"]["arms"]["s"]["ap_50"]["estimate"]
+    assert found["at_budget"]["comparisons"][0]["verdict"].startswith("At the same budget: ")
+    with pytest.raises(PredictionsError, match="the predictions of s have rows at the end of the budget"):
+        evaluate_boxes(predictions, candidates.drop(columns="budget"), truth, bootstrap=100)
+
+
 def test_another_column_of_that_name_is_refused(table):
-    with pytest.raises(PredictionsError, match="column budget holds '100'; it says level, same or nothing. Rename it"):
+    with pytest.raises(PredictionsError, match="column budget holds '100'; it says level, same, other or nothing. Rename it"):
         check_predictions(table.assign(budget="100"))
     twice = pd.concat([table, table[table["budget"] == "same"]])
     with pytest.raises(PredictionsError, match="is there twice"):

@@ -138,6 +138,12 @@ def test_the_size_is_that_of_all_classes():
     assert [at_size(((10, 1.0), (1000, 3.0)), size) for size in (0, 5, 10**6)] == [1.0, 1.0, 3.0]
 
 
+def test_very_few_positives_are_weak_evidence_however_many_negatives(lite):
+    found = mt.plan_freeze(PlainCounts({"0": 5000, "1": 7}, "far"), lite, transfer=True)
+    assert (found.strategy, found.read, found.evidence) == ("linear_probe", "all", "weak")
+    assert "weak evidence; too few patients to fine-tune" in found.reason
+
+
 def test_rates_from_scratch_follow_the_family():
     names = ("resnet18", "densenet121", "convnext_atto", "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224", "monai_resnet10")
     assert [scratch_rate(mt.load_backbone(name)) for name in names] == [3e-3, 1e-3, 2e-3, 2e-4, 3e-4, 3e-3]

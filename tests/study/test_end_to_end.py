@@ -53,7 +53,7 @@ def test_classification_from_images_to_the_page(studies):
         "Plan",
         "Cohort",
         "<h3>At the same budget</h3>",
-        "Trained until the tune loss levelled off, for ",
+        "Trained until level, at most for four budgets of 1 epochs: for ",
         "compared with scratch (trained until level, ",
         "; at the same budget ",
         "went on with warm restarts [",

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from medtransfer import machine
-from medtransfer.arms import images_of
+from medtransfer import machine, runs
+from medtransfer.arms import backbone_of, images_of, task_of
 from medtransfer.config import load_config
 from medtransfer.data.dataset import ImageSource
 from medtransfer.episodes import draw_fold
 from medtransfer.errors import ConfigError
 from medtransfer.prepare import augment_of
+from medtransfer.progress import Reporter
 from medtransfer.training.engine import Engine, make_engine
 from medtransfer.training.features import FeatureSource
 
@@ -135,6 +136,7 @@ def test_reduced_precision_is_taken_only_where_it_changes_no_answer(config, monk
         config,
         "train.precision=auto",
         "plan.strategy=lp_ft",
+        f"arms.scratch={{backbone: {LITE}}}",
         f"arms.probe={{backbone: {LITE}, weights: imagenet, plan: {{strategy: linear_probe}}}}",
     )
     asked = []
@@ -144,13 +146,22 @@ def test_reduced_precision_is_taken_only_where_it_changes_no_answer(config, monk
         return Engine(torch.device("cpu"), "bf16" if precision == "auto" else precision, "channels_last")
 
     monkeypatch.setattr(machine, "make_engine", fastest)
-    monkeypatch.setattr(machine, "compare_with_fp32", lambda *_: difference)
+    seen = []
+
+    def compare(backbone, taps, *_):
+        seen.append((backbone.weights.source, len(taps)))
+        # Of arms of one architecture the one that rounding changes most decides.
+        return difference if backbone.weights.source != "none" else dict.fromkeys(difference, 0.0)
+
+    monkeypatch.setattr(machine, "compare_with_fp32", compare)
     engines = machine.choose_engines(prepared, tmp_path / "none")
     assert {name: engines[name].precision for name in ARMS} == dict.fromkeys(ARMS, expected)
     assert engines["imagenet"].difference == difference
     # A probe goes through the images once, and magnifies rounding.
     assert engines["probe"].precision == "fp32"
     assert engines["probe"].difference == {}
+    assert ("imagenet", 18) in seen  # its own network, and all that its head reads
+    assert ("none", 1) in seen
     assert set(asked) == ({"auto"} if expected == "bf16" else {"auto", "fp32"})
 
 
@@ -160,6 +171,55 @@ def test_a_precision_by_hand_is_compared_and_taken(config, tmp_path):
     assert engines["imagenet"].precision == "bf16"
     assert engines["imagenet"].difference["features"] > 0
     assert 0 < engines["imagenet"].difference["logits"] < 1
+
+
+def test_seeds_of_draws_share_the_room_of_kept_views(config):
+    few, many = (
+        prepare_study(config, "train.cache_gb=0.003", "plan.strategy=lp_ft", *more).plans["imagenet"]
+        for more in ((), ("learning_curve={sizes: [2], episodes: 9}",))
+    )
+    assert few.bytes_per_image == many.bytes_per_image > 0
+    assert few.views > many.views
+
+
+def test_a_budget_that_a_probe_cannot_use_is_named(config):
+    plans = prepare_study(
+        config, f"arms.probe={{backbone: {LITE}, weights: imagenet, budget: level, plan: {{strategy: linear_probe}}}}"
+    ).plans
+    assert "A linear probe has no budget, so that the one set is not used." in plans["probe"].reason
+    assert not plans["probe"].level
+
+
+def test_statistics_of_volumes_are_those_of_several(studies, tmp_path, monkeypatch):
+    """One volume alone has no variance between volumes, and a training step holds several."""
+    sizes = []
+    config = write_config(
+        tmp_path, studies.cohort(24, 3, volumes=True), image={"size": 32, "slices": 24}, arms={"scratch": {"backbone": "monai_resnet10"}}
+    )
+    prepared = prepare_study(config, "train.batch_size=4", "train.epochs=1")
+    images, fold = images_of(prepared, "scratch"), prepared.split.fold(0)
+
+    def stop(*given):
+        sizes.extend(len(batch["targets"]) for batch in given[3].norms)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "train_network", stop)
+    with pytest.raises(KeyboardInterrupt):
+        runs.run_fold(
+            images,
+            fold,
+            task_of(prepared, "scratch"),
+            backbone_of(prepared, "scratch", 0),
+            prepared.plans["scratch"],
+            tmp_path / "run",
+            0,
+            "scratch",
+            make_engine("cpu", "fp32"),
+            "",
+            Reporter(quiet=True),
+        )
+    assert sum(sizes) == len(fold.train)
+    assert min(sizes) >= 3
 
 
 def test_the_example_configurations_know_the_section():

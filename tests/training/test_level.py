@@ -74,10 +74,30 @@ def test_training_ends_with_the_cycle_that_gains_nothing(cohort, tmp_path, monke
     assert all(torch.equal(value, net.state_dict()[key]) for key, value in again.state_dict().items())
 
 
-def test_patience_ends_a_training_that_goes_on(cohort, tmp_path, monkeypatch):
+def test_patience_is_for_one_cycle(cohort, tmp_path, monkeypatch):
+    """After a warm restart nothing can be better until the rate has fallen again."""
     monkeypatch.setattr(loop, "_ROUNDING", 10.0)  # nothing is lower
     run, _ = train(cohort, tmp_path / "r", net=as_if_pretrained(), patience=1)
-    assert (run.summary["epochs"], run.summary["stopped_early"], run.summary["levelled"]) == (1, True, True)
+    assert (run.summary["epochs"], run.summary["stopped_early"], run.summary["levelled"]) == (2 * EPOCHS, False, True)
+    once, _ = train(cohort, tmp_path / "once", level=False, net=as_if_pretrained(), patience=1)
+    assert (once.summary["epochs"], once.summary["stopped_early"], once.summary["levelled"]) == (1, True, None)
+
+
+def test_a_training_that_diverges_after_its_budget_keeps_what_it_had(cohort, tmp_path, monkeypatch):
+    whole, _ = train(cohort, tmp_path / "whole", level=False)
+    real, steps = mt.Classification.loss, [0]
+
+    def loss(self, logits, targets):
+        steps[0] += 1
+        found = real(self, logits, targets)
+        return {"loss": found["loss"] * float("nan")} if steps[0] > 2 * EPOCHS else found
+
+    monkeypatch.setattr("medtransfer.training.trainer._LOOK", 1)
+    monkeypatch.setattr(mt.Classification, "loss", loss)
+    run, _ = train(cohort, tmp_path / "r")
+    assert run.summary["diverged"]
+    assert run.summary["levelled"] is False
+    assert run.predictions.drop(columns="typical").equals(whole.predictions.drop(columns="typical"))
     assert run.at_budget.equals(run.predictions.drop(columns="typical"))
 
 
@@ -182,7 +202,7 @@ def test_a_run_without_its_predictions_at_the_budget_is_not_finished(cohort, tmp
 @pytest.mark.parametrize(
     ("levelled", "improving", "epochs", "words", "unfinished"),
     [
-        (True, False, [8, 16], "levelled off, for 2, 4 times the budget of 4 epochs.", False),
+        (True, False, [8, 16], "until level, at most for four budgets of 4 epochs: for 2, 4 of them.", False),
         (False, False, [16, 16], "In 2 of 2 runs it had not levelled off when four times the budget were spent.", True),
         (None, True, [4, 4], "In 2 of 2 runs the last quarter still lowered the tune loss by more than 2 %", True),
         (None, False, [4, 4], "2 runs of 4 epochs, weights kept from epochs 4, 4; 2 s of training.", False),
@@ -192,9 +212,19 @@ def test_how_training_ended_is_told(tmp_path, levelled, improving, epochs, words
     for fold, spent in enumerate(epochs):
         folder = tmp_path / "runs" / "a" / f"fold-{fold}" / "seed-0"
         folder.mkdir(parents=True)
-        run = {"epochs": spent, "best_epoch": 4, "budget_epochs": 4, "levelled": levelled, "improving": improving, "seconds": 1.0}
+        run = {
+            "epochs": spent,
+            "best_epoch": 4,
+            "budget_epochs": 4,
+            "levelled": levelled,
+            "improving": improving,
+            "diverged": False,
+            "seconds": 1.0,
+        }
         (folder / "run.json").write_text(json.dumps(run))
     (note,) = note_training(tmp_path, ["a"])
     assert words in note
     assert list_unfinished(tmp_path, ["a"]) == (["a"] if unfinished else [])
+    (tmp_path / "runs" / "a" / "fold-9" / "seed-0").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / "fold-9" / "seed-0" / "run.json").write_text('{"epochs": 4}')  # of an earlier version
     assert measure_spent(tmp_path, ["a"]) == ({} if levelled is None else {"a": [spent / 4 for spent in epochs]})
