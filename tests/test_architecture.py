@@ -46,6 +46,7 @@ ALLOWED = {
     "machine": {"errors", "arms", "record", "prepare", "data", "training"},
     "outcome": {
         "errors",
+        "config",
         "folder",
         "gallery",
         "located",

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from medtransfer.errors import PredictionsError
 from medtransfer.evaluation.comparison import Contestant, compare_arms
 from medtransfer.evaluation.predictions import AT_BUDGET, BUDGET, OTHER
 from medtransfer.evaluation.resample import Draws
@@ -38,6 +39,19 @@ def split_budgets(table: pd.DataFrame, levelled: Sequence[str]) -> tuple[pd.Data
 def levelled_arms(table: pd.DataFrame) -> list[str]:
     """The arms of a table that were trained until level."""
     return list(dict.fromkeys(table.loc[table[BUDGET] == AT_BUDGET, "arm"])) if BUDGET in table.columns else []
+
+
+def refuse_later_candidates(levelled: Sequence[str], candidates: pd.DataFrame) -> None:
+    """Candidates without rows at the end of the budget would be taken for detectors that find nothing.
+
+    Raises:
+        PredictionsError: an arm that was trained until level has none.
+    """
+    if silent := [arm for arm in levelled if arm not in levelled_arms(candidates)]:
+        raise PredictionsError(
+            f"the predictions of {', '.join(silent)} have rows at the end of the budget (column budget: same), the candidates have none. "
+            "Give them that column too, or leave these rows out."
+        )
 
 
 def evaluate_at_budget(

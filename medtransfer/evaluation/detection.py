@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from medtransfer.errors import PredictionsError, list_faults
-from medtransfer.evaluation.budgets import levelled_arms, split_budgets
+from medtransfer.evaluation.budgets import levelled_arms, refuse_later_candidates, split_budgets
 from medtransfer.evaluation.candidates import coordinates, read_candidates, read_lesions
 from medtransfer.evaluation.comparison import describe_budgets, describe_test, holm, judged_by
 from medtransfer.evaluation.matching import Rule, by_image, match
@@ -80,11 +80,7 @@ def evaluate_boxes(
     detections = candidates if isinstance(candidates, pd.DataFrame) else read_candidates(candidates)
     boxes = lesions if isinstance(lesions, pd.DataFrame) else read_lesions(lesions)
     levelled = levelled_arms(tested)
-    if levelled and set(levelled) - set(levelled_arms(detections)):
-        raise PredictionsError(
-            f"the predictions of {', '.join(levelled)} have rows at the end of the budget (column budget: same), the candidates have none. "
-            "Give them that column too, or leave these rows out."
-        )
+    refuse_later_candidates(levelled, detections)
     tables, early = zip(split_budgets(tested, levelled), split_budgets(detections, levelled), strict=True)
     found = _evaluate(*tables, boxes, bootstrap, seed, hit, overlap, levelled)
     if not levelled:

@@ -24,8 +24,12 @@ def _run_folders(folder: Path, arm: str) -> list[Path]:
 
 def _read_runs(folder: Path, arm: str) -> list[dict[str, Any]]:
     """What is recorded of the finished runs of an arm."""
-    # A run of an earlier version that was not done again has other fields, and no part in the report.
-    return [run for path in _run_folders(folder, arm) if "levelled" in (run := read_json(path / "run.json"))]
+    return [run for path in _run_folders(folder, arm) if (run := read_json(path / "run.json"))]
+
+
+def _read_endings(folder: Path, arm: str) -> list[dict[str, Any]]:
+    """Of those that say how they ended; one of an earlier version, that was not done again, does not, and has no part in the report."""
+    return [run for run in _read_runs(folder, arm) if "levelled" in run]
 
 
 def read_histories(folder: Path, arms: list[str]) -> dict[str, list[list[dict[str, float]]]]:
@@ -87,7 +91,7 @@ def note_overfitting(folder: Path, arms: list[str]) -> list[str]:
 
 def list_unfinished(folder: Path, arms: list[str]) -> list[str]:
     """The arms that were still improving when their training ended, in more than half of their runs."""
-    return [arm for arm in arms if (runs := _read_runs(folder, arm)) and 2 * sum(map(_unfinished, runs)) > len(runs)]
+    return [arm for arm in arms if (runs := _read_endings(folder, arm)) and 2 * sum(map(_unfinished, runs)) > len(runs)]
 
 
 def _unfinished(run: dict[str, Any]) -> bool:
@@ -97,7 +101,7 @@ def _unfinished(run: dict[str, Any]) -> bool:
 
 def measure_spent(folder: Path, arms: list[str]) -> dict[str, list[float]]:
     """Of the arms that were trained until level, how many times the budget each run took."""
-    level = {arm: [run for run in _read_runs(folder, arm) if run["levelled"] is not None and run["budget_epochs"]] for arm in arms}
+    level = {arm: [run for run in _read_endings(folder, arm) if run["levelled"] is not None and run["budget_epochs"]] for arm in arms}
     return {arm: [round(run["epochs"] / run["budget_epochs"], 2) for run in runs] for arm, runs in level.items() if runs}
 
 
@@ -105,7 +109,7 @@ def note_training(folder: Path, arms: list[str]) -> list[str]:
     """Per arm, how training ended; says so where the budget ended before the model was done."""
     notes = []
     for arm in arms:
-        runs = _read_runs(folder, arm)
+        runs = _read_endings(folder, arm)
         if not runs:
             continue
         epochs = [run["epochs"] for run in runs]

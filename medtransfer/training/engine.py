@@ -256,16 +256,8 @@ def _measured(
     probe: Backbone, image: Tensor, device: torch.device, candidates: Sequence[tuple[str, ...]], memory: Path | None
 ) -> dict[str, float]:
     """Seconds per step, from what was measured on this machine before or anew; see `_time_steps`."""
-    about = [
-        _name_of(device),
-        platform.node(),
-        torch.__version__,
-        torch.get_num_threads(),
-        probe.name,
-        probe.frozen,
-        list(image.shape),
-        candidates,
-    ]
+    machine = [_name_of(device), platform.node(), torch.__version__, torch.get_num_threads()]
+    about = [*machine, probe.name, probe.frozen, list(image.shape), candidates]
     key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
     try:
         known = dict(json.loads(memory.read_text(encoding="utf-8"))) if memory is not None else {}

@@ -156,13 +156,18 @@ def test_patience_stops_early(cohort, tmp_path):
 
 @pytest.mark.slow
 def test_bf16_agrees_with_fp32(cohort, tmp_path):
-    plain, reduced = (
-        train(cohort, tmp_path, mt.load_backbone(LITE, "imagenet"), p, precision=p, strategy="linear_probe")[0].predictions["logit"]
-        for p in ("fp32", "bf16")
-    )
+    def predict(precision, strategy):
+        name = f"{precision} {strategy}"
+        return train(cohort, tmp_path, mt.load_backbone(LITE, "imagenet"), name, precision=precision, strategy=strategy)[0].predictions[
+            "logit"
+        ]
+
+    # A linear probe, which magnifies rounding, is in fp32 always.
+    assert predict("fp32", "linear_probe").equals(predict("bf16", "linear_probe"))
+    plain, reduced = (predict(precision, "lp_ft") for precision in ("fp32", "bf16"))
     # A steep head on a dozen images of 32 pixels magnifies rounding: a few scores move, most and the order stay.
     difference = np.abs(plain - reduced) / plain.std()
-    assert np.quantile(difference, 0.75) < 0.25
+    assert np.quantile(difference, 0.75) < 0.4
     assert spearmanr(plain, reduced).statistic > 0.9
     assert not plain.equals(reduced)
     assert reduced.nunique() > 0.9 * plain.nunique()  # logits are kept in float32: no ties
