@@ -497,10 +497,10 @@ FAULTS = (
     ),
     Fault(
         "a label of a side is mirrored",
-        "prepare.py",
-        '"none" if labels_of_a_side(cohort) else "left_right"',
-        '"left_right"',
-        ("study/test_fairness.py",),
+        "data/laterality.py",
+        '("none" if labels_of_a_side(cohort) else "left_right") if flip == "auto" else flip',
+        '"left_right" if flip == "auto" else flip',
+        ("data/test_laterality.py",),
     ),
     Fault(
         "reduced precision for its speed alone",
@@ -511,10 +511,10 @@ FAULTS = (
     ),
     Fault(
         "a probe in reduced precision",
-        "machine.py",
-        'probing = replace(engine, precision="fp32", compiled=False, difference={})',
-        "probing = engine",
-        ("study/test_fairness.py",),
+        "runs.py",
+        'engine = engine.in_fp32() if plan.strategy == "linear_probe" else engine',
+        "pass",
+        ("training/test_training.py",),
     ),
 )
 
