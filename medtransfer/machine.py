@@ -19,15 +19,15 @@ from medtransfer.record import Prepared, recorded_engine
 from medtransfer.training.engine import Engine, make_engine, uses_cuda
 from medtransfer.training.precision import compare_with_fp32, same_answers
 
-# Images of a class, or half as many images with boxes, on which reduced precision is compared with fp32.
+# Images of a class, or half of the images with boxes, on which reduced precision is compared with fp32.
 _COMPARED = 32
 
 
 def choose_engines(prepared: Prepared, output: Path, workers: int = 1) -> dict[str, Engine]:
     """One engine per architecture, so that arms of the same one train alike; measured on the one that trains most of it.
 
-    Reduced precision that is chosen by its speed is taken where features and logits of a linear head are those of fp32 within 5 %; a linear
-    probe, which goes through the images once, and magnifies rounding, is in fp32 always.
+    Reduced precision that is chosen by its speed is taken where features are those of fp32 within 10 %, and logits of a linear head within
+    5 %; a linear probe, which goes through the images once, and magnifies rounding, is in fp32 always.
 
     `workers`: processes that share the runs.
     """

@@ -14,7 +14,7 @@ from medtransfer.data.augmentation import Augment
 from medtransfer.data.cohort import Cohort
 from medtransfer.data.fingerprint import Fingerprint, make_fingerprint
 from medtransfer.data.inspection import inspect_images
-from medtransfer.data.laterality import allowed_changes, tell_sides
+from medtransfer.data.laterality import allowed_changes
 from medtransfer.data.medmnist import is_archive
 from medtransfer.data.slices import Slices
 from medtransfer.data.split import Split, split_cohort
@@ -87,10 +87,12 @@ def prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, rep
     bad = facts[facts["error"] != ""]
     if not config.cohort.skip_unreadable:
         refuse_unreadable(facts, cohort)
-    for sentence in (*(tell_meaning(*pair) for pair in cohort.meaning.items()), *tell_sides(cohort, config.augment.flip)):
-        reporter.say(sentence)
+    for label, meaning in cohort.meaning.items():
+        reporter.say(tell_meaning(label, meaning))
     reporter.say("looking for what would make a result wrong")
     findings = audit(cohort, facts, group=config.protocol.group, shortcuts=config.audit.shortcuts, flip=config.augment.flip)
+    if findings.sides:
+        reporter.say(" ".join(findings.sides))
     if len(bad):
         reporter.say(f"{len(bad)} of {len(cohort)} images cannot be read and are left out; the report lists them")
         cohort = cohort.without(bad["image"].tolist())
@@ -294,7 +296,7 @@ def share_steps(plans: dict[str, FreezePlan], config: StudyConfig, batches: int,
     for name, plan in plans.items():
         shared[name] = plan
         if plan.strategy == "linear_probe":
-            if config.arms[name].budget is not None and plan.steps == 0 and config.arms[name].budget != 1:
+            if config.arms[name].budget not in {None, 1}:
                 shared[name] = replace(plan, reason=f"{plan.reason} A linear probe has no budget, so that the one set is not used.")
         else:
             arm = config.arms[name]

@@ -67,7 +67,8 @@ def compare_arms(
         levelled: arms that were trained beyond the budget, until level.
         at_budget: these are compared as they were at its end, and pairs without one of them left out.
     """
-    pairs = [pair for pair in combinations(arms, 2) if not at_budget or any(arm.name in levelled for arm in pair)]
+    by_name = {arm.name: arm for arm in arms}
+    pairs = [(by_name[a], by_name[b]) for a, b in pair_arms(list(by_name), levelled, at_budget)]
     comparisons, values = [], []
     for a, b in pairs:
         entry: dict[str, Any] = {"a": a.name, "b": b.name, **describe_budgets((a.name, b.name), levelled, at_budget)}
@@ -93,6 +94,11 @@ def compare_arms(
     for entry, value in zip(comparisons, values, strict=True):
         entry["verdict"] = verdict(entry, *value, len(pairs))
     return comparisons
+
+
+def pair_arms(arms: Sequence[str], levelled: Collection[str], at_budget: bool) -> list[tuple[str, str]]:
+    """The pairs that are compared, the earlier arm first; `at_budget`: those with an arm that was trained until level."""
+    return [pair for pair in combinations(arms, 2) if not at_budget or set(pair) & set(levelled)]
 
 
 def describe_budgets(arms: Sequence[str], levelled: Collection[str], at_budget: bool) -> dict[str, Any]:

@@ -7,7 +7,6 @@ lesions. Intervals are those of a bootstrap over patients, the same draws for al
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from scipy.special import expit
 from medtransfer.errors import PredictionsError, list_faults
 from medtransfer.evaluation.budgets import levelled_arms, refuse_later_candidates, split_budgets
 from medtransfer.evaluation.candidates import coordinates, read_candidates, read_lesions
-from medtransfer.evaluation.comparison import describe_budgets, describe_test, holm, judged_by
+from medtransfer.evaluation.comparison import describe_budgets, describe_test, holm, judged_by, pair_arms
 from medtransfer.evaluation.matching import Rule, by_image, match
 from medtransfer.evaluation.predictions import read_predictions
 from medtransfer.evaluation.ranking import (
@@ -368,9 +367,7 @@ def _compare(
 ) -> list[dict[str, Any]]:
     """The difference in AP50 is the one that is tested."""
     comparisons = []
-    for a, b in combinations(drawn, 2):
-        if at_budget and not {a, b} & set(levelled):
-            continue
+    for a, b in pair_arms(list(drawn), levelled, at_budget):
         entry: dict[str, Any] = {"a": a, "b": b, **describe_budgets((a, b), levelled, at_budget)}
         for name in COMPARED:
             difference = drawn[a][name] - drawn[b][name]

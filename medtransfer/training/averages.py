@@ -63,10 +63,6 @@ class Averages:
             torch._foreach_copy_(self._buffers, self._buffered)
         adapt_norms(self.backbone, batches, engine, self.backbone.moving_norms())
 
-    def state(self) -> State:
-        """A copy of the averaged states of backbone and head."""
-        return copy_state(self.backbone, self.head)
-
 
 def copy_state(*modules: nn.Module) -> State:
     """Copies of the states of modules."""
