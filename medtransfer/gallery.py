@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from medtransfer.data.cache import read_entry
 from medtransfer.data.slices import Slices
-from medtransfer.evaluation import write_aside
+from medtransfer.files import write_aside
 from medtransfer.located import map_images
 from medtransfer.record import Prepared
 from medtransfer.report.build import GALLERY

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from medtransfer.arms import images_of, load_run
 from medtransfer.data.boxes import PLANE, VOLUME
 from medtransfer.deploy.explain import heat_maps, read_map
-from medtransfer.evaluation import write_aside
 from medtransfer.evaluation.localisation import evaluate_localisation
+from medtransfer.files import write_aside
 from medtransfer.lesions import boxes_in_image, place_images
 from medtransfer.models.heads import LinearHead
 from medtransfer.prepare import fixed_of

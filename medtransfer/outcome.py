@@ -12,12 +12,13 @@ import pandas as pd
 
 from medtransfer.config import StudyConfig
 from medtransfer.errors import StudyError, list_faults
-from medtransfer.evaluation import EvaluationReport, evaluate, write_aside, write_predictions
+from medtransfer.evaluation import EvaluationReport, evaluate, write_predictions
 from medtransfer.evaluation.budgets import levelled_arms, split_budgets
 from medtransfer.evaluation.candidates import CANDIDATES, LESIONS, read_candidates, read_table, write_candidates
 from medtransfer.evaluation.detection import evaluate_boxes
 from medtransfer.evaluation.predictions import AT_BUDGET as SAME
 from medtransfer.evaluation.predictions import BUDGET, LEVEL, OTHER
+from medtransfer.files import write_aside
 from medtransfer.folder import AT_BUDGET
 from medtransfer.gallery import write_gallery
 from medtransfer.jobs import Job, Study, complete

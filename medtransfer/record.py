@@ -21,7 +21,8 @@ from medtransfer.data.cohort import Cohort
 from medtransfer.data.fingerprint import Fingerprint
 from medtransfer.data.split import Split
 from medtransfer.errors import ConfigError, WeightsError
-from medtransfer.evaluation.predictions import read_predictions, write_aside
+from medtransfer.evaluation.predictions import read_predictions
+from medtransfer.files import write_aside
 from medtransfer.folder import AT_BUDGET, added_later
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.plan import FreezePlan, fix_plan

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from medtransfer.arms import backbone_of, images_of, load_run, task_of
-from medtransfer.evaluation import write_aside
+from medtransfer.files import write_aside
 from medtransfer.progress import Reporter
 from medtransfer.record import Prepared
 from medtransfer.training.engine import Engine

@@ -30,9 +30,10 @@ from medtransfer.data.split import Fold
 from medtransfer.data.transforms import Fixed
 from medtransfer.data.windows import Window
 from medtransfer.errors import ConfigError
-from medtransfer.evaluation import write_aside, write_predictions
+from medtransfer.evaluation import write_predictions
 from medtransfer.evaluation.candidates import CANDIDATES, write_candidates
 from medtransfer.evaluation.recalibration import adjust_prevalence
+from medtransfer.files import write_aside
 from medtransfer.folder import AT_BUDGET
 from medtransfer.lesions import place_images
 from medtransfer.models.backbone import Backbone

@@ -16,10 +16,10 @@ from skimage.transform import resize
 from medtransfer.data.boxes import from_axes
 from medtransfer.data.cache import read_entry
 from medtransfer.data.placement import Placement
-from medtransfer.evaluation import write_aside
 from medtransfer.evaluation.candidates import coordinates
 from medtransfer.evaluation.matching import Rule, by_image, match
 from medtransfer.evaluation.ranking import least_score
+from medtransfer.files import write_aside
 from medtransfer.lesions import place_images
 from medtransfer.prepare import fixed_of
 from medtransfer.record import Prepared

@@ -9,7 +9,8 @@ import pandas as pd
 from scipy.special import logit as to_logit
 
 from medtransfer.errors import PredictionsError, list_faults
-from medtransfer.evaluation.predictions import BUDGET, write_aside
+from medtransfer.evaluation.predictions import BUDGET
+from medtransfer.files import write_aside
 
 CANDIDATES, LESIONS = "candidates.csv", "boxes.csv"
 _PLANE, _VOLUME = ("x0", "y0", "x1", "y1"), ("x0", "y0", "x1", "y1", "z0", "z1")

@@ -7,9 +7,10 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import pandas as pd
 
-from medtransfer.evaluation.predictions import CLIP
+from medtransfer.evaluation.probabilities import exact_logit
 from medtransfer.evaluation.recalibration import Recalibrated
 from medtransfer.evaluation.scores import Scores
+from medtransfer.evaluation.sentences import isolate
 from medtransfer.evaluation.settings import Settings
 
 # Below so many patients of the smaller class a test set is small.
@@ -52,19 +53,26 @@ def list_caveats(
     caveats += [
         f"{arm.arm}: not recalibrated; that needs tune rows (part: tune) of both classes, of patients whom the model does not test."
         for arm, after in zip(scores, recalibrated, strict=True)
-        if after is None
+        if after is None and not arm.scored
     ]
+    if named := [isolate(arm.arm) for arm in scores if arm.scored]:
+        caveats.append(
+            f"Scores, not probabilities: {', '.join(named)}. They are ranked; calibration, errors of probabilities, decision curves and "
+            "recalibration are left out."
+        )
     if first.clustered:
         caveats.append("Several images per patient: figures are per image, intervals keep the images of a patient together.")
     if (first.weight != 1).any():
         caveats.append(
             "Images count by their weights, but not where recalibration, thresholds and sets are fitted, nor in the smooth curve."
         )
-    extreme = int(((table["probability"] <= 0) | (table["probability"] >= 1)).sum())
+    limit = float(exact_logit(np.ones(1))[0])
+    extreme = int(((table["logit"].abs() >= limit) & table["probability"].notna()).sum())
     if extreme:
         decisions = " Where most are, they are decisions, of which calibration says little." if 2 * extreme > len(table) else ""
         caveats.append(
-            f"{extreme} probabilities are exactly 0 or 1; without a logit they are taken as {CLIP:g} and {1 - CLIP:g}.{decisions}"
+            f"{extreme} probabilities are exactly 0 or 1, which have no logarithm: in the log-loss and in calibration each counts as a "
+            f"logit of {limit:.0f} on its side, so that one that is wrong decides both.{decisions}"
         )
     if settings.target_prevalence is not None:
         caveats.append(

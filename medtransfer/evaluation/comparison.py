@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from medtransfer.evaluation.estimate import Estimate
+from medtransfer.evaluation.estimate import NO_PROBABILITIES, Estimate
 from medtransfer.evaluation.resample import Drawn
 from medtransfer.evaluation.scores import Scores
 from medtransfer.evaluation.sentences import verdict
@@ -33,7 +33,7 @@ class Contestant:
 
     Attributes:
         name: of the arm.
-        found: estimates with their influences; `auc`, `brier`, `log_loss`, `slope`.
+        found: estimates with their influences; `auc`, and of probabilities `brier`, `log_loss`, `slope`.
         drawn: metrics with their draws; `auc`, and those of `_FROM_DRAWS` that are there.
         scores: for the differences within folds; None where several labels were averaged.
         sites: the AUC of every site, where a fold leaves one out.
@@ -73,9 +73,12 @@ def compare_arms(
     for a, b in pairs:
         entry: dict[str, Any] = {"a": a.name, "b": b.name, **describe_budgets((a.name, b.name), levelled, at_budget)}
         for metric in _FROM_INFLUENCE:
-            entry[f"delta_{metric}"] = _describe(a.found[metric] - b.found[metric], widest=_LARGEST)
+            if metric in a.found and metric in b.found:
+                entry[f"delta_{metric}"] = _describe(a.found[metric] - b.found[metric], widest=_LARGEST)
+            else:
+                entry[f"delta_{metric}"] = {**NO_PROBABILITIES, "p": None, "covers": "models"}
         for metric in _FROM_DRAWS:
-            if metric in a.drawn:
+            if metric in a.drawn and metric in b.drawn:
                 entry[f"delta_{metric}"] = _describe(a.drawn[metric] - b.drawn[metric])
         difference = a.found["auc"] - b.found["auc"]
         _add_auc(entry, difference, a.drawn["auc"] - b.drawn["auc"])

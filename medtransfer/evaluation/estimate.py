@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -20,6 +20,8 @@ Value = Callable[[Float, NDArray[Any], Float, Int], float]
 Mass = Literal["pairs", "positives", "images"]
 # A variance below this is rounding.
 _NOTHING = 1e-18
+# What is said of calibration and decisions where an arm gives scores.
+NO_PROBABILITIES = {"estimate": None, "low": None, "high": None, "reason": "not measured: a score is no probability"}
 # With so many patients of a class, one image each, the variance is known well enough for the normal distribution of the textbooks.
 _MANY = 30
 
@@ -162,6 +164,16 @@ class Estimate(OverTrainings):
         if not (np.isfinite(self.value) and np.isfinite(variance) and variance > _NOTHING and min(self.members[:2]) >= 2):
             return None
         return two_sided_p(abs(self.value) / np.sqrt(variance), parts)
+
+
+def interval_of(estimates: Mapping[str, Any], name: str, *scale: Scale, **bounds: float) -> dict[str, Any]:
+    """The interval of one of several estimates; of what is not measured of a score `NO_PROBABILITIES`."""
+    return dict(estimates[name].interval(*scale, **bounds)) if name in estimates else dict(NO_PROBABILITIES)
+
+
+def unmeasured(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry of a report says that a score is no probability."""
+    return entry.get("reason") == NO_PROBABILITIES["reason"]
 
 
 def _corrected(square: float, patients: int) -> float:

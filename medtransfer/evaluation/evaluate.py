@@ -12,25 +12,25 @@ import numpy as np
 import pandas as pd
 
 from medtransfer.errors import PredictionsError
-from medtransfer.evaluation.budgets import evaluate_at_budget, levelled_arms, split_budgets
+from medtransfer.evaluation.budgets import evaluate_at_budget
 from medtransfer.evaluation.caveats import list_caveats
 from medtransfer.evaluation.comparison import Contestant, compare_arms, judged_by
 from medtransfer.evaluation.conformal import conformal_sets, describe_sets
 from medtransfer.evaluation.discrimination import auc_interval
-from medtransfer.evaluation.estimate import Estimate, estimate_all
+from medtransfer.evaluation.estimate import NO_PROBABILITIES, Estimate, estimate_all, interval_of
 from medtransfer.evaluation.learning_curve import describe_curve, learning_curve
 from medtransfer.evaluation.multilabel import exclude_each_other, recalibrate_classes, refuse_class_names, summarise_labels
 from medtransfer.evaluation.outliers import describe_outliers
-from medtransfer.evaluation.predictions import check_predictions, read_predictions
 from medtransfer.evaluation.recalibration import Recalibrated, adjust_scores, make_comparable, recalibrate
-from medtransfer.evaluation.resample import Drawn, Draws, Metric, Question, Within, draw_values, strata_of
+from medtransfer.evaluation.resample import Drawn, Draws, Metric, Question, Within, draw_values, patients_of, strata_of
 from medtransfer.evaluation.result import EvaluationReport
+from medtransfer.evaluation.rows import sort_rows
 from medtransfer.evaluation.sample_size import advise
-from medtransfer.evaluation.scores import Scores, Unknown, align_scores, by_patient, choose_rule, drop_repeated_seeds
+from medtransfer.evaluation.scores import Scores, Unknown, align_scores, by_patient, choose_rule
 from medtransfer.evaluation.settings import Settings
 from medtransfer.evaluation.sites import by_site, put_over_sites
 from medtransfer.evaluation.subgroups import describe_subgroups
-from medtransfer.evaluation.summary import ESTIMATORS, FEW_DRAWS, WIDEST, Evaluated, Measured, describe_recalibration, measure, summarise
+from medtransfer.evaluation.summary import FEW_DRAWS, WIDEST, Evaluated, Measured, describe_recalibration, estimators_of, measure, summarise
 from medtransfer.evaluation.utility import THRESHOLDS, decide, decision_curves, describe_decision, net_benefit
 
 
@@ -61,30 +61,20 @@ def evaluate(table: pd.DataFrame | str | Path, bootstrap: int = 2000, seed: int 
     if not isinstance(table, (str, Path, pd.DataFrame)):
         raise PredictionsError(f"the predictions are a {type(table).__name__}; give a DataFrame, or the path of a CSV.")
     settings = Settings(bootstrap, seed, **choices)
-    keep, weight = settings.subgroups, settings.weight
-    table = read_predictions(table, keep, weight) if isinstance(table, (str, Path)) else check_predictions(table, keep=keep, weight=weight)
-    unknown, hidden = table.attrs["unknown"], table.attrs["unknown_patients"]
-    curve = table[table["size"] > 0] if "size" in table.columns else table.iloc[:0]
-    table = table[table["size"] == 0] if "size" in table.columns else table
-    levelled = levelled_arms(table)
-    table, repeated = drop_repeated_seeds(table)
-    table, early = split_budgets(table, levelled)
-    if table.empty:
-        raise PredictionsError(
-            "every row is of a learning curve (size above 0). Give the predictions of the whole cohort too, with size 0."
-        )
+    rows = sort_rows(table, settings)
+    table, hidden, levelled = rows.main, rows.hidden, rows.levelled
     labels = list(dict.fromkeys(table["label"]))
     if len(labels) > 1:
         refuse_class_names(table)
     settings = _settle(table, settings)
     counted = _count(table, settings, hidden)
     test = counted[counted["part"] == "test"]
-    patients = np.unique(test["patient"].astype(str)).astype(object)
+    patients = patients_of(test)
     draws = Draws(patients, bootstrap, seed, strata_of(test, patients))
     if len(labels) == 1:
         data = _evaluate_label(table, counted, settings, draws, hidden=hidden, levelled=levelled).data
         tuned = _tune_images(counted)
-        data["at_budget"] = evaluate_at_budget(_count(early, settings, hidden), levelled, settings, draws, tuned)
+        data["at_budget"] = evaluate_at_budget(_count(rows.early, settings, hidden), levelled, settings, draws, tuned)
     else:
         # Of patients with images of several classes none is the one.
         exclusive = exclude_each_other(counted)
@@ -92,29 +82,19 @@ def evaluate(table: pd.DataFrame | str | Path, bootstrap: int = 2000, seed: int 
         parts = {}
         for label in labels:
             recalibrated = None if again is None else again[0][again[0]["label"] == label]
-            rows, images = (of[of["label"] == label] for of in (counted, table))
-            parts[label] = _evaluate_label(images, rows, settings, draws, recalibrated, exclusive, hidden)
+            cases, images = (of[of["label"] == label] for of in (counted, table))
+            parts[label] = _evaluate_label(images, cases, settings, draws, recalibrated, exclusive, hidden)
         data = summarise_labels(parts, exclusive, draws, None if again is None else again[1], settings)
         if exclusive and settings.recalibration != "auto":
             data["warnings"].append(
                 f"recalibration={settings.recalibration} is for single labels; classes are recalibrated together, by vector scaling."
             )
-        if levelled:
-            data["warnings"].append("Rows at the end of the budget are left out: they are compared for one label at a time.")
-        if len(curve):
-            data["warnings"].append("Rows of a learning curve are left out: it is drawn for one label at a time.")
-    growth, matches = learning_curve(_count(curve, settings, hidden), bootstrap, seed) if len(labels) == 1 else ([], [])
-    warnings = [*data["warnings"], *_tell_left_out(unknown, repeated)]
+    curve = _count(rows.curve[rows.curve["probability"].notna()], settings, hidden)
+    growth, matches = learning_curve(curve, bootstrap, seed) if len(labels) == 1 else ([], [])
     data.setdefault("at_budget", None)
     more = {"learning_curve": growth, "matching_sizes": matches, "growth": describe_curve(growth, matches), "shift": None}
-    data |= {**more, "warnings": warnings}
+    data |= {**more, "warnings": [*data["warnings"], *rows.warnings], "accounts": [rows.account.to_dict()]}
     return EvaluationReport(data)
-
-
-def _tell_left_out(unknown: int, repeated: Sequence[int]) -> list[str]:
-    named = ", ".join(map(str, repeated))
-    seeds = f"Seed {named}: every arm predicts as it does with an earlier seed; nothing varies, and it does not count as another."
-    return [*([seeds] if repeated else []), *([f"{unknown} rows have no target and are left out."] if unknown else [])]
 
 
 def _settle(table: pd.DataFrame, settings: Settings) -> Settings:
@@ -163,9 +143,9 @@ def _evaluate_label(
     rest = iter(measured[len(scores) :])
     second = [next(rest) if r is not None else None for r in recalibrated]
 
-    comparable = [make_comparable(s, tune) for s, tune in zip(scores, tunes, strict=True)]
+    comparable = [None if s.scored else make_comparable(s, tune) for s, tune in zip(scores, tunes, strict=True)]
     last = [r.scores if r else None for r in recalibrated]
-    decisions = [decide(s, models, after, settings.aims) for s, models, after in zip(scores, comparable, last, strict=True)]
+    decisions = [[] if s.scored else decide(s, models, z, settings.aims) for s, models, z in zip(scores, comparable, last, strict=True)]
     sets = [conformal_sets(s, models, settings.coverage) for s, models in zip(scores, comparable, strict=True)]
     asked = [d.question for own in decisions for d in own] + [question for question in sets if question is not None]
     answers = iter(draw_values(asked, draws))
@@ -184,7 +164,7 @@ def _evaluate_label(
         rows = table[(table["arm"] == s.arm) & (table["part"] == "test")]
         looked_at = images[(images["arm"] == s.arm) & (images["part"] == "tune")]
         fewest = int(looked_at.groupby(["seed", "fold"]).size().min()) if len(looked_at) else 0
-        arms[s.arm]["outliers"] = describe_outliers((two or one).scores, rows, fewest, draws)
+        arms[s.arm]["outliers"] = None if s.scored else describe_outliers((two or one).scores, rows, fewest, draws)
     used = [(two or one).scores for one, two in zip(raw, second, strict=True)]
     benefits, at_threshold = _net_benefit(used, settings, draws)
     first = scores[0]
@@ -195,10 +175,10 @@ def _evaluate_label(
         **_describe_table(table, first, settings),
         "arms": arms,
         "comparisons": comparisons,
-        "decision_curves": decision_curves(used, benefits, settings.target_prevalence),
+        "decision_curves": decision_curves(scores[0], used, benefits, settings.target_prevalence),
         "other_unit": _other_unit(images, scores, settings, draws, hidden, exclusive),
         "subgroups": _subgroups(table, scores, settings, draws),
-        "external_validation": _advise(first, raw[0], used[0], settings),
+        "external_validation": _advise(raw, used, settings),
         "warnings": [*left_out, *turned, *list_caveats(images, scores, recalibrated, settings, covers)],
     }
     return Evaluated(data, raw, second)
@@ -210,15 +190,16 @@ def _tune_images(table: pd.DataFrame) -> float:
     return len(tune) / max(1, len(tune[["seed", "fold"]].drop_duplicates()))
 
 
-def _net_benefit(scores: Sequence[Scores], settings: Settings, draws: Draws) -> tuple[list[Drawn], list[Drawn | None]]:
+def _net_benefit(scores: Sequence[Scores], settings: Settings, draws: Draws) -> tuple[list[Drawn | None], list[Drawn | None]]:
     """Of probabilities after recalibration, at the prevalence of the patients they are meant for: all thresholds, and the one asked for."""
     there = settings.target_prevalence
     metrics: dict[str, Metric | Within] = {"all": net_benefit(there)}
     if settings.threshold is not None:
         place, curve = int(np.argmin(np.abs(THRESHOLDS - settings.threshold))), net_benefit(there)
         metrics["one"] = Within(lambda z, y, w: curve(z, y, w)[:, place], "images")
-    answers = draw_values([Question(adjust_scores(s, there), metrics) for s in scores], draws)
-    return [answer["all"] for answer in answers], [answer.get("one") for answer in answers]
+    drawn = iter(draw_values([Question(adjust_scores(s, there), metrics) for s in scores if not s.scored], draws))
+    answers = [{} if s.scored else next(drawn) for s in scores]
+    return [answer.get("all") for answer in answers], [answer.get("one") for answer in answers]
 
 
 def _recalibrated(
@@ -230,7 +211,7 @@ def _recalibrated(
         return [None if of is None else Recalibrated(of, "vector", {}, "the classes exclude each other") for of in taken]
     if exclusive:  # maps of single classes would not add up to 1
         return [None] * len(scores)
-    return [recalibrate(s, tune, settings.recalibration) for s, tune in zip(scores, tunes, strict=True)]
+    return [None if s.scored else recalibrate(s, tune, settings.recalibration) for s, tune in zip(scores, tunes, strict=True)]
 
 
 def _rows_of(scores: Scores, like: Scores) -> Any:
@@ -256,10 +237,14 @@ def _describe_table(table: pd.DataFrame, first: Scores, settings: Settings) -> d
     }
 
 
-def _advise(first: Scores, raw: Measured, used: Scores, settings: Settings) -> dict[str, Any]:
-    """Sizes for an external validation of the first arm, at the prevalence of the patients it is meant for."""
-    there, logit = settings.target_prevalence or first.prevalence, adjust_scores(used, settings.target_prevalence).logit[0]
-    return {**advise(raw.found["auc"].value, there, logit, used.target, settings.threshold), "unit": settings.unit}
+def _advise(raw: Sequence[Measured], used: Sequence[Scores], settings: Settings) -> dict[str, Any] | None:
+    """Sizes for an external validation of the first arm that gives probabilities, at the prevalence of the patients it is meant for."""
+    place = next((place for place, s in enumerate(used) if not s.scored), None)
+    if place is None:
+        return None
+    one, auc = used[place], raw[place].found["auc"].value
+    there, logit = settings.target_prevalence or one.prevalence, adjust_scores(one, settings.target_prevalence).logit[0]
+    return {**advise(auc, there, logit, one.target, settings.threshold), "unit": settings.unit}
 
 
 def _compare(
@@ -277,6 +262,7 @@ def _compare(
         contestants.append(Contestant(s.arm, one.found, drawn, s, one.sites))
     comparisons = compare_arms(contestants, settings.margin, settings.leave_out, tuned, levelled)
     for entry in comparisons if settings.threshold is not None else ():
+        entry.setdefault("delta_net_benefit", {**NO_PROBABILITIES, "p": None, "covers": "models"})
         entry["delta_net_benefit"]["threshold"] = float(THRESHOLDS[np.argmin(np.abs(THRESHOLDS - settings.threshold))])
     return comparisons
 
@@ -296,12 +282,12 @@ def _other_unit(
     # The other unit may have too few rows for an isotonic map.
     method = "auto" if settings.recalibration == "isotonic" else settings.recalibration
     scores = [replace(s, given=counted[0].given) for s in (images if by_images else align_scores(rows)[0])]
-    names = {patient for s in scores for patient in s.patients} - set(draws.patients)
-    draws = Draws(np.array([*draws.patients, *sorted(names)], object), draws.number, draws.seed) if names else draws
+    names = dict.fromkeys(patient for s in scores for patient in s.patients if patient not in draws.place)
+    draws = Draws(np.array([*draws.patients, *names], object), draws.number, draws.seed) if names else draws
     arms, aucs = {}, []
     for s in scores:
         tune = rows[(rows["arm"] == s.arm) & (rows["part"] == "tune")]
-        again = None if exclusive else recalibrate(s, tune, method)
+        again = None if exclusive or s.scored else recalibrate(s, tune, method)
         entry, auc = _main_numbers(s, draws)
         arms[s.arm] = {**entry, "recalibrated": None if again is None else _main_numbers(again.scores, draws)[0]}
         aucs.append(auc)
@@ -316,13 +302,13 @@ def _other_unit(
 
 
 def _main_numbers(scores: Scores, draws: Draws) -> tuple[dict[str, Any], Estimate]:
-    estimates = estimate_all(scores, draws.codes(scores.patients), len(draws.patients), ESTIMATORS)
+    estimates = estimate_all(scores, draws.codes(scores.patients), len(draws.patients), estimators_of(scores))
     return {
         "auc": auc_interval(estimates["auc"]),
-        "brier": estimates["brier"].interval(least=0.0),
-        "slope": estimates["slope"].interval(widest=WIDEST),
-        "intercept": estimates["intercept"].interval(widest=WIDEST),
-        "observed_expected": estimates["observed_expected"].interval("log"),
+        "brier": interval_of(estimates, "brier", least=0.0),
+        "slope": interval_of(estimates, "slope", widest=WIDEST),
+        "intercept": interval_of(estimates, "intercept", widest=WIDEST),
+        "observed_expected": interval_of(estimates, "observed_expected", "log"),
     }, estimates["auc"]
 
 

@@ -70,7 +70,7 @@ def learning_curve(table: pd.DataFrame, bootstrap: int, seed: int) -> tuple[list
         aligned = [_at_prevalence(s) for s in align_scores(table[table["size"] == size])[0]]
         scores += aligned
         sizes += [size] * len(aligned)
-    draws = Draws(np.unique(np.concatenate([s.patients for s in scores]).astype(str)).astype(object), bootstrap, seed)
+    draws = Draws(np.array([*dict.fromkeys(np.concatenate([s.patients for s in scores]).tolist())], object), bootstrap, seed)
     drawn = draw_values([Question(s, _METRICS) for s in scores], draws)
     rng = np.random.default_rng([seed, 3])
     entries, curves = [], {}

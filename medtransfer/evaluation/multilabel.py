@@ -17,7 +17,7 @@ from medtransfer.evaluation import calibration as cal
 from medtransfer.evaluation import discrimination as dis
 from medtransfer.evaluation import influence
 from medtransfer.evaluation.comparison import Contestant, compare_arms
-from medtransfer.evaluation.estimate import Estimate, estimate
+from medtransfer.evaluation.estimate import NO_PROBABILITIES, Estimate, estimate, interval_of
 from medtransfer.evaluation.recalibration import FACTOR, SPREAD_OF_FACTOR, SPREAD_OF_SHIFT
 from medtransfer.evaluation.resample import Drawn, Draws, make_drawn
 from medtransfer.evaluation.scores import Scores
@@ -245,10 +245,11 @@ def _say_once(warnings: dict[str, list[str]]) -> list[str]:
 
 def _mean_entry(measured: Sequence[Measured]) -> tuple[dict[str, Estimate], dict[str, Drawn], dict[str, Any]]:
     found = {name: mean_estimate([m.found[name] for m in measured]) for name in measured[0].found}
-    drawn = {name: _mean_drawn([m.drawn[name] for m in measured]) for name in ("auc", "partial_auc", "average_precision", "l2_ece")}
-    error = cal.binned_metric(cal.weighted_ece)
-    ece = np.mean([error(z, m.scores.target, m.scores.weight[None])[0] for m in measured for z in m.scores.logit])
+    several = ("auc", "partial_auc", "average_precision", "l2_ece")
+    drawn = {name: _mean_drawn([m.drawn[name] for m in measured]) for name in several if name in measured[0].drawn}
+    scored = measured[0].scores.scored
     cancels = {"estimate": None, "low": None, "high": None, "reason": "errors of opposite sign would cancel: see each label"}
+    cancels = dict(NO_PROBABILITIES) if scored else cancels
     entry = {
         "auc": {
             **found["auc"].interval("logit"),
@@ -257,21 +258,27 @@ def _mean_entry(measured: Sequence[Measured]) -> tuple[dict[str, Estimate], dict
         },
         "partial_auc": drawn["partial_auc"].interval("logit", greatest=1.0),
         "average_precision": drawn["average_precision"].interval("logit", 0.0, 1.0),
-        "brier": found["brier"].interval(least=0.0, greatest=1.0),
-        "brier_skill": found["brier_skill"].interval(greatest=1.0),
-        "log_loss": found["log_loss"].interval(least=0.0),
-        "ece": {"estimate": float(ece), "low": None, "high": None, "reason": "no interval: see each label, beside what chance gives"},
-        "l2_ece": drawn["l2_ece"].interval(least=0.0, greatest=1.0),
+        "brier": interval_of(found, "brier", least=0.0, greatest=1.0),
+        "brier_skill": interval_of(found, "brier_skill", greatest=1.0),
+        "log_loss": interval_of(found, "log_loss", least=0.0),
+        "ece": dict(NO_PROBABILITIES) if scored else _mean_ece(measured),
+        "l2_ece": interval_of(drawn, "l2_ece", least=0.0, greatest=1.0),
         "calibration": {
             "intercept": cancels,
-            "absolute_intercept": float(np.mean([abs(m.found["intercept"].value) for m in measured])),
-            "slope": found["slope"].interval(widest=WIDEST),
+            "absolute_intercept": None if scored else float(np.mean([abs(m.found["intercept"].value) for m in measured])),
+            "slope": interval_of(found, "slope", widest=WIDEST),
             "observed_expected": cancels,
         },
         "pooled": _mean_pooled(measured),
         "trust": None,  # said of every label
     }
     return found, {name: drawn[name] for name in ("auc", "partial_auc", "average_precision")}, entry
+
+
+def _mean_ece(measured: Sequence[Measured]) -> dict[str, Any]:
+    error = cal.binned_metric(cal.weighted_ece)
+    ece = np.mean([error(z, m.scores.target, m.scores.weight[None])[0] for m in measured for z in m.scores.logit])
+    return {"estimate": float(ece), "low": None, "high": None, "reason": "no interval: see each label, beside what chance gives"}
 
 
 def _mean_pooled(measured: Sequence[Measured]) -> dict[str, Any] | None:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import unicodedata
-import uuid
-import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import expit, logit
 
 from medtransfer.errors import LeakageError, PredictionsError, list_faults
+from medtransfer.evaluation.probabilities import SCORE, read_numbers, read_scores
+from medtransfer.names import has_controls, look_alike_key, look_alikes, normalise, show
+from medtransfer.tables import describe_shape, read_table, row_of, write_table
 
 COLUMNS = ("arm", "seed", "fold", "part", "image", "patient", "label", "target", "probability", "logit")
-# Probabilities of exactly 0 or 1 have no logit; beyond this no cohort of images can tell them apart.
-CLIP = 1e-6
+NEEDED = "Give a table with the columns patient, target and probability (or score, of any scale)."
 # Of runs on small draws from the training patients: patients per class, and the number of the draw; 0 for the whole.
 CURVE = ("size", "episode")
 # How long an arm was trained, where that was until level: its rows as they became (`level`), and as they were when it had been given the
@@ -35,41 +31,21 @@ _NO_SLIPS, _FEW_CLASSES = 0.1, 12
 TYPICAL = "typical"
 
 
-def read_predictions(path: str | Path, keep: Sequence[str] = (), weight: str | None = None) -> pd.DataFrame:
-    """Reads a predictions CSV and checks it; see `check_predictions`.
+def read_predictions(path: str | Path, keep: Sequence[str] = (), weight: str | None = None, apart: bool = False) -> pd.DataFrame:
+    """Reads a table of predictions and checks it; see `tables.read_table` and `check_predictions`.
 
     Raises:
-        PredictionsError: no such file, no CSV, or a faulty table.
+        PredictionsError: no such file, no table, or a faulty one.
     """
-    path = Path(path)
-    help_ = "Give a comma-separated UTF-8 file with the columns patient, target and probability."
-    try:
-        # As text: pandas' own parser of numbers is not always exact to the last bit, Python's is.
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            table = pd.read_csv(path, dtype=str, index_col=False, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
-            header = pd.read_csv(path, dtype=str, header=None, nrows=1, keep_default_na=False, encoding="utf-8-sig").iloc[0]
-    except FileNotFoundError as error:
-        raise PredictionsError(f"{path}: no such file. {help_}") from error
-    except pd.errors.ParserWarning as error:
-        raise PredictionsError(
-            f"{path}: rows have more fields than the header. Quote names that hold a comma, or name every column."
-        ) from error
-    except (OSError, UnicodeDecodeError, ValueError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise PredictionsError(f"{path}: not a readable CSV ({str(error).splitlines()[0]}). {help_}") from error
-    twice = sorted({str(name) for name in header[header.duplicated()]})
-    if twice:
-        raise PredictionsError(f"{path}: column {', '.join(twice)} appears twice. Rename or remove one.")
-    other = next((mark for mark in (";", "\t", "|") if len(table.columns) == 1 and mark in str(table.columns[0])), None)
-    if other:
-        raise PredictionsError(f"{path}: its columns are separated by {other!r}. {help_}")
-    return check_predictions(table, str(path), keep, weight)
+    # As text: pandas' own parser of numbers is not always exact to the last bit, Python's is.
+    table = read_table(Path(path), PredictionsError, NEEDED, (*COLUMNS, SCORE, *CURVE, BUDGET, WEIGHT, TYPICAL, *keep))
+    return check_predictions(table.replace("", np.nan), str(path), keep, weight, apart)
 
 
 def write_predictions(table: pd.DataFrame, path: Path) -> None:
     """Writes the table with every digit of every number, other columns behind those of the schema."""
     others = [column for column in table.columns if column not in COLUMNS]
-    write_aside(path, table[[*COLUMNS, *others]].to_csv(index=False, lineterminator="\n"))
+    write_table(table[[*COLUMNS, *others]], path)
 
 
 def _columns(table: pd.DataFrame, keep: Sequence[str]) -> list[str]:
@@ -79,45 +55,33 @@ def _columns(table: pd.DataFrame, keep: Sequence[str]) -> list[str]:
     ]
 
 
-def write_aside(path: Path, content: str | bytes) -> None:
-    """Writes beside the file, then renames, so that no reader ever sees half of it, not even after a power cut."""
-    # A name no other process or host takes.
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        with part.open("wb") as stream:
-            stream.write(content.encode() if isinstance(content, str) else content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def check_predictions(
-    table: pd.DataFrame, source: str = "predictions", keep: Sequence[str] = (), weight: str | None = None
+    table: pd.DataFrame, source: str = "predictions", keep: Sequence[str] = (), weight: str | None = None, apart: bool = False
 ) -> pd.DataFrame:
     """Fills in what may be left out and checks the rest.
 
-    `patient`, `target` and `probability` (or `logit`) are required. Left out, `arm` is "model", `seed`
-    and `fold` 0, `part` "test", `label` "target", and `image` the patient with a running number. `size` and `episode`
+    `patient`, `target` and `probability` (or `logit`, or `score`, see `probabilities.read_scores`) are required. Left out, `arm` is
+    "model", `seed` and `fold` 0, `part` "test", `label` "target", and `image` the patient with a running number. `size` and `episode`
     tell rows of a learning curve; both are 0 for the others. `budget` is "same" in rows of an arm as it was when it had the budget of the
     others, "level" in those of what became of it, "other" in those of an arm with another budget or none, empty elsewhere.
     `typical` says (0 to 1) how many tune
     images are at least as unlike the training images. Rows whose target is
     empty, as of a label that nobody looked for, are left out; `table.attrs["unknown"]` is their number, `unknown_patients` their
-    patients by label.
+    patients by label, `found` the number of all rows, `rounded` what was taken as rounding, `shape` how the file was found.
 
     Args:
         table: as above.
         source: names it in messages.
         keep: other columns that are to stay, such as of subgroups.
         weight: the column that says how much an image counts; it becomes `weight`.
+        apart: patients whose names look alike, such as 7 and 007, are different people.
 
     Raises:
         PredictionsError: with every fault and its row (the header is row 1).
-        LeakageError: a patient is tested in two folds of one arm and seed.
+        LeakageError: a patient, or two whose names look alike, in two parts of a fold, or tested in two folds of one arm and seed.
     """
     _require_columns(table, source, (*keep, *([weight] if weight else [])))
+    rows, shape = [row_of(table, place) for place in range(len(table))], describe_shape(table)
     table = table.copy().reset_index(drop=True)
     table = _weigh(table, keep, weight)
     known = table["target"].notna() & (table["target"].astype(str).str.strip() != "")
@@ -129,41 +93,60 @@ def check_predictions(
         raise PredictionsError(
             f"{source}: column {curve[0]} stands alone; a learning curve has {' and '.join(CURVE)}. Rename it if it is something else."
         )
-    for column in {"probability", "logit", "seed", "fold", WEIGHT, *curve} & set(table.columns):
-        table[column] = _numbers(table[column], column, faults)
+    for column in {"seed", "fold", WEIGHT, *curve} & set(table.columns):
+        table[column] = read_numbers(table[column], rows, faults)
     words = {"true": 1, "false": 0}
     target = table["target"].where(known, 0)
     _refuse_classes(target[known], words, source)
-    table["target"] = _numbers(target.map(lambda value: words.get(str(value).strip().lower(), value)), "target", faults)
+    table["target"] = read_numbers(target.map(lambda value: words.get(str(value).strip().lower(), value)), rows, faults).round(6)
     table, budget = _read_budget(table, source)
     if TYPICAL in table.columns:  # of draws it is not known
         table[TYPICAL] = pd.to_numeric(table[TYPICAL], errors="coerce")
     table = table.assign(**{column: default for column, default in _DEFAULTS.items() if column not in table.columns})
-    for column in ("arm", "patient", "part", "label"):
-        faults += [f"row {i + 2}: {column} is empty" for i in np.flatnonzero(table[column].isna())]
+    table = _read_names(table, rows, faults)
+    table, rounded = read_scores(table, rows, faults)
     if faults:
-        raise PredictionsError(list_faults(f"{source}: {len(faults)} fault(s)", faults, "Mend these rows and run again."))
-    for column in ("arm", "patient", "part", "label"):
-        table[column] = table[column].astype(str)
+        raise PredictionsError(list_faults(f"{source}: {len(faults)} fault(s)", faults, "Correct these rows and run again."))
     if "image" not in table.columns:
         number = table.groupby(["arm", "seed", "fold", "part", "patient", "label", *curve, *budget]).cumcount().astype(str)
         table["image"] = table["patient"] + "#" + number
-    faults += [f"row {i + 2}: image is empty" for i in np.flatnonzero(table["image"].isna())]
-    table["image"] = table["image"].astype(str)
-    for column in ("arm", "label"):
-        table[column] = table[column].map({name: _show_controls(name) for name in table[column].unique()})
-    faults += _check_values(table)
+    faults += _check_values(table, rows)
     if faults:
-        raise PredictionsError(list_faults(f"{source}: {len(faults)} fault(s)", faults, "Mend these rows and run again."))
+        raise PredictionsError(list_faults(f"{source}: {len(faults)} fault(s)", faults, "Correct these rows and run again."))
     for column in ("target", "seed", "fold", *curve):
         table[column] = table[column].astype(np.int64)
     hidden = table[~known]
-    unknown = {str(label): frozenset(rows["patient"]) for label, rows in hidden.groupby("label")}
+    unknown = {str(label): frozenset(of["patient"]) for label, of in hidden.groupby("label")}
     table = table[known].reset_index(drop=True)
-    for _, rows in table.groupby([*curve, *budget], sort=False) if curve or budget else [((), table)]:
-        _refuse_leaks(rows, source)
+    for _, of in table.groupby([*curve, *budget], sort=False) if curve or budget else [((), table)]:
+        _refuse_leaks(of, source)
+        if not apart:
+            _refuse_look_alikes(of, source)
     table = table[_columns(table, keep)]
-    table.attrs["unknown"], table.attrs["unknown_patients"] = int((~known).sum()), unknown
+    table.attrs = {"unknown": int((~known).sum()), "unknown_patients": unknown, "found": len(rows), "rounded": rounded, "shape": shape}
+    return table
+
+
+def _read_names(table: pd.DataFrame, rows: list[int], faults: list[str]) -> pd.DataFrame:
+    """Names in their one spelling; empty ones, and those with control characters, are faults."""
+    table = table.copy()
+    for column in ("arm", "patient", "part", "label", *(["image"] if "image" in table.columns else [])):
+        names = table[column]
+        if pd.api.types.is_float_dtype(names) and (names.dropna() % 1 == 0).all():  # whole numbers beside an empty cell
+            names = names.astype("Int64").astype(object)
+        cleaned = {name: normalise(str(name)) for name in names.dropna().unique()}
+        names = names.map(cleaned)
+        empty = names.isna() | (names == "")
+        faults += [f"row {rows[i]}: {column} is empty" for i in np.flatnonzero(empty)]
+        if column in {"arm", "label"}:
+            names = names.map({name: show(name) for name in cleaned.values()})
+        else:
+            odd = {name for name in cleaned.values() if has_controls(name)}
+            faults += [
+                f"row {rows[i]}: {column} {show(str(names.iloc[i]))} holds a control character; remove it"
+                for i in np.flatnonzero(names.isin(odd))
+            ]
+        table[column] = names.astype(object)
     return table
 
 
@@ -200,71 +183,36 @@ def _weigh(table: pd.DataFrame, keep: Sequence[str], weight: str | None) -> pd.D
     return table if WEIGHT in keep else table.drop(columns=WEIGHT, errors="ignore")
 
 
-def _show_controls(name: str) -> str:
-    """Characters that turn text around or are not seen, as their code: in a sentence they would turn its numbers around."""
-    return "".join(f"[U+{ord(c):04X}]" if unicodedata.category(c) in {"Cf", "Cc"} else c for c in name)
-
-
-def _numbers(column: pd.Series, name: str, faults: list[str]) -> pd.Series:
-    numbers = np.full(len(column), np.nan)
-    for i, value in enumerate(column):
-        with suppress(TypeError, ValueError):
-            numbers[i] = float(value)
-        if not np.isfinite(numbers[i]):
-            faults.append(f"row {i + 2}: {name} is {'empty' if pd.isna(value) else repr(value)}, not a number")
-    return pd.Series(numbers, index=column.index)
-
-
 def _require_columns(table: pd.DataFrame, source: str, keep: Sequence[str]) -> None:
     missing = [c for c in ("patient", "target", *keep) if c not in table.columns]
-    if "probability" not in table.columns and "logit" not in table.columns:
-        missing.append("probability")
+    if not {"probability", "logit", SCORE} & set(table.columns):
+        missing.append(f"probability (or {SCORE}, of any scale)")
     if missing:
         raise PredictionsError(f"{source}: no column {', '.join(missing)}. Columns here: {', '.join(map(str, table.columns))}.")
     if table.empty:
         raise PredictionsError(f"{source}: no rows below the header.")
 
 
-def _check_values(table: pd.DataFrame) -> list[str]:
-    """Fills in probability or logit and lists the faults of all values."""
+def _check_values(table: pd.DataFrame, rows: list[int]) -> list[str]:
+    """The faults of all values."""
     faults: list[str] = []
-    _fill_scores(table, faults)
-    faults += [f"row {i + 2}: target is {table['target'][i]:g}; use 0 or 1" for i in np.flatnonzero(~table["target"].isin([0, 1]))]
+    faults += [f"row {rows[i]}: target is {table['target'][i]:g}; use 0 or 1" for i in np.flatnonzero(~table["target"].isin([0, 1]))]
     if WEIGHT in table.columns:
-        faults += [f"row {i + 2}: weight is {table[WEIGHT][i]:g}; use 0 or more" for i in np.flatnonzero(table[WEIGHT] < 0)]
+        faults += [f"row {rows[i]}: weight is {table[WEIGHT][i]:g}; use 0 or more" for i in np.flatnonzero(table[WEIGHT] < 0)]
         if not (table.loc[table["part"] == "test", WEIGHT] > 0).any():
             faults.append("every test row has weight 0")
     parts = {"train", "tune", "test"}
-    faults += [f"row {i + 2}: part is {table['part'][i]!r}; use train, tune or test" for i in np.flatnonzero(~table["part"].isin(parts))]
+    faults += [f"row {rows[i]}: part is {table['part'][i]!r}; use train, tune or test" for i in np.flatnonzero(~table["part"].isin(parts))]
     curve = [column for column in CURVE if column in table.columns]
     budget = [BUDGET] if BUDGET in table.columns else []
     for column in ("seed", "fold", *curve):
         wrong = (table[column] % 1 != 0) | (table[column].abs() > 2**53)
-        faults += [f"row {i + 2}: {column} is {table[column][i]:g}, not a whole number" for i in np.flatnonzero(wrong)]
+        faults += [f"row {rows[i]}: {column} is {table[column][i]:g}, not a whole number" for i in np.flatnonzero(wrong)]
     # An image is tested once per arm and seed, in whatever fold; it may serve several folds for tuning.
     key = ["arm", "seed", "part", "image", "label", *curve, *budget]
     twice = table.duplicated([*key, "fold"]) | (table.duplicated(key) & (table["part"] == "test"))
-    faults += [f"row {i + 2}: image {table['image'][i]} is there twice" for i in np.flatnonzero(twice)]
+    faults += [f"row {rows[i]}: image {table['image'][i]} is there twice" for i in np.flatnonzero(twice)]
     return faults
-
-
-def _fill_scores(table: pd.DataFrame, faults: list[str]) -> None:
-    if "probability" not in table.columns:
-        table["probability"] = expit(table["logit"].to_numpy(float))
-    probability = table["probability"].to_numpy(float)
-    outside = np.flatnonzero((probability < 0) | (probability > 1))
-    if 2 * len(outside) > len(table) and probability.min() >= 0 and 10 < probability.max() <= 100:
-        faults.append(f"probabilities reach {probability.max():g}: are they per cent? Divide them by 100")
-        return
-    faults += [f"row {i + 2}: probability is {probability[i]:g}, outside 0 to 1" for i in outside]
-    if "logit" not in table.columns:
-        table["logit"] = logit(np.clip(probability, CLIP, 1 - CLIP))
-        return
-    differs = np.abs(expit(table["logit"].to_numpy(float)) - probability) > 1e-4
-    faults += [
-        f"row {i + 2}: probability {probability[i]:g} and logit {table['logit'][i]:g} disagree; remove column logit if it is another score"
-        for i in np.flatnonzero(differs)
-    ]
 
 
 def _refuse_leaks(table: pd.DataFrame, source: str) -> None:
@@ -293,5 +241,26 @@ def _refuse_leaks(table: pd.DataFrame, source: str) -> None:
                 f"{source}: {len(shared)} patient(s) are tested in more than one fold, so other images of theirs were trained on",
                 shared,
                 "Split by patient, so that each is tested in one fold.",
+            )
+        )
+
+
+def _refuse_look_alikes(table: pd.DataFrame, source: str) -> None:
+    """Patients whose names look alike may be one, who would then be on both sides."""
+    groups = look_alikes(table["patient"].unique())
+    if not groups:
+        return
+    alike = table[table["patient"].isin([name for group in groups for name in group])]
+    alike = alike.assign(key=alike["patient"].map(look_alike_key))
+    parts = alike.groupby(["arm", "seed", "fold", "key"], sort=False)["part"].nunique()
+    folds = alike[alike["part"] == "test"].groupby(["arm", "seed", "key"], sort=False)["fold"].nunique()
+    crossing = {keys[-1] for counts in (parts, folds) for keys in counts[counts > 1].index}
+    if crossing:
+        names = [" and ".join(map(show, group)) for group in groups if look_alike_key(group[0]) in crossing]
+        raise LeakageError(
+            list_faults(
+                f"{source}: {len(names)} patient(s) may be written in two ways, and be on both sides of a split",
+                names,
+                "Write each patient in one way; or set look_alikes=different where they are different people.",
             )
         )

@@ -75,6 +75,11 @@ class Draws:
             yield rows, np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count).astype(np.float64)
 
 
+def patients_of(rows: pd.DataFrame) -> NDArray[np.object_]:
+    """The patients in the order of the rows, which follows from their content; see `order`."""
+    return np.asarray(rows["patient"].unique(), object)
+
+
 def strata_of(test: pd.DataFrame, patients: NDArray[np.object_]) -> NDArray[np.int64] | None:
     """Number of the fold in which each patient is tested, where all arms and seeds test him in the same; else None.
 

@@ -12,8 +12,9 @@ from typing import Any
 import pandas as pd
 
 from medtransfer.evaluation.detection import describe_arm
-from medtransfer.evaluation.predictions import write_aside
+from medtransfer.evaluation.estimate import unmeasured
 from medtransfer.evaluation.sentences import headline
+from medtransfer.files import write_aside
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,7 @@ class EvaluationReport:
                 if part is None:
                     continue
                 flat = {**part, **part.get("brier_parts", {}), **part["calibration"]}
-                numbers = {key: value for key, value in flat.items() if isinstance(value, dict) and {"estimate", "low"} <= set(value)}
+                numbers = {key: v for key, v in flat.items() if isinstance(v, dict) and {"estimate", "low"} <= set(v) and not unmeasured(v)}
                 rows += [(arm, recalibrated, key, v["estimate"], v["low"], v["high"]) for key, v in numbers.items()]
         return pd.DataFrame(rows, columns=["arm", "recalibrated", "metric", "estimate", "low", "high"])
 
@@ -123,6 +124,7 @@ class EvaluationReport:
     def __str__(self) -> str:
         lines = [*self.sentences, *(line for frame in self._frames() for line in ("", frame.to_string()))]
         lines += [f"Note: {text}" for text in (*self.data["growth"], *self.data["warnings"])]
+        lines += [f"Account: {account['sentence']}" for account in self.data.get("accounts", ())]
         return "\n".join(lines) + (f"\nPage: {self.page}" if self.page else "")
 
     def _frames(self) -> list[pd.DataFrame]:
@@ -152,7 +154,7 @@ def _widen(frame: pd.DataFrame) -> pd.DataFrame:
     order = list(dict.fromkeys(frame["metric"]))
     wide = frame.pivot_table(index="metric", columns="arm", values="text", aggfunc="first", sort=False).loc[order]
     wide.index.name, wide.columns.name = None, None
-    return wide
+    return wide.fillna("–")
 
 
 def _flatten(entries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from scipy.stats import norm
 
 Float = NDArray[np.float64]
 _Z = float(norm.ppf(0.975))
+_CERTAIN = 30.0  # a logit whose probability differs from 0 or 1 by rounding alone
 _FEWEST = 20.0  # below it the formula says nothing
 # A useful validation: whole widths of the 95 % intervals, as Riley et al. 2021 and their pmvalsampsize have them.
 WIDTHS = {"auc": 0.1, "observed_expected": 0.2, "slope": 0.2, "net_benefit": 0.2}
@@ -98,7 +99,9 @@ def advise(auc: float | None, prevalence: float, logit: Float, target: NDArray[A
         needed["auc"] = required_n(auc, prevalence, WIDTHS["auc"] / 2)
     needed["observed_expected"] = required_n_observed_expected(prevalence)
     truth = np.asarray(target) == 1
-    if np.ptp(logit) > 1e-9 and 0 < truth.sum() < len(truth):
+    # Certain ones tell nothing of a slope.
+    telling = logit[np.abs(logit) < _CERTAIN]
+    if len(telling) and np.ptp(telling) > 1e-9 and 0 < truth.sum() < len(truth):
         needed["slope"] = required_n_slope(logit, weight=np.where(truth, prevalence / truth.mean(), (1 - prevalence) / (~truth).mean()))
     if threshold is not None and 0 < truth.sum() < len(truth):
         called = expit(logit) >= threshold

@@ -33,6 +33,7 @@ class Scores:
         logit: (seed, image).
         weight: (image,), how much each counts; 1 where nothing is said.
         given: whether figures are about these models alone, as in an external validation: no training is then thought to vary.
+        scored: whether `logit` is a score of any scale, of which ranks alone mean something.
     """
 
     arm: str
@@ -44,6 +45,7 @@ class Scores:
     logit: Float
     weight: Float
     given: bool = False
+    scored: bool = False
 
     @property
     def cells(self) -> list[tuple[int, int, NDArray[np.bool_]]]:
@@ -119,13 +121,16 @@ def by_patient(table: pd.DataFrame, rule: Rule, unknown: Unknown | None = None) 
         unknown: by label, patients with images whose target is unknown.
         rule: `max`, the highest; `mean`, of the logits, so that the order of patients does not depend on how confident a model is;
             `noisy_or`, the probability that at least one image is positive if they were independent (Pearl 1988, Probabilistic Reasoning
-            in Intelligent Systems), which does.
+            in Intelligent Systems), which does; of scores that are no probabilities the highest.
     """
     keys = ["arm", "seed", "fold", "part", "label", "patient", *(c for c in ("size", "episode", "budget") if c in table.columns)]
     code = table.groupby(keys, sort=False).ngroup().to_numpy()
     joined = table.drop_duplicates(keys).reset_index(drop=True).copy()
-    joined["logit"] = _join(table["logit"].to_numpy(np.float64), code, rule)
-    joined["probability"] = expit(joined["logit"])
+    logit, scored = table["logit"].to_numpy(np.float64), joined["probability"].isna().to_numpy()
+    joined["logit"] = _join(logit, code, rule)
+    if scored.any():  # a score is no logit: there is no probability that one image is positive
+        joined["logit"] = np.where(scored, _join(logit, code, "max" if rule == "noisy_or" else rule), joined["logit"])
+    joined["probability"] = np.where(scored, np.nan, expit(joined["logit"]))
     joined["target"] = table["target"].groupby(code).max().to_numpy(np.int64)
     if unknown:
         hidden = [patient in unknown.get(label, ()) for label, patient in zip(joined["label"], joined["patient"], strict=True)]
@@ -189,22 +194,27 @@ def align_scores(table: pd.DataFrame, part: str = "test") -> tuple[list[Scores],
         )
     scores = [_align_arm(str(arm), own) for arm, own in rows.groupby("arm", sort=False)]
     common = set.intersection(*(set(s.images) for s in scores))
+    # One order for all arms, whose folds and seeds may come in another.
+    order = [name for name in scores[0].images if name in common]
     if not common:
         raise PredictionsError("the arms share no test image, so they cannot be compared. Evaluate them one by one.")
     warnings = []
     for s in scores:
         if len(s.images) > len(common):
             warnings.append(f"{len(s.images) - len(common)} images of arm {s.arm} are left out: not every arm has them.")
-    return [s.take(np.flatnonzero([name in common for name in s.images])) for s in scores], warnings
+    places = [{name: place for place, name in enumerate(s.images)} for s in scores]
+    return [s.take(np.array([place[name] for name in order], int)) for s, place in zip(scores, places, strict=True)], warnings
 
 
 def _align_arm(arm: str, rows: pd.DataFrame) -> Scores:
     seeds = tuple(sorted(int(seed) for seed in rows["seed"].unique()))
-    wide = rows.pivot_table(index="image", columns="seed", values="logit", sort=True, aggfunc="first")
+    # In the order of the rows, which follows from their content; see `order`.
+    images = pd.Index(rows["image"].unique())
+    wide = rows.pivot_table(index="image", columns="seed", values="logit", sort=True, aggfunc="first").reindex(images)
     if wide.isna().to_numpy().any():
         name = str(wide.index[wide.isna().any(axis=1)][0])
         raise PredictionsError(f"arm {arm}: image {name} is not tested in every seed. Every seed needs the same test images.")
-    folds = rows.pivot_table(index="image", columns="seed", values="fold", sort=True, aggfunc="first")
+    folds = rows.pivot_table(index="image", columns="seed", values="fold", sort=True, aggfunc="first").reindex(images)
     first = rows.drop_duplicates("image").set_index("image").loc[wide.index]
     return Scores(
         arm,
@@ -215,4 +225,5 @@ def _align_arm(arm: str, rows: pd.DataFrame) -> Scores:
         np.ascontiguousarray(folds[list(seeds)].to_numpy(np.int64).T),
         np.ascontiguousarray(wide[list(seeds)].to_numpy(np.float64).T),
         first["weight"].to_numpy(np.float64) if "weight" in first.columns else np.ones(len(first)),
+        scored=bool(rows["probability"].isna().all()) if "probability" in rows.columns else False,
     )

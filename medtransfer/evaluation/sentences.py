@@ -316,7 +316,9 @@ def _uses(arms: Mapping[str, Any]) -> str:
     said: dict[str, list[str]] = {}
     for name, entry in arms.items():
         after = entry.get("recalibrated")
-        if entry["trusted"] == "fine":
+        if entry.get("scored"):
+            use = "not asked, as these are scores"
+        elif entry["trusted"] == "fine":
             use = "yes, as they are"
         elif after and after["trusted"] == "fine" and entry["trusted"] == "unknown":
             use = f"after recalibration; as trained it cannot be told, as {entry['faults']}"

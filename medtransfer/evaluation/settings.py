@@ -36,6 +36,9 @@ class Settings:
         leave_out: what each fold leaves out, where that is a site or the like: AUCs are then means over sites, see `sites`.
         models: `given`: figures are about the models in the table alone, as in an external validation, and their mean is that of them;
             `sampled`: each is one training of many.
+        arms: in this order; those that are not named follow by name. Of two that are compared the later one is subtracted.
+        look_alikes: `different`: patients whose names look alike, such as 7 and 007, are different people; `ask`: they are refused where
+            they stand on both sides of a split.
     """
 
     bootstrap: int = 2000
@@ -54,9 +57,12 @@ class Settings:
     weight: str | None = None
     leave_out: str | None = None
     models: Literal["sampled", "given"] = "sampled"
+    arms: tuple[str, ...] = ()
+    look_alikes: Literal["ask", "different"] = "ask"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prevalences", tuple(self.prevalences))
+        object.__setattr__(self, "arms", (self.arms,) if isinstance(self.arms, str) else tuple(dict.fromkeys(self.arms)))
         object.__setattr__(
             self, "subgroups", (self.subgroups,) if isinstance(self.subgroups, str) else tuple(dict.fromkeys(self.subgroups))
         )
@@ -68,6 +74,7 @@ class Settings:
             "aggregate": ("auto", *RULES),
             "recalibration": ("auto", *METHODS),
             "models": ("sampled", "given"),
+            "look_alikes": ("ask", "different"),
         }
         for name, known in words.items():
             if getattr(self, name) not in known:

@@ -14,7 +14,7 @@ from scipy.stats import f as f_distribution
 
 from medtransfer.evaluation import influence
 from medtransfer.evaluation.discrimination import auc_interval
-from medtransfer.evaluation.estimate import Estimate, estimate
+from medtransfer.evaluation.estimate import NO_PROBABILITIES, Estimate, estimate
 from medtransfer.evaluation.resample import Draws
 from medtransfer.evaluation.scores import Scores
 from medtransfer.evaluation.spread import COVERAGE
@@ -138,10 +138,13 @@ def _describe(arms: Sequence[_Arm], inside: NDArray[np.bool_], groups: int) -> d
     for arm in arms:
         numbers: dict[str, Any] = {
             "auc": auc_interval(arm.estimate(influence.auc, inside)),
-            "slope": arm.estimate(influence.slope, inside).interval(widest=WIDEST),
-            "observed_expected": arm.estimate(influence.observed_expected, inside).interval("log"),
+            "slope": dict(NO_PROBABILITIES),
+            "observed_expected": dict(NO_PROBABILITIES),
             "auc_difference": None,
         }
+        if not arm.scores.scored:
+            numbers["slope"] = arm.estimate(influence.slope, inside).interval(widest=WIDEST)
+            numbers["observed_expected"] = arm.estimate(influence.observed_expected, inside).interval("log")
         here, there = _comparable(arm.scores, inside)
         if _enough(first, here) and _enough(first, there):
             inside_auc, outside_auc = arm.estimate(influence.auc, here), arm.estimate(influence.auc, there)

@@ -12,12 +12,12 @@ from scipy.special import expit
 from medtransfer.evaluation import calibration as cal
 from medtransfer.evaluation import discrimination as dis
 from medtransfer.evaluation import influence
-from medtransfer.evaluation.estimate import Estimate, Mass, estimate, estimate_all
+from medtransfer.evaluation.estimate import NO_PROBABILITIES, Estimate, Mass, estimate, estimate_all, interval_of
 from medtransfer.evaluation.influence import Estimator
 from medtransfer.evaluation.recalibration import Recalibrated, summarise_maps
 from medtransfer.evaluation.resample import Drawn, Draws, Metric, Question, Within, bands, draw_values, plain
 from medtransfer.evaluation.scores import Scores
-from medtransfer.evaluation.sentences import trust
+from medtransfer.evaluation.sentences import isolate, trust
 from medtransfer.evaluation.sites import BySite, put_over_sites
 
 Float = NDArray[np.float64]
@@ -30,6 +30,8 @@ ESTIMATORS: dict[str, tuple[Estimator, Mass | None]] = {
     "slope": (influence.slope, None),
     "observed_expected": (influence.observed_expected, None),
 }
+# Those of them that rank.
+RANKING = ("auc",)
 # Smooth curves and isotonic fits are dear; their intervals need fewer draws than a p-value does.
 FEW_DRAWS = 200
 _NULL_DRAWS, _BAND_DRAWS = 200, 1000
@@ -74,8 +76,10 @@ def ask(scores: Scores) -> tuple[Question, Question]:
         "auc": Within(dis.weighted_auc, "pairs"),
         "partial_auc": Within(dis.weighted_partial_auc, "pairs"),
         "average_precision": Within(dis.weighted_average_precision, "positives"),
-        "l2_ece": cal.binned_metric(cal.weighted_l2_ece),
     }
+    if scores.scored:
+        return Question(scores, many), Question(scores, {})
+    many["l2_ece"] = cal.binned_metric(cal.weighted_l2_ece)
     few = {"corp": cal.weighted_corp, "curve": cal.curve_metric(scores.logit)}
     return Question(scores, many), Question(scores, few)
 
@@ -87,13 +91,53 @@ def measure(all_scores: list[Scores], draws: Draws) -> list[Measured]:
     few = draw_values([question for _, question in asked], replace(draws, number=min(draws.number, FEW_DRAWS)))
     measured = []
     for scores, *drawn in zip(all_scores, many, few, strict=True):
-        estimates = estimate_all(scores, draws.codes(scores.patients), len(draws.patients), ESTIMATORS)
+        estimates = estimate_all(scores, draws.codes(scores.patients), len(draws.patients), estimators_of(scores))
         measured.append(Measured(scores, estimates, {**drawn[0], **drawn[1]}))
     return measured
 
 
+def estimators_of(scores: Scores) -> dict[str, tuple[Estimator, Mass | None]]:
+    """What is estimated of an arm: of scores that are no probabilities, ranks alone."""
+    return {name: ESTIMATORS[name] for name in (RANKING if scores.scored else ESTIMATORS)}
+
+
 def summarise(measured: Measured, draws: Draws, name: str) -> dict[str, Any]:
     """The entry of an arm in `report.json`, without decisions."""
+    scores, drawn = measured.scores, measured.drawn
+    ranks: dict[str, Any] = {
+        "auc": _auc(measured),
+        "partial_auc": {**drawn["partial_auc"].interval("logit", greatest=1.0), "specificity_from": dis.SPECIFICITY},
+        "average_precision": {**drawn["average_precision"].interval("logit", 0.0, 1.0), "chance": _chance(scores)},
+    }
+    curves = {"roc": dis.roc_curve(scores), "precision_recall": dis.precision_recall_curve(scores)}
+    rest, more = _of_no_probabilities(name) if scores.scored else _of_probabilities(measured, draws)
+    entry = {**ranks, **rest, "pooled": _pooled(scores, draws.codes(scores.patients), len(draws.patients))}
+    if not scores.scored:
+        told = trust(name, entry)
+        entry |= {"trust": told["sentence"], "trusted": told["status"], "faults": told["faults"]}
+    return {**entry, "scored": scores.scored, "curves": {**curves, **more}}
+
+
+def _of_no_probabilities(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the entry of an arm says where it gives scores: that nothing about probabilities was measured."""
+    calibration = ("intercept", "slope", "observed_expected", "ici")
+    entry: dict[str, Any] = {
+        **{key: dict(NO_PROBABILITIES) for key in ("brier", "brier_skill", "log_loss", "ece", "l2_ece", "smooth_ece")},
+        "brier_parts": {key: dict(NO_PROBABILITIES) for key in ("miscalibration", "discrimination", "uncertainty")},
+        "calibration": {
+            **{key: dict(NO_PROBABILITIES) for key in calibration},
+            **dict.fromkeys(("joint_p", "between_models_p", "e50", "e90", "emax")),
+            "by_model": [],
+        },
+        "trust": f"{isolate(name)} gives scores, not probabilities: it is ranked, and its calibration is not measured.",
+        "trusted": "unknown",
+        "faults": "it gives scores, not probabilities",
+    }
+    return entry, {"reliability": None, "smooth": None, "histogram": None}
+
+
+def _of_probabilities(measured: Measured, draws: Draws) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the entry of an arm says of its probabilities, and the curves of them."""
     scores, found, drawn = measured.scores, measured.found, measured.drawn
     codes = draws.codes(scores.patients)
     rng = np.random.default_rng([draws.seed, 2])
@@ -106,9 +150,6 @@ def summarise(measured: Measured, draws: Draws, name: str) -> dict[str, Any]:
     parts = drawn["corp"]
     joint, between = cal.joint_p_value(scores, codes)
     entry: dict[str, Any] = {
-        "auc": _auc(measured),
-        "partial_auc": {**drawn["partial_auc"].interval("logit", greatest=1.0), "specificity_from": dis.SPECIFICITY},
-        "average_precision": {**drawn["average_precision"].interval("logit", 0.0, 1.0), "chance": _chance(scores)},
         "brier": found["brier"].interval(least=0.0, greatest=1.0),
         "brier_skill": found["brier_skill"].interval(greatest=1.0),
         "brier_parts": {
@@ -133,15 +174,10 @@ def summarise(measured: Measured, draws: Draws, name: str) -> dict[str, Any]:
             "ici": _beside_chance(float(curve["ici"].mean()), null["ici"]),
             **{key: float(curve[key].mean()) for key in ("e50", "e90", "emax")},
         },
-        "pooled": _pooled(scores, codes, len(draws.patients)),
         "spread": _spread_of_scores(scores),
     }
-    told = trust(name, entry)
-    entry |= {"trust": told["sentence"], "trusted": told["status"], "faults": told["faults"]}
     low, high = bands(drawn["curve"].mean[:, 1:])
-    entry["curves"] = {
-        "roc": dis.roc_curve(scores),
-        "precision_recall": dis.precision_recall_curve(scores),
+    return entry, {
         "reliability": cal.reliability(scores, codes, min(draws.number, _BAND_DRAWS), rng),
         "smooth": {
             "predicted": cal.curve_grid(scores.logit).tolist(),
@@ -151,7 +187,6 @@ def summarise(measured: Measured, draws: Draws, name: str) -> dict[str, Any]:
         },
         "histogram": _histogram(scores.logit, scores.target),
     }
-    return entry
 
 
 def _beside_chance(estimate: float, null: Float) -> dict[str, Any]:
@@ -228,9 +263,9 @@ def describe_briefly(measured: Measured) -> dict[str, Any]:
     return {
         "auc": put_over_sites(dis.auc_interval(found["auc"]), measured.sites),
         "average_precision": drawn["average_precision"].interval("logit", 0.0, 1.0),
-        "brier": found["brier"].interval(least=0.0, greatest=1.0),
-        "log_loss": found["log_loss"].interval(least=0.0),
-        "slope": found["slope"].interval(widest=WIDEST),
+        "brier": interval_of(found, "brier", least=0.0, greatest=1.0),
+        "log_loss": interval_of(found, "log_loss", least=0.0),
+        "slope": interval_of(found, "slope", widest=WIDEST),
     }
 
 

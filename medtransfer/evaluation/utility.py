@@ -262,19 +262,22 @@ def net_benefit(prevalence: float | None = None) -> Metric:
     return benefit
 
 
-def decision_curves(scores: Sequence[Scores], benefits: Sequence[Drawn], prevalence: float | None = None) -> dict[str, Any]:
-    """Net benefit of every arm, of calling all, and of calling none (0), with 95 % bands over patients.
+def decision_curves(
+    first: Scores, scores: Sequence[Scores], benefits: Sequence[Drawn | None], prevalence: float | None = None
+) -> dict[str, Any]:
+    """Net benefit of every arm that gives probabilities, of calling all, and of calling none (0), with 95 % bands over patients.
 
     Args:
-        scores: arms over the same images, recalibrated where that could be done.
-        benefits: of each arm, `net_benefit` drawn.
+        first: an arm, for the prevalence. scores: arms over the same images, recalibrated where that could be done.
+        benefits: of each arm, `net_benefit` drawn; None of one that gives scores.
         prevalence: as of `net_benefit`.
     """
-    first = scores[0]
     share = first.prevalence if prevalence is None else prevalence
     everyone = share - (1 - share) * THRESHOLDS / (1 - THRESHOLDS)
     arms = {}
     for arm, benefit in zip(scores, benefits, strict=True):
+        if benefit is None:
+            continue
         low, high = bands(benefit.mean)
         arms[arm.arm] = {"estimate": plain(benefit.value), "low": plain(low), "high": plain(high)}
     return {"threshold": THRESHOLDS.tolist(), "all": everyone.tolist(), "arms": arms, "prevalence": share}

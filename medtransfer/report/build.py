@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import markupsafe
 import yaml
 from matplotlib.figure import Figure
 
 from medtransfer.evaluation import EvaluationReport
 from medtransfer.evaluation.detection import describe_arm
+from medtransfer.evaluation.estimate import NO_PROBABILITIES
 from medtransfer.evaluation.localisation import MEASURES
-from medtransfer.evaluation.predictions import write_aside
 from medtransfer.evaluation.sentences import headline
 from medtransfer.evaluation.settings import Settings
+from medtransfer.files import write_aside
+from medtransfer.names import show_text
 from medtransfer.report.checklist import fill_checklists
 from medtransfer.report.figures import (
     COLOURS,
@@ -38,6 +41,7 @@ from medtransfer.report.figures import (
 )
 from medtransfer.report.methods import describe_budgets, write_methods
 from medtransfer.report.notes import note_overfitting, note_small_cohorts, note_training, read_histories, read_json, read_searches
+from medtransfer.tables import write_table
 
 # Path in the report, title, help.
 ROWS = (
@@ -179,8 +183,10 @@ def _draw(
     for place, part in enumerate(sections.values()):
         figures[f"discrimination-{place}"] = draw_discrimination(part)
         for number, (arm, entry) in enumerate(part["arms"].items()):
-            figures[f"reliability-{place}-{number}"] = draw_reliability(arm, entry, COLOURS[number % len(COLOURS)])
-        figures[f"decisions-{place}"] = draw_decisions(part)
+            if not entry.get("scored"):
+                figures[f"reliability-{place}-{number}"] = draw_reliability(arm, entry, COLOURS[number % len(COLOURS)])
+        if part["decision_curves"]["arms"]:
+            figures[f"decisions-{place}"] = draw_decisions(part)
         if any(not row["suppressed"] for row in part["subgroups"]):
             figures[f"subgroups-{place}"] = draw_subgroups(part)
     if histories:
@@ -229,7 +235,7 @@ def _write_tables(folder: Path, report: dict[str, Any], sections: dict[str, Any]
     whole = {"": report} if len(sections) == 1 else {"": report, **{f"-{i}": part for i, part in enumerate(sections.values())}}
     for ending, part in whole.items():
         for name, table in EvaluationReport({"learning_curve": [], **part}).tables().items():
-            write_aside(folder / "tables" / f"{name}{ending}.csv", table.to_csv(index=False, lineterminator="\n"))
+            write_table(table, folder / "tables" / f"{name}{ending}.csv")
 
 
 def load_template(name: str) -> jinja2.Template:
@@ -237,6 +243,8 @@ def load_template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
+        # Names come from strangers' files: what turns text around is shown as its code.
+        finalize=lambda value: show_text(value) if isinstance(value, str) and not isinstance(value, markupsafe.Markup) else value,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -286,6 +294,6 @@ def _table(report: dict[str, Any]) -> list[dict[str, Any]]:
                 for key in path.split("."):
                     value = value.get(key, {})
                 cells.append(format_interval(value) if value else "–")
-        if set(cells) != {"–"}:
+        if set(cells) - {"–", str(NO_PROBABILITIES["reason"])}:
             table.append({"title": title, "help": help_text, "cells": cells})
     return table

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
-from medtransfer.evaluation.predictions import write_aside
+from medtransfer.files import write_aside
 from medtransfer.report.build import load_template
 
 # Groups and images shown of each kind; check.json holds all.

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from medtransfer.errors import WeightsError
-from medtransfer.evaluation.predictions import write_aside
+from medtransfer.files import write_aside
 
 # Seconds between two checkpoints: what a killed process loses at the most. Where writing one takes long, more.
 _EVERY, _SHARE = 30.0, 20.0

@@ -28,7 +28,7 @@ from accelerate.utils import broadcast_object_list, reduce
 from torch import Tensor, nn
 
 from medtransfer.errors import ConfigError
-from medtransfer.evaluation.predictions import write_aside
+from medtransfer.files import write_aside
 from medtransfer.models.backbone import Backbone
 
 Precision = Literal["fp32", "bf16", "fp16"]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medtransfer.errors import StudyError
-from medtransfer.evaluation.predictions import write_aside
+from medtransfer.files import write_aside
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.chain import Layout
 from medtransfer.models.fold import fold_norms

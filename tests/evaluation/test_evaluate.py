@@ -95,12 +95,17 @@ def test_auc_is_the_mean_over_models_and_the_pooled_one_stands_beside_it(scores)
     assert evaluate(scores({"a": 0.8}, folds=1), bootstrap=100).to_dict()["arms"]["a"]["pooled"] is None
 
 
+def figures(report):
+    """All of a report but where its rows come from."""
+    return {key: value for key, value in report.to_dict().items() if key != "accounts"}
+
+
 def test_a_round_trip_through_csv_gives_the_same_numbers(scores, tmp_path):
     table = scores({"a": 1.0, "b": 0.7})
     write_predictions(mt.read_predictions.__globals__["check_predictions"](table), tmp_path / "p.csv")
     again = read_predictions(tmp_path / "p.csv")
     assert (again["logit"].to_numpy() == table["logit"].to_numpy()).all()
-    assert evaluate(tmp_path / "p.csv", bootstrap=200).to_dict() == evaluate(table, bootstrap=200).to_dict()
+    assert figures(evaluate(tmp_path / "p.csv", bootstrap=200)) == figures(evaluate(table, bootstrap=200))
 
 
 def test_verdict_says_cannot_tell_when_the_interval_holds_zero(scores):
@@ -110,7 +115,7 @@ def test_verdict_says_cannot_tell_when_the_interval_holds_zero(scores):
     better = evaluate(scores({"a": 2.0, "b": 0.3}, folds=5), bootstrap=500).to_dict()["comparisons"][0]
     assert better["verdict"].startswith("a separates the classes better than b")
     assert better["delta_auc"]["p"] < 0.05
-    worse = evaluate(scores({"a": 2.0, "b": 0.3}, folds=5).iloc[::-1], bootstrap=500).to_dict()["comparisons"][0]
+    worse = evaluate(scores({"a": 2.0, "b": 0.3}, folds=5), bootstrap=500, arms=["b", "a"]).to_dict()["comparisons"][0]
     assert worse["verdict"].startswith("b separates the classes worse than a")
     assert worse["delta_auc"]["estimate"] == pytest.approx(-better["delta_auc"]["estimate"])
 
@@ -140,8 +145,9 @@ def test_temperature_comes_from_tune_rows_only(scores):
     test = changed["part"] == "test"
     changed.loc[test, "target"] = 1 - changed.loc[test, "target"]
     first, second = (evaluate(t, bootstrap=100).to_dict()["arms"]["a"]["recalibrated"]["maps"] for t in (table, changed))
-    assert first == second
     assert len(first) == 2
+    for one, other in zip(first, second, strict=True):
+        assert one == pytest.approx(other, rel=1e-12)
 
 
 def test_recalibration_mends_over_confidence(scores):
@@ -186,7 +192,8 @@ def test_all_scores_equal_is_chance():
         (lambda t: t.assign(target=["lesion", *t["target"][1:]]), "row 2: target is 'lesion', not a number"),
         (lambda t: t.assign(probability=100 * t["probability"]), "are they per cent"),
         (lambda t: t.assign(probability=1.5, logit=0.0), "outside 0 to 1"),
-        (lambda t: t.assign(probability=np.nan), "row 2: probability is empty"),
+        (lambda t: t.assign(probability=[np.nan, *t["probability"][1:]]), "row 2: probability is empty"),
+        (lambda t: t.assign(probability=np.nan, logit=np.nan), "row 2: probability is empty"),
         (lambda t: t.assign(probability="high"), "'high', not a number"),
         (lambda t: t.assign(probability=0.9, logit=-3.0), "disagree"),
         (lambda t: t.assign(image="same"), "is there twice"),
@@ -196,7 +203,7 @@ def test_all_scores_equal_is_chance():
         (lambda t: t.assign(target=np.nan), "column target is empty"),
         (lambda t: t.assign(seed=1e30), "seed is 1e.30, not a whole number"),
         (lambda t: t.assign(size=7), "Rename it if it is something else"),
-        (lambda t: t.assign(size=7, episode=1), "every row is of a learning curve"),
+        (lambda t: t.assign(size=7, episode=1), "every one has a size above 0"),
         (lambda t: t.assign(image=np.nan), "row 2: image is empty"),
         (lambda t: t.assign(label=np.where(t["target"] == 1, "malignant", "benign")), "column label holds the class"),
     ],
@@ -380,9 +387,8 @@ def test_settings_that_are_wrong_are_told(scores, choice, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("patient,target,probability\nA,1,0,0.7\nB,0,0,0.2\n", "more fields than the header"),
+        ("patient,target,probability\nA,1,0,0.7\nB,0,0,0.2\n", "row 2 has 4 cells, the header in row 1 3.*decimal comma"),
         ("patient,target,probability,probability\nA,1,0.7,0.6\n", "column probability appears twice"),
-        ("patient;target;probability\nA;1;0.7\n", "separated by ';'"),
     ],
 )
 def test_files_that_would_be_read_wrongly_are_refused(tmp_path, text, message):
@@ -489,7 +495,7 @@ def test_targets_may_be_true_and_false(scores, tmp_path):
     table = scores({"a": 1.0})
     plain = evaluate(table, bootstrap=100).to_dict()
     table.assign(target=table["target"].map({0: "False", 1: "True"})).to_csv(tmp_path / "t.csv", index=False)
-    assert evaluate(tmp_path / "t.csv", bootstrap=100).to_dict() == plain
+    assert figures(evaluate(tmp_path / "t.csv", bootstrap=100)) == {key: value for key, value in plain.items() if key != "accounts"}
 
 
 def test_decisions_are_not_taken_for_probabilities(scores):

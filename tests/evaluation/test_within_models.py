@@ -214,7 +214,7 @@ def test_the_first_lines_answer_the_three_questions(scores):
     assert unfinished == "Does a help, compared with b (still improving when its training ended)? Yes, a does better than b."
     flat = {**data, "arms": {**data["arms"], "b": {**data["arms"]["b"], "spread": 0.001}}}
     assert headline(flat)[0].startswith("Does a help, compared with b (its scores hardly differ from patient to patient)?")
-    turned = headline(evaluate(scores({"b": 0.3, "a": 2.0}, folds=5), bootstrap=100).to_dict())
+    turned = headline(evaluate(scores({"b": 0.3, "a": 2.0}, folds=5), bootstrap=100, arms=["b", "a"]).to_dict())
     assert turned[0] == "Does b help, compared with a? No, a does better than b."
     arm = {**data["arms"]["b"], "trusted": "off", "faults": "over-confident"}
     uncertain = {"b": {**arm, "recalibrated": {**arm["recalibrated"], "trusted": "unknown", "faults": "the interval of the slope is wide"}}}

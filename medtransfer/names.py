@@ -1,0 +1,52 @@
+"""Names of patients, images and files: one spelling in every table, what looks like one name and is two, and how a name is shown."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+
+# Isolates, which the report puts around names so that a name written from right to left does not turn the sentence around.
+ISOLATES = "\u2068\u2069"
+_CONTROLS = {"Cc", "Cf", "Zl", "Zp"}
+
+
+def normalise(name: str) -> str:
+    """The one spelling of a name in every table: composed characters (NFC), without blanks or a byte order mark at either end."""
+    text = name.strip().strip("\ufeff").strip()
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def look_alike_key(name: str) -> str:
+    """What names share that a person would take for one: case, invisible characters, kinds of blanks, leading zeros, `.0`."""
+    text = "".join(c for c in unicodedata.normalize("NFKC", name).casefold() if unicodedata.category(c) not in _CONTROLS)
+    text = re.sub(r"\s+", " ", text).strip()
+    text = re.sub(r"(?<=\d)\.0+$", "", text)
+    # Behind a point zeros count: 1.01 is not 1.1.
+    return re.sub(r"(?<![\d.])0+(?=\d)", "", text)
+
+
+def look_alikes(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Groups of different names that look alike, such as `12` and `12.0`, `7` and `007`, `p1` and `P1`; in order of appearance."""
+    groups: dict[str, dict[str, None]] = {}
+    for name in dict.fromkeys(names):
+        groups.setdefault(look_alike_key(name), {})[name] = None
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def show(name: str) -> str:
+    """A name with characters that are not seen, or turn text around, as their codes: they would change a terminal, or a sentence."""
+    return "".join(f"[U+{ord(c):04X}]" if unicodedata.category(c) in _CONTROLS else c for c in name)
+
+
+def show_text(text: str) -> str:
+    """The same for a whole text, whose line breaks, tabs and isolates stay."""
+    kept = f"\n\t{ISOLATES}"
+    if text.isprintable():
+        return text
+    return "".join(c if c in kept or unicodedata.category(c) not in _CONTROLS else f"[U+{ord(c):04X}]" for c in text)
+
+
+def has_controls(name: str) -> bool:
+    """Whether a name holds control characters, such as a line break: a table with it could not be read again."""
+    return any(unicodedata.category(c) in {"Cc", "Zl", "Zp"} for c in name)
