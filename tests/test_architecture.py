@@ -16,8 +16,9 @@ ROOT = PACKAGE.parent
 ALLOWED = {
     "errors": set(),
     "progress": {"errors"},
-    "sections": {"errors", "data.windows"},
-    "config": {"errors", "sections"},
+    "yaml_text": {"errors"},
+    "sections": {"errors", "yaml_text", "data.windows"},
+    "config": {"errors", "yaml_text", "sections"},
     "data": {"errors", "data"},
     "models": {"errors", "models"},
     "evaluation": {"errors", "evaluation"},
