@@ -195,10 +195,17 @@ def _describe_fault(item: Any, model: type[Section]) -> str:
     if item["type"] in {"model_type", "dict_type"}:
         given = item["input"]
         remedy = yaml_text.lacks_space(given) if isinstance(given, str) else ""
-        return f"{where}: is a section; {remedy or f'write its keys below it, each as `key: value` (found {str(given)[:60]!r})'}"
+        return f"{where}: is a section; {remedy or f'write its keys below it, each as `key: value` (found {_shown(given)[:80]})'}"
     message = item["msg"].removeprefix("Value error, ")
-    shown = repr(item["input"])
+    shown = _shown(item["input"])
     return f"{where}: {message}" + (f" (found {shown})" if len(shown) < 80 and item["type"] != "value_error" else "")
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python writes out no number of thousands of digits
+        return "a number of thousands of digits"
 
 
 def _reason(error: Exception) -> str:

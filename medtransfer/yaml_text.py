@@ -157,6 +157,9 @@ def lacks_space(text: str) -> str:
 _NO_SPACE = re.compile(r"""\s*((["']?)[A-Za-z_][\w.-]+\2):(?!//)(?=\S)""")
 
 
+_BLANK_LINE = re.compile("[\t ]*[\0#\r\n\x85\u2028\u2029]")
+
+
 class _Dumper(yaml.SafeDumper):
     """Writes line breaks that YAML takes for others as escapes."""
 
@@ -191,9 +194,7 @@ class _Loader(yaml.SafeLoader):
 
     def _is_apart(self) -> bool:
         before = self.buffer[self.pointer - self.column : self.pointer]
-        rest = re.match("[\t ]*", self.buffer[self.pointer :])
-        following = self.peek(rest.end() if rest else 0)
-        return bool(before.strip(" \ufeff")) or following in "\0#\r\n\x85\u2028\u2029"
+        return bool(before.strip(" \ufeff") or _BLANK_LINE.match(self.buffer, self.pointer))
 
     def resolve(self, kind: type[yaml.Node], value: str | None, implicit: Any) -> Any:
         return _TAG if kind is yaml.ScalarNode and implicit[0] else super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
@@ -236,8 +237,10 @@ class _Loader(yaml.SafeLoader):
                 lines.setdefault(key.value, []).append(key.start_mark.line + 1)
         for name, given in lines.items():
             if len(given) > 1:
-                where = f"lines {', '.join(map(str, given[:-1]))} and {given[-1]}" if len(set(given)) > 1 else f"line {given[0]}"
-                self.faults.append(f"{name}: is given {'twice' if len(given) == 2 else f'{len(given)} times'}, in {where}; keep one")
+                several = sorted(set(given))
+                where = f"lines {', '.join(map(str, several[:4][:-1]))} and {several[:4][-1]}" if len(several) > 1 else f"line {given[0]}"
+                times = "twice, in" if len(given) == 2 else f"{len(given)} times, {'first ' if len(several) > 4 else ''}in"
+                self.faults.append(f"{name[:60]}: is given {times} {where}; keep one")
         return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
@@ -314,14 +317,14 @@ _CAUSES = (
         r"alphabetic or numeric|undefined alias",
         "& and * refer to another part of the file, and here is no such part. Put the text in quotes",
     ),
-    (r"chomping|empty block", "| and > begin a text of several lines, and here is none. Put the text in quotes"),
+    (r"chomping|empty block|a comment or a line", "| and > begin a text of several lines, and here is none. Put the text in quotes"),
     (r"constructor for the tag", "! begins a type, and there is none of this name. Put the text in quotes"),
     (r"another document", "a line of --- begins a second document. Keep one in a file"),
     (r"an alias in itself", "an alias stands within what it stands for. Write out what is meant"),
     (r"found nesting", f"more than {MOST_VALUES:,} values, aliases written out, or more than {DEEPEST} levels of nesting"),
     (r"second occurrence", "the name behind & is given to another part further up. Choose another"),
     (r"a dash", "the item of a list is indented otherwise than the item above. Begin all items in the same column"),
-    (r"a comment", "# begins a comment. Put the text in quotes"),
+    (r"found a comment", "# begins a comment. Put the text in quotes"),
     (r"unhashable", "a key is a list or a mapping, as braces and brackets begin one. Put the text in quotes"),
     (r"special characters", "it holds a control character, as files that are not text do"),
 )

@@ -219,6 +219,7 @@ def test_a_key_given_twice_is_refused_with_its_lines(tmp_path):
     assert "folds: is given twice, in line 7; keep one" in message
     assert "image: is given twice, in lines 3 and 8" in message
     assert "is given 3 times, in lines 1, 2 and 3" in refusal(tmp_path, "1: a\n\"1\": b\n'1': c\n")
+    assert "is given 9 times, first in lines 1, 2, 3 and 4; keep one" in refusal(tmp_path, "a: b\n" * 9)
     assert "twice" in refusal(tmp_path, COHORT + ARMS, "image={size: 64, size: 96}")
 
 
@@ -282,6 +283,7 @@ def test_every_encoding_with_one_reading_is_read(tmp_path, encoding, ends):
         ("cohort:\n  positive: 'a' b\n", "line 2: text behind a closed quote or bracket"),
         ("cohort:\n  positive: @a\n", "line 2: no value begins with the character '@'"),
         ("cohort:\n  positive: >5\n", "line 2: | and > begin a text of several lines"),
+        ("cohort:\n  positive: > 5\n", "line 2: | and > begin a text of several lines"),
         ("cohort:\n  positive: >50\n", "line 2: | and > begin a text of several lines"),
         ("cohort:\n  positive: !a b\n", "line 2: ! begins a type"),
         ("cohort:\n  positive: a: b\n", "line 2: a second colon"),
@@ -317,6 +319,11 @@ def test_an_empty_section_is_its_defaults(tmp_path):
         config = read(tmp_path, f"{COHORT}{ARMS}image:{nothing}\nplan:{nothing}\nlearning_curve:{nothing}\n", "image.slices=3")
         assert config.model_copy(update={"image": None}) == read(tmp_path, COHORT + ARMS).model_copy(update={"image": None})
         assert (config.image.size, config.image.slices) == (128, 3)
+
+
+def test_a_number_too_long_to_be_written_is_refused(tmp_path):
+    for number in ("9" * 5000, f"0x{'f' * 5000}", f"!!int 0x{'f' * 5000}"):
+        assert "image.size: " in refusal(tmp_path, f"{COHORT}{ARMS}image: {{size: {number}}}\n")
 
 
 def test_unknown_keys_are_named_wherever_they_are(tmp_path):
