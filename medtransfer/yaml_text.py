@@ -24,11 +24,16 @@ from medtransfer.errors import ConfigError, list_faults
 LARGEST_BYTES = 1_000_000
 MOST_VALUES = 100_000
 DEEPEST = 40
+NOTHING = {"", "~", "null", "Null", "NULL"}
 
+# Column behind which PyYAML folds a text.
+_FOLDED = 80
 _TAG = "tag:medtransfer,unquoted"
 _MERGE = "tag:yaml.org,2002:merge"
-NOTHING = {"", "~", "null", "Null", "NULL"}
 _TRUTH = {"yes": True, "true": True, "on": True, "no": False, "false": False, "off": False}
+_NO_SPACE = re.compile(r"""\s*((["']?)[A-Za-z_][\w.-]+\2):(?!//)(?=\S)""")
+_BLANK_LINE = re.compile("[\t ]*[\0#\r\n\x85\u2028\u2029]")
+_DASH = re.compile(r"([^\r\n]*)(\r\n?|\n)\s*- ")
 _NUMBER = re.compile(r"[-+]?\.?\d[\w.+-]*", re.ASCII)
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -154,12 +159,6 @@ def lacks_space(text: str) -> str:
     return f"a space is missing after the colon: write `{match[1]}: {text[match.end() :].strip()}`" if match else ""
 
 
-_NO_SPACE = re.compile(r"""\s*((["']?)[A-Za-z_][\w.-]+\2):(?!//)(?=\S)""")
-
-
-_BLANK_LINE = re.compile("[\t ]*[\0#\r\n\x85\u2028\u2029]")
-
-
 class _Dumper(yaml.SafeDumper):
     """Writes line breaks that YAML takes for others as escapes."""
 
@@ -224,9 +223,11 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_scalar_node(anchor)
         if node.style in {"|", ">"} and not node.value:
             raise yaml.MarkedYAMLError(problem="found an empty block scalar", problem_mark=node.start_mark)
-        if node.style is None and (dash := re.search(r"[\r\n]\s*- ", self.buffer[node.start_mark.index : node.end_mark.index])):
-            line = node.start_mark.line + dash[0].count("\n")
-            raise yaml.MarkedYAMLError(problem="found a dash", problem_mark=yaml.Mark("", 0, line, 0, "", 0))
+        begun = node.start_mark
+        dash = _DASH.match(self.buffer, begun.index, node.end_mark.index) if node.style is None else None
+        # A text that was folded when it was written fills its first line.
+        if dash and begun.column + len(dash[1]) <= _FOLDED:
+            raise yaml.MarkedYAMLError(problem="found a dash", problem_mark=yaml.Mark("", 0, begun.line + 1, 0, "", 0))
         return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
@@ -323,7 +324,7 @@ _CAUSES = (
     (r"an alias in itself", "an alias stands within what it stands for. Write out what is meant"),
     (r"found nesting", f"more than {MOST_VALUES:,} values, aliases written out, or more than {DEEPEST} levels of nesting"),
     (r"second occurrence", "the name behind & is given to another part further up. Choose another"),
-    (r"a dash", "the item of a list is indented otherwise than the item above. Begin all items in the same column"),
+    (r"found a dash", "the item of a list is indented otherwise than the item above. Begin all items in the same column"),
     (r"found a comment", "# begins a comment. Put the text in quotes"),
     (r"unhashable", "a key is a list or a mapping, as braces and brackets begin one. Put the text in quotes"),
     (r"special characters", "it holds a control character, as files that are not text do"),

@@ -277,6 +277,8 @@ def test_every_encoding_with_one_reading_is_read(tmp_path, encoding, ends):
         (f"cohort:\n  classes: [a, b]\n  labels:\n{ARMS}", "cohort.labels: has no value"),
         (f"cohort:\n  classes:\n  - a\n  -\n{ARMS}", "cohort.classes.1: has no value"),
         (f"cohort:\n  classes:\n  - a\n   - b\n{ARMS}", "line 4: the item of a list is indented otherwise"),
+        (f"cohort:\n  classes: a\n  - b\n{ARMS}", "line 3: the "),
+        (f"cohort:\n  classes: a\n   - b\n{ARMS}", "line 3: the item of a list is indented otherwise"),
         ("cohort:\n  patient: *.dcm\n", "line 2: & and * refer to another part of the file"),
         ("cohort:\n  patient: *dcm\n", "line 2: & and * refer to another part of the file"),
         ("cohort:\n  patient: [0-9]+\n", "line 2: text behind a closed quote or bracket"),
@@ -410,6 +412,13 @@ def test_every_number_is_read_back_as_it_was(tmp_path, numbers, seeds, window, t
         "evaluate": {"prevalences": numbers, "sensitivity": None},
     }
     config = make_config(values)
+    assert read(tmp_path, config.to_yaml()) == config
+
+
+def test_a_long_text_that_is_folded_is_read_back(tmp_path):
+    long = f"{'a' * 90} - {'b' * 90} -- # c"
+    config = make_config({"cohort": {"root": long, "manifest": "m.csv", "labels": [long, f"- {long}"]}, "arms": {"a": {"backbone": long}}})
+    assert len(config.to_yaml().splitlines()) > len(read(tmp_path, COHORT + ARMS).to_yaml().splitlines()) + 2
     assert read(tmp_path, config.to_yaml()) == config
 
 
