@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from medtransfer import yaml_text
 from medtransfer.errors import ConfigError, list_faults
 from medtransfer.sections import (
     ArmSection,
@@ -84,11 +84,14 @@ class StudyConfig(Section):
 
     def to_yaml(self) -> str:
         """The resolved configuration, all defaults written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return yaml_text.write(self.model_dump(mode="json"))
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """Reads a YAML file, applies `a.b=c` overrides and validates the whole.
+
+    A setting that is text is taken as it is written, so that `yes`, 007 and 2020-01-01 may be names; `~` at the beginning of a
+    path is the home folder.
 
     Args:
         path: YAML file. Paths inside it are relative to the current folder.
@@ -99,13 +102,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open("rb") as file:
+            content = file.read(yaml_text.LARGEST_BYTES + 1)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({_reason(error)}). `medtransfer configs` lists the examples.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    values = yaml_text.parse(yaml_text.decode(content, str(path)), str(path))
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected sections such as `cohort:` and `arms:`, found {type(values).__name__}.")
+        missing = "nothing" if values == "" else "a list" if isinstance(values, list) else f"the text {str(values)[:60]!r}"
+        remedy = yaml_text.lacks_space(values) if isinstance(values, str) else ""
+        raise ConfigError(f"{path}: expected sections such as `cohort:` and `arms:`, found {missing}{remedy and '; '}{remedy}.")
     for override in overrides:
         _apply_override(values, override)
     return make_config(values, str(path))
@@ -145,7 +150,7 @@ _Model = TypeVar("_Model", bound=Section)
 
 def _validate(model: type[_Model], values: dict[str, Any], source: str) -> _Model:
     try:
-        return model.model_validate(values)
+        return model.model_validate(yaml_text.settle(values, model))
     except ValidationError as error:
         faults = [_describe_fault(item, model) for item in error.errors()]
         raise ConfigError(list_faults(f"{source}: {len(faults)} fault(s)", faults)) from error
@@ -160,18 +165,16 @@ def configs_folder() -> Path:
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     parts = key.strip().split(".")
-    if not separator or not all(parts):
+    if not separator or not all(parts) or len(parts) > yaml_text.DEEPEST:
         raise ConfigError(f"override {override!r}: expected section.key=value, such as image.size=224")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
+    value = yaml_text.parse(text, f"override {override!r}", comments=False)
     section = values
     for part in parts[:-1]:
-        if section.get(part) is None:
-            section[part] = {}
-        if not isinstance(section[part], dict):
+        below = section.get(part)
+        if not isinstance(below, dict) and below not in (None, *yaml_text.NOTHING):
             raise ConfigError(f"override {override!r}: {part} is a value, not a section")
+        # Aliases make several sections of one mapping, and an override is of one alone.
+        section[part] = dict(below) if isinstance(below, dict) else {}
         section = section[part]
     section[parts[-1]] = value
 
@@ -179,24 +182,30 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 def _describe_fault(item: Any, model: type[Section]) -> str:
     where = ".".join(str(part) for part in item["loc"]) or "top level"
     if item["type"] == "extra_forbidden":
-        known = _known_keys(item["loc"][:-1], model)
+        known = yaml_text.known_keys(item["loc"][:-1], model)
+        if remedy := yaml_text.lacks_space(str(item["loc"][-1])):
+            return f"{where}: {remedy}"
         near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
         return f"{where}: unknown key; {hint}"
     if item["type"] == "missing":
         return f"{where}: missing"
+    if item["input"] is None and item["type"] != "value_error":
+        return f"{where}: has no value; write one, or leave the key out"
+    if item["type"] in {"model_type", "dict_type"}:
+        given = item["input"]
+        remedy = yaml_text.lacks_space(given) if isinstance(given, str) else ""
+        return f"{where}: is a section; {remedy or f'write its keys below it, each as `key: value` (found {_shown(given)[:80]})'}"
     message = item["msg"].removeprefix("Value error, ")
-    shown = repr(item["input"])
+    shown = _shown(item["input"])
     return f"{where}: {message}" + (f" (found {shown})" if len(shown) < 80 and item["type"] != "value_error" else "")
 
 
-def _known_keys(location: tuple[int | str, ...], model: Any) -> list[str]:
-    for part in location:
-        if model is StudyConfig and part == "arms":
-            model = ArmSection
-        elif isinstance(part, str) and part in model.model_fields:
-            model = model.model_fields[part].annotation
-    return list(model.model_fields)
+def _shown(value: object) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python writes out no number of thousands of digits
+        return "a number of thousands of digits"
 
 
 def _reason(error: Exception) -> str:

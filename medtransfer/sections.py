@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from medtransfer.data.windows import parse_window
+from medtransfer.yaml_text import holds_items, open_home
 
 
 class Section(BaseModel):
@@ -15,9 +16,21 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_below(cls, value: Any) -> Any:
+        return {} if value is None else value
 
-# A list of words, or one word alone.
-_ONE_OR_MANY = BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+    @field_validator("*", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any, field: ValidationInfo) -> Any:
+        alone = isinstance(value, (str, int, float)) and not isinstance(value, bool)
+        return (value,) if alone and holds_items(cls.model_fields[str(field.field_name)].annotation) else value
+
+
+# A path, or a text that may hold one, with the home folder in place of `~`.
+_Place = Annotated[Path, AfterValidator(open_home)]
+_WithPlace = Annotated[str, AfterValidator(open_home)]
 
 
 def _check_budget(value: object) -> object:
@@ -30,12 +43,12 @@ def _check_budget(value: object) -> object:
 class CohortSection(Section):
     """Which images, which patients, which label."""
 
-    root: Path = Field(Path("."), description="Folder that image paths (or class folders) are relative to.")
-    manifest: Path | None = Field(None, description="CSV with image, patient and label columns, or a MedMNIST archive (.npz).")
+    root: _Place = Field(Path("."), description="Folder that image paths (or class folders) are relative to.")
+    manifest: _Place | None = Field(None, description="CSV with image, patient and label columns, or a MedMNIST archive (.npz).")
     labels: tuple[str, ...] = Field((), description="Label columns of the manifest.")
     classes: tuple[str, ...] = Field((), description="Class folders below root, in place of a manifest.")
     positive: str | None = Field(None, description="The class that counts as 1.")
-    boxes: str | None = Field(
+    boxes: _WithPlace | None = Field(
         None,
         description="Lesion boxes: FILE.csv (image, x0, y0, x1, y1[, z0, z1][, label]), FILE.json (COCO), yolo, voc or masks (of the same "
         "name as each image), or one of these with :FOLDER.",
@@ -115,11 +128,6 @@ class RecipeSection(Section):
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    @field_validator("mean", "std", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
-
     @model_validator(mode="after")
     def _fits(self) -> RecipeSection:
         if not self.mean or len(self.mean) != len(self.std) or min(self.std) <= 0:
@@ -166,7 +174,7 @@ class ArmSection(Section):
         "network", description="features: intensity, texture and shape by formula, with a logistic regression; a baseline to beat."
     )
     backbone: str
-    weights: str | None = Field(
+    weights: _WithPlace | None = Field(
         None, description="imagenet, timm:TAG, radimagenet, radimagenet:PATH, file:PATH, study:FOLDER, or none for random weights."
     )
     channels: int = Field(3, ge=1, le=64, description="Of the input; 1: the first convolution is summed over the colours.")
@@ -183,14 +191,14 @@ class ArmSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _formulas(cls, value: Any) -> Any:
-        if not isinstance(value, dict) or "features" not in {value.get("kind"), value.get("backbone")}:
+        if not isinstance(value, dict) or "features" not in (value.get("kind"), value.get("backbone")):
             return value
         plan = value.get("plan")
         empty = plan is None or (isinstance(plan, dict) and all(field is None for field in plan.values()))
         idle = {"plan"} if empty else set()
         idle |= {"budget"} if value.get("budget") == 1 else set()
         given = {key for key, setting in value.items() if setting is not None and setting != "none"}
-        extra = sorted(given - idle - {"kind", "backbone", "pooling", "channels", "slab"})
+        extra = sorted(map(str, given - idle - {"kind", "backbone", "pooling", "channels", "slab"}))
         if extra or value.get("backbone", "features") != "features":
             raise ValueError(f"kind: features takes no {', '.join(extra) or 'backbone'}; it is measured by formula")
         return {**value, "kind": "features", "backbone": "features"}
@@ -293,7 +301,7 @@ class EvaluateSection(Section):
     target_prevalence: _Share | None = Field(None, description="Of the patients the model is meant for.")
     margin: _Share | None = Field(None, description="Of non-inferiority in AUC, such as 0.05.")
     coverage: _Share = Field(0.9, description="Of prediction sets.")
-    subgroups: Annotated[tuple[str, ...], _ONE_OR_MANY] = Field((), description="Columns of the manifest: results within their groups.")
+    subgroups: tuple[str, ...] = Field((), description="Columns of the manifest: results within their groups.")
     weight: str | None = Field(None, description="Column of a predictions table that says how much an image counts.")
     leave_out: str | None = Field(
         None, description="What each fold of a predictions table leaves out, such as site; a study takes it from protocol.leave_out."
@@ -321,7 +329,7 @@ class AuditSection(Section):
 class ReportSection(Section):
     """What the page shows. No number depends on it, so it may be changed for a study that is finished."""
 
-    figures: Annotated[tuple[Literal["svg", "pdf", "png"], ...], _ONE_OR_MANY] = Field(
+    figures: tuple[Literal["svg", "pdf", "png"], ...] = Field(
         ("svg", "pdf", "png"), description="Formats of the files in figures/; the page shows SVG. []: no figures, on the page neither."
     )
     gallery: bool = Field(True, description="Pictures of test images: the worst errors, or hits, misses and false alarms.")
@@ -340,7 +348,7 @@ class LearningCurveSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _sizes_alone(cls, value: Any) -> Any:
-        return {"sizes": value} if isinstance(value, (list, tuple)) else value
+        return {"sizes": value} if isinstance(value, (list, tuple, int)) and not isinstance(value, bool) else value
 
     @field_validator("sizes")
     @classmethod
