@@ -12,7 +12,7 @@ import pandas as pd
 import yaml
 
 from medtransfer.arms import Images
-from medtransfer.config import StudyConfig, make_config
+from medtransfer.config import StudyConfig
 from medtransfer.data.audit import tell_meaning
 from medtransfer.data.classes import match_classes
 from medtransfer.data.cohort import Cohort
@@ -114,7 +114,7 @@ def validate(study: str | Path, cohort: Cohort, output: str | Path, quiet: bool 
 
 def _read_config(study: Path) -> StudyConfig:
     try:
-        return make_config(yaml.safe_load((study / "study.yaml").read_text(encoding="utf-8")), str(study / "study.yaml"))
+        return load_config(study / "study.yaml")
     except (OSError, yaml.YAMLError) as error:
         raise StudyError(f"{study}: holds no study (no readable study.yaml). Name the folder that `compare` wrote.") from error
 

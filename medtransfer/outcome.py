@@ -14,7 +14,7 @@ from medtransfer.config import StudyConfig
 from medtransfer.errors import StudyError, list_faults
 from medtransfer.evaluation import EvaluationReport, evaluate, write_predictions
 from medtransfer.evaluation.budgets import levelled_arms, split_budgets
-from medtransfer.evaluation.candidates import CANDIDATES, LESIONS, read_candidates, read_table, write_candidates
+from medtransfer.evaluation.candidates import CANDIDATES, LESIONS, read_candidates, write_candidates
 from medtransfer.evaluation.detection import evaluate_boxes
 from medtransfer.evaluation.predictions import AT_BUDGET as SAME
 from medtransfer.evaluation.predictions import BUDGET, LEVEL, OTHER
@@ -30,6 +30,7 @@ from medtransfer.report.build import GALLERY, build_report
 from medtransfer.report.notes import list_unfinished, measure_spent
 from medtransfer.reused import write_reuse
 from medtransfer.sightings import write_sightings
+from medtransfer.tables import write_table
 
 _FAILURES = "failures.json"
 
@@ -56,7 +57,9 @@ def report_runs(study: Study, runs: dict[Job, Run], listed: int, reporter: Repor
     reporter.say(f"evaluating {len(table)} predictions")
     # Read back, so that the report is what anyone gets from the file alone.
     sites = config.protocol.leave_out or config.evaluate.leave_out
-    report = evaluate(output / "predictions.csv", **{**config.evaluate.model_dump(), "leave_out": sites})
+    # Whether patients whose names look alike are one was settled before training.
+    chosen = {**config.evaluate.model_dump(), "leave_out": sites, "arms": list(config.arms), "look_alikes": "different"}
+    report = evaluate(output / "predictions.csv", **chosen)
     about = {"meaning": study.prepared.cohort.meaning, "unfinished": list_unfinished(output, list(config.arms))}
     about["spent"] = measure_spent(output, list(config.arms))
     report = EvaluationReport({**report.data, **about})
@@ -117,14 +120,14 @@ def _evaluate_boxes(study: Study, runs: Sequence[Run]) -> dict[str, Any]:
     assert boxes is not None
 
     def read(run: Run) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-        early = None if run.at_budget is None else read_table(run.folder / AT_BUDGET / CANDIDATES)
-        return read_table(run.folder / CANDIDATES), early
+        early = None if run.at_budget is None else read_candidates(run.folder / AT_BUDGET / CANDIDATES)
+        return read_candidates(run.folder / CANDIDATES), early
 
     write_candidates(pd.concat(_with_budgets(config, runs, read), ignore_index=True), output / CANDIDATES)
-    write_aside(output / LESIONS, boxes.to_csv(index=False, lineterminator="\n"))
+    write_table(boxes, output / LESIONS)
     chosen, rule = config.evaluate, config.detection
     tables = (output / "predictions.csv", output / CANDIDATES, output / LESIONS)
-    return evaluate_boxes(*tables, chosen.bootstrap, chosen.seed, rule.hit, rule.overlap)
+    return evaluate_boxes(*tables, chosen.bootstrap, chosen.seed, rule.hit, rule.overlap, list(config.arms))
 
 
 def _curve_rows(job: Job, run: Run) -> pd.DataFrame:

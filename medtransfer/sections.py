@@ -58,6 +58,15 @@ class CohortSection(Section):
     unnamed: Literal["own", "leave_out"] | None = Field(None, description="Of images whose name gives no patient.")
     parts: dict[str, Literal["train", "tune", "test"]] = Field({}, description="Without a manifest: folder -> part, an official split.")
     skip_unreadable: bool = Field(False, description="Leave unreadable images out (and list them) instead of stopping.")
+    axes: Literal["file", "ras", "mm"] | None = Field(
+        None,
+        description="Of boxes, what their coordinates count: pixels or voxels in the order of the file (as stored, before an EXIF turn), voxels "
+        "to the right, front and head of the patient (ras), or mm in that system; left out: pixels as shown, and voxels as ras.",
+    )
+    look_alikes: Literal["ask", "same", "different"] = Field(
+        "ask", description="Patients whose ids look alike, such as 7 and 007: one patient, different ones, or the study stops and asks."
+    )
+    outside: bool = Field(False, description="Whether files outside the root, or behind links that lead out of it, may be read.")
 
     @model_validator(mode="after")
     def _one_source(self) -> CohortSection:
@@ -305,6 +314,10 @@ class EvaluateSection(Section):
     weight: str | None = Field(None, description="Column of a predictions table that says how much an image counts.")
     leave_out: str | None = Field(
         None, description="What each fold of a predictions table leaves out, such as site; a study takes it from protocol.leave_out."
+    )
+    arms: tuple[str, ...] = Field((), description="Order of the arms; others follow by name. The later of two is subtracted.")
+    look_alikes: Literal["ask", "different"] = Field(
+        "ask", description="different: patients whose names look alike, such as 7 and 007, are different people, on whatever side."
     )
     models: Literal["sampled", "given"] = Field(
         "sampled", description="given: figures are about the models of the table alone, as in an external validation."

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.special import logit as to_logit
 
 from medtransfer.errors import PredictionsError, list_faults
 from medtransfer.evaluation.predictions import BUDGET
-from medtransfer.files import write_aside
+from medtransfer.evaluation.probabilities import ROUNDING, SCORE, exact_logit, read_numbers
+from medtransfer.tables import read_table, row_of, write_table
 
 CANDIDATES, LESIONS = "candidates.csv", "boxes.csv"
 _PLANE, _VOLUME = ("x0", "y0", "x1", "y1"), ("x0", "y0", "x1", "y1", "z0", "z1")
@@ -28,38 +28,49 @@ PARTS = ("train", "tune", "test")
 def write_candidates(table: pd.DataFrame, path: Path) -> None:
     """Writes `arm, seed, fold, part, image, patient, x0, ..., probability, logit`, one row per candidate."""
     more = [c for c in (*_VOLUME, BUDGET) if c in table.columns]
-    write_aside(path, table[[*_SCHEMA, *more, "probability", "logit"]].to_csv(index=False, lineterminator="\n"))
+    write_table(table[[*_SCHEMA, *more, "probability", "logit"]], path)
 
 
 def read_candidates(path: str | Path) -> pd.DataFrame:
-    """Reads candidates of any detector: `image`, a box and `probability` (or `logit`) are enough.
+    """Reads candidates of any detector: `image`, a box and `probability` (or `logit`, or `score`, of any scale) are enough.
 
     Returns:
-        `arm, seed, fold, part, image`, the box, `logit`; `arm` is model, `seed` and `fold` are 0 and `part` is test where left out.
+        `arm, seed, fold, part, image`, the box, `logit` (whose order is that of the column given); `patient`, `probability` and `budget`
+        where they are there. `arm` is model, `seed` and `fold` are 0 and `part` is test where left out. `attrs["scored"]` says that the order is that of a score.
 
     Raises:
         PredictionsError: with every fault, each with its row (the header is row 1).
     """
     path = Path(path)
-    table = read_table(path)
-    if not {"probability", "logit"} & set(table.columns):
-        raise PredictionsError(f"{path}: no column probability. Columns here: {', '.join(table.columns)}.")
+    table, rows, faults = _read_boxes(path, ("probability", "logit", SCORE, *_SCHEMA, BUDGET))
+    given = [name for name in ("logit", "probability", SCORE) if name in table.columns]
+    if not given:
+        raise PredictionsError(f"{path}: no column probability (or {SCORE}, of any scale). Columns here: {', '.join(table.columns)}.")
     for column, value in (("arm", "model"), ("part", "test"), ("seed", 0), ("fold", 0)):
         if column not in table.columns:
             table[column] = value
-    score = pd.to_numeric(table["logit" if "logit" in table.columns else "probability"], errors="coerce")
-    if "logit" not in table.columns:
-        score = score.where(score.between(0, 1))
-    faults = [f"row {i + 2}: the score is missing, or no probability from 0 to 1" for i in np.flatnonzero(score.isna())]
+        if column in {"seed", "fold"}:
+            table[column] = read_numbers(table[column].replace("", np.nan), rows, faults)
+    for name in given:
+        table[name] = read_numbers(table[name].replace("", np.nan), rows, faults)
+    score = table[given[0]]
+    if given[0] == "probability":
+        outside = ~score.between(-ROUNDING, 1 + ROUNDING) & score.notna()
+        faults += [
+            f"row {rows[i]}: probability is {score[i]:g}, outside 0 to 1; a column {SCORE} may be of any scale"
+            for i in np.flatnonzero(outside)
+        ]
     faults += [
-        f"row {i + 2}: part is {table['part'].iloc[i]!r}; use {', '.join(PARTS)}" for i in np.flatnonzero(~table["part"].isin(PARTS))
+        f"row {rows[i]}: part is {table['part'].iloc[i]!r}; use {', '.join(PARTS)}" for i in np.flatnonzero(~table["part"].isin(PARTS))
     ]
     if faults:
         raise PredictionsError(list_faults(f"{path}: {len(faults)} fault(s)", faults))
-    # Certain ones stay apart from all others, and finite.
-    table["logit"] = score if "logit" in table.columns else to_logit(score.clip(1e-15, 1 - 1e-15))
-    budget = {BUDGET: table[BUDGET].fillna("").astype(str)} if BUDGET in table.columns else {}
-    return table.assign(**budget)[["arm", "seed", "fold", "part", "image", *coordinates(table), "logit", *budget]]
+    table["logit"] = exact_logit(np.clip(score.to_numpy(float), 0.0, 1.0)) if given[0] == "probability" else score
+    numbers = {column: table[column].astype(np.int64) for column in ("seed", "fold")}
+    more = [column for column in ("patient", BUDGET, "probability") if column in table.columns]
+    candidates = table.assign(**numbers)[["arm", "seed", "fold", "part", "image", *coordinates(table), "logit", *more]]
+    candidates.attrs = {"scored": given[0] == SCORE}
+    return candidates
 
 
 def read_lesions(path: str | Path) -> pd.DataFrame:
@@ -68,30 +79,26 @@ def read_lesions(path: str | Path) -> pd.DataFrame:
     Raises:
         PredictionsError: with every fault.
     """
-    table = read_table(Path(path))
+    table, _, faults = _read_boxes(Path(path), ("image", "label"))
+    if faults:
+        raise PredictionsError(list_faults(f"{path}: {len(faults)} fault(s)", faults))
     return table[["image", *coordinates(table)]]
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """A table of boxes as it stands: names as text, coordinates as finite numbers, upper ends above lower ones.
-
-    Raises:
-        PredictionsError: with every fault.
-    """
-    try:
-        table = pd.read_csv(path, dtype={"image": str, "arm": str, "patient": str, "part": str}, keep_default_na=False, na_values=[""])
-    except (OSError, ValueError, pd.errors.ParserError) as error:
-        raise PredictionsError(f"{path}: cannot be read ({error}). A CSV with a header is needed.") from error
+def _read_boxes(path: Path, known: tuple[str, ...]) -> tuple[pd.DataFrame, list[int], list[str]]:
+    """A table of boxes: coordinates as finite numbers, upper ends above lower ones; with the row numbers of its file, and its faults."""
+    needed = "Give a table with the columns image, x0, y0, x1, y1 (and z0, z1 of volumes)."
+    table = read_table(path, PredictionsError, needed, ("image", *_VOLUME, *known))
     volumes = {"z0", "z1"} & set(table.columns)
-    missing = [c for c in ("image", *(_VOLUME if volumes else _PLANE)) if c not in table.columns]
+    columns = list(_VOLUME if volumes else _PLANE)
+    missing = [c for c in ("image", *columns) if c not in table.columns]
     if missing:
         raise PredictionsError(f"{path}: no column {', '.join(missing)}. Columns here: {', '.join(table.columns)}.")
-    columns = list(_VOLUME if volumes else _PLANE)
-    table[columns] = table[columns].apply(pd.to_numeric, errors="coerce").astype(float)
-    faults = [f"row {i + 2}: the box lacks numbers" for i in np.flatnonzero(~np.isfinite(table[columns]).all(axis=1))]
+    rows = [row_of(table, place) for place in range(len(table))]
+    faults: list[str] = []
+    for column in columns:
+        table[column] = read_numbers(table[column].replace("", np.nan), rows, faults)
     for low, high in (("x0", "x1"), ("y0", "y1"), *([("z0", "z1")] if volumes else [])):
-        faults += [f"row {i + 2}: {high} is not above {low}" for i in np.flatnonzero(table[high] <= table[low])]
-    faults += [f"row {i + 2}: image is empty" for i in np.flatnonzero(table["image"].isna())]
-    if faults:
-        raise PredictionsError(list_faults(f"{path}: {len(faults)} fault(s)", faults))
-    return table
+        faults += [f"row {rows[i]}: {high} is not above {low}" for i in np.flatnonzero(table[high] <= table[low])]
+    faults += [f"row {rows[i]}: image is empty" for i in np.flatnonzero(table["image"] == "")]
+    return table, rows, faults

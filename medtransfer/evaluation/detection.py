@@ -15,7 +15,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from medtransfer.errors import PredictionsError, list_faults
+from medtransfer.errors import PredictionsError
+from medtransfer.evaluation.agreement import account_of, owners, refuse_strangers, sort_owners
 from medtransfer.evaluation.budgets import levelled_arms, refuse_later_candidates, split_budgets
 from medtransfer.evaluation.candidates import coordinates, read_candidates, read_lesions
 from medtransfer.evaluation.comparison import describe_budgets, describe_test, holm, judged_by, pair_arms
@@ -54,6 +55,7 @@ def evaluate_boxes(
     seed: int = 0,
     hit: Rule = "overlap",
     overlap: float = 0.5,
+    arms: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Evaluates detectors against lesion boxes.
 
@@ -64,6 +66,7 @@ def evaluate_boxes(
         bootstrap, seed: draws and their seed.
         hit: of FROC, of sensitivities and of what a candidate is calibrated for: `overlap`, or `centre` (of the candidate within the box).
         overlap: least intersection over union of a hit, above 0, at most 1.
+        arms: in this order; others follow by name.
 
     Returns:
         `images, patients, lesions, hit`; of every arm `ap_10, ap_30, ap_50, map, cpm, sensitivity_1, froc, by_size, calibration, pooled`,
@@ -78,13 +81,18 @@ def evaluate_boxes(
     tested = predictions if isinstance(predictions, pd.DataFrame) else read_predictions(predictions)
     detections = candidates if isinstance(candidates, pd.DataFrame) else read_candidates(candidates)
     boxes = lesions if isinstance(lesions, pd.DataFrame) else read_lesions(lesions)
+    names = [Path(of).name if isinstance(of, (str, Path)) else word for of, word in ((candidates, "candidates"), (lesions, "lesions"))]
     levelled = levelled_arms(tested)
     refuse_later_candidates(levelled, detections)
     tables, early = zip(split_budgets(tested, levelled), split_budgets(detections, levelled), strict=True)
-    found = _evaluate(*tables, boxes, bootstrap, seed, hit, overlap, levelled)
+    found = _evaluate(*tables, boxes, bootstrap, seed, hit, overlap, levelled, arms)
+    found |= {"accounts": [account.to_dict() for account in account_of(tested, detections, boxes, *names)], "at_budget": None}
+    if detections.attrs.get("scored"):
+        for entry in found["arms"].values():
+            entry["calibration"] = entry["calibration"] and {**entry["calibration"], "brier_as_trained": None}
     if not levelled:
-        return {**found, "at_budget": None}
-    same = _evaluate(*early, boxes, bootstrap, seed, hit, overlap, levelled, at_budget=True)
+        return found
+    same = _evaluate(*early, boxes, bootstrap, seed, hit, overlap, levelled, arms, at_budget=True)
     return {**found, "at_budget": {name: same[name] for name in ("arms", "comparisons")}}
 
 
@@ -97,19 +105,20 @@ def _evaluate(
     hit: Rule,
     overlap: float,
     levelled: Sequence[str],
+    order: Sequence[str],
     at_budget: bool = False,
 ) -> dict[str, Any]:
     """Of arms that were trained as long as they were; `at_budget`, and pairs without one of `levelled`: see `compare_arms`."""
     test = tested[tested["part"] == "test"].drop_duplicates(["arm", "seed", "image"])
-    arms = list(dict.fromkeys(test["arm"]))
+    arms = [*dict.fromkeys((*(name for name in order if name in set(test["arm"])), *sorted(test["arm"].unique())))]
     if not arms:
         raise PredictionsError("the predictions have no test rows. Leave the column part out, or call test rows test.")
     detections = detections if "fold" in detections.columns else detections.assign(fold=0)
     if set(detections["arm"]) == {"model"} and len(arms) == 1:  # a table without the column
         detections = detections.assign(arm=arms[0])
-    _refuse_strangers(detections, tested, test, boxes)
-    owner = _owners(test, arms)
-    patients = np.array(sorted(set(owner.values())), object)
+    refuse_strangers(detections, tested, test, boxes)
+    owner = sort_owners(owners(test, arms), detections, boxes)
+    patients = np.array([*dict.fromkeys(owner.values())], object)
     draws = Draws(patients, bootstrap, seed, _strata(test, patients))
     columns = coordinates(boxes)
     images = list(owner)
@@ -130,32 +139,6 @@ def _evaluate(
         "arms": entries,
         "comparisons": _compare(drawn, entries, levelled, at_budget),
     }
-
-
-def _refuse_strangers(detections: pd.DataFrame, tested: pd.DataFrame, test: pd.DataFrame, boxes: pd.DataFrame) -> None:
-    """Candidates that belong to nothing would be left out without a word, and an arm be called blind."""
-    faults = []
-    for name in ("arm", "image"):
-        strange = sorted(set(detections[name].astype(str)) - set(tested[name].astype(str)))
-        if strange:
-            faults.append(f"{len(strange)} {name}(s) of the candidates are not in the predictions, such as {strange[0]}")
-    pairs = [set(zip(table["arm"], table["seed"].astype(int), strict=True)) for table in (test, detections)]
-    silent = sorted(pairs[0] - pairs[1]) if len(detections) and not faults else []
-    faults += [f"{arm}, seed {seed}, has no candidate at all" for arm, seed in silent]
-    if ("z0" in detections.columns) != ("z0" in boxes.columns) and len(detections):
-        faults.append("of candidates and lesions one has z0 and z1 and the other has not")
-    if faults:
-        raise PredictionsError(list_faults("candidates and predictions do not fit each other", faults))
-
-
-def _owners(test: pd.DataFrame, arms: Sequence[str]) -> dict[str, str]:
-    """Patient of each image; the same images for all arms and seeds."""
-    sets = {key: frozenset(rows["image"]) for key, rows in test.groupby(["arm", "seed"], sort=False)}
-    if len(set(sets.values())) > 1:
-        sizes = ", ".join(f"{arm}, seed {seed}: {len(images)}" for (arm, seed), images in sets.items())
-        raise PredictionsError(f"the arms were tested on different images ({sizes}). Compare them on the same ones.")
-    rows = test[test["arm"] == arms[0]].drop_duplicates("image")
-    return dict(zip(rows["image"], rows["patient"].astype(str), strict=True))
 
 
 def _count(truth_of: Mapping[str, Float], owner: Mapping[str, str], draws: Draws) -> Truth:

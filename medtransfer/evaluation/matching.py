@@ -37,8 +37,8 @@ def centres_inside(candidates: Float, lesions: Float) -> NDArray[np.bool_]:
 def match(candidates: Float, scores: Float, lesions: Float, least: float = 0.5, rule: Rule = "overlap") -> Int:
     """The lesion that each candidate of an image finds; each lesion is found once, as in COCO.
 
-    From the highest score down (of equals the first), a candidate takes the lesion, not yet taken, that it overlaps most, by
-    `least` at the least; by the rule `centre`, of those that hold its centre.
+    From the highest score down (of equals that with the lower coordinates, so that the order of rows decides nothing), a candidate takes
+    the lesion, not yet taken, that it overlaps most, by `least` at the least; by the rule `centre`, of those that hold its centre.
 
     Args:
         candidates, lesions: boxes. scores: (candidate,).
@@ -54,10 +54,12 @@ def match(candidates: Float, scores: Float, lesions: Float, least: float = 0.5, 
     # As pycocotools, which takes 0.5 for reached within rounding.
     fits = shared >= min(least, 1 - 1e-10) if rule == "overlap" else centres_inside(candidates, lesions)
     free = np.ones(len(lesions), bool)
-    for candidate in np.argsort(-scores, kind="stable"):
-        open_ = fits[candidate] & free
+    # Of lesions that overlap as much, the first by its coordinates.
+    places = np.lexsort(lesions.T[::-1])
+    for candidate in np.lexsort((*candidates.T[::-1], -scores)):
+        open_ = (fits[candidate] & free)[places]
         if open_.any():
-            lesion = int(np.argmax(np.where(open_, shared[candidate], -1.0)))
+            lesion = int(places[np.argmax(np.where(open_, shared[candidate, places], -1.0))])
             found[candidate], free[lesion] = lesion, False
     return found
 
@@ -74,14 +76,23 @@ def average_precision(scores: Float, hits: NDArray[np.bool_], lesions: float, we
         A number, or (draw,); NaN without lesions.
     """
     order = np.argsort(-scores, kind="stable")
-    return interpolate(hits[order], np.ones((1, len(order))) if weights is None else weights[:, order], np.atleast_1d(lesions))[
-        0 if weights is None else slice(None)
-    ]
+    counts = np.ones((1, len(order))) if weights is None else weights[:, order]
+    drawn = interpolate(hits[order], counts, np.atleast_1d(lesions), last_of_ties(scores[order]))
+    return drawn[0 if weights is None else slice(None)]
 
 
-def interpolate(hits: NDArray[np.bool_], weights: Float, lesions: Float) -> Float:
-    """Average precision of candidates in descending order; see `average_precision`."""
-    true, false = np.cumsum(weights * hits, 1), np.cumsum(weights * ~hits, 1)
+def last_of_ties(score: Float) -> NDArray[np.int64]:
+    """Places of the last candidate of each score, in descending order: those of one score are let through together."""
+    return np.append(np.flatnonzero(np.diff(score)), len(score) - 1).astype(np.int64) if len(score) else np.zeros(0, np.int64)
+
+
+def interpolate(hits: NDArray[np.bool_], weights: Float, lesions: Float, last: NDArray[np.int64]) -> Float:
+    """Average precision of candidates in descending order; see `average_precision`.
+
+    Candidates of one score are one operating point, at the `last` of them; pycocotools lets them through in the order of the file, which
+    makes a figure of it.
+    """
+    true, false = np.cumsum(weights * hits, 1)[:, last], np.cumsum(weights * ~hits, 1)[:, last]
     total = true + false
     precision = np.divide(true, total, out=np.zeros_like(total), where=total > 0)
     envelope = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
@@ -89,7 +100,7 @@ def interpolate(hits: NDArray[np.bool_], weights: Float, lesions: Float) -> Floa
     result = np.full(len(weights), np.nan)
     for draw in np.flatnonzero(lesions > 0):
         place = np.searchsorted(true[draw] / lesions[draw], points, side="left")
-        reached = place < len(hits)
+        reached = place < len(last)
         result[draw] = envelope[draw, place[reached]].sum() / len(points)
     return result
 

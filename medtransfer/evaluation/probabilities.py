@@ -21,7 +21,7 @@ SCORE = "score"
 # The smallest double that has a logarithm.
 SMALLEST = 5e-324
 # What rounding to single precision takes off a probability, and what a table without digits may be off.
-_SINGLE, _OFF = 1e-6, 1e-4
+ROUNDING, _OFF = 1e-6, 1e-4
 
 
 def exact_logit(probability: Float) -> Float:
@@ -94,7 +94,7 @@ def _fit_probabilities(probability: Float, rows: list[int], faults: list[str], r
     """Values outside of 0 to 1 by rounding become 0 or 1; others are faults."""
     known = probability[np.isfinite(probability)]
     outside = np.flatnonzero((probability < 0) | (probability > 1))
-    far = [i for i in outside if not -_SINGLE <= probability[i] <= 1 + _SINGLE]
+    far = [i for i in outside if not -ROUNDING <= probability[i] <= 1 + ROUNDING]
     if 2 * len(far) > len(known) and known.min() >= 0 and 10 < known.max() <= 100:
         faults.append(
             f"probabilities reach {known.max():g}: are they per cent? Divide them by 100. Ratings belong into a column {SCORE}, which may "

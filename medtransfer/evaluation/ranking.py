@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medtransfer.evaluation.matching import interpolate
+from medtransfer.evaluation.matching import interpolate, last_of_ties
 
 Float = NDArray[np.float64]
 # False positives per image at which the sensitivity is read; their mean is the CPM (van Ginneken et al. 2010,
@@ -102,7 +102,8 @@ def measure_model(detections: Detections, truth: Truth, counts: Float, bins: NDA
     counts = counts * detections.tested
     weights = counts[:, detections.patient]
     lesions, images = counts @ truth.lesions, counts @ truth.images
-    precision = [interpolate(detections.hits[:, place], weights, lesions) for place in range(len(OVERLAPS))]
+    last = last_of_ties(detections.score)
+    precision = [interpolate(detections.hits[:, place], weights, lesions, last) for place in range(len(OVERLAPS))]
     sensitivity = froc(detections.score, detections.hit, weights, lesions, images)
     # Of sizes, at the score that lets one false positive through on each image of the sample.
     least = least_score(detections.score, detections.hit, truth.images[detections.tested].sum())
@@ -134,7 +135,7 @@ def froc(score: Float, hit: NDArray[np.bool_], weights: Float, lesions: Float, i
 
 def froc_curve(score: Float, hit: NDArray[np.bool_], weights: Float, lesions: Float, images: Float) -> tuple[Float, Float]:
     """False positives per image and sensitivity, (draw, point) each, from no candidate at all to all; see `froc`."""
-    last = _last_of_ties(score)
+    last = last_of_ties(score)
     with np.errstate(divide="ignore", invalid="ignore"):
         false = np.cumsum(weights * ~hit, 1)[:, last] / images[:, None]
         true = np.cumsum(weights * hit, 1)[:, last] / lesions[:, None]
@@ -148,11 +149,6 @@ def least_score(score: Float, hit: NDArray[np.bool_], images: float) -> float:
     Args:
         score: (candidate,), descending. hit: whether it finds a lesion. images: how many there are.
     """
-    last = _last_of_ties(score)
+    last = last_of_ties(score)
     few = last[np.cumsum(~hit)[last] <= images]
     return float(score[few[-1]]) if len(few) else np.inf
-
-
-def _last_of_ties(score: Float) -> NDArray[np.int64]:
-    """Places of the last candidate of each score, as those of one score are let through together."""
-    return np.append(np.flatnonzero(np.diff(score)), len(score) - 1).astype(np.int64) if len(score) else np.zeros(0, np.int64)
