@@ -5,7 +5,6 @@ The identifiers of a header (names, ids, UIDs) are used to group files and never
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,11 +17,11 @@ import pydicom
 from pydicom.errors import InvalidDicomError
 
 from medtransfer.data.limits import refuse_implausible
-from medtransfer.data.logs import silence
+from medtransfer.data.logs import silence, without_values
 from medtransfer.data.series import Plane
+from medtransfer.data.signatures import kind_of
 from medtransfer.errors import ImageError
 
-_ENDINGS = {".dcm", ".dicom", ".ima"}
 # Values computed from images, not images of a patient.
 _NO_IMAGE = {"RTDOSE": "a dose", "SEG": "a segmentation", "RTSTRUCT": "contours", "RTPLAN": "a plan"}
 # Baseline and extended JPEG, near-lossless JPEG-LS.
@@ -209,14 +208,8 @@ class DicomFile:
 
 
 def is_dicom(path: Path) -> bool:
-    """True by the ending, or where the file carries the DICOM mark after its 128-byte preamble."""
-    if path.suffix.lower() in _ENDINGS:
-        return True
-    try:
-        with path.open("rb") as stream:
-            return stream.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+    """True by the content, or by the ending where the content shows no other kind."""
+    return kind_of(path) == "DICOM"
 
 
 def open_dicom(path: Path, pixels: bool = True) -> DicomFile:
@@ -298,9 +291,4 @@ def collected(path: Path) -> Iterator[list[str]]:
             raise ImageError(f"{path}: cannot be read ({error.strerror or 'not a file of pixels'}). Export it again.") from None
         except Exception:  # an empty or wrong element can fail anywhere
             raise ImageError(f"{path}: the header or the pixels are damaged, or of a kind not known here. Export it again.") from None
-    notes += sorted({_without_values(str(note.message)) for note in caught})
-
-
-def _without_values(text: str) -> str:
-    """A message of pydicom less the values it quotes: they may name a person or a date."""
-    return re.sub(r"'[^']*'|\"[^\"]*\"|\b\d[\d.]{5,}\b", "…", text.splitlines()[0] if text else "")[:200]
+    notes += sorted({without_values(str(note.message)) for note in caught})

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from medtransfer.data.dicom import DicomFile, is_dicom, open_dicom
 from medtransfer.data.dicom_pixels import read_frames
-from medtransfer.data.image import Image
+from medtransfer.data.image import Image, identity_turn
 from medtransfer.data.series import Plane, Stack, group_planes, plane_affine, stack_planes, straighten
 from medtransfer.data.volumes import orient, voxel_sizes
 from medtransfer.errors import ImageError
@@ -28,7 +28,8 @@ def read_plane(file: DicomFile, frame: int | None, header_window: bool) -> Image
     affine = plane_affine(plane)
     if affine is None:
         affine = np.diag([*spacing, 1.0, 1.0])
-    provenance = {**file.facts, "axes": "row, column", "steps": steps, "hazards": file.findings}
+    order = {"axes": "row, column", "turn": identity_turn(2), "stored_shape": list(values.shape[1:3])}
+    provenance = {**file.facts, **order, "steps": steps, "hazards": file.findings}
     if frame is not None:
         provenance["steps"] = [f"frame {frame + 1} of {file.frames}", *steps]
     return Image(_channels_first(values)[:, 0], spacing, affine, provenance)
@@ -42,7 +43,8 @@ def read_multiframe(file: DicomFile, header_window: bool) -> Image:
     values = _fill_padding(values, padding, file, header_window)
     spacing = file.planes[0].spacing or file.aspect
     text = f"holds {file.frames} frames without positions: a film, not a volume. Name one frame as {file.path.name}#1 to #{file.frames}"
-    provenance = {**file.facts, "axes": "frame, row, column", "steps": steps, "hazards": [*file.findings, ("frames", text)]}
+    order = {"axes": "frame, row, column", "turn": identity_turn(3), "stored_shape": list(values.shape[:3])}
+    provenance = {**file.facts, **order, "steps": steps, "hazards": [*file.findings, ("frames", text)]}
     return Image(_channels_first(values), (1.0, *spacing), np.diag([1.0, *spacing, 1.0]), provenance)
 
 
@@ -93,6 +95,7 @@ def _read_stack(files: list[DicomFile], where: Path, header_window: bool) -> Ima
     if copies:
         hazards.append(("copies", f"{copies} file(s) are copies of others and are left out"))
     values = _fill_padding(values, padding, first, header_window)
+    stored_shape = list(values.shape[2::-1])
     affine = stack.affine
     if stack.tilt:
         fill = AIR_HU if first.facts["unit"] == "HU" and not header_window else float(values.min())
@@ -104,8 +107,10 @@ def _read_stack(files: list[DicomFile], where: Path, header_window: bool) -> Ima
     ratio = stack.spacing[0] / min(stack.spacing[1:])
     if ratio > 3:
         hazards.append(("anisotropic", f"slices lie {ratio:.1f} times as far apart as pixels"))
-    volume, affine = orient(np.moveaxis(_channels_first(values), 0, -1), affine)
-    provenance = {**first.facts, "axes": "x, y, z (RAS)", "steps": steps, "hazards": hazards}
+    volume, affine, turn = orient(np.moveaxis(_channels_first(values), 0, -1), affine)
+    # The stack is (slice, row, column), the order of a file (column, row, slice).
+    order = {"turn": None if stack.tilt else [[2 - axis, direction] for axis, direction in turn], "stored_shape": stored_shape}
+    provenance = {**first.facts, "axes": "x, y, z (RAS)", **order, "steps": steps, "hazards": hazards}
     return Image(np.moveaxis(volume, -1, 0), voxel_sizes(affine), affine, provenance)
 
 
