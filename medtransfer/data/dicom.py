@@ -22,8 +22,16 @@ from medtransfer.data.series import Plane
 from medtransfer.data.signatures import kind_of
 from medtransfer.errors import ImageError
 
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 # Values computed from images, not images of a patient.
 _NO_IMAGE = {"RTDOSE": "a dose", "SEG": "a segmentation", "RTSTRUCT": "contours", "RTPLAN": "a plan"}
+_GEOMETRY = (
+    ("PixelMeasuresSequence", "PixelSpacing", 2),
+    ("", "ImagerPixelSpacing", 2),
+    ("", "NominalScannedPixelSpacing", 2),
+    ("PlaneOrientationSequence", "ImageOrientationPatient", 6),
+    ("PlanePositionSequence", "ImagePositionPatient", 3),
+)
 # Baseline and extended JPEG, near-lossless JPEG-LS.
 _LOSSY = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81)}
 _PROJECTIONS = {"CR", "DX", "MG", "XA", "RF", "PX", "IO", "RG"}
@@ -51,11 +59,21 @@ class DicomFile:
     def not_image(self) -> str:
         """What the object holds instead of an image of a patient, "" for an image."""
         kind = self.derived
-        if not kind and "PixelData" in self.dataset:
+        if not kind and self.pixel_keyword:
             return ""
         if self.truncated:
             return "only the beginning of an object: the file is truncated"
         return f"{kind or 'no pixels'} ({getattr(value(self.dataset, 'SOPClassUID'), 'name', 'class unknown')})"
+
+    @cached_property
+    def pixel_keyword(self) -> str:
+        """The element that holds the pixels, "" where there are none."""
+        return next((keyword for keyword in _PIXELS if value(self.dataset, keyword)), "")
+
+    @property
+    def pixels(self) -> bytes:
+        """The pixels as stored."""
+        return bytes(self.dataset[self.pixel_keyword].value)
 
     @property
     def derived(self) -> str:
@@ -91,7 +109,7 @@ class DicomFile:
     def item(self, frame: int, sequence: str) -> Any:
         """The macro of one frame (per frame, else shared, else the file itself; PS3.3 C.7.6.16)."""
         for groups, index in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
-            found = value(self.dataset, groups)
+            found = value(self.dataset, groups) if sequence else None
             if found and index < len(found) and value(found[index], sequence):
                 return found[index][sequence][0]
         return self.dataset
@@ -159,7 +177,7 @@ class DicomFile:
             "modality": self.text("Modality"),
             "unit": self._unit(),
             "photometric": self.text("PhotometricInterpretation"),
-            "bits_stored": int(value(self.dataset, "BitsStored") or 0),
+            "bits_stored": whole(self.dataset, "BitsStored") or whole(self.dataset, "BitsAllocated") or 0,
             "transfer_syntax": str(meta.get("TransferSyntaxUID", "")),
             "scanner": " ".join(part for part in (self.text("Manufacturer"), self.text("ManufacturerModelName")) if part),
             "laterality": laterality,
@@ -194,11 +212,25 @@ class DicomFile:
             found.append(("detector_spacing", "spacing is that of the detector, not of the patient"))
         if self.text("LossyImageCompression") == "01" or self.facts["transfer_syntax"] in _LOSSY:
             found.append(("lossy", "was compressed with loss"))
+        found += self._unusable()
         kind = value(self.dataset, "ImageType")
         if kind and "SECONDARY" in list(kind):
             found.append(("derived", "is a secondary or derived image, not what the device first wrote"))
         if self.dataset.get_item(0x60003000) is not None:
             found.append(("overlay", "has an overlay, left out of the pixels"))
+        return found
+
+    def _unusable(self) -> list[tuple[str, str]]:
+        """Elements of geometry that are there and cannot be used."""
+        found = []
+        for sequence, keyword, count in _GEOMETRY:
+            item = self.item(0, sequence)
+            stated = numbers(item, keyword, count)
+            empty = value(item, keyword) in (None, "", [])
+            if not empty and (stated is None or (count == 2 and min(stated) <= 0)):
+                found.append(("unusable", f"{keyword} is not {count} {'positive' if count == 2 else 'finite'} numbers and is not used"))
+            elif count == 6 and stated is not None and not _orthonormal(stated):
+                found.append(("unusable", f"{keyword} is not two directions of length 1 at right angles and is not used"))
         return found
 
     @property
@@ -229,7 +261,7 @@ def open_dicom(path: Path, pixels: bool = True) -> DicomFile:
         file = DicomFile(path, dataset, notes)
         # Before anything is made for each frame.
         size = path.stat().st_size
-        rows, columns = (max(1, int(value(dataset, keyword) or 1)) for keyword in ("Rows", "Columns"))
+        rows, columns = (max(1, whole(dataset, keyword) or 1) for keyword in ("Rows", "Columns"))
         refuse_implausible(path, (file.frames, rows, columns), size)
         if file.frames > size:
             raise ImageError(f"{path}: the header claims {file.frames} frames, which {size} bytes cannot hold. Export it again.")
@@ -238,18 +270,24 @@ def open_dicom(path: Path, pixels: bool = True) -> DicomFile:
     return file
 
 
-def value(holder: Any, keyword: str) -> Any:
+def value(holder: Any, keyword: str | tuple[int, int]) -> Any:
     """The value of an element; None where absent. Several times as fast as `Dataset.get`, for which absence is an exception."""
     tag = _tag(keyword)
     return None if holder.get_item(tag) is None else holder[tag].value
 
 
 @cache
-def _tag(keyword: str) -> pydicom.tag.BaseTag:
+def _tag(keyword: str | tuple[int, int]) -> pydicom.tag.BaseTag:
     return pydicom.tag.Tag(keyword)
 
 
-def numbers(holder: Any, keyword: str, count: int | None) -> tuple[float, ...] | None:
+def whole(holder: Any, keyword: str | tuple[int, int]) -> int | None:
+    """One whole number; None where absent, empty, or anything else."""
+    stated = numbers(holder, keyword, 1)
+    return int(stated[0]) if stated is not None and stated[0].is_integer() else None
+
+
+def numbers(holder: Any, keyword: str | tuple[int, int], count: int | None) -> tuple[float, ...] | None:
     """Finite numbers of an element; None where absent, empty, or not `count` of them."""
     try:
         stated = value(holder, keyword)

@@ -119,7 +119,7 @@ def _without_copies(files: list[DicomFile]) -> tuple[list[DicomFile], int]:
     kept: dict[tuple[str, object], list[DicomFile]] = {}
     for file in files:
         alike = kept.setdefault((file.text("SOPInstanceUID"), tuple(plane.position for plane in file.planes)), [])
-        if not any(file.dataset.PixelData == other.dataset.PixelData for other in alike):
+        if not any(file.pixels == other.pixels for other in alike):
             alike.append(file)
     found = [file for group in kept.values() for file in group]
     return found, len(files) - len(found)

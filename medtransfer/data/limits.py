@@ -54,8 +54,8 @@ def refuse_implausible(path: Path, shape: Sequence[int], file_bytes: int) -> Non
         shrunk = f" (of a file that unfolds to {values // max(file_bytes, 1)} values per byte)" if strong else ""
         raise ImageError(
             f"{path}: its {claimed} values do not fit in memory: reading them needs {_gigabytes(values * _BYTES)}; images of up to "
-            f"{most / 1e6:,.0f} million values ({_gigabytes(most * _BYTES)}) are read on this machine{shrunk}. Export a smaller part of it, "
-            "or fewer pixels, or use a machine with more memory."
+            f"{most / 1e6:,.0f} million values ({_gigabytes(most * _BYTES)}) are read on this machine{shrunk}. "
+            "Export a smaller part of it, or fewer pixels, or use a machine with more memory."
         )
 
 
