@@ -14,7 +14,7 @@ Each fact that a file states twice, and what happens where the two differ. What 
 | bits above BitsStored | must be empty, or repeat the sign | one declared or lone overlay plane: masked off; else refused |
 | PixelRepresentation | missing: whether any value has its sign bit set | none: unsigned; else refused |
 | PlanarConfiguration | missing: the encoding (compressed, YBR_FULL_422) | has one meaning: taken; else refused |
-| NumberOfFrames | frames' worth of native pixels, streams of compressed ones | more pixels than stated (padding aside), or fewer: refused |
+| NumberOfFrames | frames' worth of native pixels, compressed streams | differ: refused; less than a frame more is padding, told |
 
 Not compared: SmallestImagePixelValue, LargestImagePixelValue and their kin (descriptive; often of another version of
 the image), LossyImageCompressionRatio, WindowCenter (a choice of display).
@@ -195,9 +195,9 @@ def _refuse_other_frames(file: DicomFile, streams: int) -> None:
         bits = math.prod(whole(file.dataset, keyword) or 1 for keyword in _SIZES)
         if file.text("PhotometricInterpretation").endswith("_422"):
             bits = bits * 2 // 3
-        length = math.ceil(bits / 8)
-        # Padding is of zeros, and told by what reads the pixels.
-        found = len(file.pixels) // length if file.pixels[length * stated :].strip(b"\0") else 0
+        found, rest = divmod(len(file.pixels), math.ceil(bits / 8))
+        if found == stated and rest > 1:
+            file.notes.append(f"{rest} bytes behind the pixels are left out")
     if found > stated:
         says = f"the header says {stated}" if value(file.dataset, "NumberOfFrames") else "it lacks NumberOfFrames"
         raise ImageError(f"{file.path}: holds the pixels of {found} frames, and {says}. Export it again.")
