@@ -5,7 +5,6 @@ The identifiers of a header (names, ids, UIDs) are used to group files and never
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,13 +17,21 @@ import pydicom
 from pydicom.errors import InvalidDicomError
 
 from medtransfer.data.limits import refuse_implausible
-from medtransfer.data.logs import silence
+from medtransfer.data.logs import silence, without_values
 from medtransfer.data.series import Plane
+from medtransfer.data.signatures import kind_of
 from medtransfer.errors import ImageError
 
-_ENDINGS = {".dcm", ".dicom", ".ima"}
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 # Values computed from images, not images of a patient.
 _NO_IMAGE = {"RTDOSE": "a dose", "SEG": "a segmentation", "RTSTRUCT": "contours", "RTPLAN": "a plan"}
+_GEOMETRY = (
+    ("PixelMeasuresSequence", "PixelSpacing", 2),
+    ("", "ImagerPixelSpacing", 2),
+    ("", "NominalScannedPixelSpacing", 2),
+    ("PlaneOrientationSequence", "ImageOrientationPatient", 6),
+    ("PlanePositionSequence", "ImagePositionPatient", 3),
+)
 # Baseline and extended JPEG, near-lossless JPEG-LS.
 _LOSSY = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81)}
 _PROJECTIONS = {"CR", "DX", "MG", "XA", "RF", "PX", "IO", "RG"}
@@ -52,11 +59,21 @@ class DicomFile:
     def not_image(self) -> str:
         """What the object holds instead of an image of a patient, "" for an image."""
         kind = self.derived
-        if not kind and "PixelData" in self.dataset:
+        if not kind and self.pixel_keyword:
             return ""
         if self.truncated:
             return "only the beginning of an object: the file is truncated"
         return f"{kind or 'no pixels'} ({getattr(value(self.dataset, 'SOPClassUID'), 'name', 'class unknown')})"
+
+    @cached_property
+    def pixel_keyword(self) -> str:
+        """The element that holds the pixels, "" where there are none."""
+        return next((keyword for keyword in _PIXELS if value(self.dataset, keyword)), "")
+
+    @property
+    def pixels(self) -> bytes:
+        """The pixels as stored."""
+        return bytes(self.dataset[self.pixel_keyword].value)
 
     @property
     def derived(self) -> str:
@@ -92,7 +109,7 @@ class DicomFile:
     def item(self, frame: int, sequence: str) -> Any:
         """The macro of one frame (per frame, else shared, else the file itself; PS3.3 C.7.6.16)."""
         for groups, index in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
-            found = value(self.dataset, groups)
+            found = value(self.dataset, groups) if sequence else None
             if found and index < len(found) and value(found[index], sequence):
                 return found[index][sequence][0]
         return self.dataset
@@ -160,7 +177,7 @@ class DicomFile:
             "modality": self.text("Modality"),
             "unit": self._unit(),
             "photometric": self.text("PhotometricInterpretation"),
-            "bits_stored": int(value(self.dataset, "BitsStored") or 0),
+            "bits_stored": whole(self.dataset, "BitsStored") or whole(self.dataset, "BitsAllocated") or 0,
             "transfer_syntax": str(meta.get("TransferSyntaxUID", "")),
             "scanner": " ".join(part for part in (self.text("Manufacturer"), self.text("ManufacturerModelName")) if part),
             "laterality": laterality,
@@ -195,11 +212,25 @@ class DicomFile:
             found.append(("detector_spacing", "spacing is that of the detector, not of the patient"))
         if self.text("LossyImageCompression") == "01" or self.facts["transfer_syntax"] in _LOSSY:
             found.append(("lossy", "was compressed with loss"))
+        found += self._unusable()
         kind = value(self.dataset, "ImageType")
         if kind and "SECONDARY" in list(kind):
             found.append(("derived", "is a secondary or derived image, not what the device first wrote"))
         if self.dataset.get_item(0x60003000) is not None:
             found.append(("overlay", "has an overlay, left out of the pixels"))
+        return found
+
+    def _unusable(self) -> list[tuple[str, str]]:
+        """Elements of geometry that are there and cannot be used."""
+        found = []
+        for sequence, keyword, count in _GEOMETRY:
+            item = self.item(0, sequence)
+            stated = numbers(item, keyword, count)
+            empty = value(item, keyword) in (None, "", [])
+            if not empty and (stated is None or (count == 2 and min(stated) <= 0)):
+                found.append(("unusable", f"{keyword} is not {count} {'positive' if count == 2 else 'finite'} numbers and is not used"))
+            elif count == 6 and stated is not None and not _orthonormal(stated):
+                found.append(("unusable", f"{keyword} is not two directions of length 1 at right angles and is not used"))
         return found
 
     @property
@@ -209,14 +240,8 @@ class DicomFile:
 
 
 def is_dicom(path: Path) -> bool:
-    """True by the ending, or where the file carries the DICOM mark after its 128-byte preamble."""
-    if path.suffix.lower() in _ENDINGS:
-        return True
-    try:
-        with path.open("rb") as stream:
-            return stream.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+    """True by the content, or by the ending where the content shows no other kind."""
+    return kind_of(path) == "DICOM"
 
 
 def open_dicom(path: Path, pixels: bool = True) -> DicomFile:
@@ -236,7 +261,7 @@ def open_dicom(path: Path, pixels: bool = True) -> DicomFile:
         file = DicomFile(path, dataset, notes)
         # Before anything is made for each frame.
         size = path.stat().st_size
-        rows, columns = (max(1, int(value(dataset, keyword) or 1)) for keyword in ("Rows", "Columns"))
+        rows, columns = (max(1, whole(dataset, keyword) or 1) for keyword in ("Rows", "Columns"))
         refuse_implausible(path, (file.frames, rows, columns), size)
         if file.frames > size:
             raise ImageError(f"{path}: the header claims {file.frames} frames, which {size} bytes cannot hold. Export it again.")
@@ -245,18 +270,24 @@ def open_dicom(path: Path, pixels: bool = True) -> DicomFile:
     return file
 
 
-def value(holder: Any, keyword: str) -> Any:
+def value(holder: Any, keyword: str | tuple[int, int]) -> Any:
     """The value of an element; None where absent. Several times as fast as `Dataset.get`, for which absence is an exception."""
     tag = _tag(keyword)
     return None if holder.get_item(tag) is None else holder[tag].value
 
 
 @cache
-def _tag(keyword: str) -> pydicom.tag.BaseTag:
+def _tag(keyword: str | tuple[int, int]) -> pydicom.tag.BaseTag:
     return pydicom.tag.Tag(keyword)
 
 
-def numbers(holder: Any, keyword: str, count: int | None) -> tuple[float, ...] | None:
+def whole(holder: Any, keyword: str | tuple[int, int]) -> int | None:
+    """One whole number; None where absent, empty, or anything else."""
+    stated = numbers(holder, keyword, 1)
+    return int(stated[0]) if stated is not None and stated[0].is_integer() else None
+
+
+def numbers(holder: Any, keyword: str | tuple[int, int], count: int | None) -> tuple[float, ...] | None:
     """Finite numbers of an element; None where absent, empty, or not `count` of them."""
     try:
         stated = value(holder, keyword)
@@ -298,9 +329,4 @@ def collected(path: Path) -> Iterator[list[str]]:
             raise ImageError(f"{path}: cannot be read ({error.strerror or 'not a file of pixels'}). Export it again.") from None
         except Exception:  # an empty or wrong element can fail anywhere
             raise ImageError(f"{path}: the header or the pixels are damaged, or of a kind not known here. Export it again.") from None
-    notes += sorted({_without_values(str(note.message)) for note in caught})
-
-
-def _without_values(text: str) -> str:
-    """A message of pydicom less the values it quotes: they may name a person or a date."""
-    return re.sub(r"'[^']*'|\"[^\"]*\"|\b\d[\d.]{5,}\b", "…", text.splitlines()[0] if text else "")[:200]
+    notes += sorted({without_values(str(note.message)) for note in caught})

@@ -1,16 +1,30 @@
-"""Images and volumes from DICOM files: one plane, the frames of a file, or the slices of a series."""
+"""Images and volumes from DICOM files: one plane, the frames of a file, or the slices of a series.
+
+What the files of a stack state twice, and what happens where it differs:
+
+| fact | compared with | otherwise |
+|---|---|---|
+| ImagesInAcquisition, NumberOfSeriesRelatedInstances | images here | fewer here: told |
+| SpacingBetweenSlices, else SliceThickness | distance by the positions | positions decide, told |
+| InstanceNumber | order by the positions | positions decide, told |
+| FrameOfReferenceUID | the other slices | differs in all (an anonymiser's doing): told; in some: refused |
+| GantryDetectorTilt | shear of the positions | positions decide, told |
+| spacing, orientation, gaps | the other slices | see `series` |
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medtransfer.data.dicom import DicomFile, is_dicom, open_dicom
+from medtransfer.data.dicom import DicomFile, is_dicom, numbers, open_dicom, whole
 from medtransfer.data.dicom_pixels import read_frames
-from medtransfer.data.image import Image
+from medtransfer.data.image import Image, identity_turn
 from medtransfer.data.series import Plane, Stack, group_planes, plane_affine, stack_planes, straighten
 from medtransfer.data.volumes import orient, voxel_sizes
 from medtransfer.errors import ImageError
@@ -28,7 +42,8 @@ def read_plane(file: DicomFile, frame: int | None, header_window: bool) -> Image
     affine = plane_affine(plane)
     if affine is None:
         affine = np.diag([*spacing, 1.0, 1.0])
-    provenance = {**file.facts, "axes": "row, column", "steps": steps, "hazards": file.findings}
+    order = {"axes": "row, column", "turn": identity_turn(2), "stored_shape": list(values.shape[1:3])}
+    provenance = {**file.facts, **order, "steps": steps, "hazards": file.findings}
     if frame is not None:
         provenance["steps"] = [f"frame {frame + 1} of {file.frames}", *steps]
     return Image(_channels_first(values)[:, 0], spacing, affine, provenance)
@@ -42,7 +57,8 @@ def read_multiframe(file: DicomFile, header_window: bool) -> Image:
     values = _fill_padding(values, padding, file, header_window)
     spacing = file.planes[0].spacing or file.aspect
     text = f"holds {file.frames} frames without positions: a film, not a volume. Name one frame as {file.path.name}#1 to #{file.frames}"
-    provenance = {**file.facts, "axes": "frame, row, column", "steps": steps, "hazards": [*file.findings, ("frames", text)]}
+    order = {"axes": "frame, row, column", "turn": identity_turn(3), "stored_shape": list(values.shape[:3])}
+    provenance = {**file.facts, **order, "steps": steps, "hazards": [*file.findings, ("frames", text)]}
     return Image(_channels_first(values), (1.0, *spacing), np.diag([1.0, *spacing, 1.0]), provenance)
 
 
@@ -87,12 +103,14 @@ def _read_stack(files: list[DicomFile], where: Path, header_window: bool) -> Ima
     first = owners[stack.order[0]][0]
     steps.append(f"{len(stack.order)} slices of {stack.spacing[0]:.4g} mm sorted by position along their normal")
     hazards = list(dict.fromkeys(hazard for number in stack.order for hazard in owners[number][0].findings if hazard[0] != "gantry_tilt"))
+    hazards += _compare(stack, owners, files)
     rest = len(planes) - len(group)
     if rest:
         hazards.append(("left_out", f"{rest} of {len(planes)} slices belong to other series, orientations or grids and are left out"))
     if copies:
         hazards.append(("copies", f"{copies} file(s) are copies of others and are left out"))
     values = _fill_padding(values, padding, first, header_window)
+    stored_shape = list(values.shape[2::-1])
     affine = stack.affine
     if stack.tilt:
         fill = AIR_HU if first.facts["unit"] == "HU" and not header_window else float(values.min())
@@ -104,9 +122,46 @@ def _read_stack(files: list[DicomFile], where: Path, header_window: bool) -> Ima
     ratio = stack.spacing[0] / min(stack.spacing[1:])
     if ratio > 3:
         hazards.append(("anisotropic", f"slices lie {ratio:.1f} times as far apart as pixels"))
-    volume, affine = orient(np.moveaxis(_channels_first(values), 0, -1), affine)
-    provenance = {**first.facts, "axes": "x, y, z (RAS)", "steps": steps, "hazards": hazards}
+    volume, affine, turn = orient(np.moveaxis(_channels_first(values), 0, -1), affine)
+    # The stack is (slice, row, column), the order of a file (column, row, slice).
+    order = {"turn": None if stack.tilt else [[2 - axis, direction] for axis, direction in turn], "stored_shape": stored_shape}
+    provenance = {**first.facts, "axes": "x, y, z (RAS)", **order, "steps": steps, "hazards": hazards}
     return Image(np.moveaxis(volume, -1, 0), voxel_sizes(affine), affine, provenance)
+
+
+def _compare(stack: Stack, owners: list[tuple[DicomFile, int]], files: list[DicomFile]) -> list[tuple[str, str]]:
+    """What the headers say of the stack as a whole, against what is here."""
+    found = []
+    members = [owners[number] for number in stack.order]
+    here = {"ImagesInAcquisition": len(owners), "NumberOfSeriesRelatedInstances": len(files)}
+    for keyword, count in here.items():
+        stated = max((whole(file.dataset, keyword) or 0 for file, _ in members), default=0)
+        if stated > count:
+            found.append(("incomplete", f"{keyword} counts {stated} images, and {count} are here"))
+    first, gap = members[0][0].item(members[0][1], "PixelMeasuresSequence"), stack.spacing[0]
+    for keyword, meaning in (
+        ("SpacingBetweenSlices", "positions decide"),
+        ("SliceThickness", "slices overlap, or leave gaps between them"),
+    ):
+        distance = abs((numbers(first, keyword, 1) or (0.0,))[0])
+        if distance > 0:
+            if abs(distance - gap) > 0.1 * gap:
+                found.append(("slice_distance", f"{keyword} is {distance:g} mm, slices lie {gap:.4g} mm apart: {meaning}"))
+            break
+    instances = [whole(file.dataset, "InstanceNumber") for file, _ in members if file.frames == 1]
+    steps = [b - a for a, b in pairwise(instances) if a is not None and b is not None]
+    if steps and min(steps) < 0 < max(steps):
+        found.append(("instance_order", "InstanceNumber follows another order than the positions, which decide"))
+    references = Counter(file.text("FrameOfReferenceUID") for file in {id(file): file for file, _ in members}.values())
+    references.pop("", None)
+    if 1 < len(references) < references.total():
+        raise ImageError(
+            f"{members[0][0].path.parent}: slices of one stack have {len(references)} FrameOfReferenceUIDs, so that their positions do not "
+            "compare (the patient moved in between). Export them as one series each."
+        )
+    if len(references) > 1:
+        found.append(("frame_of_reference", "every slice has a FrameOfReferenceUID of its own; they are taken as of one"))
+    return found
 
 
 def _without_copies(files: list[DicomFile]) -> tuple[list[DicomFile], int]:
@@ -114,7 +169,7 @@ def _without_copies(files: list[DicomFile]) -> tuple[list[DicomFile], int]:
     kept: dict[tuple[str, object], list[DicomFile]] = {}
     for file in files:
         alike = kept.setdefault((file.text("SOPInstanceUID"), tuple(plane.position for plane in file.planes)), [])
-        if not any(file.dataset.PixelData == other.dataset.PixelData for other in alike):
+        if not any(file.pixels == other.pixels for other in alike):
             alike.append(file)
     found = [file for group in kept.values() for file in group]
     return found, len(files) - len(found)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom.encaps import get_frame
+from pydicom.encaps import generate_fragments, get_frame, parse_basic_offsets
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
-from medtransfer.data.dicom import DicomFile, collected, numbers, value
+from medtransfer.data.dicom import DicomFile, collected, numbers, value, whole
+from medtransfer.data.dicom_facts import settle
 from medtransfer.data.dicom_jpeg import register
 from medtransfer.data.limits import refuse_implausible
 from medtransfer.errors import ImageError
@@ -65,7 +67,16 @@ def _read_frames(
     photometric = file.text("PhotometricInterpretation")
     if photometric.startswith("YBR_PARTIAL"):
         raise ImageError(f"{path}: colours stored as {photometric} are not converted here. Export the file as RGB.")
+    if file.pixel_keyword != "PixelData":
+        return _read_floats(file, frame, header_window)
+    syntax = _transfer_syntax(dataset)
+    native = not (syntax.is_compressed and syntax.is_encapsulated)
+    first = b"" if native else get_frame(dataset.PixelData, 0, number_of_frames=file.frames)
+    unsigned = settle(file, native, _size_of_stream(first), 0 if native else _count_streams(file))
+    photometric = file.text("PhotometricInterpretation")
     stored = _decode(file, frame)
+    if unsigned and photometric.startswith("MONOCHROME") and bool((stored >= 2 ** (int(dataset.BitsStored) - 1)).any()):
+        raise ImageError(f"{path}: lacks PixelRepresentation, and its values can be read with and without a sign. Export it again.")
     if photometric == "PALETTE COLOR":
         stored = apply_color_lut(stored, dataset)[..., :3]  # a fourth table is for transparency
         steps.append("palette applied")
@@ -87,6 +98,47 @@ def _read_frames(
     planes = [_grey(file, plane, number if frame is None else frame, header_window, steps) for number, plane in enumerate(stored)]
     values = planes[0][None] if len(planes) == 1 else np.stack(planes)
     return values, _padding(dataset, stored, steps), list(dict.fromkeys(steps))
+
+
+def _read_floats(
+    file: DicomFile, frame: int | None, header_window: bool
+) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None, list[str]]:
+    """FloatPixelData and DoubleFloatPixelData: native, grey, of 32 and 64 bits (PS3.3 C.7.6.24 and C.7.6.25)."""
+    dataset, path = file.dataset, file.path
+    double = file.pixel_keyword == "DoubleFloatPixelData"
+    rows, columns = whole(dataset, "Rows"), whole(dataset, "Columns")
+    if not rows or not columns or (file.text("PhotometricInterpretation") or "MONOCHROME2") != "MONOCHROME2":
+        raise ImageError(
+            f"{path}: {file.pixel_keyword} is read with Rows, Columns and MONOCHROME2, one of which is not there. Export it again."
+        )
+    little = dataset.original_encoding[1] is not False
+    values = np.frombuffer(file.pixels, f"{'<' if little else '>'}f{8 if double else 4}")
+    if len(values) != file.frames * rows * columns:
+        raise ImageError(f"{path}: holds {len(values)} values where the header says {file.frames} x {rows} x {columns}. Export it again.")
+    stored = values.reshape(file.frames, rows, columns)[slice(None) if frame is None else slice(frame, frame + 1)]
+    steps: list[str] = []
+    padding = _padding(dataset, stored, steps, file.pixel_keyword.removesuffix("PixelData"))
+    inside = stored if padding is None else stored[~padding]
+    if not np.isfinite(inside).all() or np.abs(inside).max() > 1e30:
+        raise ImageError(f"{path}: {int((~np.isfinite(inside)).sum())} pixels are NaN or infinite, or beyond reason. Export it again.")
+    planes = []
+    for number, plane in enumerate(stored):
+        slope, intercept = _rescale(file.item(number if frame is None else frame, "PixelValueTransformationSequence"), path)
+        scaled = plane.astype(np.float64) * slope + intercept
+        steps += [f"rescaled by {slope:g} and {intercept:g}"] if (slope, intercept) != (1.0, 0.0) else []
+        planes.append(_window(file, scaled, number if frame is None else frame, steps) if header_window else scaled)
+    return np.stack(planes).astype(np.float32), padding, list(dict.fromkeys(steps))
+
+
+def _count_streams(file: DicomFile) -> int:
+    """Frames among the compressed pixels: by the table of offsets, else by the streams that begin a fragment."""
+    pixels = file.dataset.PixelData
+    offsets = parse_basic_offsets(pixels)
+    if offsets:
+        return len(offsets)
+    rle = _transfer_syntax(file.dataset) == RLELossless
+    parts = islice(generate_fragments(pixels), 1, None)  # behind the table
+    return sum(rle or part[:2] == b"\xff\xd8" or part[:4] == b"\xff\x4f\xff\x51" for part in parts)
 
 
 def _decode(file: DicomFile, frame: int | None) -> NDArray[Any]:
@@ -231,12 +283,13 @@ def _as_stored(number: float, dataset: Any) -> float:
     return number - 65536 if number > 32767 and _signed(dataset) else number
 
 
-def _padding(dataset: Any, stored: NDArray[Any], steps: list[str]) -> NDArray[np.bool_] | None:
-    end = numbers(dataset, "PixelPaddingValue", 1)
+def _padding(dataset: Any, stored: NDArray[Any], steps: list[str], kind: str = "") -> NDArray[np.bool_] | None:
+    """Where the padding lies; `kind` is Float or DoubleFloat for pixels of these, whose values are compared as they are."""
+    end = numbers(dataset, f"{kind}PixelPaddingValue", 1)
     if end is None:
         return None
-    limit = numbers(dataset, "PixelPaddingRangeLimit", 1) or end
-    low, high = sorted(_as_stored(number, dataset) for number in (end[0], limit[0]))
+    limit = numbers(dataset, f"{kind}PixelPaddingRangeLimit", 1) or end
+    low, high = sorted(number if kind else _as_stored(number, dataset) for number in (end[0], limit[0]))
     found = np.asarray(stored == low if low == high else (stored >= low) & (stored <= high))
     if not found.any() or found.all():
         return None
@@ -246,12 +299,17 @@ def _padding(dataset: Any, stored: NDArray[Any], steps: list[str]) -> NDArray[np
 
 def _refuse_other_size(path: Path, stream: bytes, size: tuple[int, ...]) -> None:
     """A stream of another size than the header would make the decoder reserve, and fill, what the stream claims."""
-    found = _size_of_jpeg_2000(stream) or _size_of_jpeg(stream)
-    # Streams of other kinds (RLE) state no size; a height of 0 is stated later in the stream.
-    if found is not None and found[0] > 0 and found != tuple(size):
+    found = _size_of_stream(stream)
+    if found is not None and found != tuple(size):
         raise ImageError(
             f"{path}: the compressed pixels are {found[0]} x {found[1]}, the header says {size[0]} x {size[1]}. Export it again."
         )
+
+
+def _size_of_stream(stream: bytes) -> tuple[int, int] | None:
+    """Rows and columns; None for streams of other kinds (RLE), and where the height is stated later in the stream."""
+    found = _size_of_jpeg_2000(stream) or _size_of_jpeg(stream)
+    return found if found is not None and found[0] > 0 else None
 
 
 def _size_of_jpeg_2000(stream: bytes) -> tuple[int, int] | None:

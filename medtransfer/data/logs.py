@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,3 +27,8 @@ def silence(*names: str) -> Iterator[list[warnings.WarningMessage]]:
         for logger, state in zip(loggers, before, strict=True):
             logger.disabled, logger.propagate = state
             logger.removeHandler(null)
+
+
+def without_values(text: str) -> str:
+    """The first line of a library's message less the values it quotes: they may name a person or a date."""
+    return re.sub(r"b?'[^']*'?|b?\"[^\"]*\"?|\b\d[\d.]{5,}\b", "…", text.splitlines()[0] if text else "")[:200]

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medtransfer.data.limits import refuse_implausible
+from medtransfer.data.signatures import ARCHIVE, kind_of
 from medtransfer.errors import CohortError, ImageError
 
 PARTS = {"train": "train", "val": "tune", "test": "test"}
@@ -31,8 +32,8 @@ _open: OrderedDict[tuple[str, int, int, str], NDArray[Any]] = OrderedDict()
 
 
 def is_archive(path: Path) -> bool:
-    """True for `.npz` files."""
-    return path.suffix.lower() == ".npz"
+    """True for `.npz` files, by their content or their ending."""
+    return kind_of(path) == ARCHIVE
 
 
 def read_labels(path: Path) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:

@@ -1,9 +1,11 @@
-"""PNG, JPEG, BMP and TIFF files at their full depth."""
+"""PNG, JPEG, BMP, GIF, WebP, JPEG 2000, PNM, AVIF and TIFF files at their full depth."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import imagecodecs
@@ -11,21 +13,29 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image as Pillow
-from PIL import ImageOps
+from PIL import UnidentifiedImageError
 
+from medtransfer.data.image import identity_turn, turn_array
 from medtransfer.data.limits import refuse_implausible
-from medtransfer.data.logs import silence
+from medtransfer.data.logs import silence, without_values
 from medtransfer.errors import ImageError
 
-PICTURES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
+# The plugins of Pillow that may open a file, by what its content says it is.
+_PLUGINS = {"JPEG": ("JPEG", "MPO"), "BMP": ("BMP", "DIB"), "WebP": ("WEBP",), "JPEG 2000": ("JPEG2000",), "PNM": ("PPM",)}
 # Bit depth and colour type of the PNG header that Pillow would cut to 8 bits.
 _DEEP = {(16, 2), (16, 4), (16, 6)}
+# Pillow's limit of size is one setting for all threads.
+_no_bombs = Lock()
 
 
-def read_picture(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
+def read_picture(path: Path, kind: str) -> tuple[NDArray[np.float32], dict[str, Any]]:
     """Grey levels or colours of one picture.
 
-    JPEG orientation is applied, an alpha channel is composed on black, a palette becomes RGB.
+    The orientation tag is applied, an alpha channel is composed on black, a palette becomes RGB.
+
+    Args:
+        path: the file.
+        kind: one of `signatures.PICTURES`.
 
     Returns:
         array: float32 (channel, row, column); 8 bit: 0..255, 16 bit: 0..65535, floating TIFF as stored.
@@ -34,24 +44,22 @@ def read_picture(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
     Raises:
         ImageError: damaged, several frames, or a depth that would be lost.
     """
-    return _read_tiff(path) if path.suffix.lower() in {".tif", ".tiff"} else _read_pillow(path)
+    return _read_tiff(path) if kind == "TIFF" else _read_pillow(path, kind)
 
 
-def _read_pillow(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
+def _read_pillow(path: Path, named: str) -> tuple[NDArray[np.float32], dict[str, Any]]:
     steps: list[str] = []
     try:
         # Pillow warns of odd metadata, which are not used, and of sizes, which are checked here.
         with silence("PIL"):
-            with Pillow.open(path) as opened:
-                kind = opened.format or ""
-                refuse_implausible(path, (*opened.size, len(opened.getbands())), path.stat().st_size)
-                if getattr(opened, "n_frames", 1) > 1:
+            with _open(path, _PLUGINS.get(named, (named,))) as picture:
+                kind = picture.format or ""
+                refuse_implausible(path, (*picture.size, len(picture.getbands())), path.stat().st_size)
+                if kind != "MPO" and getattr(picture, "n_frames", 1) > 1:
                     raise ImageError(f"{path}: holds several frames; give one image per file.")
+                orientation = picture.getexif().get(0x0112, 1)
                 if _png_depth_and_colour(path) in _DEEP:
-                    return _read_deep_png(path)
-                picture = ImageOps.exif_transpose(opened)
-                if opened.getexif().get(0x0112, 1) != 1:
-                    steps.append("EXIF orientation applied")
+                    return _read_deep_png(path, orientation)
                 picture.load()
             mode = picture.mode
             if mode in {"P", "PA"} or (mode in {"L", "RGB"} and "transparency" in picture.info):
@@ -68,21 +76,34 @@ def _read_pillow(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
     except ImageError:
         raise
     except Exception as error:  # each format fails in its own way
-        raise ImageError(f"{path}: not a readable picture ({_first_line(error)}). Save it again as PNG.") from error
+        raise ImageError(f"{path}: not a readable picture ({_reason(error, path)}). Save it again as PNG.") from error
     bits = 1 if pixels.dtype == np.bool_ else 16 if picture.mode.startswith("I") else 8 * pixels.dtype.itemsize
     array = np.moveaxis(np.atleast_3d(pixels), -1, 0).astype(np.float32)
-    hazards = [("lossy", "JPEG: was compressed with loss")] if kind == "JPEG" else []
-    return array, _provenance(kind, mode, bits, steps, hazards)
+    hazards = [("lossy", "JPEG: was compressed with loss")] if kind in {"JPEG", "MPO"} else []
+    return _turned(array, orientation, _provenance("JPEG" if kind == "MPO" else kind, mode, bits, steps, hazards))
 
 
-def _read_deep_png(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
+@contextmanager
+def _open(path: Path, plugins: tuple[str, ...]) -> Iterator[Any]:
+    """Opens with these plugins alone, and without Pillow's own limit of size: this package has its own."""
+    with _no_bombs:
+        before, Pillow.MAX_IMAGE_PIXELS = Pillow.MAX_IMAGE_PIXELS, None
+        try:
+            opened = Pillow.open(path, formats=plugins)
+        finally:
+            Pillow.MAX_IMAGE_PIXELS = before
+    with opened:
+        yield opened
+
+
+def _read_deep_png(path: Path, orientation: int) -> tuple[NDArray[np.float32], dict[str, Any]]:
     """16-bit colour or transparency, which Pillow would cut to 8 bits."""
     array = np.moveaxis(imagecodecs.png_decode(path.read_bytes()), -1, 0).astype(np.float32)
     steps = []
     if array.shape[0] in {2, 4}:
         array = array[:-1] * (array[-1:] / np.float32(65535))
         steps.append("alpha composed on black")
-    return array, _provenance("PNG", "RGB;16" if array.shape[0] == 3 else "I;16", 16, steps)
+    return _turned(array, orientation, _provenance("PNG", "RGB;16" if array.shape[0] == 3 else "I;16", 16, steps))
 
 
 def _provenance(kind: str, mode: str, bits: int, steps: list[str], hazards: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
@@ -97,8 +118,10 @@ def _provenance(kind: str, mode: str, bits: int, steps: list[str], hazards: Sequ
     }
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
+def _reason(error: Exception, path: Path) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "its first bytes are of no picture"
+    return without_values(str(error).replace(str(path), path.name)) or type(error).__name__
 
 
 def _png_depth_and_colour(path: Path) -> tuple[int, int] | None:
@@ -125,7 +148,7 @@ def _read_tiff(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
     except ImageError:
         raise
     except Exception as error:  # tifffile raises many kinds for damaged files
-        raise ImageError(f"{path}: not a readable TIFF ({_first_line(error)}). Save it again.") from error
+        raise ImageError(f"{path}: not a readable TIFF ({_reason(error, path)}). Save it again.") from error
     if array.size == 0:
         raise ImageError(f"{path}: holds no pixels. Save it again.")
     colours = array.shape[0] - len(alpha)
@@ -144,15 +167,16 @@ def _read_tiff(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
     if photometric == "MINISWHITE":
         values = np.float32(top) - values
         steps.append("white-is-zero inverted")
-    if orientation != 1:
-        values = _turn(values, orientation)
-        steps.append("orientation applied")
-    return values, _provenance("TIFF", photometric, bits, steps)
+    return _turned(values, orientation, _provenance("TIFF", photometric, bits, steps))
 
 
-def _turn(array: NDArray[np.float32], orientation: int) -> NDArray[np.float32]:
-    """(channel, row, column) as the orientation tag of TIFF 6.0 says it is to be looked at."""
-    turned = array.swapaxes(1, 2) if orientation >= 5 else array
-    rows = -1 if orientation in {3, 4, 7, 8} else 1
-    columns = -1 if orientation in {2, 3, 6, 7} else 1
-    return np.ascontiguousarray(turned[:, ::rows, ::columns])
+def _turned(array: NDArray[np.float32], orientation: int, provenance: dict[str, Any]) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    """(channel, row, column) as the orientation tag of EXIF and TIFF 6.0 says it is to be looked at."""
+    order = {"turn": identity_turn(2), "stored_shape": list(array.shape[1:])}
+    if orientation in range(2, 9):
+        rows, columns = (1, 0) if orientation >= 5 else (0, 1)
+        turn = [[rows, -1 if orientation in {3, 4, 7, 8} else 1], [columns, -1 if orientation in {2, 3, 6, 7} else 1]]
+        array = np.stack([turn_array(channel, turn) for channel in array])
+        order["turn"] = turn
+        provenance["steps"].append("orientation tag applied")
+    return array, provenance | order

@@ -14,17 +14,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medtransfer.data.dicom import is_dicom, open_dicom
+from medtransfer.data.dicom import open_dicom
 from medtransfer.data.dicom_image import read_multiframe, read_plane, read_series
-from medtransfer.data.image import Image
+from medtransfer.data.image import Image, identity_turn
 from medtransfer.data.limits import refuse_slivers
-from medtransfer.data.medmnist import is_archive, read_member
-from medtransfer.data.pictures import PICTURES, read_picture
-from medtransfer.data.volumes import flatten, is_volume, orient, read_volume, voxel_sizes
+from medtransfer.data.medmnist import read_member
+from medtransfer.data.pictures import read_picture
+from medtransfer.data.signatures import ARCHIVE, PICTURES, VOLUMES, kind_of, kind_of_ending, readable_kind
+from medtransfer.data.volumes import flatten, orient, pixels_of_another, read_volume, voxel_sizes
 from medtransfer.data.windows import Window, needs_header, parse_window, scale, uses_preset
 from medtransfer.errors import ImageError
-
-_NOT_IMAGES = {".txt", ".csv", ".json", ".xml", ".html", ".md", ".yaml", ".yml"}
 
 
 def split_member(path: str | Path) -> tuple[Path, str]:
@@ -37,17 +36,15 @@ def split_member(path: str | Path) -> tuple[Path, str]:
 
 
 def is_image_file(path: Path) -> bool:
-    """True for files that `read_image` takes: by their ending, or DICOM by its mark."""
-    suffix = path.suffix.lower()
-    if suffix in PICTURES or is_volume(path) or is_archive(path):
-        return True
-    return suffix not in _NOT_IMAGES and path.name != "DICOMDIR" and is_dicom(path)
+    """True for files that `read_image` takes: by their content, or by their ending where they are damaged."""
+    return path.name != "DICOMDIR" and kind_of(path) != ""
 
 
 def read_image(path: str | Path, window: Any = None) -> Image:
-    """Reads one image: PNG, JPEG, BMP, TIFF, DICOM file or series, NIfTI, NRRD, MetaImage, or a row of MedMNIST.
+    """Reads one image: a picture (see `pictures`), DICOM file or series, NIfTI, NRRD, MetaImage, or a row of MedMNIST.
 
-    Pictures keep 16 bits, JPEG orientation is applied, alpha is composed on black. DICOM: modality LUT or
+    The content of a file decides what it is, not its ending.
+    Pictures keep 16 bits, their orientation tag is applied, alpha is composed on black. DICOM: modality LUT or
     rescale of each frame, MONOCHROME1 inverted, palette and YBR to RGB, padding set to the background,
     overlays left out; slices sorted by position, tilted ones straightened. Volumes are turned to RAS
     without interpolation. Colour channels that are all equal become one.
@@ -115,20 +112,33 @@ def _singles(window: Window) -> tuple[Any, ...]:
 def _read(file: Path, member: str, header_window: bool) -> Image:
     if file.is_dir():
         return read_series(file, member, header_window)
-    suffix = file.suffix.lower()
-    if header_window and (suffix in PICTURES or is_archive(file) or is_volume(file)):
+    file = pixels_of_another(file) or file
+    kind = readable_kind(file)
+    if header_window and kind in {ARCHIVE, *PICTURES, *VOLUMES}:
         raise ImageError(f"{file}: window from_header needs a DICOM file. Use percentile, or [center, width].")
-    if is_archive(file):
-        array, provenance = read_member(file, member)
-        return _plain(array, provenance)
-    number = _number(file, member)
-    if suffix in PICTURES:
+    if kind == ARCHIVE:
+        return _plain(*read_member(file, member))
+    image = _read_kind(file, kind, _number(file, member), header_window)
+    named = kind_of_ending(file)
+    if kind and named not in {"", kind}:
+        told = ("ending", f"is {kind}, though its name ends as that of {named}; its content decides")
+        image = replace(image, provenance={**image.provenance, "hazards": [*image.provenance["hazards"], told]})
+    return image
+
+
+def _read_kind(file: Path, kind: str, number: int | None, header_window: bool) -> Image:
+    if kind in PICTURES:
         if number is not None:
-            raise ImageError(f"{file}: a picture has no part #{member}.")
-        return _plain(*read_picture(file))
-    if is_volume(file):
-        return _volume(*read_volume(file, number))
-    opened = open_dicom(file)
+            raise ImageError(f"{file}: a picture has no part #{number + 1}.")
+        return _plain(*read_picture(file, kind))
+    if kind in VOLUMES:
+        return _volume(*read_volume(file, kind, number))
+    try:
+        opened = open_dicom(file)
+    except ImageError:
+        if kind:
+            raise
+        raise ImageError(f"{file}: not an image of a kind that is read here. Save it as PNG, TIFF, DICOM or NIfTI.") from None
     if number is None and opened.frames > 1:
         return read_multiframe(opened, header_window)
     return read_plane(opened, number, header_window)
@@ -145,15 +155,17 @@ def _number(file: Path, member: str) -> int | None:
 def _plain(array: NDArray[np.float32], provenance: dict[str, Any]) -> Image:
     dimensions = array.ndim - 1
     axes = "row, column" if dimensions == 2 else "slice, row, column"
-    return Image(array, (1.0,) * dimensions, np.eye(4), {**provenance, "axes": axes})
+    order = {"axes": axes, "turn": identity_turn(dimensions), "stored_shape": list(array.shape[1:])}
+    return Image(array, (1.0,) * dimensions, np.eye(4), order | provenance)
 
 
 def _volume(array: NDArray[np.float32], affine: NDArray[np.float64], provenance: dict[str, Any]) -> Image:
+    stored = {"stored_shape": list(array.shape)}
     if 1 in array.shape:
-        plane, affine = flatten(array, affine)
-        return Image(plane[None], voxel_sizes(affine)[:2], affine, {**provenance, "axes": "row, column"})
-    array, affine = orient(array, affine)
-    return Image(array[None], voxel_sizes(affine), affine, {**provenance, "axes": "x, y, z (RAS)"})
+        plane, affine, turn = flatten(array, affine)
+        return Image(plane[None], voxel_sizes(affine)[:2], affine, {**provenance, "axes": "row, column", "turn": turn} | stored)
+    array, affine, turn = orient(array, affine)
+    return Image(array[None], voxel_sizes(affine), affine, {**provenance, "axes": "x, y, z (RAS)", "turn": turn} | stored)
 
 
 def _checked(path: str, image: Image) -> Image:

@@ -19,8 +19,8 @@ Float = NDArray[np.float64]
 
 # Distances between neighbouring slices may differ by this share of their median.
 _GAP = 0.10
-# Direction cosines of parallel slices agree within this.
-_PARALLEL = 1e-3
+# Direction cosines of parallel slices agree within this: three digits, rounded either way.
+_PARALLEL = 1.5e-3
 # A shear below this angle in degrees comes from rounding in the header.
 _TILT = 0.5
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
@@ -109,7 +109,8 @@ def stack_planes(planes: Sequence[Plane], group: Sequence[int], where: str) -> S
     gaps = steps @ normal
     usual = float(np.median(gaps))
     _refuse_repeated(gaps, usual, [planes[number].name for number in order], where)
-    _refuse_gaps(gaps, usual, [planes[number].name for number in order], where)
+    if not _is_rounded(distance[ranks], positions):
+        _refuse_gaps(gaps, usual, [planes[number].name for number in order], where)
     sideways = np.stack([steps @ along_column / first.spacing[0], steps @ along_row / first.spacing[1]], axis=1)
     shear = sideways.mean(axis=0)
     drift = np.cumsum(sideways - shear, axis=0)
@@ -119,8 +120,9 @@ def stack_planes(planes: Sequence[Plane], group: Sequence[int], where: str) -> S
     gap = float(gaps.mean())
     offset = float(np.hypot(shear[0] * first.spacing[0], shear[1] * first.spacing[1]))
     tilt = math.degrees(math.atan2(offset, gap))
-    # A small angle adds up over many slices; below half a pixel in all it is rounding.
-    straight = tilt < _TILT and float(np.abs(shear).max()) * (len(order) - 1) < 0.5
+    # A small angle adds up over many slices; below half a pixel in all, or what the digits of the cosines explain, it is rounding.
+    small = float(np.abs(shear).max()) * (len(order) - 1) < 0.5 or tilt < _angle_of_digits(first)
+    straight = tilt < _TILT and small
     step = gap * normal if straight else steps.mean(axis=0)
     affine = _affine([step, along_column * first.spacing[0], along_row * first.spacing[1]], positions[ranks[0]])
     return Stack(
@@ -156,6 +158,26 @@ def straighten(volume: NDArray[np.float32], stack: Stack, fill: float) -> tuple[
     affine[:3, 0] -= stack.shear[0] * row + stack.shear[1] * column
     affine[:3, 3] -= before[0] * row + before[1] * column
     return widened, affine
+
+
+def _digits(numbers: Float) -> int:
+    """Decimals with which all of these are written, at most 6."""
+    return next((count for count in range(6) if np.abs(numbers - np.round(numbers, count)).max() < 1e-7), 6)
+
+
+def _angle_of_digits(plane: Plane) -> float:
+    """Degrees that the rounding of the direction cosines can turn a plane by; 0 where they are exact, as 1 and 0 are."""
+    digits = _digits(np.asarray(plane.orientation, dtype=float))
+    return math.degrees(10.0**-digits) if digits else 0.0
+
+
+def _is_rounded(distance: Float, positions: Float) -> bool:
+    """True where slices lie evenly but for the digits of their positions, and these are fine enough for no slice to be missed."""
+    if len(distance) < 8:  # few slices lie near some even grid whether or not one is missing
+        return False
+    number, digit = np.arange(len(distance)), 10.0 ** -_digits(positions)
+    gap, first = np.polyfit(number, distance, 1)
+    return bool(digit <= 0.42 * gap and np.ptp(distance - gap * number - first) <= 1.2 * digit)
 
 
 def _alike(a: Plane, b: Plane) -> bool:

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
-from medtransfer.data.limits import refuse_implausible
-from medtransfer.data.logs import silence
+from medtransfer.data.image import Turn
+from medtransfer.data.itk import read_itk
+from medtransfer.data.logs import silence, without_values
+from medtransfer.data.nifti import read_nifti
+from medtransfer.data.signatures import header_sizes
 from medtransfer.errors import ImageError
 
-NIFTI = (".nii", ".nii.gz")
-ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
 Float = NDArray[np.float64]
-Hazards = list[tuple[str, str]]
+
+# Pixels without a header of their own.
+_RAW = {".img", ".raw", ".zraw", ".gz", ".bz2", ".bin", ".dat", ".data", ".vol"}
+_HEADERS = {".mhd", ".nhdr", ".hdr"}
 
 
-def is_volume(path: Path) -> bool:
-    """True for the endings read here."""
-    return path.name.lower().endswith(NIFTI + ITK)
-
-
-def read_volume(path: Path, member: int | None = None) -> tuple[NDArray[np.float32], Float, dict[str, Any]]:
+def read_volume(path: Path, kind: str, member: int | None = None) -> tuple[NDArray[np.float32], Float, dict[str, Any]]:
     """Reads a NIfTI, NRRD or MetaImage file.
 
     Args:
-        path: the file.
+        path: the file; of a pair, its header.
+        kind: one of `signatures.VOLUMES`.
         member: which volume of a 4D file, from 0.
 
     Returns:
@@ -42,39 +43,77 @@ def read_volume(path: Path, member: int | None = None) -> tuple[NDArray[np.float
     """
     try:
         with silence("nibabel.global"):
-            array, affine, provenance = (_read_nifti if path.name.lower().endswith(NIFTI) else _read_itk)(path, member)
+            array, affine, provenance = read_nifti(path, member) if kind == "NIfTI" else read_itk(path, kind, member)
             if not _is_sound(affine):
                 raise ImageError(f"{path}: the affine of the header is singular or not finite. Export it again.")
             return array, affine, provenance
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except Exception as error:  # each reader fails in its own way
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200].replace(str(path), path.name)
+        reason = without_values(str(error).replace(str(path), path.name)) or type(error).__name__
         raise ImageError(f"{path}: not a readable volume ({reason}). Export it again.") from error
 
 
-def orient(array: NDArray[Any], affine: Float, codes: str = "RAS") -> tuple[NDArray[Any], Float]:
-    """Flips and swaps the three axes so that they point most nearly to `codes`; no interpolation."""
+def pixels_of_another(path: Path) -> Path | None:
+    """The header file that these pixels belong to: of an `.img` its `.hdr`, of a `.raw` the `.mhd` or `.nhdr` that names it.
+
+    None for files that stand for themselves.
+    """
+    if path.suffix.lower() not in _RAW or path.name.lower().endswith(".nii.gz"):
+        return None
+    stem = path.name.split(".")[0]
+    beside = [p for p in path.parent.iterdir() if p.suffix.lower() in _HEADERS and p.is_file()] if path.parent.is_dir() else []
+    # A header of the same name is looked at first; most folders need no other.
+    for header in sorted(beside, key=lambda p: (not p.name.startswith(stem), p.name)):
+        if _holds(header, path):
+            return header
+    return None
+
+
+def _holds(header: Path, path: Path) -> bool:
+    """True where the header names the file, or, with `.hdr`, has its name."""
+    with header.open("rb") as stream:
+        head = stream.read(65536)
+    if header.suffix.lower() == ".hdr":
+        stems = [p.name.lower().removesuffix(".gz").rpartition(".")[0] for p in (path, header)]
+        return stems[0] == stems[1] and not {348, 540}.isdisjoint(header_sizes(head))
+    if os.fsencode(path.name) in head:
+        return True
+    # Slices by a pattern of C's printf: slice%03d.raw.
+    for pattern in re.findall(rb"[^\s/\\=:]*%0?\d*d[^\s/\\]*", head):
+        parts = [re.escape(part) for part in re.split(rb"%0?\d*d", pattern)]
+        if re.fullmatch(rb"\d+".join(parts), os.fsencode(path.name)):
+            return True
+    return False
+
+
+def orient(array: NDArray[Any], affine: Float, codes: str = "RAS") -> tuple[NDArray[Any], Float, Turn]:
+    """Flips and swaps the three axes so that they point most nearly to `codes`; no interpolation.
+
+    Returns:
+        The array, its affine, and how its axes come from those given (see `Image`).
+    """
     change = ornt_transform(io_orientation(affine), axcodes2ornt(tuple(codes)))
-    return apply_orientation(array, change), affine @ inv_ornt_aff(change, array.shape[:3])
+    turn = [[int(axis), int(change[axis, 1])] for axis in np.argsort(change[:, 0])]
+    return apply_orientation(array, change), affine @ inv_ornt_aff(change, array.shape[:3]), turn
 
 
-def flatten(array: NDArray[np.float32], affine: Float) -> tuple[NDArray[np.float32], Float]:
+def flatten(array: NDArray[np.float32], affine: Float) -> tuple[NDArray[np.float32], Float, Turn]:
     """A volume of one slice as the image a radiologist sees: (row, column), as DICOM lays out its planes.
 
     Columns run to the patient's left (back in sagittal images), rows to the back (feet, where the image
     is not axial).
 
     Returns:
-        The plane, and its affine from (row, column, 0, 1) to mm.
+        The plane, its affine from (row, column, 0, 1) to mm, and how its axes come from the three of the volume.
     """
-    array, affine = orient(array, affine, "LPI")
+    array, affine, turn = orient(array, affine, "LPI")
     single = array.shape.index(1) if 1 in array.shape else 2
     rows, columns = sorted((axis for axis in range(3) if axis != single), reverse=True)
     order = [rows, columns, single]
     permuted = affine.copy()
     permuted[:, :3] = affine[:, order]
-    return np.ascontiguousarray(array.transpose(order)[..., 0]), permuted
+    return np.ascontiguousarray(array.transpose(order)[..., 0]), permuted, [turn[rows], turn[columns]]
 
 
 def voxel_sizes(affine: Float) -> tuple[float, ...]:
@@ -82,106 +121,8 @@ def voxel_sizes(affine: Float) -> tuple[float, ...]:
     return tuple(float(v) for v in np.sqrt((affine[:3, :3] ** 2).sum(axis=0)))
 
 
-def _read_nifti(path: Path, member: int | None) -> tuple[NDArray[np.float32], Float, dict[str, Any]]:
-    image: Any = nib.load(path)
-    header = image.header
-    refuse_implausible(path, image.shape, path.stat().st_size)
-    if header.get_data_dtype().kind not in "iuf":
-        raise ImageError(f"{path}: holds {header.get_data_dtype()} values, not one number per voxel. Export a grey volume.")
-    shape, chosen = _choose_volume(path, image.shape, member)
-    raw = np.asanyarray(image.dataobj.get_unscaled())
-    raw = raw.reshape(image.shape)[chosen].reshape(shape)
-    steps: list[str] = []
-    hazards: Hazards = []
-    # nibabel takes a slope of 0 or NaN as none (NIfTI-1 standard, scl_slope), and refuses an intercept of NaN.
-    slope, intercept = float(image.dataobj.slope), float(image.dataobj.inter)
-    values = raw.astype(np.float32) if (slope, intercept) == (1.0, 0.0) else (raw.astype(np.float64) * slope + intercept).astype(np.float32)
-    if (slope, intercept) != (1.0, 0.0):
-        steps.append(f"rescaled by {slope:g} and {intercept:g}")
-    affine = _nifti_affine(image, header, hazards)
-    unit = header.get_xyzt_units()[0] if hasattr(header, "get_xyzt_units") else "mm"
-    factor = {"meter": 1000.0, "micron": 0.001}.get(unit, 1.0)
-    if factor != 1.0:
-        affine = np.diag([factor, factor, factor, 1.0]) @ affine
-        steps.append(f"spacing in {unit}s converted to mm")
-    return values, affine, _provenance("NIfTI", raw.dtype.itemsize * 8, steps, hazards)
-
-
-def _nifti_affine(image: Any, header: Any, hazards: Hazards) -> Float:
-    """sform where it has a code, else qform, else the spacing alone."""
-    if "qform_code" not in header:
-        affine = np.asarray(image.affine, dtype=float)
-    else:
-        qform, sform = int(header["qform_code"]), int(header["sform_code"])
-        if qform > 0 and sform > 0:
-            gap = float(np.abs(header.get_sform() - header.get_qform()).max())
-            if gap > 0.01:
-                hazards.append(("nifti_forms", f"qform and sform differ by up to {gap:.3g} mm; sform is used"))
-        if sform > 0:
-            affine = np.asarray(header.get_sform(), dtype=float)
-        elif qform > 0:
-            affine = np.asarray(header.get_qform(), dtype=float)
-        else:
-            hazards.append(("no_orientation", "neither qform nor sform is set: left and right are not known"))
-            affine = np.asarray(header.get_base_affine(), dtype=float)
-    return affine
-
-
 def _is_sound(affine: Float) -> bool:
     """True where every axis of the array has a direction of its own in the patient."""
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         return False
     return not np.isnan(io_orientation(affine)).any()
-
-
-def _choose_volume(path: Path, shape: tuple[int, ...], member: int | None) -> tuple[tuple[int, ...], Any]:
-    """The spatial shape and the index of the volume; axes of length 1 behind the third are dropped."""
-    space = (*shape[:3], 1, 1)[:3] if len(shape) < 3 else shape[:3]
-    others = shape[3:]
-    count = int(np.prod(others)) if others else 1
-    if count > 1 and member is None:
-        raise ImageError(f"{path}: holds {count} volumes (time points, directions or channels). Name one as {path.name}#1 to #{count}.")
-    if member is not None and member >= count:
-        raise ImageError(f"{path}: has {count} volume(s), no volume {member + 1}.")
-    where = np.unravel_index(member or 0, others) if others else ()
-    return tuple(space), (..., *where) if others else ...
-
-
-def _read_itk(path: Path, member: int | None) -> tuple[NDArray[np.float32], Float, dict[str, Any]]:
-    import SimpleITK as sitk  # noqa: N813  its own convention; 0.3 s that only these files need
-
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    size = reader.GetSize()
-    # A header of its own (.nhdr, .mhd) names the file with the pixels.
-    held = (
-        path.stat().st_size
-        if path.suffix.lower() in {".nrrd", ".mha"}
-        else sum(p.stat().st_size for p in path.parent.iterdir() if p.is_file())
-    )
-    refuse_implausible(path, (*size, reader.GetNumberOfComponents()), held)
-    if reader.GetNumberOfComponents() != 1 or len(size) not in {2, 3}:
-        raise ImageError(
-            f"{path}: holds {reader.GetNumberOfComponents()} values per voxel in {len(size)} dimensions. Export one grey volume."
-        )
-    if member is not None:
-        raise ImageError(f"{path}: holds one volume; leave out #{member + 1}.")
-    image = reader.Execute()
-    array = sitk.GetArrayFromImage(image).T  # SimpleITK's arrays run k, j, i
-    dimensions = len(size)
-    affine = np.eye(4)
-    affine[:dimensions, :dimensions] = np.array(image.GetDirection()).reshape(dimensions, dimensions) @ np.diag(image.GetSpacing())
-    affine[:dimensions, 3] = image.GetOrigin()
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # ITK's patient system is LPS
-    kind = "NRRD" if path.suffix.lower() in {".nrrd", ".nhdr"} else "MetaImage"
-    with path.open("rb") as stream:
-        header = stream.read(65536).lower()
-    stated = any(word in header for word in (b"spacing", b"space directions", b"elementsize"))
-    provenance = _provenance(kind, array.dtype.itemsize * 8, [], [])
-    return array.reshape((*array.shape, 1)[:3]).astype(np.float32), affine, provenance | ({} if stated else {"spacing_from": "none"})
-
-
-def _provenance(kind: str, bits: int, steps: list[str], hazards: Hazards) -> dict[str, Any]:
-    return {"format": kind, "modality": "", "bits_stored": bits, "spacing_from": "affine", "steps": steps, "hazards": hazards}

@@ -6,6 +6,7 @@ import pydicom
 import pytest
 import tifffile
 from medtransfer.data.dicom_write import write_grey_dicom
+from medtransfer.data.image import turn_array, unturn_array
 from medtransfer.data.loading import ImageReader
 from medtransfer.data.reading import read_image
 from medtransfer.errors import ConfigError, ImageError
@@ -232,6 +233,41 @@ def test_tiffs_are_turned_as_pillow_turns_them(tmp_path, orientation):
     picture.getexif()[0x0112] = orientation
     expected = np.asarray(ImageOps.exif_transpose(picture))
     assert np.array_equal(read_image(tmp_path / "a.tif").array[0], expected)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "deep.png", "colour.png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turns_of_the_orientation_tag_lead_from_the_file_to_the_image_and_back(tmp_path, suffix, orientation):
+    """The deep PNG is one that Pillow cannot hold; the tag counts there too."""
+    array, path = np.arange(16 * 24, dtype=np.uint8).reshape(16, 24) // 2, tmp_path / f"a.{suffix}"
+    exif = Pillow.Exif()
+    exif[0x0112] = orientation
+    colour = np.stack([array, array.T.reshape(16, 24), 255 - array], -1)
+    if suffix == "tif":
+        tifffile.imwrite(path, array, extratags=[(274, 3, 1, orientation, True)])
+    elif suffix == "deep.png":
+        import io
+
+        deep = imagecodecs.png_encode(colour.astype(np.uint16) * 200)
+        stream = io.BytesIO()
+        Pillow.fromarray(array).save(stream, "PNG", exif=exif)
+        chunk = stream.getvalue()
+        at = chunk.index(b"eXIf") - 4
+        length = 12 + int.from_bytes(chunk[at : at + 4], "big")
+        path.write_bytes(deep[:33] + chunk[at : at + length] + deep[33:])
+    else:
+        options = {"jpg": {"quality": 100}, "webp": {"lossless": True}}.get(suffix, {})
+        Pillow.fromarray(colour if suffix == "colour.png" else array).save(path, exif=exif, **options)
+    image = read_image(path)
+    turn, stored = image.provenance["turn"], image.provenance["stored_shape"]
+    raw = np.asarray(Pillow.open(path)) if suffix != "deep.png" else imagecodecs.png_decode(path.read_bytes())
+    raw = raw[..., 0] if raw.ndim == 3 else raw
+    if suffix == "tif":
+        raw = array
+    assert stored == [16, 24]
+    assert (turn == [[0, 1], [1, 1]]) == (orientation == 1)
+    assert np.array_equal(turn_array(raw, turn), image.array[0])
+    assert np.array_equal(unturn_array(image.array[0], turn), raw)
 
 
 def test_alpha_and_unexplained_channels_of_tiffs(tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK
+from medtransfer.data.image import turn_array, unturn_array
 from medtransfer.data.reading import read_image
 from medtransfer.errors import ImageError
 
@@ -75,6 +76,25 @@ def test_every_voxel_lies_where_its_slice_says(tmp_path, volume, orientation):
         assert image.array[(0, *np.rint(index).astype(int))] == volume[k, i, j] - 1024.0
     assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
     assert np.allclose(image.spacing, np.linalg.norm(image.affine[:3, :3], axis=0))
+
+
+@pytest.mark.parametrize("orientation", [AXIAL, OBLIQUE, (0, 1.0, 0, 0, 0, -1.0), (-1.0, 0, 0, 0, 1.0, 0), (0, 1.0, 0, 1.0, 0, 0)])
+def test_turns_lead_from_columns_rows_and_slices_to_the_volume(tmp_path, volume, orientation):
+    """The slices are named in reverse: the order of the file is by position, not by name."""
+    image = read_image(write_series(tmp_path, volume, orientation=orientation, names=[f"{9 - n}.dcm" for n in range(7)]))
+    turn, stored = image.provenance["turn"], image.provenance["stored_shape"]
+    raw = volume.transpose(2, 1, 0)
+    assert stored == [24, 20, 7]
+    assert np.array_equal(turn_array(raw, turn) - 1024.0, image.array[0])
+    assert np.array_equal(unturn_array(image.array[0], turn) + 1024, raw)
+
+
+def test_a_straightened_stack_has_no_turn(tmp_path, volume):
+    image = read_image(write_series(tmp_path, volume, shear=2.5 * np.tan(np.radians(20))))
+    assert image.provenance["turn"] is None
+    assert image.provenance["stored_shape"] == [24, 20, 7]
+    plane = read_image(tmp_path / "000.dcm")
+    assert (plane.provenance["turn"], plane.provenance["stored_shape"]) == ([[0, 1], [1, 1]], [20, 24])
 
 
 def test_geometry_agrees_with_simpleitk_and_highdicom(tmp_path, volume):
@@ -291,6 +311,9 @@ def test_frames_are_sorted_and_rescaled_each_by_its_own_values(tmp_path, volume)
     assert np.array_equal(one.array[0], volume[3] * 4 - 1024.0)
     with pytest.raises(ImageError, match="lie where another one lies"):
         read_image(enhanced(tmp_path / "r.dcm", volume, order, repeat=True))
+    by_position = (volume * np.arange(1, 8)[:, None, None] - 1024.0).transpose(2, 1, 0)
+    assert np.array_equal(turn_array(by_position, image.provenance["turn"]), image.array[0])
     film = read_image(enhanced(tmp_path / "p.dcm", volume, order, drop_position=True))
+    assert (film.provenance["turn"], film.provenance["stored_shape"]) == ([[0, 1], [1, 1], [2, 1]], [7, 20, 24])
     assert film.provenance["axes"] == "frame, row, column"
     assert np.array_equal(film.array[0, 1], volume[0] * 1 - 1024.0)

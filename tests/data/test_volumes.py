@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import itertools
+
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK
+from medtransfer.data.image import turn_array, unturn_array
 from medtransfer.data.reading import read_image
 from medtransfer.errors import ImageError
 
@@ -154,3 +157,39 @@ def test_faulty_volumes_are_refused(tmp_path):
     huge = patched(nifti(tmp_path / "huge.nii"), 40, "<i2", [3, 1000, 1000, 1000])
     with pytest.raises(ImageError, match="bytes cannot hold|not a readable volume"):
         read_image(huge)
+
+
+ORIENTATIONS = [
+    "".join(letters) for axes in itertools.permutations(("RL", "AP", "SI")) for letters in itertools.product(*axes)
+]  # of 3! orders and 2**3 directions
+
+
+@pytest.mark.parametrize("depth", [10, 1])
+def test_turns_lead_from_the_file_to_the_image_and_back(tmp_path, depth):
+    assert len(ORIENTATIONS) == 48
+    for codes in ORIENTATIONS:
+        source = nib.Nifti1Image(ARRAY[:, :, :depth], AFFINE)
+        change = nib.orientations.ornt_transform(nib.io_orientation(AFFINE), nib.orientations.axcodes2ornt(codes))
+        turned = source.as_reoriented(change)
+        nib.save(turned, tmp_path / "t.nii")
+        raw = np.asanyarray(turned.dataobj)
+        image = read_image(tmp_path / "t.nii")
+        turn, stored = image.provenance["turn"], image.provenance["stored_shape"]
+        assert tuple(stored) == raw.shape
+        assert np.array_equal(turn_array(raw, turn), image.array[0])
+        assert np.array_equal(unturn_array(image.array[0], turn, stored), raw)
+        if depth > 1:
+            assert np.array_equal(unturn_array(image.array[0], turn), raw)
+
+
+@pytest.mark.parametrize("suffix", ["nrrd", "mha"])
+def test_turns_of_itk_follow_its_index(tmp_path, suffix):
+    for direction in itertools.permutations(np.eye(3).tolist()):
+        for signs in itertools.product((1, -1), repeat=3):
+            image = SimpleITK.GetImageFromArray(ARRAY)
+            image.SetDirection((np.array(direction) * signs).ravel().tolist())
+            SimpleITK.WriteImage(image, str(tmp_path / f"v.{suffix}"))
+            ours = read_image(tmp_path / f"v.{suffix}")
+            assert ours.provenance["stored_shape"] == list(image.GetSize())
+            assert np.array_equal(turn_array(ARRAY.T, ours.provenance["turn"]), ours.array[0])
+            assert np.array_equal(unturn_array(ours.array[0], ours.provenance["turn"]), ARRAY.T)
