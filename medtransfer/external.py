@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from medtransfer.arms import Images
-from medtransfer.config import StudyConfig
+from medtransfer.config import StudyConfig, load_config
 from medtransfer.data.audit import tell_meaning
 from medtransfer.data.classes import match_classes
 from medtransfer.data.cohort import Cohort
@@ -92,7 +91,14 @@ def validate(study: str | Path, cohort: Cohort, output: str | Path, quiet: bool 
             table = table.join(cohort.images.set_index("image")[columns], on="image")
         write_predictions(table, output / "predictions.csv")
         reporter.say(f"evaluating {len(table)} predictions")
-        settings = {**config.evaluate.model_dump(), "subgroups": columns, "models": "given", "leave_out": None, **choices}
+        settings = {
+            **config.evaluate.model_dump(),
+            "subgroups": columns,
+            "models": "given",
+            "leave_out": None,
+            "arms": list(models),
+            **choices,
+        }
         report = evaluate(output / "predictions.csv", **settings)
     first = next(iter(models))
     shift = describe_shift(study, compared, cohort, facts, table[table["arm"] == first])
@@ -113,10 +119,10 @@ def validate(study: str | Path, cohort: Cohort, output: str | Path, quiet: bool 
 
 
 def _read_config(study: Path) -> StudyConfig:
-    try:
-        return load_config(study / "study.yaml")
-    except (OSError, yaml.YAMLError) as error:
-        raise StudyError(f"{study}: holds no study (no readable study.yaml). Name the folder that `compare` wrote.") from error
+    record = study / "study.yaml"
+    if not record.is_file():
+        raise StudyError(f"{study}: holds no study (no study.yaml). Name the folder that `compare` wrote.")
+    return load_config(record)
 
 
 def open_on(

@@ -60,8 +60,8 @@ class CohortSection(Section):
     skip_unreadable: bool = Field(False, description="Leave unreadable images out (and list them) instead of stopping.")
     axes: Literal["file", "ras", "mm"] | None = Field(
         None,
-        description="Of boxes, what their coordinates count: pixels or voxels in the order of the file (as stored, before an EXIF turn), voxels "
-        "to the right, front and head of the patient (ras), or mm in that system; left out: pixels as shown, and voxels as ras.",
+        description="Of boxes, what their coordinates count: pixels or voxels in the order of the file (as stored, before an EXIF turn), "
+        "voxels to the right, front and head of the patient (ras), or mm in that system; left out: pixels as shown, and voxels as ras.",
     )
     look_alikes: Literal["ask", "same", "different"] = Field(
         "ask", description="Patients whose ids look alike, such as 7 and 007: one patient, different ones, or the study stops and asks."

@@ -36,7 +36,8 @@ def read_candidates(path: str | Path) -> pd.DataFrame:
 
     Returns:
         `arm, seed, fold, part, image`, the box, `logit` (whose order is that of the column given); `patient`, `probability` and `budget`
-        where they are there. `arm` is model, `seed` and `fold` are 0 and `part` is test where left out. `attrs["scored"]` says that the order is that of a score.
+        where they are there. `arm` is model, `seed` and `fold` are 0 and `part` is test where left out. `attrs["scored"]` says
+        that the order is that of a score.
 
     Raises:
         PredictionsError: with every fault, each with its row (the header is row 1).
