@@ -95,8 +95,7 @@ def check(
             output.mkdir(parents=True, exist_ok=True)
         with Reporter(quiet or as_json) as reporter:
             facts = inspect_images(cohort, reporter)
-            read = facts[facts["error"] == ""]
-            cohort = cohort.fitted(dict(zip(read["image"], read["shape"], strict=True)))
+            cohort = cohort.fitted(facts)
             reporter.say("looking for what would make a result wrong")
             findings = audit(cohort, facts, group=group, shortcuts=shortcuts)
         typer.echo(json.dumps(findings.to_dict(), indent=1) if as_json else str(findings))

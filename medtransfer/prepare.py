@@ -76,6 +76,7 @@ def prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, rep
     cohort = _with_kept_salt(config, cohort, output)
     if config.task == "detection":
         cohort = cohort.detecting()
+    cohort = cohort.told_apart(config.cohort.look_alikes)
     absent = [c for c in config.evaluate.subgroups if c not in cohort.images.columns]
     if absent:
         raise ConfigError(f"evaluate.subgroups: the cohort has no column {', '.join(absent)}. Use columns of its manifest.")
@@ -97,7 +98,7 @@ def prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, rep
         reporter.say(f"{len(bad)} of {len(cohort)} images cannot be read and are left out; the report lists them")
         cohort = cohort.without(bad["image"].tolist())
     facts = facts[facts["error"] == ""].reset_index(drop=True)
-    cohort = cohort.fitted(dict(zip(facts["image"], facts["shape"], strict=True)))
+    cohort = cohort.fitted(facts)
     seen = _refuse_images_seen_before(config, cohort, facts, reporter)
     if config.protocol.group == "cluster":
         used = set(cohort.images["image"])
@@ -224,17 +225,17 @@ def _refuse_images_seen_before(config: StudyConfig, cohort: Cohort, facts: pd.Da
 
 def load_cohort(section: CohortSection, salt: str | None = None, columns: Sequence[str] = ()) -> Cohort:
     """The cohort that a configuration describes; ids from DICOM headers are hashed with the salt, `columns` of a manifest are kept."""
+    outside = section.outside
     if section.boxes is not None and not section.labels and not section.classes:
-        return Cohort.from_boxes(
-            section.root, section.boxes, section.manifest, section.kinds, section.patient, section.unnamed, section.parts, salt, columns
-        )
+        where = (section.root, section.boxes, section.manifest, section.kinds, section.patient, section.unnamed, section.parts)
+        return Cohort.from_boxes(*where, salt, columns, section.axes, outside)
     if section.manifest is not None and is_archive(section.manifest):
         cohort = Cohort.from_medmnist(section.manifest, section.positive)
     elif section.manifest is not None:
-        cohort = Cohort.from_csv(section.manifest, section.root, section.labels, section.positive, salt, columns)
+        cohort = Cohort.from_csv(section.manifest, section.root, section.labels, section.positive, salt, columns, outside)
     else:
-        cohort = Cohort.from_folders(section.root, section.classes, section.positive, salt)
-    return cohort.with_boxes(section.boxes, section.kinds) if section.boxes is not None else cohort
+        cohort = Cohort.from_folders(section.root, section.classes, section.positive, salt, outside)
+    return cohort.with_boxes(section.boxes, section.kinds, section.axes) if section.boxes is not None else cohort
 
 
 def _with_kept_salt(config: StudyConfig, cohort: Cohort | None, output: Path | None) -> Cohort:

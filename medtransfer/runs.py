@@ -115,7 +115,7 @@ def fit(
     fixed = Fixed(size, window, spacing, slices or Slices())
     facts = inspect_images(cohort, reporter, fixed)
     refuse_unreadable(facts, cohort)
-    cohort = cohort.fitted(dict(zip(facts["image"], facts["shape"], strict=True)))
+    cohort = cohort.fitted(facts)
     entries = [Path(entry) for entry in facts["entry"]]
     engine = engine or make_engine(train.device, train.precision, layout=train.layout, compiled=train.compile)
     with TemporaryDirectory(dir=feature_folder()) as store:

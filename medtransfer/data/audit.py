@@ -10,7 +10,9 @@ from typing import Any
 
 import pandas as pd
 
+from medtransfer.account import Account, make_account
 from medtransfer.data.cohort import Cohort
+from medtransfer.data.identity import describe_look_alikes
 from medtransfer.data.inspection import inspect_images
 from medtransfer.data.laterality import tell_sides
 from medtransfer.data.shortcuts import Shortcut, probe_shortcuts
@@ -60,6 +62,8 @@ class Audit:
         sides: what is to be known of left and right; see `tell_sides`.
         counts: images by shape, spacing, bits, format, modality, scanner and site.
         ignored: files left out of folders, with the reason.
+        accounts: what became of the files, rows and annotations that were handed over, see `account.Account`.
+        notes: what was decided in reading them.
     """
 
     found: int
@@ -81,11 +85,14 @@ class Audit:
     sides: tuple[str, ...]
     counts: dict[str, dict[str, int]]
     ignored: tuple[tuple[str, str], ...]
+    accounts: tuple[Account, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The answer of `medtransfer check --json`, and the first part of a study's `audit.json`."""
         values = asdict(self)
         values["images"] = values.pop("found")
+        values["accounts"] = [account.to_dict() for account in self.accounts]
         values["unreadable"] = [{"image": image, "reason": reason} for image, reason in self.unreadable]
         values["hazards"] = [{"image": image, "hazard": code, "detail": text} for image, code, text in self.hazards]
         values["shortcuts"] = [{**asdict(s), "warns": s.warns} for s in self.shortcuts]
@@ -104,6 +111,8 @@ class Audit:
     def __str__(self) -> str:
         who = _tell_patients(self)
         lines = [f"{self.found} images found, {self.readable} readable; {who}"]
+        lines += [str(account) for account in self.accounts if account.what != "images" or account.left_out]
+        lines += [f"{note[0].upper()}{note[1:]}." for note in self.notes]
         lines += [f"{name}: {', '.join(f'{value} ({n})' for value, n in values.items())}" for name, values in self._shown_counts()]
         lines += [tell_meaning(label, meaning) for label, meaning in self.meaning.items() if len(self.meaning) == 1 or label != meaning]
         kinds = Counter(code for _, code, _ in self.hazards)
@@ -199,8 +208,15 @@ def audit(
         sides=tell_sides(cohort, flip),
         counts=_count_facts(cohort, good),
         ignored=cohort.ignored,
+        accounts=(*cohort.accounts, _account_images(cohort, facts)),
+        notes=cohort.notes,
     )
     return Audit(**{**vars(result), "actions": tuple(_list_actions(cohort, result, group))})
+
+
+def _account_images(cohort: Cohort, facts: pd.DataFrame) -> Account:
+    bad = facts.loc[facts["error"] != "", "image"]
+    return make_account("images", cohort.root.name, len(facts) - len(bad), [(image, "cannot be read", False) for image in bad])
 
 
 def _unsaid(cohort: Cohort) -> bool:
@@ -278,6 +294,7 @@ def _list_actions(cohort: Cohort, found: Audit, group: str) -> list[str]:
             f"{len(found.unreadable)} of {found.found} images cannot be read, such as {found.unreadable[0][0]}: mend them, or leave them "
             "out (cohort.skip_unreadable=true)."
         )
+    actions += _ask_about_sources(cohort, found)
     if found.by_study:
         actions.append(
             f"the headers of {len(found.by_study)} image(s) name no patient, or one and the same for all, such as {found.by_study[0]}: "
@@ -294,7 +311,7 @@ def _list_actions(cohort: Cohort, found: Audit, group: str) -> list[str]:
         actions.append(f"no label was checked: no column holds 0 and 1 alone (columns left: {left}). Mend it, or name it with --label.")
     for label in cohort.labels:
         values = set(cohort.images[label])
-        if len(values) == 1:
+        if len(values) == 1 and not (cohort.detects and values == {1.0}):  # a detector needs no image without a lesion
             actions.append(f"every image has {label} = {values.pop():g}: both classes are needed to learn and to evaluate.")
     kinds = Counter(conflict.kind for conflict in found.conflicts)
     contradicting = kinds["duplicate"] + kinds["near_duplicate"]
@@ -330,6 +347,16 @@ def _list_actions(cohort: Cohort, found: Audit, group: str) -> list[str]:
         for s in found.shortcuts
         if s.warns
     ]
+    return actions
+
+
+def _ask_about_sources(cohort: Cohort, found: Audit) -> list[str]:
+    """What was left out and could be a picture or a lesion, what boxes leave open, and patients whose ids look alike."""
+    actions = [*(action for account in found.accounts for action in account.actions), *cohort.asks]
+    if cohort.alike:
+        whose, names = describe_look_alikes(cohort.alike, bool(cohort.salt))
+        said = "write each patient in one way, or say which it is (cohort.look_alikes=same, or different)"
+        actions.append(f"{whose}, such as {'; '.join(names[:3])}: {said}.")
     return actions
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from medtransfer.errors import CohortError
 
@@ -13,6 +14,31 @@ _POSITIVE = frozenset({"malignant", "cancer", "tumour", "tumor", "yes", "positiv
 _NEGATIVE = frozenset({"benign", "normal", "healthy", "no", "negative"})
 # Names that share so much of their letters are probably one, misspelt.
 _ALIKE = 0.8
+
+
+def choose_folders(root: Path, here: Sequence[str] | None, classes: Sequence[str] | None, positive: str | None) -> list[str]:
+    """The class folders that are meant.
+
+    Args:
+        root: for messages. here: folders below it; None where there is no such folder. classes: those that were named; all where left out.
+        positive: the class that counts as 1, where it was named.
+
+    Raises:
+        CohortError: fewer than two, one that is not there, or a class that counts as 1 and is none of two.
+    """
+    if here is None:
+        raise CohortError(f"{root}: no such folder. Set cohort.root to the folder that holds the class folders.")
+    names = list(classes) if classes else list(here)
+    listed = f"Folders in {root}: {', '.join(here) or 'none'}."
+    if len(set(names)) != len(names) or len(names) < 2:
+        given = f"{len(names)} given ({', '.join(names) or 'none'})"
+        raise CohortError(f"two classes are compared, {given}. {listed} Name two with classes.")
+    absent = [name for name in names if name not in here]
+    if absent:
+        raise CohortError(f"no class folder {', '.join(absent)}. {listed}")
+    if positive is not None and (positive not in names or len(names) != 2):
+        raise CohortError(f"positive: {positive!r} is none of two classes ({', '.join(names)}).")
+    return names
 
 
 def find_positive(names: Sequence[str], source: str) -> str:

@@ -10,25 +10,35 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import pandas as pd
 
-from medtransfer.data.boxes import LESION, fit_boxes, is_annotation, read_boxes
-from medtransfer.data.classes import find_positive
-from medtransfer.data.listing import Found, find_owner, known_by_study, list_images, name_patients
-from medtransfer.data.manifest import RESERVED, read_manifest, read_table, refuse_reserved
-from medtransfer.data.medmnist import PARTS as MEDMNIST_PARTS
-from medtransfer.data.medmnist import read_labels
-from medtransfer.data.naming import find_parts, find_patients
+from medtransfer.account import Account, make_account
+from medtransfer.data.annotations import Annotations, is_annotation
+from medtransfer.data.archives import read_archive
+from medtransfer.data.boxed import add_boxes, name_by_files
+from medtransfer.data.boxes import LESION, fit_boxes, frames_of
+from medtransfer.data.classes import choose_folders, find_positive
+from medtransfer.data.identity import group_patients, join_look_alikes, refuse_look_alikes
+from medtransfer.data.listing import (
+    Found,
+    Listed,
+    alike_owners,
+    find_owner,
+    known_by_study,
+    list_images,
+    name_patients,
+    subfolders,
+    tabulate,
+)
+from medtransfer.data.manifest import label_of, read_cells, read_manifest, refuse_reserved
 from medtransfer.data.reading import is_image_file
-from medtransfer.data.similarity import cluster_pairs
 from medtransfer.errors import CohortError
+from medtransfer.names import look_alikes
 
 if TYPE_CHECKING:
     from medtransfer.data.fingerprint import Fingerprint
 
-Listed = tuple[list[Found], list[tuple[str, str]]]
-_READ = "PNG, JPEG, TIFF, BMP, DICOM, NIfTI, NRRD and MHA files are read."
+_READ = "PNG, JPEG, TIFF, BMP, GIF, WebP, JPEG 2000, DICOM, NIfTI, NRRD and MetaImage files are read."
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +56,14 @@ class Cohort:
         ignored: files of the folder that were left out, with the reason.
         source: the arguments it was read with, for the record.
         salt: what the ids of patients from DICOM headers were hashed with; "" where ids were given.
-        boxes: lesions, `image, x0, y0, x1, y1[, z0, z1], label` in pixel edges of the image; None where nobody drew any. See
-            `read_boxes`.
+        boxes: lesions, `image, x0, y0, x1, y1[, z0, z1], label` in pixel edges of the image, until `fitted` as the source states them;
+            None where nobody drew any. See `read_annotations`.
         detects: its label is that of boxes; images without any are then not needed. See `detecting`.
+        accounts: what became of the files, rows and annotations that were handed over.
+        notes: what was decided in reading them, in sentences.
+        asks: what somebody has to look at, in sentences.
+        alike: groups of patients whose ids look alike, such as 7 and 007; of DICOM headers images of theirs.
+        annotated: the boxes as they were read, until they are fitted.
     """
 
     images: pd.DataFrame
@@ -61,6 +76,11 @@ class Cohort:
     salt: str = field(default="", repr=False)
     boxes: pd.DataFrame | None = None
     detects: bool = False
+    accounts: tuple[Account, ...] = ()
+    notes: tuple[str, ...] = ()
+    asks: tuple[str, ...] = ()
+    alike: tuple[tuple[str, ...], ...] = ()
+    annotated: Annotations | None = field(default=None, repr=False)
 
     @classmethod
     def from_csv(
@@ -71,6 +91,7 @@ class Cohort:
         positive: str | None = None,
         salt: str | None = None,
         columns: Sequence[str] = (),
+        outside: bool = False,
     ) -> Cohort:
         """Reads a manifest: columns `image`, `patient`, the labels, and optionally `study`, `site`, `split`.
 
@@ -88,20 +109,29 @@ class Cohort:
         """
         manifest, root, labels = Path(manifest), Path(root), (labels,) if isinstance(labels, str) else tuple(labels)
         if not labels:
-            raise CohortError(f"{manifest}: name at least one label column. Columns here: {', '.join(read_table(manifest).columns)}.")
+            raise CohortError(f"{manifest}: name at least one label column. Columns here: {', '.join(read_cells(manifest).columns)}.")
         refuse_reserved(labels)
         others = [column for column in columns if column not in labels]
-        return cls.from_manifest(manifest, root, labels, positive, salt, others)._checked(str(manifest))
+        return cls.from_manifest(manifest, root, labels, positive, salt, others, outside)._checked(str(manifest))
 
     @classmethod
     def from_manifest(
-        cls, manifest: Path, root: Path, labels: tuple[str, ...], positive: str | None, salt: str | None, columns: Sequence[str] = ()
+        cls,
+        manifest: Path,
+        root: Path,
+        labels: tuple[str, ...],
+        positive: str | None,
+        salt: str | None,
+        columns: Sequence[str] = (),
+        outside: bool = False,
     ) -> Cohort:
         """As `from_csv`, with or without labels, and without the check that both classes are there."""
-        images = read_manifest(manifest, root, labels, positive, columns)
-        source = {"manifest": str(manifest), "root": str(root), "labels": list(labels), "positive": positive}
+        images, account, notes = read_manifest(manifest, root, labels, positive, columns, outside)
+        source: dict[str, Any] = {"manifest": str(manifest), "root": str(root), "labels": list(labels), "positive": positive}
+        source |= {"outside": True} if outside else {}
+        read: dict[str, Any] = {"source": source, "accounts": (account,), "notes": tuple(notes)}
         if "patient" in images.columns:
-            return cls(images, labels, root.resolve(), source=source)
+            return cls(images, labels, root.resolve(), alike=tuple(look_alikes(images["patient"])), **read)
         owners, used = [find_owner(path) for path in images["path"]], salt or secrets.token_hex(16)
         images.insert(1, "patient", name_patients(owners, used))
         if unnamed := int((images["patient"] == "").sum()):
@@ -110,11 +140,17 @@ class Cohort:
                 "same patient could be trained and tested on."
             )
         by_study = known_by_study(images["image"].tolist(), owners)
-        return cls(images, labels, root.resolve(), by_study=by_study, source=source, salt=used)
+        alike = tuple(alike_owners(images["image"].tolist(), owners))
+        return cls(images, labels, root.resolve(), by_study=by_study, salt=used, alike=alike, **read)
 
     @classmethod
     def from_folders(
-        cls, root: str | Path, classes: Sequence[str] | None = None, positive: str | None = None, salt: str | None = None
+        cls,
+        root: str | Path,
+        classes: Sequence[str] | None = None,
+        positive: str | None = None,
+        salt: str | None = None,
+        outside: bool = False,
     ) -> Cohort:
         """Reads one folder per class. Patients are those of the DICOM headers, hashed; else each image stands for one.
 
@@ -124,42 +160,33 @@ class Cohort:
             positive: of two classes, the one that counts as 1; where left out, their names must tell (malignant against benign, yes
                 against no; see `classes`). More than two classes give one label each.
             salt: for hashing ids from headers; drawn where left out.
+            outside: links may lead out of the root.
 
         Raises:
             CohortError: a folder is missing or holds no image, there are not two classes, or nothing says which counts as 1.
         """
         root = Path(root)
-        if not root.is_dir():
-            raise CohortError(f"{root}: no such folder. Set cohort.root to the folder that holds the class folders.")
-        here = subfolders(root)
-        names = list(classes) if classes else here
-        found = f"Folders in {root}: {', '.join(here) or 'none'}."
-        if len(set(names)) != len(names) or len(names) < 2:
-            given = f"{len(names)} given ({', '.join(names) or 'none'})"
-            raise CohortError(f"two classes are compared, {given}. {found} Name two with classes.")
-        absent = [name for name in names if name not in here]
-        if absent:
-            raise CohortError(f"no class folder {', '.join(absent)}. {found}")
-        if positive is not None and (positive not in names or len(names) != 2):
-            raise CohortError(f"positive: {positive!r} is none of two classes ({', '.join(names)}).")
-        listed = {name: list_images(root / name, root) for name in names}
-        empty = [name for name, (files, _) in listed.items() if not files]
+        names = choose_folders(root, subfolders(root) if root.is_dir() else None, classes, positive)
+        listed = {name: list_images(root / name, root, outside) for name in names}
+        empty = [name for name, files in listed.items() if not files.images]
         if empty:
             raise CohortError(f"{root / empty[0]}: no image in this folder. {_READ}")
         chosen = positive or find_positive(names, str(root)) if len(names) == 2 else None
-        return cls.from_listed_classes(root, listed, chosen, salt)
+        cohort = cls.from_listed_classes(root, listed, chosen, salt)
+        return replace(cohort, source={**cohort.source, "outside": True}) if outside else cohort
 
     @classmethod
     def from_listed_classes(cls, root: Path, listed: dict[str, Listed], positive: str | None, salt: str | None) -> Cohort:
         """Class folders that have been listed; `positive`: the one of two classes that counts as 1; None: each class is a label."""
         names = list(listed)
         positives = [positive] if positive is not None else names
-        rows = [{_label(p): float(p == name) for p in positives} for name, (files, _) in listed.items() for _ in files]
-        loose = [p.name for p in sorted(root.iterdir()) if p.is_file() and not p.name.startswith(".") and is_image_file(p)]
-        ignored = [*((name, "beside the class folders") for name in loose), *(row for _, left_out in listed.values() for row in left_out)]
+        rows = [{label_of(p): float(p == name) for p in positives} for name, files in listed.items() for _ in files.images]
+        loose = [p for p in sorted(root.iterdir()) if p.is_file() and not p.name.startswith(".")]
+        ignored = [(p.name, "beside the class folders" if is_image_file(p) else "not an image", is_image_file(p)) for p in loose]
+        ignored += [row for files in listed.values() for row in files.left_out]
         source = {"root": str(root), "classes": names, "positive": positive}
-        labels = tuple(_label(p) for p in positives)
-        found = [file for files, _ in listed.values() for file in files]
+        labels = tuple(label_of(p) for p in positives)
+        found = [file for files in listed.values() for file in files.images]
         return cls._from_listing(found, pd.DataFrame(rows), labels, root, ignored, source, salt)._checked(str(root))
 
     @classmethod
@@ -174,54 +201,45 @@ class Cohort:
         parts: Mapping[str, str] | None = None,
         salt: str | None = None,
         columns: Sequence[str] = (),
+        axes: str | None = None,
+        outside: bool = False,
     ) -> Cohort:
         """Images with lesion boxes, for detection. The one label, `lesion`, is 1 where an image has a box.
 
         Args:
             root: folder of the images.
-            boxes: where the boxes are; see `read_boxes`.
+            boxes: where the boxes are; see `read_annotations`.
             manifest: CSV with `image`, `patient` and optionally `study`, `site`, `split`; every image below the root where left out.
             kinds: labels of boxes that count; all where left out.
             patient: regular expression that finds the patient in the name of a file: its first group, or all of it. Without a
                 manifest; patients are those of DICOM headers where left out, else each image stands for one.
             unnamed: images whose name gives no patient: `own` (each stands for one) or `leave_out`.
             parts: folder below the root -> train, tune or test: an official split.
-            salt, columns: see `from_csv`.
+            salt, columns, outside: see `from_csv`.
+            axes: what the coordinates of boxes count: `file`, `ras` or `mm`; see `boxes.Frame`.
 
         Raises:
-            CohortError: see `from_csv` and `read_boxes`; or names that give no patient.
+            CohortError: see `from_csv` and `read_annotations`; or names that give no patient.
         """
         root = Path(root)
         if not root.is_dir():
             raise CohortError(f"{root}: no such folder. Set cohort.root to the folder that holds the images.")
         if manifest is not None:
-            cohort = cls.from_manifest(Path(manifest), root, (), None, salt, columns)
+            cohort = cls.from_manifest(Path(manifest), root, (), None, salt, columns, outside)
         else:
-            cohort = cls.from_files(root, salt, boxes)
-            if patient is not None:
-                names = find_patients(cohort.images["image"].tolist(), patient, unnamed is None)
-                own = [name or image for name, image in zip(names, cohort.images["image"], strict=True)]
-                named = "" not in names or unnamed == "leave_out"
-                cohort = replace(cohort, images=cohort.images.assign(patient=own), patients_known=named, by_study=())
-                cohort = cohort._keeping([bool(name) or unnamed == "own" for name in names], "its name gives no patient")
-            if parts:
-                where = find_parts(cohort.images["image"].tolist(), parts)
-                cohort = replace(cohort, images=cohort.images.assign(split=where))._keeping(
-                    list(map(bool, where)), "in none of cohort.parts"
-                )
+            cohort = cls.from_files(root, salt, boxes, outside)
+            cohort = name_by_files(cohort, patient, unnamed, parts or {})
         source: dict[str, Any] = {"root": str(root), "manifest": None if manifest is None else str(manifest)}
         source |= {"patient": patient, "unnamed": unnamed, "parts": dict(parts or {})}
-        return replace(cohort, source=source).with_boxes(boxes, kinds).detecting()
+        source |= {"outside": True} if outside else {}
+        return replace(cohort, source=source).with_boxes(boxes, kinds, axes).detecting()
 
-    def _keeping(self, kept: Sequence[bool], reason: str) -> Cohort:
-        """The cohort with some of its images; why the others were left out is noted."""
-        left_out = ((image, reason) for image, keep in zip(self.images["image"], kept, strict=True) if not keep)
-        return replace(self, images=self.images[list(kept)].reset_index(drop=True), ignored=(*self.ignored, *left_out))
+    def with_boxes(self, source: str, kinds: Sequence[str] = (), axes: str | None = None) -> Cohort:
+        """The cohort with lesion boxes, from `source`, without the images of which that does not say whether they hold a lesion.
 
-    def with_boxes(self, source: str, kinds: Sequence[str] = ()) -> Cohort:
-        """The cohort with lesion boxes, from `source`; see `read_boxes`."""
-        boxes = read_boxes(source, self.images, self.root, kinds, [name for name, _ in self.ignored])
-        return replace(self, boxes=boxes, source={**self.source, "boxes": source, "kinds": list(kinds)})
+        See `read_annotations`; axes: see `boxes.Frame`.
+        """
+        return add_boxes(self, source, kinds, axes)
 
     def detecting(self) -> Cohort:
         """The cohort with one label, `lesion`: whether an image has a box."""
@@ -231,17 +249,41 @@ class Cohort:
         images = self.images.drop(columns=list(self.labels), errors="ignore").assign(**{LESION: there})
         return replace(self, images=images, labels=(LESION,), detects=True)
 
-    def fitted(self, shapes: Mapping[str, tuple[int, ...]]) -> Cohort:
-        """The cohort with its boxes checked against the pixels of each image; see `fit_boxes`."""
-        return self if self.boxes is None else replace(self, boxes=fit_boxes(self.boxes, dict(shapes), str(self.root)))
+    def fitted(self, facts: pd.DataFrame) -> Cohort:
+        """The cohort with its boxes on the pixels of each image, from what was noted of them; see `fit_boxes`."""
+        if self.boxes is None:
+            return self
+        read = self.annotated
+        # Masks, and boxes that have been fitted, are on the pixels as they are read.
+        axes, sizes = ("ras", {}) if read is None or read.placed else (self.source.get("axes"), read.sizes)
+        fitted = fit_boxes(self.boxes, frames_of(facts), str(self.root), axes, sizes)
+        notes, asks = (*self.notes, *fitted.notes), (*self.asks, *fitted.asks)
+        return replace(self, boxes=fitted.boxes, annotated=None, notes=notes, asks=asks)
+
+    def told_apart(self, choice: str) -> Cohort:
+        """The cohort with an answer for patients whose ids look alike: `same` (one patient), `different`, or `ask`; see `identity`.
+
+        Raises:
+            CohortError: there are some, and the answer is `ask`.
+        """
+        if not self.alike:
+            return self
+        of_headers = bool(self.salt)
+        if choice == "ask":
+            refuse_look_alikes(self.alike, of_headers, str(self.source.get("manifest") or self.root))
+        source = {**self.source, "look_alikes": choice}
+        if choice == "different":
+            return replace(self, alike=(), source=source)
+        images, note = join_look_alikes(self.images, self.alike, of_headers)
+        return replace(self, images=images, alike=(), notes=(*self.notes, note), source=source)
 
     @classmethod
-    def from_files(cls, root: str | Path, salt: str | None = None, boxes: str = "") -> Cohort:
+    def from_files(cls, root: str | Path, salt: str | None = None, boxes: str = "", outside: bool = False) -> Cohort:
         """Every image below a folder, without labels: to be checked, not to be learnt from. What `boxes` is read from is none."""
         root = Path(root)
-        found, left_out = list_images(root, root)
-        files = [file for file in found if not is_annotation(file.name, boxes)]
-        ignored = [(name, reason) for name, reason in left_out if not is_annotation(name, boxes)]
+        listed = list_images(root, root, outside)
+        files = [file for file in listed.images if not is_annotation(file.name, boxes)]
+        ignored = [(name, reason, asks) for name, reason, asks in listed.left_out if not is_annotation(name, boxes)]
         if not files:
             raise CohortError(f"{root}: no image in this folder. {_READ}")
         return cls._from_listing(files, pd.DataFrame(index=range(len(files))), (), root, ignored, {"root": str(root)}, salt)
@@ -253,18 +295,23 @@ class Cohort:
         targets: pd.DataFrame,
         labels: tuple[str, ...],
         root: Path,
-        ignored: list[tuple[str, str]],
+        ignored: list[tuple[str, str, bool]],
         source: dict[str, Any],
         salt: str | None,
     ) -> Cohort:
-        names, owners = [file.name for file in files], [file.owner for file in files]
-        # What cannot be read names nobody; it does not make the others unknown.
-        owned = all(any(file.owner) for file in files if not file.damaged) and any(map(any, owners))
-        used = (salt or secrets.token_hex(16)) if any(map(any, owners)) else ""
-        hashed, by_study = name_patients(owners, used), known_by_study(names, owners)
-        patients = [patient or name for patient, name in zip(hashed, names, strict=True)]
-        images = pd.DataFrame({"image": names, "patient": patients, "path": [file.path for file in files]})
-        return cls(pd.concat([images, targets], axis=1), labels, root.resolve(), owned, by_study, tuple(ignored), source, used)
+        images, owned, by_study, used = tabulate(files, salt)
+        return cls(
+            pd.concat([images, targets], axis=1),
+            labels,
+            root.resolve(),
+            owned,
+            by_study,
+            tuple((name, reason) for name, reason, _ in ignored),
+            source,
+            used,
+            accounts=(make_account("files", root.resolve().name, sum(file.files for file in files), ignored),),
+            alike=tuple(alike_owners(images["image"].tolist(), [file.owner for file in files])),
+        )
 
     @classmethod
     def from_medmnist(cls, path: str | Path, positive: str | None = None) -> Cohort:
@@ -279,23 +326,10 @@ class Cohort:
             CohortError: no such archive, or a class that it does not have.
         """
         path = Path(path)
-        labels, names = read_labels(path)
-        if positive is not None and positive.isdigit() and int(positive) < len(names):
-            positive = names[int(positive)]
-        if positive is None:
-            positive = "malignant" if "malignant" in names else names[1] if len(names) == 2 and not names[1].isdigit() else None
-        if positive not in names:
-            raise CohortError(f"{path}: positive is {positive!r}; name one of the classes {', '.join(names)}.")
-        rows = [
-            {"image": f"{path.name}#{part}/{row}", "path": f"{path.resolve()}#{part}/{row}", "split": MEDMNIST_PARTS[part], "value": value}
-            for part, values in labels.items()
-            for row, value in enumerate(values)
-        ]
-        images = pd.DataFrame(rows)
-        images.insert(1, "patient", images["image"])
-        label = _label(positive)
-        images[label] = (images.pop("value") == names.index(positive)).astype(float)
-        source = {"manifest": str(path), "root": str(path.parent), "labels": [], "positive": positive}
+        images, chosen = read_archive(path, positive)
+        label = label_of(chosen)
+        source = {"manifest": str(path), "root": str(path.parent), "labels": [], "positive": chosen}
+        images[label] = images.pop("value")
         return cls(images, (label,), path.parent.resolve(), False, source=source)._checked(str(path))
 
     def _checked(self, source: str) -> Cohort:
@@ -334,12 +368,7 @@ class Cohort:
         Args:
             pairs: ids of images that show the same, from `audit`. A group is named by its first patient.
         """
-        codes, patients = pd.factorize(self.images["patient"])
-        patient_of = dict(zip(self.images["image"], codes, strict=True))
-        names = np.asarray(patients, dtype=object).copy()
-        for group in cluster_pairs(len(patients), [(patient_of[a], patient_of[b]) for a, b in pairs]):
-            names[list(group)] = patients[group[0]]
-        return replace(self, images=self.images.assign(group=names[codes]))
+        return replace(self, images=self.images.assign(group=group_patients(self.images, pairs)))
 
     def without(self, images: Sequence[str]) -> Cohort:
         """The cohort less the images with these ids."""
@@ -360,12 +389,3 @@ class Cohort:
         from medtransfer.data.inspection import inspect_images
 
         return make_fingerprint(self, inspect_images(self))
-
-
-def subfolders(root: Path) -> list[str]:
-    """Names of the folders below a folder, hidden ones left out."""
-    return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _label(name: str) -> str:
-    return f"class {name}" if name in RESERVED else name  # a class folder may have the name of a column of the study's own tables

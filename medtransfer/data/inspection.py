@@ -35,6 +35,8 @@ Progress = Callable[[str, int, int], None]
 THUMBNAIL = {2: 64, 3: 16}
 # Starting processes takes some seconds; more where they load torch.
 _WORTH_PROCESSES, _WORTH_TORCH = 4.0, 8.0
+# Formats that state a place in the patient.
+_PLACED = {"DICOM", "NIfTI", "NRRD", "MetaImage"}
 _UNREAD: dict[str, Any] = {
     "file_digest": "",
     "pixel_digest": "",
@@ -49,6 +51,9 @@ _UNREAD: dict[str, Any] = {
     "intensity": 0.0,
     "border": (),
     "hazards": (),
+    "turn": (),
+    "stored_shape": (),
+    "affine": (),
     "entry": "",
     "thumbnail": None,
     "picture": None,
@@ -68,7 +73,8 @@ def inspect_images(cohort: Cohort, progress: Progress | None = None, fixed: Fixe
         One row per image in the cohort's order: `image`, `error` ("" where readable), `file_digest`,
         `pixel_digest`, `shape` and `spacing` (of space), `axes`, `colour`, `format`, `modality`, `scanner`,
         `bits_stored`, `intensity` (99th percentile), `border` (mean of the four edges and share of the
-        lowest value in them), `hazards` ((code, sentence), ...), `thumbnail` (float32, 64 x 64 or 16 x 16 x 16,
+        lowest value in them), `hazards` ((code, sentence), ...), `turn`, `stored_shape` (see `Image`), `affine` (of formats
+        that have one), `thumbnail` (float32, 64 x 64 or 16 x 16 x 16,
         grey), `picture` (uint8, 64 x 64, to look at) and `entry` (file of the image cache, "" without `fixed`).
     """
     folder = cache_folder()
@@ -170,6 +176,9 @@ def describe(image: Image) -> dict[str, Any]:
         "shape": list(array.shape[1:]),
         "spacing": [round(v, 6) for v in image.spacing] if provenance["spacing_from"] != "none" else [],
         "axes": provenance["axes"],
+        "turn": provenance["turn"] or [],
+        "stored_shape": list(provenance["stored_shape"]),
+        "affine": image.affine.tolist() if provenance["format"] in _PLACED else [],
         "colour": array.shape[0] == 3,
         "format": provenance["format"],
         "modality": provenance["modality"],

@@ -9,7 +9,7 @@ from typing import Literal
 
 from medtransfer.data.augmentation import Augment, Flip
 from medtransfer.data.cohort import Cohort
-from medtransfer.data.manifest import read_table
+from medtransfer.data.manifest import read_cells
 from medtransfer.data.medmnist import is_archive
 
 # Words of a name, between anything that is no letter.
@@ -49,7 +49,7 @@ def tell_sides(cohort: Cohort, flip: str = "auto") -> tuple[str, ...]:
 def _columns(cohort: Cohort) -> list[str]:
     """Of the manifest, those among them that are not copied into a study."""
     manifest = Path(cohort.source.get("manifest") or "")
-    listed = read_table(manifest).columns if manifest.is_file() and not is_archive(manifest) else ()
+    listed = read_cells(manifest).columns if manifest.is_file() and not is_archive(manifest) else ()
     return [*dict.fromkeys([*map(str, cohort.images.columns), *map(str, listed)])]
 
 

@@ -5,19 +5,33 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pandas as pd
+
 from medtransfer.data.dicom import DicomFile, is_dicom, open_dicom
-from medtransfer.data.dicom_image import dicom_files, series_tag, visible_files
+from medtransfer.data.dicom_image import dicom_files, series_tag
+from medtransfer.data.file_names import leads_outside
 from medtransfer.data.medmnist import is_archive
 from medtransfer.data.reading import is_image_file, split_member
 from medtransfer.data.series import group_planes
+from medtransfer.data.signatures import why_no_image
 from medtransfer.data.similarity import cluster_pairs
-from medtransfer.errors import ImageError
+from medtransfer.data.volumes import pixels_of_another
+from medtransfer.errors import CohortError, ImageError
+from medtransfer.names import has_controls, look_alikes, show
 
 _MASK_SUFFIX = re.compile(r"_mask(_\d+)?$")
+# Endings and names of files that lie beside pictures and are none.
+_NO_PICTURES = {
+    ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".html", ".htm", ".md", ".rst", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".log",
+    ".py", ".ipynb", ".r", ".m", ".sh", ".bat", ".xlsx", ".xls", ".ods", ".doc", ".docx", ".odt", ".db", ".lnk", ".url", ".sha256", ".md5",
+    ".lock", ".bak", ".tmp", ".part",
+}  # fmt: skip
+_COMPANIONS = {"dicomdir", "license", "licence", "readme", "makefile", "thumbs.db", "desktop.ini", "md5sums", "sha256sums", "checksums"}
 
 
 @dataclass(frozen=True)
@@ -29,45 +43,125 @@ class Found:
         path: absolute.
         owner: patient and study of its DICOM header, "" where there are none. Not to be shown.
         damaged: True for a DICOM file whose header cannot be read.
+        files: how many files it consists of.
     """
 
     name: str
     path: str
     owner: tuple[str, str] = field(default=("", ""), repr=False)
     damaged: bool = False
+    files: int = 1
 
 
-def list_images(folder: Path, root: Path) -> tuple[list[Found], list[tuple[str, str]]]:
-    """Images below a folder, and what was left out with the reason.
+@dataclass(frozen=True)
+class Listed:
+    """What a folder holds: its images, and every other file with its name, the reason, and whether it could be a picture."""
+
+    images: list[Found]
+    left_out: list[tuple[str, str, bool]]
+
+
+def list_images(folder: Path, root: Path, outside: bool = False) -> Listed:
+    """Images below a folder, and what is left out with the reason.
 
     A file is an image, but DICOM files of one series whose slices are parallel are one volume, in
     whatever subfolders they lie.
+
+    Args:
+        folder: searched to any depth, links followed. root: of the names. outside: links may lead out of the root.
+
+    Raises:
+        CohortError: links that lead out of the root, unless `outside`.
     """
-    files = visible_files(folder)
+    files = walk(folder)
+    if not outside:
+        _refuse_outside(files, root)
     stems = {(p.parent, _stem(p)) for p in files}
     found: list[Found] = []
-    ignored: list[tuple[str, str]] = []
+    ignored: list[tuple[str, str, bool]] = []
     headers: list[DicomFile] = []
     for path in files:
         name = path.relative_to(root).as_posix()
         if not _is_text(name):
-            ignored.append((os.fsencode(name).decode("utf-8", "replace"), "its name is not UTF-8; rename it"))
+            ignored.append((os.fsencode(name).decode("utf-8", "replace"), "its name is not UTF-8; rename it", True))
+        elif has_controls(name):
+            ignored.append((name, "its name holds a control character; rename it", True))
+        elif header := pixels_of_another(path):
+            ignored.append((name, f"pixels of {header.name}", False))
         elif not is_image_file(path) or is_archive(path):
-            ignored.append((name, "not an image"))
+            ignored.append((name, _why_left_out(path), _could_be_picture(path)))
         # Public sets (BUSI) keep `x_mask.png` beside `x.png`; a mask trained on as an image would give the label away.
         elif _MASK_SUFFIX.search(_stem(path)) and (path.parent, _MASK_SUFFIX.sub("", _stem(path))) in stems:
-            ignored.append((name, "mask of another image"))
+            ignored.append((name, "mask of another image", False))
         elif is_dicom(path):
-            header = _open_header(path)
-            if header is None or header.lost:
+            header_ = _open_header(path)
+            if header_ is None or header_.lost:
                 found.append(Found(name, str(path.resolve()), damaged=True))  # reading it will say why
-            elif header.derived or "Rows" not in header.dataset:
-                ignored.append((name, f"DICOM that holds {header.derived or 'no pixels'}, no image"))
+            elif header_.derived or "Rows" not in header_.dataset:
+                ignored.append((name, f"DICOM that holds {header_.derived or 'no pixels'}, no image", False))
             else:
-                headers.append(header)
+                headers.append(header_)
         else:
             found.append(Found(name, str(path.resolve())))
-    return sorted(found + _join_series(headers, root), key=lambda image: image.name), ignored
+    return Listed(sorted(found + _join_series(headers, root), key=lambda image: image.name), ignored)
+
+
+def subfolders(root: Path) -> list[str]:
+    """Names of the folders below a folder, hidden ones left out."""
+    return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def walk(folder: Path) -> list[Path]:
+    """Files below a folder, sorted, links to folders followed once; what begins with a dot, or lies in such a folder, is left out."""
+    files: list[Path] = []
+    seen: set[Path] = set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        place = Path(here).resolve()
+        if place in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files += [Path(here) / name for name in names if not name.startswith(".")]
+    return sorted(path for path in files if path.is_file() or path.is_symlink())
+
+
+def _refuse_outside(files: Sequence[Path], root: Path) -> None:
+    # A file lies where its folder does, unless it is a link itself.
+    folders = {folder: leads_outside(folder, root) for folder in {path.parent for path in files}}
+    beyond = [path for path in files if folders[path.parent] or (path.is_symlink() and leads_outside(path, root))]
+    if beyond:
+        raise CohortError(
+            f"{root}: {len(beyond)} file(s) lie behind links that lead out of it, such as "
+            f"{show(beyond[0].relative_to(root).as_posix())}. Set "
+            "cohort.outside=true (--outside) if they are meant, or leave the links out."
+        )
+
+
+def _why_left_out(path: Path) -> str:
+    if path.is_symlink() and not path.exists():
+        return "a link to nothing"
+    reason = why_no_image(path).rstrip(".")
+    if reason and _could_be_picture(path):
+        return f"not an image: {reason[0].lower()}{reason[1:]}"
+    ending = path.suffix.lower()
+    return f"not an image ({ending})" if ending else "not an image"
+
+
+def _could_be_picture(path: Path) -> bool:
+    return path.suffix.lower() not in _NO_PICTURES and path.name.lower() not in _COMPANIONS
+
+
+def tabulate(files: Sequence[Found], salt: str | None) -> tuple[pd.DataFrame, bool, tuple[str, ...], str]:
+    """The images of a folder as a table: `image`, `patient`, `path`; whether patients are known, those of whom the study alone is; the "
+    "salt."""
+    names, owners = [file.name for file in files], [file.owner for file in files]
+    # What cannot be read names nobody; it does not make the others unknown.
+    owned = all(any(file.owner) for file in files if not file.damaged) and any(map(any, owners))
+    used = (salt or secrets.token_hex(16)) if any(map(any, owners)) else ""
+    patients = [patient or name for patient, name in zip(name_patients(owners, used), names, strict=True)]
+    images = pd.DataFrame({"image": names, "patient": patients, "path": [file.path for file in files]})
+    return images, owned, known_by_study(names, owners), used
 
 
 def find_owner(path: str) -> tuple[str, str]:
@@ -123,6 +217,14 @@ def name_patients(owners: Sequence[tuple[str, str]], salt: str) -> list[str]:
     return ["" if node < 0 else "p-" + hashlib.sha256(f"{salt}|{name_of[node]}".encode()).hexdigest()[:12] for node in of_image]
 
 
+def alike_owners(images: Sequence[str], owners: Sequence[tuple[str, str]]) -> list[tuple[str, ...]]:
+    """Images, two of each kind, whose headers name patients by ids that look alike; the ids themselves are not to be shown."""
+    of_number: dict[str, str] = {}
+    for image, (patient, _) in zip(images, owners, strict=True):
+        of_number.setdefault(patient.partition("|")[2], image)
+    return [tuple(of_number[number] for number in group) for group in look_alikes(n for n in of_number if n)]
+
+
 def known_by_study(images: Sequence[str], owners: Sequence[tuple[str, str]]) -> tuple[str, ...]:
     """The images of which the study alone stands for the patient, so that two studies of one patient pass for two patients."""
     named = set() if _is_placeholder(owners) else {study for patient, study in owners if patient.partition("|")[2]}
@@ -170,5 +272,5 @@ def _join_series(headers: Sequence[DicomFile], root: Path) -> list[Found]:
         alone = sum(folder in header.path.parents for header in headers) == len(members)
         name = folder.resolve().name if folder == root else folder.relative_to(root).as_posix()
         tag = "" if alone else f"#{series_tag(members[0])}"
-        found.append(Found(name + tag, str(folder.resolve()) + tag, members[0].owner))
+        found.append(Found(name + tag, str(folder.resolve()) + tag, members[0].owner, files=len(members)))
     return found

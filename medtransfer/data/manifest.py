@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from medtransfer.account import Account, make_account
+from medtransfer.data.file_names import find_file
 from medtransfer.data.reading import split_member
 from medtransfer.errors import CohortError, list_faults
+from medtransfer.names import has_controls, show
+from medtransfer.tables import describe_shape, read_table, row_of
 
 # Names of the tables that labels stand beside.
 RESERVED = {"image", "patient", "path", "study", "site", "split", "group", "file_digest"}
@@ -21,7 +24,9 @@ _EMPTY = {"", "nan", "na", "n/a", "none", "null"}
 _WORDS = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
 
 
-def read_manifest(manifest: Path, root: Path, labels: Sequence[str], positive: str | None, columns: Sequence[str] = ()) -> pd.DataFrame:
+def read_manifest(
+    manifest: Path, root: Path, labels: Sequence[str], positive: str | None, columns: Sequence[str] = (), outside: bool = False
+) -> tuple[pd.DataFrame, Account, list[str]]:
     """Reads and checks a manifest.
 
     Args:
@@ -30,31 +35,40 @@ def read_manifest(manifest: Path, root: Path, labels: Sequence[str], positive: s
         labels: label columns, each 0/1 (or false/true), or two classes with `positive`. Empty: none is read.
         positive: the class that counts as 1.
         columns: others that are kept, as text, such as `sex`; whatever is not named stays behind, as it may be a name.
+        outside: images may lie outside of the root, or behind links that lead out of it.
 
     Returns:
-        `image`, `path` (absolute), the optional columns that are there, those of `columns`, and a float 0/1 column per label.
+        `image`, `path` (absolute), the optional columns that are there, those of `columns`, and a float 0/1 column per label; the account
+        of its rows; and what was decided in reading it, in sentences.
 
     Raises:
         CohortError: with every fault, each with its row (the header is row 1).
     """
-    table = read_table(manifest)
+    table = read_cells(manifest, (*labels, *columns))
     missing = [name for name in ("image", *labels, *columns) if name not in table.columns]
     if missing:
         raise CohortError(f"{manifest}: no column {', '.join(missing)}. Columns here: {', '.join(table.columns)}.")
     if table.empty:
         raise CohortError(f"{manifest}: no rows below the header. Add one row per image.")
-    if not any(split_member(root / name)[0].exists() for name in table["image"] if name):
+    rows = [row_of(table, place) for place in range(len(table))]
+    files = [_find(root, name) for name in table["image"]]
+    if not any(files):
         first = root / table["image"].iloc[0]
-        raise CohortError(f"{manifest}: none of its {len(table)} images is under {root}, such as {first}. Is the root right?")
-    faults = _check_rows(table, root)
-    values = {label: _parse_labels(table[label], label, positive, faults) for label in labels}
+        raise CohortError(f"{manifest}: none of its {len(table)} images is under {root}, such as {show(str(first))}. Is the root right?")
+    faults = _check_rows(table, rows, files, root, outside)
+    values = {label: _parse_labels(table[label], rows, label, positive, faults) for label in labels}
     if "split" in table.columns:
         unknown = [(i, v) for i, v in enumerate(table["split"]) if v.lower() not in PART_NAMES]
-        faults += [f"row {i + 2}: split is {v!r}; use train, tune or test" for i, v in unknown]
+        faults += [f"row {rows[i]}: split is {v!r}; use train, tune or test" for i, v in unknown]
     if faults:
-        raise CohortError(list_faults(f"{manifest}: {len(faults)} fault(s)", faults, "Mend these rows and run again."))
+        raise CohortError(list_faults(f"{manifest}: {len(faults)} fault(s)", faults, "Correct these rows and run again."))
     images = table[[column for column in ("image", "patient") if column in table.columns]].copy()
-    images["path"] = [str(_resolve(root, name)) for name in table["image"]]
+    other = [(name, file) for name, file in zip(table["image"], files, strict=True) if file and not split_member(root / name)[0].exists()]
+    notes = []
+    if other:
+        images["image"] = [_id_of(root, name, file) for name, file in zip(table["image"], files, strict=True)]
+        notes.append(f"{len(other)} image(s) are spelt otherwise in the manifest than on the disk, such as {show(other[0][0])}")
+    images["path"] = [str(file) for file in files]
     for column in dict.fromkeys((*OPTIONAL, *columns)):
         if column in table.columns:
             images[column] = table[column]
@@ -62,61 +76,30 @@ def read_manifest(manifest: Path, root: Path, labels: Sequence[str], positive: s
         images["split"] = [PART_NAMES[v.lower()] for v in images["split"]]
     for label in labels:
         images[label] = values[label]
-    return images
+    shape = describe_shape(table)
+    return images, make_account("rows", manifest.name, len(images), [], [shape] if shape else []), notes
 
 
-def read_table(manifest: Path) -> pd.DataFrame:
-    """The cells of a CSV as text, stripped.
+def read_cells(manifest: Path, known: Sequence[str] = ()) -> pd.DataFrame:
+    """The cells of a manifest as text; see `tables.read_table`.
 
     Raises:
-        CohortError: no such file, no CSV, or two columns of one name.
+        CohortError: no such file, or no table.
     """
-    try:
-        with warnings.catch_warnings():
-            # Rows longer than the header, as of decimal commas between semicolons, would lose what is too much.
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            table = pd.read_csv(manifest, dtype=str, index_col=False, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False)
-    except pd.errors.ParserWarning as error:
-        raise CohortError(
-            f"{manifest}: rows have more fields than the header. Save it as comma-separated UTF-8 with a name for every column; quote "
-            "cells that hold a comma."
-        ) from error
-    except FileNotFoundError as error:
-        raise CohortError(f"{manifest}: no such file. Give a CSV with the columns image, patient and your label.") from error
-    except (OSError, ValueError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        reason = _why_no_csv(manifest) or str(error).splitlines()[0]
-        raise CohortError(f"{manifest}: not a readable CSV ({reason}). Save it as comma-separated UTF-8 with a header.") from error
-    table.columns = [str(column).strip() for column in table.columns]
-    other = next((mark for mark in (";", "\t", "|") if len(table.columns) == 1 and mark in table.columns[0]), None)
-    if other:
-        raise CohortError(f"{manifest}: its columns are separated by {other!r}. Save it as comma-separated UTF-8.")
-    twice = sorted({c for c in table.columns if list(table.columns).count(c) > 1})
-    if twice:
-        raise CohortError(f"{manifest}: column {', '.join(twice)} appears twice. Rename or remove one.")
-    for column in table.columns:
-        table[column] = table[column].fillna("").str.strip()
-        if table[column].str.contains("\0", regex=False).any():
-            raise CohortError(f"{manifest}: not a readable CSV (column {column} holds null bytes). Save it as comma-separated UTF-8.")
-    return table
-
-
-def _why_no_csv(manifest: Path) -> str:
-    """What a file is that is no UTF-8 text, where that can be told."""
-    try:
-        with manifest.open("rb") as stream:
-            start = stream.read(4)
-    except OSError:
-        return ""
-    if start[:2] == b"PK" or start == b"\xd0\xcf\x11\xe0":
-        return "it is an Excel file"
-    return "it is UTF-16, as Excel writes it" if start[:2] in {b"\xff\xfe", b"\xfe\xff"} else ""
+    needed = "Give a table (CSV) with the columns image, patient and your label."
+    return read_table(manifest, CohortError, needed, ("image", "patient", *OPTIONAL, *known))
 
 
 def guess_labels(manifest: Path) -> tuple[str, ...]:
     """Columns that hold nothing but 0 and 1, both of them."""
-    table = read_table(manifest)
+    table = read_cells(manifest)
     columns = [c for c in table.columns if c not in RESERVED]
     return tuple(c for c in columns if {_WORDS.get(v.lower()) for v in table[c]} == {0.0, 1.0})
+
+
+def label_of(name: str) -> str:
+    """The label of a class: its name, unless the study's own tables have a column of that name."""
+    return f"class {name}" if name in RESERVED else name
 
 
 def refuse_reserved(labels: Sequence[str]) -> None:
@@ -126,35 +109,52 @@ def refuse_reserved(labels: Sequence[str]) -> None:
         raise CohortError(f"label {', '.join(clash)}: this name is taken by a column of the study's own tables. Rename the column.")
 
 
-def _resolve(root: Path, name: str) -> Path:
-    """The file, not its spelling: `a.png` and `./a.png` are one image."""
-    file, member = split_member(root / name)
-    return Path(f"{file.resolve()}#{member}") if member else file.resolve()
+def _find(root: Path, name: str) -> Path | None:
+    """The file, not its spelling: `a.png` and `./a.png` are one image; None where there is none."""
+    if not name:
+        return None
+    try:
+        file, member = split_member(root / name)
+        there = file if file.exists() else find_file(root, str(file.relative_to(root))) if file.is_relative_to(root) else None
+    except (OSError, ValueError):  # too long, or a null byte
+        return None
+    if there is None:
+        return None
+    return Path(f"{there.resolve()}#{member}") if member else there.resolve()
 
 
-def _check_rows(table: pd.DataFrame, root: Path) -> list[str]:
-    """Faults of ids and files, each with its row; the header is row 1."""
+def _id_of(root: Path, name: str, file: Path | None) -> str:
+    """The name of an image as it is on the disk, where the manifest spells it otherwise."""
+    if file is None or split_member(root / name)[0].exists() or not file.is_relative_to(root.resolve()):
+        return name
+    return file.relative_to(root.resolve()).as_posix()
+
+
+def _check_rows(table: pd.DataFrame, rows: Sequence[int], files: Sequence[Path | None], root: Path, outside: bool) -> list[str]:
+    """Faults of ids and files, each with its row."""
     faults: list[str] = []
     first_row: dict[Path, int] = {}
     patients = table["patient"] if "patient" in table.columns else [None] * len(table)
-    for i, (image, patient) in enumerate(zip(table["image"], patients, strict=True)):
-        row = i + 2
+    for row, file, image, patient in zip(rows, files, table["image"], patients, strict=True):
+        odd = [name for name in (image, patient) if name and has_controls(name)]
+        if odd:
+            faults.append(f"row {row}: {show(odd[0])} holds a control character, with which no table can be read again; remove it")
         if not image:
             faults.append(f"row {row}: image is empty")
-            continue
-        file = _resolve(root, image)
-        if file in first_row:
-            faults.append(f"row {row}: image {image!r} is already in row {first_row[file]}; every image needs one row")
+        elif file is None:
+            faults.append(f"row {row}: no file {show(str(root / image))}")
+        elif file in first_row:
+            faults.append(f"row {row}: image {show(image)!r} is already in row {first_row[file]}; every image needs one row")
         else:
             first_row[file] = row
-            if not split_member(root / image)[0].exists():
-                faults.append(f"row {row}: no file {root / image}")
+            if not outside and not file.is_relative_to(root.resolve()):
+                faults.append(f"row {row}: {show(image)} lies outside of {root}; set cohort.outside=true (--outside) if that is meant")
         if patient == "":
             faults.append(f"row {row}: patient is empty; without it the same patient could be trained and tested on")
     return faults
 
 
-def _parse_labels(column: pd.Series, label: str, positive: str | None, faults: list[str]) -> list[float]:
+def _parse_labels(column: pd.Series, rows: Sequence[int], label: str, positive: str | None, faults: list[str]) -> list[float]:
     parse: Callable[[str], float | None]
     if positive is not None:
         names = sorted(name for name in set(column) if name.lower() not in _EMPTY)
@@ -170,6 +170,6 @@ def _parse_labels(column: pd.Series, label: str, positive: str | None, faults: l
         if value is None:
             what = "is empty" if text.lower() in _EMPTY else f"is {text!r}"
             allowed = "a class name" if positive is not None else "0 or 1 (or name the positive class: cohort.positive, or --positive)"
-            faults.append(f"row {i + 2}: label {label} {what}; use {allowed}, or remove the row")
+            faults.append(f"row {rows[i]}: label {label} {what}; use {allowed}, or remove the row")
         values.append(np.nan if value is None else value)
     return values

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from medtransfer.account import make_account
 from medtransfer.data.classes import guess_positive, match_classes, refuse_opposite
-from medtransfer.data.cohort import Cohort, subfolders
-from medtransfer.data.listing import list_images
-from medtransfer.data.manifest import RESERVED, guess_labels, read_table, refuse_reserved
+from medtransfer.data.cohort import Cohort
+from medtransfer.data.listing import list_images, subfolders
+from medtransfer.data.manifest import RESERVED, guess_labels, read_cells, refuse_reserved
 from medtransfer.data.medmnist import is_archive, read_labels
 from medtransfer.data.reading import is_image_file
 from medtransfer.errors import CohortError
@@ -19,7 +20,12 @@ BESIDE = "class folder that the study does not know"
 
 
 def open_cohort(
-    path: str | Path, root: str | Path | None = None, labels: Sequence[str] = (), positive: str | None = None, flat: bool = False
+    path: str | Path,
+    root: str | Path | None = None,
+    labels: Sequence[str] = (),
+    positive: str | None = None,
+    flat: bool = False,
+    outside: bool = False,
 ) -> Cohort:
     """What a path holds, to be checked: a manifest, an archive, class folders, or a folder of images.
 
@@ -29,6 +35,7 @@ def open_cohort(
         labels: see `Cohort.from_csv`; the columns of 0 and 1 where left out.
         positive: the class that counts as 1, of a manifest or of two class folders.
         flat: the folders below are not classes.
+        outside: images may lie outside of the root, or behind links that lead out of it.
 
     Raises:
         CohortError: nothing to check.
@@ -41,26 +48,30 @@ def open_cohort(
     if any(idle.values()):
         raise CohortError(f"{path}: {', '.join(name for name, given in idle.items() if given)} is for manifests; leave it out.")
     if path.is_dir():
-        listed = {} if flat else {name: list_images(path / name, path) for name in subfolders(path)}
-        listed = {name: files for name, files in listed.items() if files[0]}
+        listed = {} if flat else {name: list_images(path / name, path, outside) for name in subfolders(path)}
+        empty = {name: files for name, files in listed.items() if not files.images}
+        listed = {name: files for name, files in listed.items() if files.images}
         # A folder per patient or series is no class: classes are few, and have several images each.
-        if 2 <= len(listed) <= 12 and all(len(files) > 1 for files, _ in listed.values()):
+        if 2 <= len(listed) <= 12 and all(len(files.images) > 1 for files in listed.values()):
             if positive is not None:
-                return Cohort.from_folders(path, list(listed), positive)
+                return Cohort.from_folders(path, list(listed), positive, outside=outside)
             # Without a word which counts as 1, each class is a label of its own.
-            return Cohort.from_listed_classes(path, listed, guess_positive(list(listed)), None)
+            cohort = Cohort.from_listed_classes(path, listed, guess_positive(list(listed)), None)
+            beside = [row for files in empty.values() for row in files.left_out]
+            account = make_account("files", f"{path}, folders without an image", 0, beside)
+            return replace(cohort, accounts=(*cohort.accounts, account)) if beside else cohort
         if positive is not None:
             raise CohortError(f"{path}: holds no class folders, so that no class counts as 1; leave positive out.")
-        return Cohort.from_files(path)
+        return Cohort.from_files(path, outside=outside)
     if is_archive(path):
         return Cohort.from_medmnist(path, positive)
     if is_image_file(path):
         raise CohortError(f"{path}: is one image. Give its folder, or a manifest (CSV).")
     chosen = tuple(labels) or guess_labels(path)
     refuse_reserved(chosen)
-    cohort = Cohort.from_manifest(path, Path(root) if root is not None else path.parent, chosen, positive, None)
+    cohort = Cohort.from_manifest(path, Path(root) if root is not None else path.parent, chosen, positive, None, outside=outside)
     if not chosen:
-        cohort.source["unused"] = [column for column in read_table(path).columns if column not in RESERVED]
+        cohort.source["unused"] = [column for column in read_cells(path).columns if column not in RESERVED]
     return cohort
 
 
@@ -105,7 +116,7 @@ def open_second(
 
 
 def _open_folders(path: Path, classes: Sequence[str], meaning: str, positive: str | None) -> Cohort:
-    here = [name for name in subfolders(path) if list_images(path / name, path)[0]]
+    here = [name for name in subfolders(path) if list_images(path / name, path).images]
     shown, remedy = ", ".join(here) or "none", "Keep two class folders there, or give a manifest with 0 and 1."
     if len(here) < 2:
         raise CohortError(f"{path}: holds no two class folders ({shown}). Give class folders, a manifest (CSV) or an archive.")
@@ -136,7 +147,7 @@ def _open_manifest(
 ) -> Cohort:
     if not path.exists():
         raise CohortError(f"{path}: no such file or folder. Give a manifest (CSV), a MedMNIST archive, or class folders.")
-    table = read_table(path)
+    table = read_cells(path)
     column = labels[0] if labels else label
     if not labels and column not in table.columns:
         others = [name for name in table.columns if name not in RESERVED]

@@ -1,0 +1,188 @@
+"""COCO files of boxes (Lin et al. 2014, arXiv:1405.0312); see `annotations` for the facts that are compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medtransfer.data.boxes import LESION
+from medtransfer.data.file_names import Names
+from medtransfer.errors import CohortError, list_faults
+from medtransfer.names import show
+
+# Pixels by which a bbox may miss the outline of its annotation, and its share of the outline's longer side.
+_ROUNDING, _SHARE = 2.0, 0.02
+
+
+@dataclass(frozen=True, eq=False)
+class Lines:
+    """What was read of a source of planar boxes.
+
+    Attributes:
+        rows: image, x0, y0, x1, y1, label.
+        left_out: name, reason and whether it asks for a look, of every annotation that is not used.
+        notes, asks, unknown, sizes: see `annotations.Annotations`.
+    """
+
+    rows: list[tuple[Any, ...]]
+    left_out: list[tuple[str, str, bool]]
+    notes: tuple[str, ...]
+    asks: tuple[str, ...]
+    unknown: dict[str, str]
+    sizes: dict[str, tuple[float, float]]
+
+
+def read_coco(path: Path, images: Iterable[str], left_out: Sequence[str]) -> Lines:
+    """The boxes of a COCO file.
+
+    Args:
+        path: of the file. images: ids of the cohort. left_out: ids of images that are none of it on purpose.
+
+    Raises:
+        CohortError: with every fault.
+    """
+    images = list(images)
+    content = _parse(path)
+    files, kinds = content["files"], content["kinds"]
+    names, aside = Names(images), Names(left_out)
+    faults: list[str] = []
+    matched = _match(files, names, faults)
+    rows: list[tuple[Any, ...]] = []
+    rest: list[tuple[str, str, bool]] = []
+    crowds: list[tuple[str, str]] = []
+    lost: dict[str, str] = {}
+    for number, mark in enumerate(content["annotations"]):
+        where = f"annotation {number}"
+        try:
+            image, crowd = mark["image_id"], bool(mark.get("iscrowd", 0))
+            x, y, width, height = map(float, mark["bbox"])
+        except (KeyError, TypeError, ValueError, AttributeError):
+            faults.append(f"{where}: needs image_id and bbox (x, y, width, height); of masks alone, boxes have to be made first")
+            continue
+        if image not in files:
+            faults.append(f"{where}: no image with id {image}")
+            continue
+        kind = mark.get("category_id")
+        if kinds and kind not in kinds:
+            faults.append(f"{where}: no category with id {kind}")
+            continue
+        meant = matched[image]
+        if crowd:
+            crowds.append((where, meant))
+        elif not meant:
+            known = bool(aside.find(files[image]))
+            rest.append((where, "of an image that was left out" if known else "of an image that is not here", False))
+            if not known:
+                lost[files[image]] = where
+        else:
+            faults += _compare_outline(where, mark, (x, y, width, height))
+            rows.append((meant, x, y, x + width, y + height, kinds.get(kind, LESION)))
+    faults += _tell_near(lost, names, {meant for meant in matched.values() if meant})
+    if faults:
+        raise CohortError(list_faults(f"{path}: {len(faults)} fault(s)", faults))
+    boxed = {row[0] for row in rows}
+    # Where nothing else is drawn the image is left out, and that is asked about.
+    rest += [(where, "a crowd (iscrowd 1)", meant in boxed) for where, meant in crowds]
+    crowded = {meant for _, meant in crowds if meant}
+    unknown = dict.fromkeys(sorted(crowded - boxed), "annotated as a crowd alone (iscrowd 1), which does not say whether it holds a lesion")
+    listed = {meant for meant in matched.values() if meant}
+    notes = _tell_matches(files, matched)
+    asks = []
+    if absent := [image for image in images if image not in listed]:
+        asks.append(
+            f"{len(absent)} image(s) are not listed in {path.name}, such as {show(absent[0])}, and count as without lesion: did somebody "
+            "look at "
+            "them?"
+        )
+    sizes = {matched[number]: size for number, size in content["sizes"].items() if matched[number]}
+    return Lines(rows, rest, tuple(notes), tuple(asks), unknown, sizes)
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        content = json.loads(text)
+        entries = list(content["images"])
+        files = {entry["id"]: str(entry["file_name"]) for entry in entries}
+        categories = [(entry["id"], str(entry["name"])) for entry in content.get("categories", [])]
+        annotations = list(content["annotations"])
+        sizes = {
+            entry["id"]: (float(entry["width"]), float(entry["height"])) for entry in entries if entry.get("width") and entry.get("height")
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CohortError(
+            f"{path}: not a COCO annotation file ({type(error).__name__}: {str(error)[:200]}). It needs images and annotations."
+        ) from error
+    faults = []
+    if len(files) < len(entries):
+        faults.append(f"{len(entries) - len(files)} image(s) have the id of another one")
+    if (
+        twice := sorted({name for name in files.values() if list(files.values()).count(name) > 1})
+        if len(set(files.values())) < len(files)
+        else []
+    ):
+        faults.append(f"{len(twice)} file name(s) are listed twice, such as {show(twice[0])}")
+    if len(dict(categories)) < len(categories):
+        faults.append("two categories have the same id")
+    if faults:
+        raise CohortError(list_faults(f"{path}: {len(faults)} fault(s)", faults))
+    return {"files": files, "kinds": dict(categories), "annotations": annotations, "sizes": sizes}
+
+
+def _match(files: Mapping[Any, str], names: Names, faults: list[str]) -> dict[Any, str]:
+    """By number of the file, the image that it means; "" where it is not here."""
+    matched: dict[Any, str] = {}
+    first: dict[str, str] = {}
+    for number, name in files.items():
+        images = names.find(name)
+        if len(images) > 1:
+            faults.append(f"{show(name)!r} may be {' or '.join(sorted(images)[:3])}; name the folder too")
+        matched[number] = images[0] if len(images) == 1 else ""
+        if matched[number] and (other := first.setdefault(matched[number], name)) != name:
+            faults.append(f"{show(name)!r} and {show(other)!r} both mean {show(matched[number])}")
+    return matched
+
+
+def _tell_near(lost: Mapping[str, str], names: Names, taken: set[str]) -> list[str]:
+    """Faults where annotations are of nearly the name of an image that no other entry means: it would count as without a lesion."""
+    faults = []
+    for name, where in lost.items():
+        near = [image for image in names.near(name) if image not in taken]
+        if near:
+            faults.append(f"{where}: is of {show(name)!r}, which is not here; is it {show(near[0])}? Give both one name")
+    return faults
+
+
+def _tell_matches(files: Mapping[Any, str], matched: Mapping[Any, str]) -> list[str]:
+    other = [(name, matched[n]) for n, name in files.items() if matched[n] and not _says(name, matched[n])]
+    if not other:
+        return []
+    return [f"{len(other)} image(s) are spelt otherwise in the boxes than on the disk, such as {show(other[0][0])} for {show(other[0][1])}"]
+
+
+def _says(name: str, image: str) -> bool:
+    return name == image or image.endswith(f"/{name}") or name.endswith(f"/{image}")
+
+
+def _compare_outline(where: str, mark: Mapping[str, Any], bbox: tuple[float, ...]) -> list[str]:
+    """A fault where the outline of an annotation has other ends than its bbox."""
+    outline = mark.get("segmentation")
+    if not isinstance(outline, list) or not outline:
+        return []
+    try:
+        points = np.concatenate([np.asarray(part, float).reshape(-1, 2) for part in outline])
+    except (ValueError, TypeError):
+        return []
+    x, y, width, height = bbox
+    ends = np.array([*points.min(0), *points.max(0)])
+    off = np.abs(ends - np.array([x, y, x + width, y + height])).max()
+    if off <= _ROUNDING + _SHARE * float(np.max(ends[2:] - ends[:2])):
+        return []
+    corners = np.abs(ends - np.array(bbox)).max() <= _ROUNDING
+    how = "it seems to hold two corners, where COCO has x, y, width, height" if corners else f"they differ by {off:.0f} pixels"
+    return [f"{where}: bbox and outline disagree; {how}"]
