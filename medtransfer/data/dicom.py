@@ -5,6 +5,7 @@ The identifiers of a header (names, ids, UIDs) are used to group files and never
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,10 @@ from medtransfer.data.series import Plane
 from medtransfer.data.signatures import kind_of
 from medtransfer.errors import ImageError
 
+# Values of the value representation CS, less what names are written with.
+_CODE = re.compile(r"[A-Z0-9_ ]{1,16}")
+_RESCALED = {"HU", "US", "OD", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT"}
+_STANDARD = "1.2.840.10008."
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 # Values computed from images, not images of a patient.
 _NO_IMAGE = {"RTDOSE": "a dose", "SEG": "a segmentation", "RTSTRUCT": "contours", "RTPLAN": "a plan"}
@@ -55,6 +60,11 @@ class DicomFile:
         """One value as text, "" where absent."""
         return str(value(self.dataset, keyword) or "").strip()
 
+    def code(self, keyword: str) -> str:
+        """A value of defined terms (CS), "" where it holds anything else: such values are told, and free text is not."""
+        stated = self.text(keyword)
+        return stated if _CODE.fullmatch(stated) else ""
+
     @cached_property
     def not_image(self) -> str:
         """What the object holds instead of an image of a patient, "" for an image."""
@@ -63,7 +73,13 @@ class DicomFile:
             return ""
         if self.truncated:
             return "only the beginning of an object: the file is truncated"
-        return f"{kind or 'no pixels'} ({getattr(value(self.dataset, 'SOPClassUID'), 'name', 'class unknown')})"
+        return f"{kind or 'no pixels'} ({self._class or 'class unknown'})"
+
+    @property
+    def _class(self) -> str:
+        """The name of the kind of object; "" for private ones, of which only the UID is known."""
+        name = str(getattr(value(self.dataset, "SOPClassUID"), "name", ""))
+        return "" if name[:1].isdigit() else name
 
     @cached_property
     def pixel_keyword(self) -> str:
@@ -85,7 +101,7 @@ class DicomFile:
         """True for what is no more an image but was one: the header ends before its rows, or lacks them though its class must have them."""
         if self.derived or "Rows" in self.dataset:
             return False
-        return self.truncated or "Image Storage" in getattr(value(self.dataset, "SOPClassUID"), "name", "")
+        return self.truncated or "Image Storage" in self._class
 
     @property
     def truncated(self) -> bool:
@@ -171,19 +187,20 @@ class DicomFile:
         """What may be told of the file: nothing that names a person, a place or a date."""
         meta = getattr(self.dataset, "file_meta", None) or {}
         anatomy = self.item(0, "FrameAnatomySequence")
-        laterality = self.text("ImageLaterality") or self.text("Laterality") or str(value(anatomy, "FrameLaterality") or "")
+        laterality = self.code("ImageLaterality") or self.code("Laterality") or str(value(anatomy, "FrameLaterality") or "")
+        syntax = str(meta.get("TransferSyntaxUID", ""))
         return {
             "format": "DICOM",
-            "modality": self.text("Modality"),
+            "modality": self.code("Modality"),
             "unit": self._unit(),
-            "photometric": self.text("PhotometricInterpretation"),
+            "photometric": self.code("PhotometricInterpretation"),
             "bits_stored": whole(self.dataset, "BitsStored") or whole(self.dataset, "BitsAllocated") or 0,
-            "transfer_syntax": str(meta.get("TransferSyntaxUID", "")),
+            "transfer_syntax": syntax if syntax.startswith(_STANDARD) else "",
             "scanner": " ".join(part for part in (self.text("Manufacturer"), self.text("ManufacturerModelName")) if part),
-            "laterality": laterality,
-            "view": self.text("ViewPosition"),
+            "laterality": laterality if _CODE.fullmatch(laterality) else "",
+            "view": self.code("ViewPosition"),
             "spacing_from": self.spacing()[1],
-            "burned_in": self.text("BurnedInAnnotation").upper(),
+            "burned_in": self.code("BurnedInAnnotation").upper(),
             "notes": self.notes,
         }
 
@@ -191,13 +208,14 @@ class DicomFile:
         """HU for CT unless the header says otherwise, as perfusion maps do (PS3.3 C.11.1.1.2); else what it says."""
         rescale = self.item(0, "PixelValueTransformationSequence")
         stated = str(value(rescale, "RescaleType") or "")
+        stated = stated if stated in _RESCALED or not stated else "not known"
         return "HU" if self.text("Modality") == "CT" and stated in {"", "HU"} and value(rescale, "RescaleIntercept") is not None else stated
 
     @cached_property
     def hazards(self) -> list[tuple[str, str]]:
         """(code, sentence) of what a user should know."""
         found = []
-        modality, burned = self.text("Modality"), self.facts["burned_in"]
+        modality, burned = self.code("Modality"), self.facts["burned_in"]
         if burned == "YES":
             found.append(("burned_in", "BurnedInAnnotation is YES: text in the pixels may name the patient or the diagnosis"))
         elif burned != "NO" and modality in {"US", "SC", "OT", "XC", "ES"}:

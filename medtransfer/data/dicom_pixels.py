@@ -66,7 +66,7 @@ def _read_frames(
     steps: list[str] = []
     photometric = file.text("PhotometricInterpretation")
     if photometric.startswith("YBR_PARTIAL"):
-        raise ImageError(f"{path}: colours stored as {photometric} are not converted here. Export the file as RGB.")
+        raise ImageError(f"{path}: colours stored as YBR_PARTIAL are not converted here. Export the file as RGB.")
     if file.pixel_keyword != "PixelData":
         return _read_floats(file, frame, header_window)
     syntax = _transfer_syntax(dataset)
@@ -81,7 +81,7 @@ def _read_frames(
         stored = apply_color_lut(stored, dataset)[..., :3]  # a fourth table is for transparency
         steps.append("palette applied")
     elif photometric.startswith("YBR"):
-        steps.append(f"{photometric} converted to RGB")
+        steps.append(f"{file.code('PhotometricInterpretation')} converted to RGB")
     samples = 3 if photometric == "PALETTE COLOR" else int(dataset.SamplesPerPixel)
     stored = stored.reshape(-1, *stored.shape[-3 if samples > 1 else -2 :])
     expected = file.frames if frame is None else 1
@@ -93,7 +93,8 @@ def _read_frames(
         return stored.astype(np.float32), None, steps
     if photometric not in {"MONOCHROME1", "MONOCHROME2"} or samples != 1:
         raise ImageError(
-            f"{path}: photometric interpretation {photometric or 'missing'!r} with {samples} sample(s) per pixel is not known."
+            f"{path}: photometric interpretation {file.code('PhotometricInterpretation') or 'of no standard'} with {samples} sample(s) per "
+            "pixel is not known. Export it as grey or RGB."
         )
     planes = [_grey(file, plane, number if frame is None else frame, header_window, steps) for number, plane in enumerate(stored)]
     values = planes[0][None] if len(planes) == 1 else np.stack(planes)
@@ -151,7 +152,7 @@ def _decode(file: DicomFile, frame: int | None) -> NDArray[Any]:
         _refuse_other_size(path, stream, shape[1:3])
         # CharLS searches a cut stream for many seconds before it gives up.
         if str(syntax) in _JPEG_LS and not stream.rstrip(b"\0").endswith(b"\xff\xd9"):
-            raise ImageError(f"{path}: the pixels ({syntax.name}, {syntax}) are truncated. Export it again.")
+            raise ImageError(f"{path}: the pixels ({_named(syntax)}) are truncated. Export it again.")
     register()
     try:
         return np.asarray(pixel_array(dataset, index=frame))
@@ -159,12 +160,15 @@ def _decode(file: DicomFile, frame: int | None) -> NDArray[Any]:
         if isinstance(error, NotImplementedError) or "missing dependencies" in str(error):
             package = next((name for syntaxes, name in _PACKAGES.items() if str(syntax) in syntaxes), None)
             remedy = f"Install {package}, or export" if package else "No package that is used here decodes it: export"
-            raise ImageError(
-                f"{path}: pixels compressed as {syntax.name} ({syntax}) cannot be decoded. {remedy} the file uncompressed."
-            ) from None
-        raise ImageError(f"{path}: the pixels ({syntax.name}, {syntax}) are damaged or truncated. Export it again.") from None
+            raise ImageError(f"{path}: pixels compressed as {_named(syntax)} cannot be decoded. {remedy} the file uncompressed.") from None
+        raise ImageError(f"{path}: the pixels ({_named(syntax)}) are damaged or truncated. Export it again.") from None
     except ValueError:
         raise ImageError(f"{path}: the pixels are truncated, or the header describes others. Export it again.") from None
+
+
+def _named(syntax: Any) -> str:
+    """Name and UID of a standard encoding; private UIDs are not told."""
+    return f"{syntax.name} ({syntax})" if not syntax.is_private and syntax.name != syntax else "a private encoding"
 
 
 def _transfer_syntax(dataset: Any) -> Any:

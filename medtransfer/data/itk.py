@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medtransfer.data.itk_facts import compare
 from medtransfer.data.limits import refuse_implausible
 from medtransfer.errors import ImageError
 
 Float = NDArray[np.float64]
-Hazards = list[tuple[str, str]]
 
 
 def read_itk(path: Path, kind: str, member: int | None) -> tuple[NDArray[np.float32], Float, dict[str, Any]]:
@@ -23,34 +23,40 @@ def read_itk(path: Path, kind: str, member: int | None) -> tuple[NDArray[np.floa
     reader = sitk.ImageFileReader()
     reader.SetImageIO("NrrdImageIO" if kind == "NRRD" else "MetaImageIO")  # by content; ITK goes by the name
     reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    size = reader.GetSize()
-    # A header of its own (.nhdr, .mhd) names the file with the pixels.
-    held = (
-        path.stat().st_size
-        if path.suffix.lower() in {".nrrd", ".mha"}
-        else sum(p.stat().st_size for p in path.parent.iterdir() if p.is_file())
-    )
-    refuse_implausible(path, (*size, reader.GetNumberOfComponents()), held)
-    if reader.GetNumberOfComponents() != 1 or len(size) not in {2, 3}:
+    hazards, stated, factor = compare(path, kind)
+    try:
+        reader.ReadImageInformation()
+        size = reader.GetSize()
+        refuse_implausible(path, (*size, reader.GetNumberOfComponents()), _bytes_of_pixels(path))
+        _refuse_others(path, size, reader.GetNumberOfComponents(), member)
+        image = reader.Execute()
+    except RuntimeError:  # what ITK says of it quotes the header
+        raise ImageError(f"{path}: not a readable volume (its header or its pixels are damaged). Export it again.") from None
+    array = sitk.GetArrayFromImage(image).T  # SimpleITK's arrays run k, j, i
+    count = image.GetDimension()
+    matrix = np.array(image.GetDirection()).reshape(count, count) @ np.diag(image.GetSpacing())
+    dimensions = min(count, 3)  # a fourth axis has length 1
+    affine = np.eye(4)
+    affine[:dimensions, :dimensions] = factor * matrix[:dimensions, :dimensions]
+    affine[:dimensions, 3] = factor * np.array(image.GetOrigin()[:dimensions])
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # ITK's patient system is LPS
+    facts = {"format": kind, "modality": "", "bits_stored": array.dtype.itemsize * 8, "spacing_from": "affine" if stated else "none"}
+    steps = [f"spacing converted to mm by {factor:g}"] if factor != 1.0 else []
+    return array.reshape((*size, 1)[:3]).astype(np.float32), affine, facts | {"steps": steps, "hazards": hazards}
+
+
+def _bytes_of_pixels(path: Path) -> int:
+    """Of the file, or, as a header of its own names another, of all beside it."""
+    if path.suffix.lower() not in {".nhdr", ".mhd"}:
+        return path.stat().st_size
+    return sum(p.stat().st_size for p in path.parent.iterdir() if p.is_file())
+
+
+def _refuse_others(path: Path, size: tuple[int, ...], components: int, member: int | None) -> None:
+    if components != 1 or not 2 <= len(size) <= 4 or size[3:] not in {(), (1,)}:
         raise ImageError(
-            f"{path}: holds {reader.GetNumberOfComponents()} values per voxel in {len(size)} dimensions. Export one grey volume."
+            f"{path}: holds {components} value(s) per voxel (colours, vectors or channels) in {len(size)} dimensions of "
+            f"{' x '.join(map(str, size))}. Export one grey volume."
         )
     if member is not None:
         raise ImageError(f"{path}: holds one volume; leave out #{member + 1}.")
-    image = reader.Execute()
-    array = sitk.GetArrayFromImage(image).T  # SimpleITK's arrays run k, j, i
-    dimensions = len(size)
-    affine = np.eye(4)
-    affine[:dimensions, :dimensions] = np.array(image.GetDirection()).reshape(dimensions, dimensions) @ np.diag(image.GetSpacing())
-    affine[:dimensions, 3] = image.GetOrigin()
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # ITK's patient system is LPS
-    with path.open("rb") as stream:
-        header = stream.read(65536).lower()
-    stated = any(word in header for word in (b"spacing", b"space directions", b"elementsize"))
-    provenance = _provenance(kind, array.dtype.itemsize * 8, [], [])
-    return array.reshape((*array.shape, 1)[:3]).astype(np.float32), affine, provenance | ({} if stated else {"spacing_from": "none"})
-
-
-def _provenance(kind: str, bits: int, steps: list[str], hazards: Hazards) -> dict[str, Any]:
-    return {"format": kind, "modality": "", "bits_stored": bits, "spacing_from": "affine", "steps": steps, "hazards": hazards}

@@ -30,5 +30,10 @@ def silence(*names: str) -> Iterator[list[warnings.WarningMessage]]:
 
 
 def without_values(text: str) -> str:
-    """The first line of a library's message less the values it quotes: they may name a person or a date."""
-    return re.sub(r"b?'[^']*'?|b?\"[^\"]*\"?|\b\d[\d.]{5,}\b", "…", text.splitlines()[0] if text else "")[:200]
+    """The first line of a library's message less what it quotes and long numbers: these may name a person or a date.
+
+    From the first quotation mark to the last: a quoted name can hold one itself.
+    """
+    line = text.splitlines()[0] if text else ""
+    line = re.sub(r"b?['\"].*['\"]|b?['\"].*$", "…", line)
+    return re.sub(r"\b\d[\d.]{5,}\b", "…", line)[:200]

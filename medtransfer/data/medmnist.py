@@ -1,6 +1,13 @@
 """Archives of MedMNIST (Yang et al. 2023, doi:10.1038/s41597-022-01721-8), 2D and 3D.
 
 An `.npz` file holds `train_images`, `train_labels`, and the same for `val` and `test`.
+
+| fact | compared with | otherwise |
+|---|---|---|
+| labels | images of the part, in number and shape | refused |
+| values of labels | whole numbers from 0 | refused, how many named |
+| images of a part | those of the other parts, in shape | refused |
+| type of images | uint8, 0 to 255 | values are taken as they are, told |
 """
 
 from __future__ import annotations
@@ -44,14 +51,23 @@ def read_labels(path: Path) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
     """
     try:
         labels = {part: np.asarray(_load(path, f"{part}_labels")) for part in PARTS}
-        counts = {part: len(_load(path, f"{part}_images")) for part in PARTS}
+        images = {part: _load(path, f"{part}_images") for part in PARTS}
+        counts = {part: len(array) for part, array in images.items()}
     except (ImageError, TypeError) as error:
         raise CohortError(str(error) if isinstance(error, ImageError) else f"{path}: its arrays have no rows.") from error
+    shapes = {part: array.shape[1:] for part, array in images.items() if len(array)}
+    if len(set(shapes.values())) > 1:
+        shown = ", ".join(f"{part} {' x '.join(map(str, shape))}" for part, shape in shapes.items())
+        raise CohortError(f"{path}: images of the parts differ in shape ({shown}). Fetch the archive again.")
     for part, values in labels.items():
         if values.ndim not in {1, 2} or values.size != len(values):
             raise CohortError(f"{path}: {part}_labels has shape {values.shape}; archives with one label per image are read.")
         if len(values) != counts[part]:
-            raise CohortError(f"{path}: {counts[part]} images but {len(values)} labels in {part}.")
+            raise CohortError(f"{path}: {counts[part]} images but {len(values)} labels in {part}. Fetch the archive again.")
+        odd = ~np.isfinite(values.astype(float)) | (values < 0) | (values != np.floor(values)) if values.dtype.kind in "iufb" else None
+        if odd is None or odd.any():
+            how = "no numbers" if odd is None else f"{int(odd.sum())} values that are no class (a whole number from 0)"
+            raise CohortError(f"{path}: {part}_labels holds {how}. Mend them, or leave their images out.")
     flat = {part: values.reshape(-1).astype(int) for part, values in labels.items()}
     known = next((names for stem, names in MEANINGS.items() if path.stem.lower().startswith(stem)), None)
     found = sorted(set(np.concatenate(list(flat.values())).tolist()))
@@ -90,7 +106,7 @@ def read_member(path: Path, member: str) -> tuple[NDArray[np.float32], dict[str,
         "bits_stored": images.dtype.itemsize * 8,
         "spacing_from": "none",
         "steps": [],
-        "hazards": [],
+        "hazards": [] if images.dtype == np.uint8 else [("values", f"images are {images.dtype}, not uint8; values are taken as they are")],
     }
     return array.astype(np.float32), facts
 

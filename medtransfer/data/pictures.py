@@ -1,7 +1,22 @@
-"""PNG, JPEG, BMP, GIF, WebP, JPEG 2000, PNM, AVIF and TIFF files at their full depth."""
+"""PNG, JPEG, BMP, GIF, WebP, JPEG 2000, PNM, AVIF and TIFF files at their full depth.
+
+What a file states twice, and what happens where it differs (for TIFF, see `tiff`):
+
+| fact | compared with | otherwise |
+|---|---|---|
+| frames of GIF, WebP, APNG, AVIF | one | refused |
+| pictures of a JPEG (MPO, as phones write) | one | the first is read, told |
+| depth of PNG, JPEG 2000, PNM | depth of the decoded pixels | decoded by other means, in full |
+| depth of AVIF | 8 bits | refused |
+| orientation tag | 1 to 8 | otherwise not applied, told |
+| sides of PNM | values that follow | fewer: refused; another map behind: refused |
+
+Not compared: EXIF sizes (of the picture before it was edited), sBIT (descriptive), gamma, colour profiles, resolutions.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +25,6 @@ from typing import Any
 
 import imagecodecs
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
@@ -18,12 +32,16 @@ from PIL import UnidentifiedImageError
 from medtransfer.data.image import identity_turn, turn_array
 from medtransfer.data.limits import refuse_implausible
 from medtransfer.data.logs import silence, without_values
+from medtransfer.data.tiff import read_tiff
 from medtransfer.errors import ImageError
 
 # The plugins of Pillow that may open a file, by what its content says it is.
-_PLUGINS = {"JPEG": ("JPEG", "MPO"), "BMP": ("BMP", "DIB"), "WebP": ("WEBP",), "JPEG 2000": ("JPEG2000",), "PNM": ("PPM",)}
+_PLUGINS = {"JPEG": ("JPEG", "MPO"), "BMP": ("BMP", "DIB"), "JPEG 2000": ("JPEG2000",), "PNM": ("PPM",)}
 # Bit depth and colour type of the PNG header that Pillow would cut to 8 bits.
 _DEEP = {(16, 2), (16, 4), (16, 6)}
+# The header of a grey or colour map: kind, columns, rows, highest value (netpbm's pgm and ppm), with comments between.
+_GAP = rb"(?:\s|#[^\r\n]*[\r\n])+"
+_PNM = re.compile(rb"P([2356])" + _GAP + rb"(\d{1,6})" + _GAP + rb"(\d{1,6})" + _GAP + rb"(\d{1,6})\s")
 # Pillow's limit of size is one setting for all threads.
 _no_bombs = Lock()
 
@@ -44,7 +62,10 @@ def read_picture(path: Path, kind: str) -> tuple[NDArray[np.float32], dict[str, 
     Raises:
         ImageError: damaged, several frames, or a depth that would be lost.
     """
-    return _read_tiff(path) if kind == "TIFF" else _read_pillow(path, kind)
+    if kind != "TIFF":
+        return _read_pillow(path, kind)
+    array, orientation, facts = read_tiff(path)
+    return _turned(array, orientation, _provenance("TIFF", **facts))
 
 
 def _read_pillow(path: Path, named: str) -> tuple[NDArray[np.float32], dict[str, Any]]:
@@ -52,14 +73,13 @@ def _read_pillow(path: Path, named: str) -> tuple[NDArray[np.float32], dict[str,
     try:
         # Pillow warns of odd metadata, which are not used, and of sizes, which are checked here.
         with silence("PIL"):
-            with _open(path, _PLUGINS.get(named, (named,))) as picture:
-                kind = picture.format or ""
+            with _open(path, _PLUGINS.get(named, (named.upper(),))) as picture:
                 refuse_implausible(path, (*picture.size, len(picture.getbands())), path.stat().st_size)
-                if kind != "MPO" and getattr(picture, "n_frames", 1) > 1:
-                    raise ImageError(f"{path}: holds several frames; give one image per file.")
+                hazards = _look_at(path, named, picture)
                 orientation = picture.getexif().get(0x0112, 1)
-                if _png_depth_and_colour(path) in _DEEP:
-                    return _read_deep_png(path, orientation)
+                deep = _read_deep(path, named)
+                if deep is not None:
+                    return _turned(deep[0], orientation, _provenance(named, *deep[1:], hazards))
                 picture.load()
             mode = picture.mode
             if mode in {"P", "PA"} or (mode in {"L", "RGB"} and "transparency" in picture.info):
@@ -73,14 +93,34 @@ def _read_pillow(path: Path, named: str) -> tuple[NDArray[np.float32], dict[str,
                 picture = picture.convert("RGB")
                 steps.append(f"{mode} converted to RGB")
             pixels = np.asarray(picture)
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except Exception as error:  # each format fails in its own way
-        raise ImageError(f"{path}: not a readable picture ({_reason(error, path)}). Save it again as PNG.") from error
+        remedy = "Export it again" if named == "PNG" else "Save it again as PNG"
+        raise ImageError(f"{path}: not a readable picture ({_reason(error, path)}). {remedy}.") from error
     bits = 1 if pixels.dtype == np.bool_ else 16 if picture.mode.startswith("I") else 8 * pixels.dtype.itemsize
     array = np.moveaxis(np.atleast_3d(pixels), -1, 0).astype(np.float32)
-    hazards = [("lossy", "JPEG: was compressed with loss")] if kind in {"JPEG", "MPO"} else []
-    return _turned(array, orientation, _provenance("JPEG" if kind == "MPO" else kind, mode, bits, steps, hazards))
+    return _turned(array, orientation, _provenance(named, mode, bits, steps, hazards))
+
+
+def _look_at(path: Path, named: str, picture: Any) -> list[tuple[str, str]]:
+    """What the header tells before anything is decoded."""
+    hazards = []
+    frames = getattr(picture, "n_frames", 1)
+    if frames > 1 and picture.format != "MPO":
+        raise ImageError(f"{path}: holds several frames ({frames}); give one image per file.")
+    if frames > 1:
+        hazards.append(("more_pictures", f"holds {frames} pictures, as phones write them; the first is read"))
+    with path.open("rb") as stream:
+        head = stream.read(4096)
+    box = head.find(b"av1C")
+    if named == "AVIF" and 0 <= box < len(head) - 6 and head[box + 6] & 0x40:
+        raise ImageError(f"{path}: is AVIF of more than 8 bits, which would be cut. Save it as PNG.")
+    wavelet = head.find(b"\xff\x52")  # its coding style; a transformation of 0 is the irreversible one (ISO 15444-1, A.6.1)
+    lossy = {"JPEG": True, "AVIF": True, "WebP": b"VP8 " in head, "JPEG 2000": 0 < wavelet < len(head) - 13 and head[wavelet + 13] == 0}
+    if lossy.get(named, False):
+        hazards.append(("lossy", f"{named}: was compressed with loss"))
+    return hazards
 
 
 @contextmanager
@@ -96,14 +136,53 @@ def _open(path: Path, plugins: tuple[str, ...]) -> Iterator[Any]:
         yield opened
 
 
-def _read_deep_png(path: Path, orientation: int) -> tuple[NDArray[np.float32], dict[str, Any]]:
-    """16-bit colour or transparency, which Pillow would cut to 8 bits."""
-    array = np.moveaxis(imagecodecs.png_decode(path.read_bytes()), -1, 0).astype(np.float32)
+def _read_deep(path: Path, named: str) -> tuple[NDArray[np.float32], str, int, list[str]] | None:
+    """Array, mode, bits and steps of a picture whose depth Pillow would cut or stretch; None for all others."""
+    if named == "PNM":
+        return _read_pnm(path)
+    if not (_png_depth_and_colour(path) in _DEEP if named == "PNG" else named == "JPEG 2000" and _depth_of_jpeg_2000(path) > 8):
+        return None
+    decode = imagecodecs.png_decode if named == "PNG" else imagecodecs.jpeg2k_decode
+    bits = 16 if named == "PNG" else _depth_of_jpeg_2000(path)
+    stored = np.asarray(decode(path.read_bytes()))
+    array = np.moveaxis(np.atleast_3d(stored), -1, 0).astype(np.float32)
     steps = []
     if array.shape[0] in {2, 4}:
-        array = array[:-1] * (array[-1:] / np.float32(65535))
+        array = array[:-1] * (array[-1:] / np.float32(2**bits - 1))
         steps.append("alpha composed on black")
-    return _turned(array, orientation, _provenance("PNG", "RGB;16" if array.shape[0] == 3 else "I;16", 16, steps))
+    return array, f"RGB;{bits}" if array.shape[0] == 3 else f"I;{bits}", bits, steps
+
+
+def _depth_of_jpeg_2000(path: Path) -> int:
+    """Bits of the first component, by the SIZ segment (ISO 15444-1, A.5.1)."""
+    with path.open("rb") as stream:
+        head = stream.read(65536)
+    mark = head.find(b"\xff\x4f\xff\x51")
+    return (head[mark + 42] & 0x7F) + 1 if 0 <= mark < len(head) - 42 else 0
+
+
+def _read_pnm(path: Path) -> tuple[NDArray[np.float32], str, int, list[str]] | None:
+    """Values as they are written, of which Pillow stretches some and cuts others; None for bilevel maps."""
+    data = path.read_bytes()
+    found = _PNM.match(data)
+    if found is None:
+        return None
+    kind, columns, rows, top = (int(group) for group in found.groups())
+    channels, plain = (3 if kind in {3, 6} else 1), kind in {2, 3}
+    rest, width = data[found.end() :], 1 if top < 256 else 2
+    needed = rows * columns * channels
+    if plain:
+        values = np.array(re.sub(rb"#[^\r\n]*", b"", rest).split()[:needed], dtype=np.float32)
+    else:
+        if _PNM.match(rest[needed * width :].lstrip()):
+            raise ImageError(f"{path}: holds several maps one behind the other; give one image per file.")
+        values = np.frombuffer(rest[: len(rest) // width * width][: needed * width], f">u{width}").astype(np.float32)
+    if len(values) < needed or not 0 < top < 65536:
+        raise ImageError(
+            f"{path}: is truncated: {rows} x {columns} x {channels} values are stated, and {len(values)} are there. Copy it again."
+        )
+    array = np.moveaxis(values.reshape(rows, columns, channels), -1, 0)
+    return array, "RGB" if channels == 3 else "L", 8 * width, []
 
 
 def _provenance(kind: str, mode: str, bits: int, steps: list[str], hazards: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
@@ -131,45 +210,6 @@ def _png_depth_and_colour(path: Path) -> tuple[int, int] | None:
     return (head[24], head[25]) if head[:8] == b"\x89PNG\r\n\x1a\n" and len(head) == 26 else None
 
 
-def _read_tiff(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
-    steps: list[str] = []
-    try:
-        with silence("tifffile"), tifffile.TiffFile(path) as tiff:
-            if len(tiff.pages) != 1:
-                raise ImageError(f"{path}: holds {len(tiff.pages)} pages; give one image per file.")
-            page = tiff.pages.first
-            refuse_implausible(path, page.shape, path.stat().st_size)
-            pixels = page.asarray()
-            photometric = getattr(page.photometric, "name", str(page.photometric))
-            array = pixels if page.planarconfig == 2 and pixels.ndim == 3 else np.moveaxis(np.atleast_3d(pixels), -1, 0)
-            bits, alpha = int(page.bitspersample), [int(kind) for kind in page.extrasamples]
-            orientation = int(page.tags["Orientation"].value) if "Orientation" in page.tags else 1
-            raw_colour = photometric == "YCBCR" and int(page.compression) == 1
-    except ImageError:
-        raise
-    except Exception as error:  # tifffile raises many kinds for damaged files
-        raise ImageError(f"{path}: not a readable TIFF ({_reason(error, path)}). Save it again.") from error
-    if array.size == 0:
-        raise ImageError(f"{path}: holds no pixels. Save it again.")
-    colours = array.shape[0] - len(alpha)
-    if array.ndim != 3 or colours not in {1, 3} or len(alpha) > 1 or np.iscomplexobj(array):
-        raise ImageError(f"{path}: a TIFF of shape {pixels.shape} is neither a grey nor a colour image.")
-    if photometric not in {"MINISBLACK", "MINISWHITE", "RGB", "YCBCR"} or raw_colour:
-        raise ImageError(f"{path}: TIFF colours {photometric} are not known. Save it as grey or RGB.")
-    top = float(2**bits - 1) if array.dtype.kind in "ub" else float(array.max())
-    values = array.astype(np.float32)
-    if alpha:
-        # Associated alpha (1) is multiplied in already; 0 is a channel that the file does not explain.
-        if alpha[0] == 0:
-            raise ImageError(f"{path}: has a channel besides its colours that it does not explain. Save it as grey or RGB.")
-        values = values[:-1] * (values[-1:] / np.float32(top)) if alpha[0] == 2 else values[:-1]
-        steps.append("alpha composed on black")
-    if photometric == "MINISWHITE":
-        values = np.float32(top) - values
-        steps.append("white-is-zero inverted")
-    return _turned(values, orientation, _provenance("TIFF", photometric, bits, steps))
-
-
 def _turned(array: NDArray[np.float32], orientation: int, provenance: dict[str, Any]) -> tuple[NDArray[np.float32], dict[str, Any]]:
     """(channel, row, column) as the orientation tag of EXIF and TIFF 6.0 says it is to be looked at."""
     order = {"turn": identity_turn(2), "stored_shape": list(array.shape[1:])}
@@ -179,4 +219,6 @@ def _turned(array: NDArray[np.float32], orientation: int, provenance: dict[str, 
         array = np.stack([turn_array(channel, turn) for channel in array])
         order["turn"] = turn
         provenance["steps"].append("orientation tag applied")
+    elif orientation != 1:
+        provenance["hazards"].append(("orientation", "the orientation tag is none of 1 to 8 and is not applied"))
     return array, provenance | order
