@@ -12,6 +12,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from medtransfer.errors import ConfigError, MedTransferError, StudyError
+from medtransfer.names import show_text
 
 app = typer.Typer(
     add_completion=False,
@@ -21,6 +22,12 @@ app = typer.Typer(
     help="Does transfer learning help on my patients, by how much, and can I trust the probabilities?",
     epilog="Start with: medtransfer demo",
 )
+
+
+def _say(text: str, err: bool = False, nl: bool = True) -> None:
+    """Prints a text; characters of names that would move the cursor, or turn text around, are shown as their codes."""
+    typer.echo(show_text(text), err=err, nl=nl)
+
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file; `medtransfer configs` lists examples.")]
 Overrides = Annotated[Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...", help="Such as image.size=224.")]  # noqa: UP045  typer reads it
@@ -68,6 +75,7 @@ def check(
     label: Annotated[Optional[list[str]], typer.Option(help="Label column of a manifest; those of 0 and 1 where left out.")] = None,  # noqa: UP045
     positive: Annotated[Optional[str], typer.Option(help="The class that counts as 1.")] = None,  # noqa: UP045
     flat: Annotated[bool, typer.Option("--flat", help="The folders below PATH are not classes.")] = False,
+    outside: Annotated[bool, typer.Option("--outside", help="Read files outside the root, and links that lead out of it.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for check.html, with pictures, and check.json.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -84,13 +92,13 @@ def check(
             from medtransfer.prepare import load_cohort
 
             config = load_config(path, overrides or ())
-            if root is not None or label or positive is not None or flat:
+            if root is not None or label or positive is not None or flat or outside:
                 raise ConfigError(f"{path}: says itself what the cohort is; set cohort.KEY=VALUE instead of options.")
             cohort, group, shortcuts = load_cohort(config.cohort), config.protocol.group, config.audit.shortcuts
         elif overrides:
             raise ConfigError(f"{overrides[0]!r}: only a YAML file takes settings; see `medtransfer check --help`.")
         else:
-            cohort, group, shortcuts = open_cohort(path, root, label or (), positive, flat), "patient", True
+            cohort, group, shortcuts = open_cohort(path, root, label or (), positive, flat, outside), "patient", True
         if output is not None:
             output.mkdir(parents=True, exist_ok=True)
         with Reporter(quiet or as_json) as reporter:
@@ -98,14 +106,15 @@ def check(
             cohort = cohort.fitted(facts)
             reporter.say("looking for what would make a result wrong")
             findings = audit(cohort, facts, group=group, shortcuts=shortcuts)
-        typer.echo(json.dumps(findings.to_dict(), indent=1) if as_json else str(findings))
+        _say(json.dumps(findings.to_dict(), indent=1) if as_json else str(findings))
         if output is not None:
+            from medtransfer.data.overlays import draw_boxes
             from medtransfer.report.sheet import build_sheet
 
-            page = build_sheet(output, path.resolve().name, findings.to_dict(), _pictures(facts), _captions(cohort))
-            typer.echo(f"\nPage: {page}", err=as_json)
+            page = build_sheet(output, path.resolve().name, findings.to_dict(), _pictures(facts), _captions(cohort), draw_boxes(cohort))
+            _say(f"\nPage: {page}", err=as_json)
         elif not as_json:
-            typer.echo("\n--output FOLDER writes a page with the pictures.", err=True)
+            _say("\n--output FOLDER writes a page with the pictures.", err=True)
         if findings.actions:
             raise typer.Exit(1)
 
@@ -159,15 +168,15 @@ def plan(
                 raise StudyError(f"{output}: holds a study; edit its plan.json. Choose another --output.")
             output.mkdir(parents=True, exist_ok=True)
             write_plans(plans, output / "plan.json")
-            typer.echo(f"{output / 'plan.json'} can be edited; `medtransfer compare` into {output} follows it.", err=True)
+            _say(f"{output / 'plan.json'} can be edited; `medtransfer compare` into {output} follows it.", err=True)
         if as_json:
             answer = {name: p.to_dict() for name, p in plans.items()}
-            typer.echo(json.dumps(answer if config is not None else answer[backbone], indent=1))
+            _say(json.dumps(answer if config is not None else answer[backbone], indent=1))
             return
         from medtransfer.models.wording import describe_plan
 
         for name, (p, network) in planned.items():
-            typer.echo("\n".join(describe_plan(name, p, network, size)))
+            _say("\n".join(describe_plan(name, p, network, size)))
 
 
 Choices = Annotated[Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...", help="Such as margin=0.05, subgroups=[sex,site].")]  # noqa: UP045
@@ -222,11 +231,11 @@ def evaluate(
             report.save(output / "report.json")
             page = build_report(output)
         if as_json:
-            typer.echo(json.dumps(report.to_dict(), indent=1))
+            _say(json.dumps(report.to_dict(), indent=1))
         else:
-            typer.echo(str(report))
+            _say(str(report))
             if output is not None:
-                typer.echo(f"\nReport: {page}")
+                _say(f"\nReport: {page}")
 
 
 def _validate(
@@ -246,7 +255,7 @@ def _validate(
     cohort = open_on(study, on, root, label or (), positive)
     given = settings.model_dump(exclude_unset=True)
     report = validate(study, cohort, output, as_json, **given)
-    typer.echo(json.dumps(report.to_dict(), indent=1) if as_json else f"{report}\n\nReport: {report.page}")
+    _say(json.dumps(report.to_dict(), indent=1) if as_json else f"{report}\n\nReport: {report.page}")
 
 
 _BACKBONE_LINE = "{:<44} {:>8} {:>6} {:>5} {:>6} {:<6} {:<10} {}"
@@ -267,19 +276,17 @@ def backbones(
         if not rows:
             raise ConfigError(f"no architecture matches {pattern!r}{' with weights on this machine' if offline else ''}. Try '*resnet*'.")
         if as_json:
-            typer.echo(json.dumps(rows))
+            _say(json.dumps(rows))
             return
-        typer.echo(_BACKBONE_LINE.format("name", "M param.", "stages", "input", "GB", "speed", "here now", "weights"))
+        _say(_BACKBONE_LINE.format("name", "M param.", "stages", "input", "GB", "speed", "here now", "weights"))
         for row in rows:
             stages = "?" if row["stages"] is None else str(row["stages"]) if row["exact"] else "one"
             known = [row[key] if row[key] is not None else "?" for key in ("parameters", "memory_gb", "speed")]
             more = f" and {len(row['weights']) - 4} more (--json)" if len(row["weights"]) > 4 else ""
             sources = (", ".join(row["weights"][:4]) or "-") + more
             cells = (row["name"], known[0], stages, row["input_size"], *known[1:], ", ".join(row["offline"]) or "-", sources)
-            typer.echo(_BACKBONE_LINE.format(*map(str, cells)))
-        typer.echo(
-            "\nGB: to train all of it on 32 images (8 volumes). Speed: of training, against resnet18. '?': not measured, use --measure."
-        )
+            _say(_BACKBONE_LINE.format(*map(str, cells)))
+        _say("\nGB: to train all of it on 32 images (8 volumes). Speed: of training, against resnet18. '?': not measured, use --measure.")
 
 
 @app.command()
@@ -293,11 +300,11 @@ def configs(
 
         files = {path.stem: path for path in sorted(configs_folder().glob("*.yaml"))}
         if schema:
-            typer.echo(json.dumps(StudyConfig.model_json_schema(), indent=1))
+            _say(json.dumps(StudyConfig.model_json_schema(), indent=1))
         elif not name:
-            typer.echo("\n".join(str(path) for path in files.values()))
+            _say("\n".join(str(path) for path in files.values()))
         elif name.removesuffix(".yaml") in files:
-            typer.echo(files[name.removesuffix(".yaml")].read_text(encoding="utf-8"), nl=False)
+            _say(files[name.removesuffix(".yaml")].read_text(encoding="utf-8"), nl=False)
         else:
             raise ConfigError(f"no example {name!r}. There are: {', '.join(files)}.")
 
@@ -308,19 +315,19 @@ def _run(config: Any, output: Path, quiet: bool, jobs: int, task: tuple[int, int
 
     report = run_study(config, output, None, quiet, jobs, task, report_only)
     if report is not None:
-        typer.echo("\n".join(report.sentences))
-        typer.echo(f"\nReport: {report.page}")
+        _say("\n".join(report.sentences))
+        _say(f"\nReport: {report.page}")
     elif task[1] > 1:
-        typer.echo(f"Task {task[0]} of {task[1]} is done. After the last one: the same command with --report-only.")
+        _say(f"Task {task[0]} of {task[1]} is done. After the last one: the same command with --report-only.")
     else:
         return  # a process that trains along with the one that reports
     flow = json.loads((output / "audit.json").read_text(encoding="utf-8"))["flow"]
     left_out = flow["images"] - flow["used"]
     if left_out:
-        typer.echo(f"{left_out} unreadable image(s) were left out; {output / 'audit.json'} lists them.", err=True)
+        _say(f"{left_out} unreadable image(s) were left out; {output / 'audit.json'} lists them.", err=True)
     failed = failed_runs(output)
     for line in failed:
-        typer.echo(f"Run failed: {line}", err=True)
+        _say(f"Run failed: {line}", err=True)
     if left_out or failed:
         raise typer.Exit(3)
 
@@ -363,14 +370,14 @@ def _guard() -> Iterator[None]:
     try:
         yield
     except MedTransferError as error:
-        typer.echo(f"medtransfer: {error}", err=True)
+        _say(f"medtransfer: {error}", err=True)
         raise typer.Exit(2) from None
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        typer.echo(f"medtransfer: {where}{error.strerror or error}. Check the path, its permissions and the free space.", err=True)
+        _say(f"medtransfer: {where}{error.strerror or error}. Check the path, its permissions and the free space.", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        typer.echo("medtransfer: interrupted. Run the same command again; what is finished is kept.", err=True)
+        _say("medtransfer: interrupted. Run the same command again; what is finished is kept.", err=True)
         raise typer.Exit(130) from None
     finally:
         # A script or notebook that has called a verb can be ended as before. None: a handler that was not set from Python.

@@ -22,7 +22,12 @@ SHOWN_IMAGES = 24
 
 
 def build_sheet(
-    folder: Path, title: str, findings: Mapping[str, Any], pictures: Mapping[str, NDArray[np.uint8]], captions: Mapping[str, str]
+    folder: Path,
+    title: str,
+    findings: Mapping[str, Any],
+    pictures: Mapping[str, NDArray[np.uint8]],
+    captions: Mapping[str, str],
+    boxed: Mapping[str, tuple[NDArray[np.uint8], str]] | None = None,
 ) -> Path:
     """Writes `check.html` and `check.json`; returns the page.
 
@@ -32,6 +37,7 @@ def build_sheet(
         findings: the answer of the check, see `Audit.to_dict`.
         pictures: by image, uint8 (row, column).
         captions: by image, such as its labels.
+        boxed: by image, uint8 (row, column, 3) with its boxes, and a caption.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_aside(folder / "check.json", json.dumps(findings, indent=1))
@@ -57,6 +63,7 @@ def build_sheet(
         sources={image: encode_picture(pictures[image]) for image in sorted(shown) if image in pictures},
         captions=captions,
         shown_images=SHOWN_IMAGES,
+        boxed=[(image, encode_picture(picture), text) for image, (picture, text) in (boxed or {}).items()],
     )
     write_aside(page, content)
     return page
