@@ -27,6 +27,8 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from medtransfer.data.volumes import detached_pixels, pixels_of_another
+
 # Libraries that decide what an entry holds; the last two are used by pydicom where they are installed.
 _LIBRARIES = (
     "imagecodecs",
@@ -99,21 +101,15 @@ def _make_private(folder: Path) -> None:
 def digest_file(path: Path, member: str = "") -> str:
     """SHA-256 of a file's bytes, or of the names and bytes of a folder's files; with what stands behind `#`."""
     result = hashlib.sha256(member.encode())
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path, *_detached(path)]
+    base = path if path.is_dir() else path.parent
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path, *detached_pixels(path)]
+    header = pixels_of_another(path)
+    files += [header] if header is not None else []
     for file in files:
         stat = file.stat()
-        result.update(os.fsencode(file.relative_to(path if path.is_dir() else path.parent)) + b"\0")
+        result.update(os.fsencode(os.path.relpath(file, base)) + b"\0")
         result.update(_digest_bytes(file, stat.st_mtime_ns, stat.st_size))
     return result.hexdigest()
-
-
-def _detached(path: Path) -> list[Path]:
-    """Files with the pixels of a header of its own; all beside it where it names none plainly."""
-    if path.suffix.lower() not in {".mhd", ".nhdr"}:
-        return []
-    text = path.read_bytes()
-    beside = sorted(p for p in path.parent.iterdir() if p.is_file() and p != path)
-    return [p for p in beside if os.fsencode(p.name) in text] or beside
 
 
 @lru_cache(maxsize=100_000)

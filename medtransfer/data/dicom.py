@@ -79,7 +79,7 @@ class DicomFile:
     def _class(self) -> str:
         """The name of the kind of object; "" for private ones, of which only the UID is known."""
         name = str(getattr(value(self.dataset, "SOPClassUID"), "name", ""))
-        return "" if name[:1].isdigit() else name
+        return "" if re.fullmatch(r"[\d.]*", name) else name
 
     @cached_property
     def pixel_keyword(self) -> str:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from medtransfer.data.dicom import DicomFile, is_dicom, numbers, open_dicom, whole
 from medtransfer.data.dicom_pixels import read_frames
 from medtransfer.data.image import Image, identity_turn
+from medtransfer.data.limits import refuse_implausible
 from medtransfer.data.series import Plane, Stack, group_planes, plane_affine, stack_planes, straighten
 from medtransfer.data.volumes import orient, voxel_sizes
 from medtransfer.errors import ImageError
@@ -99,8 +100,10 @@ def _read_stack(files: list[DicomFile], where: Path, header_window: bool) -> Ima
     planes = [plane for file in files for plane in file.planes]
     group = _choose_group(planes, owners, where)
     stack = stack_planes(planes, group, str(where))
-    values, padding, steps = _read_slices(stack, owners, header_window)
     first = owners[stack.order[0]][0]
+    sides = [whole(first.dataset, keyword) or 1 for keyword in ("Rows", "Columns", "SamplesPerPixel")]
+    refuse_implausible(where, (len(stack.order), *sides), sum(len(file.pixels) for file in files))
+    values, padding, steps = _read_slices(stack, owners, header_window)
     steps.append(f"{len(stack.order)} slices of {stack.spacing[0]:.4g} mm sorted by position along their normal")
     hazards = list(dict.fromkeys(hazard for number in stack.order for hazard in owners[number][0].findings if hazard[0] != "gantry_tilt"))
     hazards += _compare(stack, owners, files)

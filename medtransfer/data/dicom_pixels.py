@@ -152,7 +152,7 @@ def _decode(file: DicomFile, frame: int | None) -> NDArray[Any]:
         _refuse_other_size(path, stream, shape[1:3])
         # CharLS searches a cut stream for many seconds before it gives up.
         if str(syntax) in _JPEG_LS and not stream.rstrip(b"\0").endswith(b"\xff\xd9"):
-            raise ImageError(f"{path}: the pixels ({_named(syntax)}) are truncated. Export it again.")
+            raise ImageError(f"{path}: the pixels, compressed as {_named(syntax)}, are truncated. Export it again.")
     register()
     try:
         return np.asarray(pixel_array(dataset, index=frame))
@@ -161,7 +161,7 @@ def _decode(file: DicomFile, frame: int | None) -> NDArray[Any]:
             package = next((name for syntaxes, name in _PACKAGES.items() if str(syntax) in syntaxes), None)
             remedy = f"Install {package}, or export" if package else "No package that is used here decodes it: export"
             raise ImageError(f"{path}: pixels compressed as {_named(syntax)} cannot be decoded. {remedy} the file uncompressed.") from None
-        raise ImageError(f"{path}: the pixels ({_named(syntax)}) are damaged or truncated. Export it again.") from None
+        raise ImageError(f"{path}: the pixels, compressed as {_named(syntax)}, are damaged or truncated. Export it again.") from None
     except ValueError:
         raise ImageError(f"{path}: the pixels are truncated, or the header describes others. Export it again.") from None
 

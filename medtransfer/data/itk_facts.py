@@ -171,13 +171,14 @@ def _refuse_flat(header: Header, name: str, directions: str) -> None:
 
 def _compare_bytes(header: Header, kind: str, hazards: Hazards) -> None:
     """The bytes of the pixels against the sizes. Compressed ones are unfolded for it: ITK takes damaged ones unsaid."""
-    place = _find_pixels(header, kind)
+    found = _find_pixels(header, kind)
     sizes = header.numbers("sizes" if kind == "NRRD" else "DimSize")
     width = _BYTES.get(header.get("type" if kind == "NRRD" else "ElementType").lower(), 0)
     needed = int(math.prod(sizes) * width * (header.numbers("ElementNumberOfChannels") or [1])[0])
-    if place is None or needed < 1:
-        return
-    pixels, start = place
+    skips = header.get("line skip", "lineskip", "byte skip", "byteskip", "HeaderSize") not in {"", "0"}
+    if found is None or skips or needed < 1:
+        return  # a part is skipped, or the pixels lie in several files, which ITK misses where they are not there
+    pixels, start = found, header.end if found == header.path else 0
     with pixels.open("rb") as stream:
         stream.seek(start)
         first = stream.read(2)
@@ -205,20 +206,27 @@ def _compare_bytes(header: Header, kind: str, hazards: Hazards) -> None:
         hazards.append(("surplus", f"{there - needed} bytes behind the pixels are left out"))
 
 
-def _find_pixels(header: Header, kind: str) -> tuple[Path, int] | None:
-    """The file with the pixels, and where they begin; None where the header skips some of it, or names several."""
+def find_pixels(path: Path, kind: str) -> Path | None:
+    """The file with the pixels: the header's own or another; None where it names several by a list or a pattern.
+
+    Raises:
+        ImageError: it is not there.
+    """
+    return _find_pixels(Header(path, kind), kind)
+
+
+def _find_pixels(header: Header, kind: str) -> Path | None:
     named = header.get("data file", "datafile") if kind == "NRRD" else header.get("ElementDataFile")
-    skips = header.get("line skip", "lineskip", "byte skip", "byteskip", "HeaderSize") not in {"", "0"}
     if not named or named.upper() == "LOCAL":
-        return None if skips else (header.path, header.end)
+        return header.path
     if named.upper().startswith("LIST") or "%" in named:
-        return None  # ITK misses those that are not there
+        return None
     pixels = header.path.parent / named
     if not pixels.is_file():
         beside = sorted(p.name for p in header.path.parent.glob(f"{header.path.stem}.*") if p.suffix.lower() in {".raw", ".zraw", ".gz"})
         hint = f"Write {beside[0]}, which lies beside it, into its header" if len(beside) == 1 else "Put it beside, under that name"
         raise ImageError(f"{header.path}: its header names a file with the pixels that is not there. {hint}.")
-    return None if skips else (pixels, 0)
+    return pixels
 
 
 def _unfold(path: Path, start: int, needed: int) -> tuple[int, int]:

@@ -75,6 +75,13 @@ def read_nifti(path: Path, member: int | None) -> tuple[NDArray[np.float32], Flo
     return values, affine, provenance | {"steps": steps, "hazards": hazards}
 
 
+def nifti_pixels(path: Path) -> list[Path]:
+    """The file with the pixels of a pair, by its header; none for a file that holds them itself."""
+    with path.open("rb") as stream:
+        head = stream.read(4096)
+    return [_pixels(path)] if is_nifti_pair(unpack_gzip(head) if head[:2] == b"\x1f\x8b" else head) else []
+
+
 def _read_voxels(path: Path, image: Any, stream: Any, pixels: Path, hazards: Hazards) -> NDArray[Any]:
     """As stored; what is missing or left over is told apart."""
     offset = int(image.dataobj.offset)

@@ -61,10 +61,7 @@ def read_image(path: str | Path, window: Any = None) -> Image:
     """
     chosen = None if window is None else parse_window(window)
     if chosen is None:
-        file, member = split_member(path)
-        if not file.exists():
-            raise ImageError(f"{file}: no such file or folder.")
-        return _checked(str(path), _read(file, member, False))
+        return _load(path, False)
     # A window of the header is applied to the stored values, before MONOCHROME1 is inverted: read for it alone.
     only_header = chosen == "from_header"
     return window_image(path, None if only_header else read_image(path), chosen)
@@ -78,8 +75,7 @@ def window_image(path: str | Path, image: Image | None, window: Window) -> Image
     """
     from_header = None
     if needs_header(window):
-        file, member = split_member(path)
-        from_header = _checked(str(path), _read(file, member, True))
+        from_header = _load(path, True)
     first = image or from_header
     assert first is not None  # one of the two was read
     _refuse_preset(path, first, window)
@@ -107,6 +103,18 @@ def _refuse_preset(path: str | Path, image: Image, window: Window) -> None:
 
 def _singles(window: Window) -> tuple[Any, ...]:
     return window if isinstance(window, tuple) and len(window) == 3 else (window,)
+
+
+def _load(path: str | Path, header_window: bool) -> Image:
+    file, member = split_member(path)
+    if not file.exists():
+        raise ImageError(f"{file}: no such file or folder.")
+    try:
+        return _checked(str(path), _read(file, member, header_window))
+    except MemoryError:
+        raise ImageError(
+            f"{path}: does not fit in the memory that is free. Close other programs, or export a smaller part of it."
+        ) from None
 
 
 def _read(file: Path, member: str, header_window: bool) -> Image:

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from medtransfer.data.image import Turn
 from medtransfer.data.itk import read_itk
+from medtransfer.data.itk_facts import find_pixels
 from medtransfer.data.logs import silence, without_values
-from medtransfer.data.nifti import read_nifti
-from medtransfer.data.signatures import header_sizes
+from medtransfer.data.nifti import nifti_pixels, read_nifti
+from medtransfer.data.signatures import header_sizes, kind_of
 from medtransfer.errors import ImageError
 
 Float = NDArray[np.float64]
@@ -68,6 +69,23 @@ def pixels_of_another(path: Path) -> Path | None:
         if _holds(header, path):
             return header
     return None
+
+
+def detached_pixels(path: Path) -> list[Path]:
+    """The files with the pixels of a header of its own, as far as they are there; none for a file that holds its own.
+
+    All files beside it where the header names them by a list or a pattern.
+    """
+    kind = kind_of(path)
+    try:
+        if kind == "NIfTI":
+            return nifti_pixels(path)
+        place = find_pixels(path, kind) if kind in {"NRRD", "MetaImage"} else path
+    except (ImageError, OSError):
+        return []
+    if place is None:
+        return sorted(p for p in path.parent.iterdir() if p.is_file() and p != path)
+    return [] if place == path else [place]
 
 
 def _holds(header: Path, path: Path) -> bool:

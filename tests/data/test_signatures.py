@@ -16,7 +16,7 @@ from medtransfer.data.dicom_write import write_grey_dicom
 from medtransfer.data.medmnist import is_archive
 from medtransfer.data.reading import is_image_file, read_image
 from medtransfer.data.signatures import kind_of, why_no_image
-from medtransfer.data.volumes import pixels_of_another
+from medtransfer.data.volumes import detached_pixels, pixels_of_another
 from medtransfer.errors import ImageError
 from PIL import Image as Pillow
 from pydicom.data import get_testdata_file
@@ -197,6 +197,8 @@ def test_pixels_of_another_header_are_accounted_for(tmp_path):
     for raw, header in (("pair.img", "pair.hdr"), ("m.raw", "m.mhd"), ("n.raw", "n.nhdr")):
         assert pixels_of_another(tmp_path / raw) == tmp_path / header
         assert pixels_of_another(tmp_path / header) is None
+        assert detached_pixels(tmp_path / header) == [tmp_path / raw]
+        assert detached_pixels(tmp_path / raw) == []
         assert is_image_file(tmp_path / header)
         assert np.array_equal(read_image(tmp_path / raw).array, read_image(tmp_path / header).array)
     assert np.array_equal(read_image(tmp_path / "pair.hdr").array[0], VOLUME[::-1, ::-1])
@@ -209,4 +211,5 @@ def test_pixels_of_another_header_are_accounted_for(tmp_path):
     text = (tmp_path / "m.mhd").read_text().replace("m.raw", "slice%03d.raw 1 10 1")
     (tmp_path / "p.mhd").write_text(text)
     (tmp_path / "slice004.raw").write_bytes(b"")
+    assert tmp_path / "slice004.raw" in detached_pixels(tmp_path / "p.mhd")
     assert pixels_of_another(tmp_path / "slice004.raw") == tmp_path / "p.mhd"
