@@ -9,6 +9,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from medtransfer.names import show_text
+
 # Seconds between two lines about the same work in a log.
 _LINE_EVERY = 15.0
 
@@ -62,6 +64,7 @@ class Reporter:
         """One line, above the bars."""
         if self.quiet:
             return
+        text = show_text(text)
         if self.bars:
             self.console.print(text, markup=False)
         else:

@@ -12,9 +12,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from medtransfer.data.annotations import read_annotations
 from medtransfer.data.augmentation import Changes, change, change_boxes, draw_changes
-from medtransfer.data.boxes import boxes_of_mask, fit_boxes, from_axes, read_boxes, to_axes
+from medtransfer.data.boxes import Frame, boxes_of_mask, fit_boxes, from_axes, to_axes
 from medtransfer.data.cohort import Cohort
+from medtransfer.data.inspection import inspect_images
 from medtransfer.data.placement import place
 from medtransfer.data.slices import boxes_of_stack, boxes_of_volume, cut
 from medtransfer.data.split import split_cohort
@@ -32,6 +34,10 @@ def images(tmp_path: Path) -> pd.DataFrame:
     for name in TRUE:
         Image.fromarray(np.zeros((30, 40), np.uint8)).save(folder / name)
     return pd.DataFrame({"image": [f"images/{name}" for name in TRUE], "path": [str(folder / name) for name in TRUE]})
+
+
+def read_boxes(*args, **options):
+    return read_annotations(*args, **options).boxes
 
 
 def found(table: pd.DataFrame) -> dict[str, list[tuple[float, ...]]]:
@@ -117,9 +123,10 @@ def test_masks_give_a_box_for_each_part(images, tmp_path):
         mask = np.zeros((30, 40), np.uint8)
         for x0, y0, x1, y1 in own:
             mask[int(y0) : int(y1), int(x0) : int(x1)] = 255
-        Image.fromarray(mask).save(tmp_path / "masks" / name)
-    assert {n: sorted(own) for n, own in found(read_boxes("masks", images, tmp_path)).items()} == {n: sorted(o) for n, o in TRUE.items()}
-    Image.fromarray(np.ones((30, 41), np.uint8)).save(tmp_path / "masks" / "a.png")
+        Image.fromarray(mask if name != "b.png" else np.zeros_like(mask)).save(tmp_path / "masks" / name)
+    read = {n: sorted(own) for n, own in found(read_boxes("masks", images, tmp_path)).items()}
+    assert read == {n: sorted(o) if n != "b.png" else [] for n, o in TRUE.items()}
+    Image.fromarray(np.eye(30, 41, dtype=np.uint8)).save(tmp_path / "masks" / "a.png")
     with pytest.raises(CohortError, match=r"a.png: the mask has \(30, 41\) pixels, its image \(30, 40\)"):
         read_boxes("masks", images, tmp_path)
 
@@ -149,12 +156,12 @@ def test_boxes_must_fit_their_image():
         ],
         columns=["image", "x0", "y0", "x1", "y1", "label"],
     )
-    shapes = {"a": (40, 30), "b": (40, 30)}
-    assert fit_boxes(table.iloc[[0, 4]], shapes)[["x0", "y0", "x1", "y1"]].to_numpy().tolist() == [[0, 0, 10, 40]]
+    shapes = {"a": Frame((40, 30)), "b": Frame((40, 30))}
+    assert fit_boxes(table.iloc[[0, 4]], shapes).boxes[["x0", "y0", "x1", "y1"]].to_numpy().tolist() == [[0, 0, 10, 40]]
     with pytest.raises(CohortError, match=r"(?s)3 of 4 boxes.*no extent.*outside of its image, which has 40 x 30.*lacks coordinates"):
         fit_boxes(table, shapes)
     with pytest.raises(CohortError, match="a volume needs z0 and z1"):
-        fit_boxes(table.iloc[:1], {"a": (40, 30, 20)})
+        fit_boxes(table.iloc[:1], {"a": Frame((40, 30, 20))})
 
 
 @settings(max_examples=60, deadline=None)
@@ -278,9 +285,12 @@ def test_masks_are_no_images_of_the_cohort(tmp_path):
         cohort = Cohort.from_boxes(tmp_path, source)
         assert cohort.images["image"].tolist() == ["images/a.png", "images/b.png"], source
         assert cohort.images["lesion"].tolist() == [1, 1]
-    Image.fromarray(np.pad(np.full((8, 8), 200, np.uint8), 6)).save(tmp_path / "masks" / "a.jpg")
-    with pytest.raises(CohortError, match="JPEG blurs the edges of a mask"):
-        Cohort.from_boxes(tmp_path, "masks")
+    # JPEG blurs the edges of a mask: half of the highest value is the edge.
+    (tmp_path / "masks" / "a.png").unlink()
+    Image.fromarray(np.pad(np.full((8, 8), 200, np.uint8), 6)).save(tmp_path / "masks" / "a.jpg", quality=60)
+    cohort = Cohort.from_boxes(tmp_path, "masks")
+    assert cohort.boxes[["x0", "y0", "x1", "y1"]].to_numpy().tolist() == [[6, 6, 14, 14]] * 2
+    assert any("is the lesion" in note for note in cohort.notes)
 
 
 def test_outlines_of_yolo_are_boxed_and_other_lines_refused(images, tmp_path):
@@ -335,14 +345,15 @@ def test_boxes_of_images_that_were_left_out_are_no_fault(tmp_path):
     table.to_csv(tmp_path / "boxes.csv", index=False)
     cohort = Cohort.from_boxes(tmp_path, "boxes.csv", patient=r"^(p\d)_", unnamed="leave_out")
     assert cohort.images["image"].tolist() == ["p1_a.png"]
-    fitted = cohort.fitted({"p1_a.png": (30, 40)})
+    fitted = cohort.fitted(inspect_images(cohort))
+    assert any("are there twice" in note for note in fitted.notes)
     assert len(fitted.boxes) == 1  # twice the same box is one lesion
 
 
 def test_planes_may_leave_z_empty(images, tmp_path):
     table = pd.DataFrame([("images/a.png", 1, 1, 9, 9, "", "")], columns=["image", "x0", "y0", "x1", "y1", "z0", "z1"])
     table.to_csv(tmp_path / "boxes.csv", index=False)
-    boxes = fit_boxes(read_boxes("boxes.csv", images, tmp_path), {"images/a.png": (30, 40)})
+    boxes = fit_boxes(read_boxes("boxes.csv", images, tmp_path), {"images/a.png": Frame((30, 40))}).boxes
     assert boxes.columns.tolist() == ["image", "x0", "y0", "x1", "y1", "label"]
 
 

@@ -189,7 +189,7 @@ def detection_parts(phantom, store=None):
     cohort = Cohort.from_boxes(phantom, "boxes.csv", manifest=phantom / "manifest.csv")
     fixed = Fixed(64)
     facts = inspect_images(cohort, None, fixed)
-    cohort = cohort.fitted(dict(zip(facts["image"], facts["shape"], strict=True)))
+    cohort = cohort.fitted(facts)
     images = Images(cohort, [Path(e) for e in facts["entry"]], Slices(), 1, TrainSection(), store, place_images(fixed, facts))
     net = load_backbone(LITE, "imagenet")
     plan = plan_freeze(PlainCounts({"0": 10, "1": 50}, "far"), net, finest=8)
