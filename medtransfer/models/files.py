@@ -30,7 +30,7 @@ _ROLE = re.compile(
 # What is kept beside networks to go on with a training.
 _NO_NETWORK = re.compile(
     r"(?i)(.*_)?(optim\w*|opt|(lr_)?sched\w*|(grad_)?scaler\w*|amp|args|opts?|config\w*|cfg|criterion\w*|loss\w*|loops|callbacks"
-    r"|hyper_?param\w*|hparams|rng\w*|meta\w*|message_hub|history|metrics?|stats|epoch|meters?)"
+    r"|hyper_?param\w*|hparams|rng\w*|meta(_?data)?|message_hub|history|metrics?|stats|epoch|meters?)"
 )
 # Parts of a network behind what is transferred.
 _HEAD = re.compile(r"(?i)(\w+_)?(head|heads|classifier|fc|projector|projection|predictor|prototypes|last_linear)(_\w+)?")
@@ -84,8 +84,8 @@ def read_network(path: Path, name: str = "") -> Network:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "no such file"
         raise WeightsError(f"{path}: {what}. Give the path of a .safetensors or .pth state_dict.")
+    content = read_content(path)  # first, as what was saved in place of the file has another digest too
     _check_digest_in_name(path)
-    content = read_content(path)
     networks = [part for entry in _networks_in(content) for part in _split_roles(entry)]
     if not networks:
         raise WeightsError(
@@ -128,7 +128,8 @@ def _networks_in(content: Any, name: str = "", around: tuple[int, ...] = (), loo
         for key, value in content.items()
         if isinstance(key, str) and isinstance(value, Tensor) and (not nested or "." in key)
     }
-    bodies = [key for key in nested if not _HEAD.fullmatch(key)]
+    largest = max((_size(networks) for networks in nested.values()), default=0)
+    bodies = [key for key, networks in nested.items() if not _HEAD.fullmatch(key) or 3 * _size(networks) > largest]
     if len(bodies) == 1 and not tensors:
         # Heads beside the one network are of it.
         aside = [_join(part.name, tensor) for key in nested if key not in bodies for part in nested[key] for tensor in part.tensors]
@@ -138,6 +139,10 @@ def _networks_in(content: Any, name: str = "", around: tuple[int, ...] = (), loo
         return found
     aside = [str(key) for key in content if key not in tensors and key not in nested]
     return [Network(tensors, name, tuple(aside)), *found]
+
+
+def _size(networks: Sequence[Network]) -> int:
+    return sum(len(network.tensors) for network in networks)
 
 
 def _split_roles(network: Network) -> list[Network]:
@@ -224,7 +229,8 @@ def _behind(network: Network, asked: str) -> Network | None:
 def _same(one: Tensors, other: Tensors) -> bool:
     """Whether two networks hold the same numbers under the same names, whatever prefixes these have."""
     first, second = ({_bare(key): value for key, value in tensors.items()} for tensors in (one, other))
-    return first.keys() == second.keys() and all(same_numbers(value, second[key]) for key, value in first.items())
+    whole = len(first) == len(one) and len(second) == len(other)
+    return whole and first.keys() == second.keys() and all(same_numbers(value, second[key]) for key, value in first.items())
 
 
 def _bare(key: str) -> str:

@@ -117,11 +117,11 @@ def find_twins(tensors: Tensors, prefix: str) -> dict[str, int]:
 
 def _doubles(network: nn.Module, named: Named, neck: Sequence[str]) -> list[str]:
     """Names that a prefix alone tells apart, outside of classifiers: nobody can say which of the two tensors is meant."""
-    heads = _heads(network, neck) | _CLASSIFIERS
+    wanted, heads = network.state_dict(), _heads(network, neck) | _CLASSIFIERS
     return [
         f"{pair[-1]}: is in the file twice, as {' and '.join(pair)}, with different numbers"
         for pair in named.twice
-        if heads.isdisjoint(min(pair, key=len).split("."))
+        if (shortest := min(pair, key=len)) in wanted or shortest.split(".")[0] not in heads
     ]
 
 

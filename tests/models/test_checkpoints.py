@@ -158,6 +158,11 @@ def test_a_head_beside_the_one_network_is_part_of_it(tmp_path):
     assert net.weights.unused == ("classifier.bias", "classifier.weight", *FC)
 
 
+def test_a_network_that_is_named_like_a_head_is_none(tmp_path):
+    with pytest.raises(WeightsError, match=r"holds 2 networks: features \(92 tensors\), classifier \(92 tensors\)"):
+        load(saved({"features": A, "classifier": B}, tmp_path / "w.pth"))
+
+
 def test_what_is_no_tensor_in_a_state_dict_is_left_out_and_listed(tmp_path):
     net = load(saved({**A, "epoch": 3, "name": "x", "nothing": None, "options": {"a": 1}}, tmp_path / "w.pth"))
     assert_holds(net, A)
@@ -371,6 +376,12 @@ def test_what_was_saved_in_place_of_a_file_is_named(tmp_path, name, content, mes
     (tmp_path / name).write_bytes(content)
     with pytest.raises(WeightsError, match=f"{name}: .*{message}"):
         load(tmp_path / name)
+
+
+def test_what_was_saved_in_place_of_a_file_with_a_digest_in_its_name(tmp_path):
+    (tmp_path / "w-0123abcd.pth").write_bytes(LFS)
+    with pytest.raises(WeightsError, match="a pointer of Git LFS.*Run `git lfs pull`"):
+        load(tmp_path / "w-0123abcd.pth")
 
 
 def test_a_cut_file_says_so(tmp_path):
