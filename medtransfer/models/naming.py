@@ -9,17 +9,17 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from medtransfer.errors import WeightsError
-from medtransfer.models.files import Tensors
-
-PREFIXES = ("module.", "model.", "backbone.", "encoder.", "encoder_q.", "network.", "net.")
+from medtransfer.models.files import PREFIXES, Tensors, same_numbers
 
 
 @dataclass(frozen=True)
@@ -30,41 +30,88 @@ class Named:
         tensors: by name; what has no place keeps the name it has in the file.
         changes: what was done, in words, beyond renaming.
         preparations: names in `preparations.PREPARATIONS`: changes of the network to what the file was made for.
+        prefix: that was removed.
+        twice: pairs of names that differ in a prefix alone, of different tensors.
     """
 
     tensors: Tensors
     changes: tuple[str, ...] = ()
     preparations: tuple[str, ...] = ()
+    prefix: str = ""
+    twice: tuple[tuple[str, ...], ...] = ()
 
 
 def candidates(tensors: Tensors, network: nn.Module, name: str) -> Iterator[Named]:
-    """The file as each publisher would name it, its prefixes removed one after the other."""
-    for plain in _without_prefixes(tensors):
-        yield Named(plain)
-        for rule in (_from_timm, _from_torchvision_densenet, _from_torchvision_swin, _from_children, _from_lite):
+    """The file as each publisher would name it, as it is and with its prefixes removed, in every order."""
+    rules: tuple[Callable[[Tensors, nn.Module], Tensors | Named | None], ...] = (
+        _from_timm,
+        _from_torchvision_densenet,
+        _from_torchvision_swin,
+        _from_torchvision_mobilenet,
+        _from_children,
+        _from_lite,
+        partial(_from_torchvision_efficientnet, name=name),
+        _from_keras,
+    )
+    for plain in _without_prefixes(tensors, network):
+        yield plain
+        for rule in rules:
             try:
-                renamed = rule(plain, network)
+                renamed = rule(plain.tensors, network)
+            except WeightsError:
+                raise
             except Exception:  # not a file of this publisher; timm's rules fail on others' in many ways
                 continue
-            if renamed is not None:
-                yield Named(renamed)
-        for other in (_from_torchvision_efficientnet(plain, network, name), _from_keras(plain, network)):
-            if other is not None:
-                yield other
+            if isinstance(renamed, Named):
+                yield replace(renamed, prefix=plain.prefix, twice=plain.twice)
+            elif renamed is not None:
+                yield replace(plain, tensors=renamed)
 
 
-def _without_prefixes(tensors: Tensors) -> Iterator[Tensors]:
-    yield tensors
-    for _ in range(4):
-        for prefix in PREFIXES:
-            inside = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-            if inside:
-                outside = {key: value for key, value in tensors.items() if not key.startswith(prefix) and key not in inside}
-                tensors = {**inside, **outside}
-                yield tensors
-                break
+# Layers around a layer, anywhere in a network: torch.compile, DataParallel, FSDP, checkpointing of activations.
+_AROUND = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+_MOST_ORDERS = 48
+
+
+def _without_prefixes(tensors: Tensors, network: nn.Module) -> Iterator[Named]:
+    """The tensors as they are, and with the words in front of their names removed one after the other.
+
+    A word comes off where it is a known prefix, or where most of what the network needs stands behind it. Names without it stay
+    as they are; so do both of two names that would become one, unless their numbers are the same.
+    """
+    waiting = [Named(tensors)]
+    met: set[frozenset[str]] = set()
+    children = {key for key, _ in network.named_children()}
+    most = sum(not key.endswith("num_batches_tracked") for key in network.state_dict()) // 2
+    while waiting and len(met) < _MOST_ORDERS:
+        state = waiting.pop(0)
+        if (names := frozenset(state.tensors)) in met:
+            continue
+        met.add(names)
+        yield state
+        if any(not _AROUND.isdisjoint(key.split(".")[1:-1]) for key in names):
+            waiting.append(_rename(state, {key: ".".join(word for word in key.split(".") if word not in _AROUND) for key in names}))
+        sizes = Counter(key.partition(".")[0] for key in state.tensors if "." in key)
+        for word, size in sizes.most_common():
+            if word in PREFIXES or (size > most and word not in children):
+                stripped = _rename(state, {key: key.removeprefix(f"{word}.") for key in state.tensors})
+                waiting.append(replace(stripped, prefix=f"{state.prefix}{word}."))
+
+
+def _rename(state: Named, names: dict[str, str]) -> Named:
+    groups: dict[str, list[str]] = {}
+    for old, new in names.items():
+        groups.setdefault(new, []).append(old)
+    renamed: Tensors = {}
+    twice = state.twice
+    for new, keys in groups.items():
+        first = state.tensors[keys[0]]
+        if all(same_numbers(first, state.tensors[key]) for key in keys[1:]) and new not in renamed:
+            renamed[new] = first
         else:
-            return
+            renamed |= {key: state.tensors[key] for key in keys}
+            twice = (*twice, tuple(keys))
+    return replace(state, tensors=renamed, twice=twice)
 
 
 def _from_timm(tensors: Tensors, network: nn.Module) -> Tensors | None:
@@ -137,6 +184,27 @@ def _units(block: nn.Module) -> list[tuple[str, str]]:
         "ConvBnAct": [("conv", "bn1")],
     }
     return known.get(type(block).__name__, [])
+
+
+def _from_torchvision_mobilenet(tensors: Tensors, network: Any) -> Tensors | None:
+    """MobileNet-V2: `features.N.conv.I` -> `blocks.S.B.LAYER`; torchvision counts blocks through all stages, timm within each.
+
+    Inside a block the order of convolutions and norms is the same, whether activations between them are counted
+    (`conv.3`, as in older files) or lie with them in a layer of their own (`conv.1.0`).
+    """
+    if "features.0.0.weight" not in tensors or not any(re.match(r"features\.1\.conv\.0\.", key) for key in tensors):
+        return None
+    blocks = [(f"blocks.{s}.{b}", block) for s, stage in enumerate(network.blocks) for b, block in enumerate(stage)]
+    last = len(blocks) + 1
+    places = {"features.0.0": "conv_stem", "features.0.1": "bn1", f"features.{last}.0": "conv_head", f"features.{last}.1": "bn2"}
+    for index, (place, block) in enumerate(blocks, 1):
+        start = f"features.{index}.conv."
+        layers = {key.removeprefix(start).rpartition(".")[0] for key in tensors if key.startswith(start)}
+        ordered = sorted(layers, key=lambda layer: [int(part) for part in layer.split(".")])
+        ours = [layer for unit in _units(block) for layer in unit if layer]
+        places |= {f"{start}{layer}": f"{place}.{new}" for layer, new in zip(ordered, ours, strict=True)}
+    split = {key: key.rpartition(".") for key in tensors}
+    return {".".join([places.get(stem, stem), part]) if stem else part: tensors[key] for key, (stem, _, part) in split.items()}
 
 
 def _from_torchvision_swin(tensors: Tensors, network: nn.Module) -> Tensors | None:

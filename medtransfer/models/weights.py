@@ -11,18 +11,18 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import adapt_input_conv
 from torch import nn
 
-from medtransfer.errors import WeightsError, list_faults
+from medtransfer.errors import WeightsError
 from medtransfer.models.backbone import Recipe, WeightsRecord
-from medtransfer.models.files import KERAS, Tensors, digest_of, read_metadata, read_tensors
+from medtransfer.models.files import TOP, Tensors, digest_of, read_network, refuse_several, split_network
+from medtransfer.models.fitting import find_twins, fit
+from medtransfer.models.formats import is_keras, read_metadata
 from medtransfer.models.hub import fetch_file, find_file, weights_folder
-from medtransfer.models.naming import PREFIXES, Named, candidates
 from medtransfer.models.preparations import prepare_network
-from medtransfer.models.volumes import PLANAR, SIZE, inflate
+from medtransfer.models.volumes import PLANAR, SIZE
 
-SOURCES = "imagenet, timm:TAG, radimagenet, radimagenet:PATH, file:PATH, study:FOLDER or none"
+SOURCES = "imagenet, timm:TAG, radimagenet, radimagenet:PATH, file:PATH, file:PATH#NETWORK, study:FOLDER or none"
 
 # Installed as packages: module, class, and the first digits of the file's SHA-256.
 _EMBEDDED = {
@@ -47,6 +47,7 @@ class Located:
         recipe: the input it expects, and `recipe_from`, how that is known.
         origin: what it is, without folders.
         preparations: of the network, known beforehand; see `preparations`.
+        network: of the file, where it holds several and one is asked for.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class Located:
     origin: str
     recipe_from: str = "published with the weights"
     preparations: tuple[str, ...] = ()
+    network: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,15 @@ def locate(name: str, source: str) -> Located:
     """
     kind, _, rest = source.partition(":")
     path = Path(rest).expanduser()
+    if kind in {"file", "radimagenet"} and rest:
+        path, network = split_network(path)
+        return replace(_locate_file(name, path) if kind == "file" else _locate_radimagenet(name, path), network=network)
     if source == "imagenet":
         return _locate_embedded(name) if name in _EMBEDDED else _locate_timm(name, _imagenet_tag(PLANAR.get(name, name)))
     if kind == "timm" and rest:
         return _locate_timm(name, rest)
     if kind == "radimagenet":
-        return _locate_radimagenet(name, path if rest else None)
-    if kind == "file" and rest:
-        return _locate_file(name, path)
+        return _locate_radimagenet(name, None)
     if kind == "study" and rest:
         return _locate_run(name, path)
     raise WeightsError(f"unknown weights {source!r}: use {SOURCES}.")
@@ -132,115 +135,37 @@ def fill_network(network: nn.Module, name: str, source: str, located: Located, c
         WeightsError: unless every tensor of the network is filled from the file with the right shape and finite
             values. The network is then left as it was.
     """
-    tensors = read_tensors(located.path)
-    aside = [key for key in tensors if source.startswith("study:") and not key.startswith(_RUN)]
-    tensors = {key.removeprefix(_RUN): value for key, value in tensors.items() if key not in aside}
-    chosen: Named | None = None
-    fewest: list[str] = []
+    content = read_network(located.path, located.network)
+    aside = [key for key in content.tensors if source.startswith("study:") and not key.startswith(_RUN)]
+    tensors = {key.removeprefix(_RUN): value for key, value in content.tensors.items() if key not in aside}
     try:
-        for candidate in candidates(tensors, network, name):
-            adapted = _adapt(candidate, network, channels)
-            faults = _misfits(network, adapted.tensors)
-            if chosen is None or len(faults) < len(fewest):
-                chosen, fewest = adapted, faults
-            if not faults:
-                break
+        named = fit(tensors, network, name, channels, neck)
     except WeightsError as error:
         raise WeightsError(f"{located.path}: {error}") from error
-    assert chosen is not None  # the file as it is comes first
+    twins = find_twins(tensors, named.prefix)
+    if len(twins) > 1 and located.network != TOP:
+        raise refuse_several(located.path, twins)
     wanted = network.state_dict()
-    fewest = fewest or _strays(network, chosen.tensors, neck)
-    fewest = fewest or [
-        f"{key}: holds NaN or infinite values" for key in wanted if key in chosen.tensors and not _finite(chosen.tensors[key])
-    ]
-    if fewest:
-        raise WeightsError(
-            list_faults(
-                f"{located.path}: {len(fewest)} of {len(wanted)} tensors of {name} cannot be filled; nothing was loaded",
-                fewest,
-                f"The file holds {len(tensors)} tensors, the first is {next(iter(tensors))}. Check that it belongs to this architecture. "
-                f"Prefixes that come off by themselves: {', '.join(PREFIXES)}",
-                shown=8,
-            )
-        )
-    network.load_state_dict({key: chosen.tensors.get(key, value) for key, value in wanted.items()}, strict=True)
-    preparations = (*located.preparations, *chosen.preparations)
+    network.load_state_dict({key: named.tensors.get(key, value) for key, value in wanted.items()}, strict=True)
+    preparations = (*located.preparations, *named.preparations)
     try:
         prepare_network(network, preparations)
     except WeightsError as error:
         raise WeightsError(f"{located.path}: {error}") from error
-    unused = {key: value for key, value in chosen.tensors.items() if key not in wanted}
+    unused = {key: value for key, value in named.tensors.items() if key not in wanted}
     kind, _, rest = source.partition(":")
     # Without folders: a record is handed to others.
-    plain = f"{kind}:{Path(rest).name}" if rest and kind != "timm" else source
+    file = f"{located.path.name}#{content.name}" if located.network else Path(rest).name
     record = WeightsRecord(
-        plain, located.origin, digest_of(located.path), tuple(sorted([*unused, *aside])), chosen.changes, preparations, located.recipe_from
+        f"{kind}:{file}" if rest and kind != "timm" else source,
+        located.origin,
+        digest_of(located.path),
+        tuple(sorted({*unused, *aside, *content.unused})),
+        (*content.changes, *named.changes),
+        preparations,
+        located.recipe_from,
     )
     return Loaded(record, located.recipe, unused)
-
-
-def _misfits(network: nn.Module, tensors: Tensors) -> list[str]:
-    faults: list[str] = []
-    for key, value in network.state_dict().items():
-        if key not in tensors:
-            # Counts the batches seen in training; files written before torch 0.4.1 lack it and nothing reads it.
-            if not key.endswith("num_batches_tracked"):
-                faults.append(f"{key}: missing in the file")
-        elif tensors[key].shape != value.shape:
-            faults.append(f"{key}: shape {tuple(tensors[key].shape)} in the file, {tuple(value.shape)} in the network")
-        elif tensors[key].is_floating_point() != value.is_floating_point() or tensors[key].is_complex():
-            faults.append(f"{key}: numbers of the kind {tensors[key].dtype} in the file, {value.dtype} in the network")
-    return faults
-
-
-# Tables that networks compute for themselves, and counts of batches.
-_COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask", "num_batches_tracked")
-
-
-def _strays(network: nn.Module, tensors: Tensors, neck: Sequence[str]) -> list[str]:
-    """Tensors of the file that belong inside the trunk and have no place: it is of a larger network of the same family."""
-    wanted = network.state_dict()
-    classifier = getattr(network, "pretrained_cfg", {}).get("classifier") or ()
-    heads = {name.split(".")[0] for name in ((classifier,) if isinstance(classifier, str) else classifier)} | set(neck)
-    trunk = {key.split(".")[0] for key in wanted} - heads
-    return [
-        f"{key}: is in the file, and has no place in the network"
-        for key in tensors
-        if key not in wanted and key.split(".")[0] in trunk and "." in key and not key.endswith(_COMPUTED)
-    ]
-
-
-def _finite(value: torch.Tensor) -> bool:
-    return bool(torch.isfinite(value.float()).all())
-
-
-def _adapt(named: Named, network: Any, channels: int) -> Named:
-    """Planar kernels for a network of volumes, and the first convolution for another number of channels.
-
-    One channel: the kernels of the three are summed, as if the normalised grey image had been repeated. More than
-    three: they are repeated in turn and scaled by 3 / channels, so that activations keep their size.
-    """
-    wanted = network.state_dict()
-    tensors, changes = dict(named.tensors), list(named.changes)
-    flat = [key for key, value in tensors.items() if value.ndim == 4 and key in wanted and wanted[key].ndim == 5]
-    for key in flat:
-        tensors[key] = inflate(tensors[key], wanted[key].shape[2])
-    preparations = named.preparations
-    if flat:
-        changes.append("planar kernels spread over the slices")
-        preparations = (*preparations, "first and last slice continued at the border")
-    # Named by their shape: all fits but the axis of input channels.
-    for key, value in wanted.items():
-        given = tensors.get(key)
-        if given is None or value.ndim < 4 or given.ndim != value.ndim or given.shape == value.shape:
-            continue
-        if given.shape[1] == 3 and value.shape[1] == channels and (given.shape[0], *given.shape[2:]) == (value.shape[0], *value.shape[2:]):
-            planar = given.flatten(2, -2) if given.ndim == 5 else given
-            tensors[key] = adapt_input_conv(channels, planar).reshape(value.shape)
-            changes.append(
-                "first convolution summed over the colours" if channels == 1 else f"first convolution spread over {channels} channels"
-            )
-    return Named(tensors, tuple(changes), preparations)
 
 
 def _recipe_of(config: Any, size: int | None = None) -> Recipe:
@@ -327,9 +252,9 @@ def _locate_embedded(name: str) -> Located:
 
 
 def _locate_file(name: str, path: Path) -> Located:
-    if path.suffix in KERAS:
+    if is_keras(path):
         raise WeightsError(f"{path}: Keras files are read as RadImageNet's, whose input is known: give weights: radimagenet:PATH.")
-    if path.is_file() and path.suffix == ".safetensors" and "tap" in read_metadata(path):
+    if path.is_file() and "tap" in read_metadata(path):
         raise WeightsError(
             f"{path}: is a model trained here. Give weights: study:{path.parent}, so that its images are kept apart from these."
         )

@@ -52,6 +52,8 @@ def trunk_of(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
     found = {}
     if isinstance(network, torchvision.models.DenseNet):
         return torch.relu(network.features(x))
+    if isinstance(network, torchvision.models.MobileNetV2):
+        return network.features(x)
     if isinstance(network, torchvision.models.SwinTransformer):
         return network.norm(network.features(x))
     handle = network.avgpool.register_forward_pre_hook(lambda _, args: found.setdefault("x", args[0]))
@@ -69,6 +71,7 @@ TORCHVISION = {
     "efficientnet_b0": "efficientnet_b0",
     "efficientnet_b5": "efficientnet_b5",
     "efficientnet_v2_s": "efficientnetv2_s",
+    "mobilenet_v2": "mobilenetv2_100",
     "swin_t": "swin_tiny_patch4_window7_224",
     "swin_v2_t": "swinv2_tiny_window8_256",
 }
@@ -97,6 +100,27 @@ def test_torchvisions_swin_at_another_size(tmp_path, theirs, ours):
     torch.save(build(theirs).state_dict(), tmp_path / "w.pth")
     net = mt.load_backbone(ours, weights=f"file:{tmp_path / 'w.pth'}", size=128)
     assert net.exact
+
+
+def test_mobilenets_of_other_widths_and_older_names(tmp_path):
+    """Activations were once counted among the layers of a block: `conv.3` for `conv.1.0`."""
+    network = randomised(torchvision.models.mobilenet_v2(weights=None, width_mult=0.5))
+    older = {"conv.0.0": "conv.0", "conv.0.1": "conv.1", "conv.1.0": "conv.3", "conv.1.1": "conv.4", "conv.2": "conv.6", "conv.3": "conv.7"}
+    first = {"conv.0.0": "conv.0", "conv.0.1": "conv.1", "conv.1": "conv.3", "conv.2": "conv.4"}
+    tensors = {}
+    for key, value in network.state_dict().items():
+        names = first if key.startswith("features.1.") else older
+        head, layer, tail = key.partition(".conv.")[0], ".".join(key.split(".")[2:-1]), key.rpartition(".")[2]
+        tensors[f"{head}.{names[layer]}.{tail}" if layer in names else key] = value
+    for number, content in enumerate((network.state_dict(), tensors)):
+        torch.save(content, tmp_path / f"{number}.pth")
+        ours = mt.load_backbone("mobilenetv2_050", weights=f"file:{tmp_path / f'{number}.pth'}").eval()
+        x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+        with torch.inference_mode():
+            expected, found = network.features(x), ours({"image": x}, [ours.names[-1]])[ours.names[-1]]
+        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    with pytest.raises(WeightsError, match="of mobilenetv2_100 cannot be filled"):
+        mt.load_backbone("mobilenetv2_100", weights=f"file:{tmp_path / '0.pth'}")
 
 
 def test_torchvisions_padding_is_not_tensorflows(tmp_path):
