@@ -54,7 +54,8 @@ class Account:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; `sentence` says all of it."""
-        return {**asdict(self), "sentence": str(self)}
+        left_out = [{**asdict(part), "examples": list(part.examples)} for part in self.left_out]
+        return {**asdict(self), "left_out": left_out, "notes": list(self.notes), "sentence": str(self)}
 
     def __str__(self) -> str:
         parts = [f"{self.source}: {self.given} {self.what}, {self.used} used"]

@@ -98,7 +98,7 @@ def test_evaluate_prints_and_answers_in_json(scores, tmp_path):
     ("text", "message"),
     [
         (None, "no such file"),
-        ("", "not a readable CSV"),
+        ("", "is empty"),
         ("patient,target\n1,0\n", "no column probability"),
         ("patient,target,probability\n1,0,0.2\n2,1,x\n", "row 3: probability is 'x'"),
         ("patient,target,probability\n1,,0.2\n2,,0.3\n", "column target is empty"),
@@ -193,9 +193,9 @@ def test_check_takes_configurations_folders_and_archives(manifest, tmp_path):
     [
         ("none.csv", None, "no such file or folder"),
         ("a.csv", "image,patient\nmissing.png,P0\n", "Is the root right?"),
-        ("a.csv", "image;patient\na.png;P0\n", "separated by ';'"),
-        ("a.csv", "PK\x03\x04\udcff", "it is an Excel file"),
-        ("a.csv", "", "not a readable CSV"),
+        ("a.csv", "image;patient\na.png;P0\n", "none of its 1 images is under"),
+        ("a.csv", "PK\x03\x04\udcff", "begins as a spreadsheet or an archive"),
+        ("a.csv", "", "is empty"),
         ("a.npz", "x", "not a readable archive"),
     ],
 )
@@ -258,7 +258,7 @@ def test_the_command_on_the_page_gives_the_numbers_of_the_page(scores, tmp_path)
 
 
 def test_rows_longer_than_the_header_lose_nothing_in_silence(tmp_path):
-    (tmp_path / "m.csv").write_text("image;patient;malignant;age\na.png;P1;1;50,5\nb.png;P2;0;40,2\n")
+    (tmp_path / "m.csv").write_text("image,patient,malignant,age\na.png,P1,1,50,5\nb.png,P2,0,40,2\n")
     result = invoke("check", tmp_path / "m.csv")
     assert result.exit_code == 2
-    assert "rows have more fields than the header" in result.output
+    assert "row 2 has 5 cells, the header in row 1 4: column 5 has no name" in result.output

@@ -77,7 +77,7 @@ def read_coco(path: Path, images: Iterable[str], left_out: Sequence[str]) -> Lin
         elif not meant:
             known = bool(aside.find(files[image]))
             rest.append((where, "of an image that was left out" if known else "of an image that is not here", False))
-            if not known:
+            if not known and not names.find(files[image]):
                 lost[files[image]] = where
         else:
             faults += _compare_outline(where, mark, (x, y, width, height))

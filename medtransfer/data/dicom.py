@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pydicom
+from pydicom._uid_dict import UID_dictionary
 from pydicom.errors import InvalidDicomError
 
 from medtransfer.data.limits import refuse_implausible
@@ -77,9 +78,9 @@ class DicomFile:
 
     @property
     def _class(self) -> str:
-        """The name of the kind of object; "" for private ones, of which only the UID is known."""
-        name = str(getattr(value(self.dataset, "SOPClassUID"), "name", ""))
-        return "" if re.fullmatch(r"[\d.]*", name) else name
+        """The name of the kind of object; "" where the standard has none: what a damaged header holds may name a person."""
+        uid = str(value(self.dataset, "SOPClassUID") or "")
+        return str(pydicom.uid.UID(uid).name) if uid in UID_dictionary else ""
 
     @cached_property
     def pixel_keyword(self) -> str:

@@ -38,8 +38,10 @@ class Names:
         return [i for i in self._by_plain.get(wanted.rsplit("/", 1)[-1], []) if _ends_alike(plain(i), wanted)]
 
     def near(self, name: str) -> list[str]:
-        """Images whose names have the same letters and digits, whatever their endings, folders and signs."""
-        return self._by_letters.get(letters(name), [])
+        """Images whose names have the same letters and digits, whatever their endings and signs; in a folder of another name there is "
+        "none."""
+        here = _folder(name)
+        return [image for image in self._by_letters.get(letters(name), []) if not here or _folder(image) in {"", here}]
 
 
 def plain(name: str) -> str:
@@ -55,6 +57,12 @@ def letters(name: str) -> str:
     """Letters and digits of the name of a file, without its ending and accents."""
     stem = _ENDING.sub("", plain(name).rsplit("/", 1)[-1])
     return "".join(c for c in unicodedata.normalize("NFKD", stem) if c.isalnum())
+
+
+def _folder(name: str) -> str:
+    """Letters and digits of the innermost folder."""
+    parts = plain(name).split("/")
+    return "".join(c for c in parts[-2] if c.isalnum()) if len(parts) > 1 else ""
 
 
 def find_file(root: Path, name: str) -> Path | None:

@@ -318,7 +318,7 @@ def test_names_that_could_mean_several_images_are_refused(tmp_path):
         return read_boxes("c.json", images, tmp_path)["image"].tolist()
 
     assert coco("p1/s1.png", "data/p2/s1.png", "p1.png") == ["p1/s1.png", "p2/s1.png", "p1/p1.png"]
-    with pytest.raises(CohortError, match=r"annotation 0: 's1.png' may be p1/s1.png or p2/s1.png; name the folder"):
+    with pytest.raises(CohortError, match=r"'s1.png' may be p1/s1.png or p2/s1.png; name the folder too"):
         coco("s1.png")
     with pytest.raises(CohortError, match="holds no box of these"):
         coco("p3/s1.png")  # another folder's: not a box of p1 or p2

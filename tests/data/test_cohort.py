@@ -64,7 +64,7 @@ def test_a_missing_label_is_refused(tmp_path, manifest, word):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "not a readable CSV"),
+        ("", "is empty"),
         ("image,patient,malignant\n", "no rows below the header"),
         ("image,malignant\n0-0.png,1\n", "no column patient, and 1 image"),
         ("image,patient,patient,malignant\n", "appears twice|not a readable CSV|no rows"),
@@ -128,7 +128,7 @@ def test_class_folders_are_read(write_png):
     assert cohort.images["image"].tolist() == ["benign/a.png", "benign/b.png", "malignant/a.png"]
     assert cohort.images["malignant"].tolist() == [0, 0, 1]
     assert not cohort.patients_known
-    assert dict(cohort.ignored) == {"benign/notes.txt": "not an image", "malignant/a_mask.png": "mask of another image"}
+    assert dict(cohort.ignored) == {"benign/notes.txt": "not an image (.txt)", "malignant/a_mask.png": "mask of another image"}
 
 
 def test_faulty_folders_are_refused(tmp_path, write_png):
