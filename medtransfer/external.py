@@ -141,7 +141,7 @@ def open_on(
 
 def _read_compared(study: Path) -> pd.DataFrame:
     """The predictions of the models that the study left, without the draws of a learning curve and what they were before."""
-    table = read_predictions(study / "predictions.csv")
+    table = read_predictions(study / "predictions.csv", apart=True)
     return split_budgets(table[table["size"] == 0] if "size" in table.columns else table, ())[0]
 
 
@@ -206,7 +206,7 @@ def _predict(config: StudyConfig, arm: str, run: Path, cohort: Cohort, facts: pd
     images = Images(cohort, [Path(entry) for entry in facts["entry"]], slices, section.slab, config.train)
     logits, truth = predict(backbone, head, task, images.plain(np.arange(len(facts)), backbone, engine), engine)
     test = task.decode(logits, truth, cohort.images["image"].tolist(), cohort.units.tolist()).assign(part="test")
-    tune = read_predictions(run / "predictions.csv")
+    tune = read_predictions(run / "predictions.csv", apart=True)
     tune = tune[tune["part"] == "tune"].assign(label=label)
     tune = tune.assign(image=_OWN + tune["image"], patient=_OWN + tune["patient"])[[*test.columns]]
     return pd.concat([tune, test], ignore_index=True).assign(arm=arm, seed=number, fold=0)

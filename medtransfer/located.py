@@ -15,12 +15,12 @@ from medtransfer.arms import images_of, load_run
 from medtransfer.data.boxes import PLANE, VOLUME
 from medtransfer.deploy.explain import heat_maps, read_map
 from medtransfer.evaluation.localisation import evaluate_localisation
-from medtransfer.files import write_aside
 from medtransfer.lesions import boxes_in_image, place_images
 from medtransfer.models.heads import LinearHead
 from medtransfer.prepare import fixed_of
 from medtransfer.progress import Reporter
 from medtransfer.record import Prepared
+from medtransfer.tables import write_table
 from medtransfer.training.engine import Engine
 
 Maps = NDArray[np.float32]
@@ -74,7 +74,7 @@ def write_localisation(prepared: Prepared, engines: Mapping[str, Engine], output
     if not records:  # no network among the arms, or no test image with a box
         return None
     table = pd.DataFrame(records)
-    write_aside(output / LOCALISATION, table.to_csv(index=False, lineterminator="\n"))
+    write_table(table, output / LOCALISATION)
     return evaluate_localisation(table, cohort.boxes, prepared.config.evaluate.bootstrap, prepared.config.evaluate.seed)
 
 

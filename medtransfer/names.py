@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 # Isolates, which the report puts around names so that a name written from right to left does not turn the sentence around.
 ISOLATES = "\u2068\u2069"
+_POINT_ZERO, _LEADING_ZEROS = re.compile(r"(?<=\d)\.0+$"), re.compile(r"(?<![\d.])0+(?=\d)")
 _CONTROLS = {"Cc", "Cf", "Zl", "Zp"}
 
 
@@ -19,11 +20,12 @@ def normalise(name: str) -> str:
 
 def look_alike_key(name: str) -> str:
     """What names share that a person would take for one: case, invisible characters, kinds of blanks, leading zeros, `.0`."""
-    text = "".join(c for c in unicodedata.normalize("NFKC", name).casefold() if unicodedata.category(c) not in _CONTROLS)
-    text = re.sub(r"\s+", " ", text).strip()
-    text = re.sub(r"(?<=\d)\.0+$", "", text)
+    text = name.casefold()
+    if not (text.isascii() and text.isprintable()):
+        text = "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if unicodedata.category(c) not in _CONTROLS)
+    text = _POINT_ZERO.sub("", " ".join(text.split()))
     # Behind a point zeros count: 1.01 is not 1.1.
-    return re.sub(r"(?<![\d.])0+(?=\d)", "", text)
+    return _LEADING_ZEROS.sub("", text)
 
 
 def look_alikes(names: Iterable[str]) -> list[tuple[str, ...]]:

@@ -56,10 +56,7 @@ def report_runs(study: Study, runs: dict[Job, Run], listed: int, reporter: Repor
     write_predictions(table, output / "predictions.csv")
     reporter.say(f"evaluating {len(table)} predictions")
     # Read back, so that the report is what anyone gets from the file alone.
-    sites = config.protocol.leave_out or config.evaluate.leave_out
-    # Whether patients whose names look alike are one was settled before training.
-    chosen = {**config.evaluate.model_dump(), "leave_out": sites, "arms": list(config.arms), "look_alikes": "different"}
-    report = evaluate(output / "predictions.csv", **chosen)
+    report = evaluate(output / "predictions.csv", **_choices(config))
     about = {"meaning": study.prepared.cohort.meaning, "unfinished": list_unfinished(output, list(config.arms))}
     about["spent"] = measure_spent(output, list(config.arms))
     report = EvaluationReport({**report.data, **about})
@@ -96,6 +93,16 @@ def _at_one_budget(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The comparisons, of arms that were trained until level as they were at the same budget."""
     early = {(entry["a"], entry["b"]): entry for entry in (data["at_budget"] or {"comparisons": []})["comparisons"]}
     return [early.get((entry["a"], entry["b"]), entry) for entry in data["comparisons"]]
+
+
+def _choices(config: StudyConfig) -> dict[str, Any]:
+    """How the study is evaluated: as its section says, in the order of its arms, with what was settled about patients before training."""
+    chosen = {**config.evaluate.model_dump(), "leave_out": config.protocol.leave_out or config.evaluate.leave_out}
+    if list(config.arms) != sorted(config.arms):
+        chosen["arms"] = list(config.arms)
+    if config.cohort.look_alikes == "different":
+        chosen["look_alikes"] = "different"
+    return chosen
 
 
 def _with_budgets(

@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from medtransfer.config import StudyConfig
@@ -26,6 +27,7 @@ from medtransfer.files import write_aside
 from medtransfer.folder import AT_BUDGET, added_later
 from medtransfer.models.backbone import Backbone
 from medtransfer.models.plan import FreezePlan, fix_plan
+from medtransfer.tables import read_table, write_table
 from medtransfer.training.engine import Engine, describe_machine
 
 _PACKAGES = (
@@ -156,10 +158,10 @@ def write_record(prepared: Prepared, engines: dict[str, Engine], output: Path) -
     write_salt(cohort, output)
     table = cohort.images.drop(columns="path").merge(facts[["image", "file_digest", "pixel_digest"]], on="image", validate="one_to_one")
     if len(prepared.seen):
-        write_aside(output / _SEEN, prepared.seen.to_csv(index=False, lineterminator="\n"))
+        write_table(prepared.seen, output / _SEEN)
     folds = [c for c in prepared.split.parts.columns if c.startswith("fold_")]
     table[folds] = prepared.split.parts[folds]
-    write_aside(output / "cohort.csv", table.to_csv(index=False, lineterminator="\n"))
+    write_table(table, output / "cohort.csv")
     write_plans(prepared.plans, output / "plan.json")
     arms = {
         name: {
@@ -317,7 +319,8 @@ def images_of_study(folder: Path) -> pd.DataFrame:
     for parent in (folder, *list(folder.resolve().parents)[:4]):
         if (parent / "cohort.csv").is_file():
             files = [parent / name for name in ("cohort.csv", _SEEN) if (parent / name).is_file()]
-            return pd.concat([pd.read_csv(file, dtype=str).reindex(columns=columns) for file in files], ignore_index=True)
+            tables = [read_table(file, WeightsError, "It lists the images that the weights have seen.") for file in files]
+            return pd.concat([table.replace("", np.nan).reindex(columns=columns) for table in tables], ignore_index=True)
     raise WeightsError(
         f"{folder}: belongs to no study with a cohort.csv, so it cannot be seen whether its images are among these. "
         "Keep the study's folder whole."
@@ -355,8 +358,8 @@ def read_run(folder: Path, arm: str, fold: int, seed: int, summary: dict[str, An
     Raises:
         PredictionsError: a table of predictions is missing or damaged.
     """
-    at_budget = read_predictions(folder / AT_BUDGET / "predictions.csv") if summary["plan"]["level"] else None
-    return Run(folder, arm, fold, seed, read_predictions(folder / "predictions.csv"), summary, at_budget)
+    at_budget = read_predictions(folder / AT_BUDGET / "predictions.csv", apart=True) if summary["plan"]["level"] else None
+    return Run(folder, arm, fold, seed, read_predictions(folder / "predictions.csv", apart=True), summary, at_budget)
 
 
 def _git_commit() -> str | None:

@@ -14,6 +14,7 @@ import itertools
 import math
 import re
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -57,8 +58,8 @@ def read_table(path: Path, error: type[MedTransferError], needed: str, known: Co
         known: names of columns that tell the header from lines above it, and are recognised whatever their case.
 
     Returns:
-        One row per row of the file that is not blank; `attrs["rows"]` holds its number in the file (the first line is 1), see `row_of`, and
-        `attrs["shape"]` how the file was found, in parts; see `describe_shape`.
+        One row per row of the file that is not blank; `attrs["origin"]` holds its number in the file (the first line is 1), see `row_of`,
+        and how the file was found, see `describe_shape`.
 
     Raises:
         MedTransferError: no such file, no table, a header without names or with one twice, or rows longer than the header; with the row.
@@ -75,19 +76,31 @@ def read_table(path: Path, error: type[MedTransferError], needed: str, known: Co
         table = _make_table(read(content, shape, known), shape, known)
     except _NoTableError as fault:
         raise error(f"{path}: {fault}") from fault
-    table.attrs["shape"] = shape
+    table.attrs["origin"] = Origin(table.attrs["origin"].rows, tuple(shape))
     return table
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The number of each row in its file, and how the file was found. Pandas copies attributes deeply with every step; these stay."""
+
+    rows: tuple[int, ...]
+    shape: tuple[str, ...] = ()
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Origin:
+        return self
 
 
 def row_of(table: pd.DataFrame, place: int) -> int:
     """The number in its file of a row, which is what a spreadsheet shows beside it; of a table from no file the header is row 1."""
-    rows = table.attrs.get("rows")
-    return int(rows[place]) if rows is not None else int(place) + 2
+    origin = table.attrs.get("origin")
+    return int(origin.rows[place]) if origin is not None else int(place) + 2
 
 
 def describe_shape(table: pd.DataFrame) -> str:
     """How the file of a table was found, where that is not plain comma-separated UTF-8: one line, or ""."""
-    return ", ".join(table.attrs.get("shape", []))
+    origin = table.attrs.get("origin")
+    return ", ".join(origin.shape) if origin is not None else ""
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
@@ -169,8 +182,10 @@ def _decode(content: bytes, shape: list[str]) -> str:
     if encoding == "utf-8" and content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encoding = "utf-16"
     elif encoding == "utf-8" and b"\0" in content[:64]:
-        # Without a mark: every other byte of ASCII text is zero.
-        encoding = "utf-16-le" if content[1:64:2].count(0) > len(content[1:64:2]) // 2 else "utf-16-be"
+        # Without a mark: every other byte of ASCII text is zero, and none of the others.
+        even, odd = content[0:64:2].count(0), content[1:64:2].count(0)
+        if min(even, odd) == 0 and 3 * max(even, odd) > len(content[:64]) // 2:
+            encoding = "utf-16-le" if odd else "utf-16-be"
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError:
@@ -253,7 +268,7 @@ def _make_table(rows: Rows, shape: list[str], known: Collection[str]) -> pd.Data
         shape.append(f"{short} row(s) shorter than the header")
     table = pd.DataFrame(cells, dtype=object, index=range(len(body)))
     _read_decimal_commas(table, [number for number, _ in body], shape)
-    table.attrs["rows"] = [number for number, _ in body]
+    table.attrs["origin"] = Origin(tuple(number for number, _ in body))
     return table
 
 

@@ -109,16 +109,20 @@ class Estimate(OverTrainings):
         (Satterthwaite 1946, doi:10.2307/3002019.)
         """
         positives, negatives, patients = self.members
-        of_positive = _corrected(float((share * (self.positive @ self.positive.T)).sum()), positives)
-        of_negative = _corrected(float((share * (self.negative @ self.negative.T)).sum()), negatives)
-        mixed = float((share * (self.positive @ self.negative.T)).sum())
+        with np.errstate(over="ignore"):  # a ratio to a sum of tiny probabilities may have no finite square
+            of_positive = _corrected(float((share * (self.positive @ self.positive.T)).sum()), positives)
+            of_negative = _corrected(float((share * (self.negative @ self.negative.T)).sum()), negatives)
+            mixed = float((share * (self.positive @ self.negative.T)).sum())
         variance = of_positive + of_negative + (2 * _corrected(mixed, patients) if mixed else 0.0)
         variance = max(variance, 0.0) if np.isfinite(variance) else variance
         if min(positives, negatives) >= _MANY and not self.clustered:
             return (Part(variance, np.inf),)
         pair = [(of_positive, positives - 1), (of_negative, negatives - 1)]
         known = [(part, freedom) for part, freedom in pair if part > 0 and freedom > 0]
-        freedom = sum(part for part, _ in known) ** 2 / sum(part**2 / freedom for part, freedom in known) if known else 1.0
+        # In shares of the largest, whose squares are numbers whatever the scale.
+        largest = max((part for part, _ in known), default=0.0)
+        shares = [(part / largest, freedom) for part, freedom in known] if np.isfinite(largest) else []
+        freedom = sum(share for share, _ in shares) ** 2 / sum(share**2 / freedom for share, freedom in shares) if shares else 1.0
         return (Part(variance, freedom),)
 
     def interval(
@@ -147,9 +151,9 @@ class Estimate(OverTrainings):
         why = ""
         if min(self.members[:2]) < 2:
             why = "fewer than two patients of a class"
-        elif not (np.isfinite(variance) and variance > _NOTHING):
+        elif variance <= _NOTHING:
             why = "no two patients differ"
-        elif np.sqrt(variance) > widest:
+        elif not np.isfinite(variance) or np.sqrt(variance) > widest:
             why = "the data hold too little information"
         if why:
             return {"estimate": self.value, "low": None, "high": None, "reason": f"no interval: {why}"}

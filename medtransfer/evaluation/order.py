@@ -24,6 +24,9 @@ def digest_rows(table: pd.DataFrame, columns: Sequence[str]) -> Digest:
     if not len(table):
         return np.zeros(0, np.uint64)
     plain = table[sorted(columns)].reset_index(drop=True)
+    # A whole number says the same whatever type holds it.
+    numbers = plain.select_dtypes("number").columns
+    plain[numbers] = plain[numbers].astype(np.float64)
     return np.asarray(pd.util.hash_pandas_object(plain, index=False), np.uint64)
 
 

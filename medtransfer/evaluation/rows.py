@@ -96,5 +96,5 @@ def sort_rows(given: pd.DataFrame | str | Path, settings: Settings) -> Rows:
     used = len(different) + len(curve) - len(unshared)
     order = order_of(main)
     main, curve, early = (sort_by_content(of, order, settings.arms) for of in (main, curve, early))
-    account = make_account("rows", source, used, left_out, attrs["shape"])
+    account = make_account("rows", source, used, left_out, [attrs["shape"]] if attrs["shape"] else [])
     return Rows(main, curve, early, attrs["unknown_patients"], levelled, account, warnings)

@@ -168,6 +168,10 @@ def test_an_unreadable_image_stops_the_study_unless_it_may_be_left_out(studies, 
     settings = [f"cohort.root={tmp_path / 'cohort'}"]
     result = invoke("compare", config, *settings, "--output", tmp_path / "out")
     assert result.exit_code == 2
+    assert "lies outside of" in result.output  # links lead out of the root
+    settings.append("cohort.outside=true")
+    result = invoke("compare", config, *settings, "--output", tmp_path / "out")
+    assert result.exit_code == 2
     assert names[0] in result.output
     assert "cohort.skip_unreadable=true" in result.output
     assert not (tmp_path / "out").exists()
