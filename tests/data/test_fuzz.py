@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from mutants import mutants, sources, try_one
+from table_mutants import table_mutants, try_table, write_images
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # libraries remark on damaged files; errors are what counts
 
@@ -20,4 +21,10 @@ def test_damaged_files_give_an_image_or_an_error_that_names_them(tmp_path):
         if fault:
             faults.append(fault)
         path.unlink()
+    assert not faults, "\n".join(faults)
+
+
+def test_damaged_tables_and_annotations_lose_nothing_in_silence(tmp_path):
+    write_images(tmp_path)
+    faults = [fault for mutant in table_mutants(1, 200) if (fault := try_table(mutant, tmp_path))]
     assert not faults, "\n".join(faults)

@@ -159,7 +159,7 @@ def test_pictures_of_every_ending_count_and_the_rest_is_told_by_ending(tmp_path)
     assert len(cohort) == 10
     assert [image for image, _ in findings.unreadable] == ["malignant/gone.png"]  # by its ending it is an image
     reasons = dict(cohort.ignored)
-    assert reasons["malignant/f.xyz"] == "not an image (.xyz)"
+    assert reasons["malignant/f.xyz"].startswith("not an image")
     assert "heic" in reasons["malignant/e.heic"].lower()
     said = " ".join(findings.actions)
     assert "f.xyz" in said
