@@ -88,6 +88,8 @@ def prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, rep
     bad = facts[facts["error"] != ""]
     if not config.cohort.skip_unreadable:
         refuse_unreadable(facts, cohort)
+    for text in (*map(str, cohort.accounts), *cohort.notes):
+        reporter.say(text)
     for label, meaning in cohort.meaning.items():
         reporter.say(tell_meaning(label, meaning))
     reporter.say("looking for what would make a result wrong")

@@ -248,9 +248,9 @@ def _of_coco(path: Path, images: pd.DataFrame, left_out: Sequence[str]) -> Annot
     return Annotations(boxes, (account,), content.notes, tuple(asks), content.unknown, content.sizes)
 
 
-def _account_of(beside: Beside, what: str, where: str) -> Account:
+def _account_of(beside: Beside, what: str, where: str, unread: Sequence[tuple[str, str, bool]] = ()) -> Account:
     strangers = [(path.name, reason, reason == "of no image here" and path.stat().st_size > 0) for path, reason in beside.strangers]
-    return make_account(what, where, sum(map(len, beside.of_image.values())), strangers)
+    return make_account(what, where, sum(map(len, beside.of_image.values())) - len(unread), [*unread, *strangers])
 
 
 def _read_lines(word: str, images: pd.DataFrame, root: Path, place: str, left_out: tuple[str, ...], axes: str | None) -> Annotations:
@@ -286,10 +286,18 @@ def _read_masks(images: pd.DataFrame, root: Path, place: str, left_out: tuple[st
     said: dict[str, list[str]] = {}
     width = 4
     paths = dict(zip(images["image"], images["path"], strict=True))
+    unread: list[tuple[str, str, bool]] = []
     for image, files in beside.of_image.items():
+        try:
+            picture = read_image(paths[image]) if files else None
+        except (ImageError, OSError):  # said where all images are read
+            unread += [(file.name, "of an image that cannot be read", False) for file in files]
+            continue
+        if picture is None:
+            continue
         for file in files:
             try:
-                values, how = align_mask(read_image(str(file)), read_image(paths[image]), axes)
+                values, how = align_mask(read_image(str(file)), picture, axes)
                 lesions, meaning = read_lesions(values)
             except ImageError as error:
                 faults.append(str(error) if str(file) in str(error) else f"{file}: {error}")
@@ -302,4 +310,4 @@ def _read_masks(images: pd.DataFrame, root: Path, place: str, left_out: tuple[st
         raise CohortError(list_faults(f"boxes: {len(faults)} mask(s) do not fit", faults))
     boxes = make_boxes([row if len(row) == width + 2 else (*row[:-1], np.nan, np.nan, row[-1]) for row in rows], width)
     notes = [f"{len(files)} mask(s), such as {show(files[0])}: {note}" for note, files in said.items()]
-    return Annotations(boxes, (_account_of(beside, "masks", f"masks:{place}" if place else "masks"),), tuple(notes), placed=True)
+    return Annotations(boxes, (_account_of(beside, "masks", f"masks:{place}" if place else "masks", unread),), tuple(notes), placed=True)

@@ -124,7 +124,8 @@ class EvaluationReport:
     def __str__(self) -> str:
         lines = [*self.sentences, *(line for frame in self._frames() for line in ("", frame.to_string()))]
         lines += [f"Note: {text}" for text in (*self.data["growth"], *self.data["warnings"])]
-        lines += [f"Account: {account['sentence']}" for account in self.data.get("accounts", ())]
+        accounts = [*self.data.get("accounts", ()), *self.data.get("detection", {}).get("accounts", ())]
+        lines += [f"Account: {account['sentence']}" for account in accounts]
         return "\n".join(lines) + (f"\nPage: {self.page}" if self.page else "")
 
     def _frames(self) -> list[pd.DataFrame]:

@@ -94,8 +94,11 @@ def table_mutants(seed: int, count: int) -> Iterator[TableMutant]:
                     )
                 )
                 entries[place] = f"{new},{rest}"
+            elif kind == "coco.json":
+                entries[place] = entries[place].replace('"image_id": ', '"image_id": 9')
             else:
-                continue
+                entry = "doubled"
+                entries.insert(place, entries[place])
             yield TableMutant(kind, join(kind, entries), f"entry {place} {entry}: {entries[min(place, len(entries) - 1)][:60]}", entry)
             continue
         content = bytearray(join(kind, entries))
