@@ -88,6 +88,7 @@ def prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, rep
     bad = facts[facts["error"] != ""]
     if not config.cohort.skip_unreadable:
         refuse_unreadable(facts, cohort)
+    cohort = cohort.fitted(facts)
     for text in (*map(str, cohort.accounts), *cohort.notes):
         reporter.say(text)
     for label, meaning in cohort.meaning.items():
@@ -100,7 +101,6 @@ def prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, rep
         reporter.say(f"{len(bad)} of {len(cohort)} images cannot be read and are left out; the report lists them")
         cohort = cohort.without(bad["image"].tolist())
     facts = facts[facts["error"] == ""].reset_index(drop=True)
-    cohort = cohort.fitted(facts)
     seen = _refuse_images_seen_before(config, cohort, facts, reporter)
     if config.protocol.group == "cluster":
         used = set(cohort.images["image"])
