@@ -89,10 +89,9 @@ def prepare(config: StudyConfig, cohort: Cohort | None, output: Path | None, rep
     if not config.cohort.skip_unreadable:
         refuse_unreadable(facts, cohort)
     cohort = cohort.fitted(facts)
-    for text in (*map(str, cohort.accounts), *cohort.notes):
+    meanings = (tell_meaning(label, meaning) for label, meaning in cohort.meaning.items())
+    for text in (*map(str, cohort.accounts), *cohort.notes, *meanings):
         reporter.say(text)
-    for label, meaning in cohort.meaning.items():
-        reporter.say(tell_meaning(label, meaning))
     reporter.say("looking for what would make a result wrong")
     findings = audit(cohort, facts, group=config.protocol.group, shortcuts=config.audit.shortcuts, flip=config.augment.flip)
     if findings.sides:

@@ -19,7 +19,7 @@ Facts that a format states beside its boxes, and what is done where they differ:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from medtransfer.account import Account, make_account
 from medtransfer.data.beside import Beside, match_files
 from medtransfer.data.boxes import LESION, PLANE, VOLUME, box_regions
 from medtransfer.data.coco import read_coco
-from medtransfer.data.file_names import Names
+from medtransfer.data.file_names import Names, tell_spellings
 from medtransfer.data.masks import align_mask, read_lesions
 from medtransfer.data.outlines import read_voc, read_yolo
 from medtransfer.data.reading import is_image_file, read_image
@@ -189,7 +189,9 @@ def _read_csv(path: Path, images: pd.DataFrame, left_out: Sequence[str]) -> Anno
     shape = [describe_shape(table)] if describe_shape(table) else []
     account = make_account("rows", path.name, int(used.sum()), rest, shape)
     sizes = _stated_sizes(table, ids, rows, str(path)) if set(_SIZES) <= set(table.columns) else {}
-    return Annotations(boxes[used].reset_index(drop=True), (account,), tuple(tell_spellings(table["image"], ids)), sizes=sizes)
+    return Annotations(
+        boxes[used].reset_index(drop=True), (account,), tuple(tell_spellings(zip(table["image"], ids, strict=True))), sizes=sizes
+    )
 
 
 def _stated_sizes(table: pd.DataFrame, ids: Sequence[str], rows: Sequence[int], source: str) -> dict[str, tuple[float, float]]:
@@ -215,19 +217,6 @@ def tell_shares(numbers: pd.DataFrame, images: int) -> list[str]:
             )
         ]
     return []
-
-
-def tell_spellings(names: Iterable[str], ids: Iterable[str]) -> list[str]:
-    """A sentence where names were matched to images that are spelt otherwise."""
-    other = {name: image for name, image in zip(names, ids, strict=True) if image and not _says(name, image)}
-    if not other:
-        return []
-    name, image = next(iter(other.items()))
-    return [f"{len(other)} image(s) are spelt otherwise in the boxes than on the disk, such as {show(name)} for {show(image)}"]
-
-
-def _says(name: str, image: str) -> bool:
-    return name == image or image.endswith(f"/{name}") or name.endswith(f"/{image}")
 
 
 def _of_coco(path: Path, images: pd.DataFrame, left_out: Sequence[str]) -> Annotations:

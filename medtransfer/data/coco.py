@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from medtransfer.data.boxes import LESION
-from medtransfer.data.file_names import Names
+from medtransfer.data.file_names import Names, tell_spellings
 from medtransfer.errors import CohortError, list_faults
 from medtransfer.names import show
 
@@ -91,7 +91,7 @@ def read_coco(path: Path, images: Iterable[str], left_out: Sequence[str]) -> Lin
     crowded = {meant for _, meant in crowds if meant}
     unknown = dict.fromkeys(sorted(crowded - boxed), "annotated as a crowd alone (iscrowd 1), which does not say whether it holds a lesion")
     listed = {meant for meant in matched.values() if meant}
-    notes = _tell_matches(files, matched)
+    notes = tell_spellings((name, matched[number]) for number, name in files.items())
     asks = []
     if absent := [image for image in images if image not in listed]:
         asks.append(
@@ -156,17 +156,6 @@ def _tell_near(lost: Mapping[str, str], names: Names, taken: set[str]) -> list[s
         if near:
             faults.append(f"{where}: is of {show(name)!r}, which is not here; is it {show(near[0])}? Give both one name")
     return faults
-
-
-def _tell_matches(files: Mapping[Any, str], matched: Mapping[Any, str]) -> list[str]:
-    other = [(name, matched[n]) for n, name in files.items() if matched[n] and not _says(name, matched[n])]
-    if not other:
-        return []
-    return [f"{len(other)} image(s) are spelt otherwise in the boxes than on the disk, such as {show(other[0][0])} for {show(other[0][1])}"]
-
-
-def _says(name: str, image: str) -> bool:
-    return name == image or image.endswith(f"/{name}") or name.endswith(f"/{image}")
 
 
 def _compare_outline(where: str, mark: Mapping[str, Any], bbox: tuple[float, ...]) -> list[str]:

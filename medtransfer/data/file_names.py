@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
+from medtransfer.names import show
+
 _ENDING = re.compile(r"(\.nii)?\.[a-z0-9]{1,5}(\.gz)?$")
 
 
@@ -31,11 +33,11 @@ class Names:
         """The images that a name may mean: all that end with it, whole folders at a time; none where it has other folders."""
         if name in self.ids:
             return [name]
-        exact = [i for i in self._by_last.get(name.rsplit("/", 1)[-1], []) if _ends_alike(i, name)]
+        exact = [i for i in self._by_last.get(name.rsplit("/", 1)[-1], []) if ends_alike(i, name)]
         if exact:
             return exact
         wanted = plain(name)
-        return [i for i in self._by_plain.get(wanted.rsplit("/", 1)[-1], []) if _ends_alike(plain(i), wanted)]
+        return [i for i in self._by_plain.get(wanted.rsplit("/", 1)[-1], []) if ends_alike(plain(i), wanted)]
 
     def near(self, name: str) -> list[str]:
         """Images whose names have the same letters and digits, whatever their endings and signs; in a folder of another name there is "
@@ -91,5 +93,15 @@ def leads_outside(path: Path, root: Path) -> bool:
     return not path.resolve().is_relative_to(root.resolve())
 
 
-def _ends_alike(image: str, name: str) -> bool:
+def ends_alike(image: str, name: str) -> bool:
+    """Whether one of two names is the end of the other, whole folders at a time."""
     return image == name or image.endswith(f"/{name}") or name.endswith(f"/{image}")
+
+
+def tell_spellings(pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """A sentence where names of annotations were matched to images that are spelt otherwise; pairs of name and image, "" for none."""
+    other = {name: image for name, image in pairs if image and not ends_alike(image, name)}
+    if not other:
+        return []
+    name, image = next(iter(other.items()))
+    return [f"{len(other)} image(s) are spelt otherwise in the boxes than on the disk, such as {show(name)} for {show(image)}"]
