@@ -6,7 +6,7 @@ ITK, which reads the pixels, takes much of this unsaid. Each fact that a file st
 |---|---|---|
 | NRRD dimension; MetaImage NDims | numbers in sizes, DimSize, spacings | refused |
 | sizes and type | bytes of uncompressed pixels | fewer: refused as truncated; more: told |
-| NRRD spacings | space directions | both given, which the format forbids: read where they agree, else refused |
+| NRRD spacings | space directions | both given: refused, as the format forbids it and ITK reads neither |
 | MetaImage ElementSpacing | ElementSize (of the voxel itself) | ElementSpacing is used, told |
 | spacing | must be finite and above 0; NRRD: all nan is not stated | refused |
 | directions of the axes | must span the space | refused |
@@ -24,7 +24,6 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -111,23 +110,12 @@ def compare(path: Path, kind: str) -> tuple[Hazards, bool, float]:
     return hazards, stated, factor
 
 
-def _agree(directions: str, spacings: Sequence[float]) -> bool:
-    """Whether spacings are the lengths of the space directions beside them, which NRRD forbids but which leaves one reading."""
-    vectors = re.findall(r"\(([^)]*)\)|\bnone\b", directions)
-    try:
-        lengths = [math.hypot(*map(float, vector.split(","))) if vector else math.nan for vector in vectors]
-    except ValueError:
-        return False
-    pairs = zip(lengths, spacings, strict=False)
-    return len(lengths) == len(spacings) and all(math.isnan(a) or math.isnan(b) or math.isclose(a, b, rel_tol=1e-3) for a, b in pairs)
-
-
 def _compare_nrrd(header: Header, hazards: Hazards) -> tuple[bool, float]:
     _same_count(header, "dimension", "sizes", "spacings")
     directions = header.get("space directions")
     spacings = header.numbers("spacings")
-    if directions and spacings and not _agree(directions, spacings):
-        raise ImageError(f"{header.path}: states spacings, and space directions that say otherwise. Remove the one that is wrong.")
+    if directions and spacings:
+        raise ImageError(f"{header.path}: states both spacings and space directions, which NRRD forbids. Remove the one that is wrong.")
     _refuse_flat(header, "space directions", directions)
     known = [number for number in spacings if not math.isnan(number)]
     _refuse_spacing(header, "spacings", known)
