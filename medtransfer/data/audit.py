@@ -12,7 +12,7 @@ import pandas as pd
 
 from medtransfer.account import Account, make_account
 from medtransfer.data.cohort import Cohort
-from medtransfer.data.identity import describe_look_alikes
+from medtransfer.data.identity import compare_with_headers, describe_look_alikes
 from medtransfer.data.inspection import inspect_images
 from medtransfer.data.laterality import tell_sides
 from medtransfer.data.shortcuts import Shortcut, probe_shortcuts
@@ -176,6 +176,7 @@ def audit(
         flip: how images are to be mirrored in training; see `tell_sides`.
     """
     facts = inspect_images(cohort) if facts is None else facts
+    cohort = cohort.fitted(facts) if cohort.annotated is not None else cohort
     good = facts[facts["error"] == ""]
     names = cohort.images["image"].tolist()
     duplicates = tuple(tuple(group) for _, group in good.groupby("pixel_digest", sort=False)["image"] if len(group) > 1)
@@ -211,7 +212,7 @@ def audit(
         accounts=(*cohort.accounts, _account_images(cohort, facts)),
         notes=cohort.notes,
     )
-    return Audit(**{**vars(result), "actions": tuple(_list_actions(cohort, result, group))})
+    return Audit(**{**vars(result), "actions": tuple(_list_actions(cohort, result, group, facts))})
 
 
 def _account_images(cohort: Cohort, facts: pd.DataFrame) -> Account:
@@ -286,7 +287,7 @@ def _count_facts(cohort: Cohort, good: pd.DataFrame) -> dict[str, dict[str, int]
     return {name: dict(Counter(values).most_common()) for name, values in columns.items()}
 
 
-def _list_actions(cohort: Cohort, found: Audit, group: str) -> list[str]:
+def _list_actions(cohort: Cohort, found: Audit, group: str, facts: pd.DataFrame) -> list[str]:
     """Sentences, the gravest first."""
     actions = []
     if found.unreadable:
@@ -295,6 +296,9 @@ def _list_actions(cohort: Cohort, found: Audit, group: str) -> list[str]:
             "out (cohort.skip_unreadable=true)."
         )
     actions += _ask_about_sources(cohort, found)
+    if "manifest" in cohort.source and cohort.patients_known and not cohort.salt:
+        of_dicom = set(facts.loc[facts["format"] == "DICOM", "image"])
+        actions += compare_with_headers(cohort.images[cohort.images["image"].isin(of_dicom)])
     if found.by_study:
         actions.append(
             f"the headers of {len(found.by_study)} image(s) name no patient, or one and the same for all, such as {found.by_study[0]}: "

@@ -28,6 +28,7 @@ import psutil
 from numpy.typing import NDArray
 
 from medtransfer.data.volumes import detached_pixels, pixels_of_another
+from medtransfer.files import name_space
 
 # Libraries that decide what an entry holds; the last two are used by pydicom where they are installed.
 _LIBRARIES = (
@@ -139,7 +140,7 @@ def read_entry(path: Path) -> NDArray[Any] | None:
 
 def write_entry(path: Path, array: NDArray[Any]) -> None:
     """Writes aside, then renames."""
-    _write(path, lambda stream: np.save(stream, array))
+    _write(path, lambda stream: np.save(stream, array), array.nbytes)
 
 
 def read_facts(folder: Path, file_digest: str) -> dict[str, Any] | None:
@@ -158,10 +159,11 @@ def write_facts(folder: Path, file_digest: str, facts: dict[str, Any]) -> None:
     arrays = {name: value for name, value in facts.items() if isinstance(value, np.ndarray)}
     plain = {name: value for name, value in facts.items() if name not in arrays}
     path = entry_path(folder, file_digest, "facts").with_suffix(".npz")
-    _write(path, lambda stream: np.savez(stream, **{"facts": np.array(json.dumps(plain)), **arrays}))  # type: ignore[arg-type]  # its flag is no array
+    size = sum(array.nbytes for array in arrays.values())
+    _write(path, lambda stream: np.savez(stream, **{"facts": np.array(json.dumps(plain)), **arrays}), size)  # type: ignore[arg-type]  # its flag is no array
 
 
-def _write(path: Path, save: Any) -> None:
+def _write(path: Path, save: Any, size: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # A name no other process or host takes, where the cache lies on a shared disk.
     part = path.with_name(f".{path.stem[:16]}.{uuid.uuid4().hex}.part")
@@ -169,6 +171,8 @@ def _write(path: Path, save: Any) -> None:
         with part.open("wb") as stream:
             save(stream)
         part.replace(path)
+    except OSError as error:
+        raise name_space(error, path, size) from error
     finally:
         part.unlink(missing_ok=True)
 

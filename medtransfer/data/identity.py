@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from medtransfer.data.listing import find_owner, is_placeholder
 from medtransfer.data.similarity import cluster_pairs
 from medtransfer.errors import CohortError, list_faults
 from medtransfer.names import look_alike_key, show
@@ -25,6 +26,32 @@ def group_patients(images: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> ND
     for group in cluster_pairs(len(patients), [(patient_of[a], patient_of[b]) for a, b in pairs]):
         names[list(group)] = patients[group[0]]
     return np.asarray(names[codes], object)
+
+
+def compare_with_headers(images: pd.DataFrame) -> list[str]:
+    """Where the patients that a manifest names are not those of the DICOM headers, in sentences that name images and no ids of headers.
+
+    Args:
+        images: `image`, `path`, `patient`, of DICOM files.
+    """
+    owners = [find_owner(path) for path in images["path"]]
+    table = images.assign(owner=[patient for patient, _ in owners])[[bool(patient) for patient, _ in owners]]
+    # The word of an anonymiser for all, or one for each file, names nobody.
+    if table.empty or is_placeholder(owners) or (table["owner"].nunique() == len(table) > 1):
+        return []
+    told = []
+    for one, several, text in (
+        ("owner", "patient", "one patient by their headers, and several in the manifest: they may be on both sides of a split"),
+        ("patient", "owner", "one patient in the manifest, and several by their headers"),
+    ):
+        counts = table.groupby(one, sort=False)[several].nunique()
+        if len(groups := counts.index[counts > 1]):
+            first = table[table[one] == groups[0]].drop_duplicates(several)["image"].tolist()
+            told.append(
+                f"images of {len(groups)} patient(s), such as {show(first[0])} and {show(first[1])}, are of {text}. Find out which is "
+                "right."
+            )
+    return told
 
 
 def describe_look_alikes(alike: Sequence[tuple[str, ...]], of_headers: bool) -> tuple[str, list[str]]:

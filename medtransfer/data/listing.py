@@ -191,7 +191,7 @@ def name_patients(owners: Sequence[tuple[str, str]], salt: str) -> list[str]:
     Returns:
         One id per image, "" for those without an owner.
     """
-    placeholder = _is_placeholder(owners)
+    placeholder = is_placeholder(owners)
     issuers: dict[str, set[str]] = {}
     for patient, _ in owners:
         issuer, _, number = patient.partition("|")
@@ -227,11 +227,12 @@ def alike_owners(images: Sequence[str], owners: Sequence[tuple[str, str]]) -> li
 
 def known_by_study(images: Sequence[str], owners: Sequence[tuple[str, str]]) -> tuple[str, ...]:
     """The images of which the study alone stands for the patient, so that two studies of one patient pass for two patients."""
-    named = set() if _is_placeholder(owners) else {study for patient, study in owners if patient.partition("|")[2]}
+    named = set() if is_placeholder(owners) else {study for patient, study in owners if patient.partition("|")[2]}
     return tuple(image for image, (_, study) in zip(images, owners, strict=True) if study and study not in named)
 
 
-def _is_placeholder(owners: Sequence[tuple[str, str]]) -> bool:
+def is_placeholder(owners: Sequence[tuple[str, str]]) -> bool:
+    """Whether all headers name one patient, and several studies: an anonymiser's word, and no id."""
     return len({p.partition("|")[2] for p, _ in owners if p}) == 1 and len({s for _, s in owners if s}) > 1
 
 

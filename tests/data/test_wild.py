@@ -21,6 +21,7 @@ from medtransfer.cli import app
 from medtransfer.data.annotations import read_annotations
 from medtransfer.data.audit import audit
 from medtransfer.data.cohort import Cohort
+from medtransfer.data.dicom_write import write_grey_dicom
 from medtransfer.data.inspection import inspect_images
 from medtransfer.data.masks import read_lesions
 from medtransfer.data.sources import open_cohort
@@ -446,6 +447,36 @@ def test_blanks_and_composed_letters_are_one_patient_without_a_question(tmp_path
     cohort = Cohort.from_csv(tmp_path / "m.csv", tmp_path / "images", ["y"])
     assert cohort.images["patient"].nunique() == 2
     assert cohort.alike == ()
+
+
+def test_patients_of_a_manifest_are_compared_with_those_of_the_headers(tmp_path):
+    rows = []
+    for i in range(6):
+        pixels = np.random.default_rng(i).integers(0, 999, (40, 40)).astype(np.uint16)
+        write_grey_dicom(
+            tmp_path / f"{i}.dcm",
+            pixels,
+            patient=f"H{i // 2}",
+            number=i,
+            spacing=(1, 1),
+            bits=12,
+            photometric="MONOCHROME2",
+            slope=1,
+            intercept=0,
+        )
+        rows.append((f"{i}.dcm", f"p{i // 2}", i // 2 % 2))
+    table = pd.DataFrame(rows, columns=["image", "patient", "y"])
+
+    def actions(frame):
+        frame.to_csv(tmp_path / "m.csv", index=False)
+        return " ".join(checked(Cohort.from_csv(tmp_path / "m.csv", tmp_path, ["y"]))[1].actions)
+
+    assert "headers" not in actions(table)
+    split = table.assign(patient=["p0", "p9", "p1", "p1", "p2", "p2"])
+    assert "such as 0.dcm and 1.dcm, are of one patient by their headers, and several in the manifest" in actions(split)
+    joined = table.assign(patient=["p0", "p0", "p0", "p0", "p2", "p2"])
+    assert "such as 0.dcm and 2.dcm, are of one patient in the manifest, and several by their headers" in actions(joined)
+    assert "H0" not in actions(split) + actions(joined)
 
 
 # I: masks
