@@ -295,10 +295,7 @@ def _list_actions(cohort: Cohort, found: Audit, group: str, facts: pd.DataFrame)
             f"{len(found.unreadable)} of {found.found} images cannot be read, such as {found.unreadable[0][0]}: mend them, or leave them "
             "out (cohort.skip_unreadable=true)."
         )
-    actions += _ask_about_sources(cohort, found)
-    if "manifest" in cohort.source and cohort.patients_known and not cohort.salt:
-        of_dicom = set(facts.loc[facts["format"] == "DICOM", "image"])
-        actions += compare_with_headers(cohort.images[cohort.images["image"].isin(of_dicom)])
+    actions += _ask_about_sources(cohort, found, facts)
     if found.by_study:
         actions.append(
             f"the headers of {len(found.by_study)} image(s) name no patient, or one and the same for all, such as {found.by_study[0]}: "
@@ -354,13 +351,16 @@ def _list_actions(cohort: Cohort, found: Audit, group: str, facts: pd.DataFrame)
     return actions
 
 
-def _ask_about_sources(cohort: Cohort, found: Audit) -> list[str]:
-    """What was left out and could be a picture or a lesion, what boxes leave open, and patients whose ids look alike."""
+def _ask_about_sources(cohort: Cohort, found: Audit, facts: pd.DataFrame) -> list[str]:
+    """What was left out and could be a picture or a lesion, what boxes leave open, and patients who may be others than they are called."""
     actions = [*(action for account in found.accounts for action in account.actions), *cohort.asks]
     if cohort.alike:
         whose, names = describe_look_alikes(cohort.alike, bool(cohort.salt))
         said = "write each patient in one way, or say which it is (cohort.look_alikes=same, or different)"
         actions.append(f"{whose}, such as {'; '.join(names[:3])}: {said}.")
+    if "manifest" in cohort.source and cohort.patients_known and not cohort.salt:
+        of_dicom = set(facts.loc[facts["format"] == "DICOM", "image"])
+        actions += compare_with_headers(cohort.images[cohort.images["image"].isin(of_dicom)])
     return actions
 
 
