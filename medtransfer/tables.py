@@ -41,9 +41,24 @@ _OTHERS = {
 _SAVE = "Save it as comma-separated UTF-8 with one line of column names."
 # Rows above the header that are looked at, and rows that tell the separator.
 _ABOVE, _TELLING = 10, 50
+# What programs write for a cell without a value (R, pandas, SAS, Excel).
+MISSING = frozenset({"", "na", "n/a", "nan", "#n/a", "#nv", "null", "none", "."})
 _DECIMAL = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
 _NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?")
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
+# What others call our columns, in letters and digits alone.
+_SYNONYMS = {
+    "image": ("imageid", "imagename", "filename", "file", "path", "filepath", "imagepath", "imagefile", "bild", "datei"),
+    "patient": ("patientid", "patientenid", "pid", "subject", "subjectid", "case", "caseid", "mrn", "id"),
+    "target": ("truth", "groundtruth", "gt", "ytrue", "label", "outcome", "malignant", "y"),
+    "probability": ("prob", "probabilities", "pred", "prediction", "predictedprobability", "yprob", "yscore", "confidence", "risk"),
+    "x0": ("xmin", "left", "x1"),
+    "y0": ("ymin", "top", "y1"),
+    "x1": ("xmax", "right", "x2"),
+    "y1": ("ymax", "bottom", "y2"),
+    "z0": ("zmin",),
+    "z1": ("zmax",),
+}
 # What spreadsheets take for a formula (OWASP, CSV injection); a quotation mark in front makes it text.
 _FORMULA = re.compile(r"'*[=+\-@]")
 
@@ -103,6 +118,21 @@ def describe_shape(table: pd.DataFrame) -> str:
     return ", ".join(origin.shape) if origin is not None else ""
 
 
+def describe_missing(missing: Sequence[str], table: pd.DataFrame) -> str:
+    """Which columns are not there, which are, and which of these may be meant."""
+    columns = [str(column) for column in table.columns]
+    plain = {re.sub(r"[^a-z0-9]", "", column.lower()): column for column in columns}
+    near = [(plain[word], name) for name in missing if (word := next((w for w in _SYNONYMS.get(name, ()) if w in plain), ""))]
+    text = f"no column {', '.join(missing)}. Columns here: {', '.join(columns)}."
+    if {"x0", "x1"} & set(missing) and {"x", "y", "width", "height"} <= set(plain):
+        return f"{text} Give x0 = x, y0 = y, x1 = x + width, y1 = y + height: here width and height are those of the image."
+    if near:
+        return f"{text} Rename {' and '.join(f'{old} to {new}' for old, new in near)}?"
+    if columns and all(_NUMBER.fullmatch(column) or re.search(r"\.[a-z]{3,4}$", column.lower()) for column in columns):
+        return f"{text} The first line seems to be data: write the names of the columns above it."
+    return text
+
+
 def write_table(table: pd.DataFrame, path: Path) -> None:
     """Writes a CSV with every digit; text that a spreadsheet would take for a formula gets a quotation mark, which the reader takes off."""
     write_aside(path, to_csv(table))
@@ -144,7 +174,7 @@ def _read_sheet(content: bytes, shape: list[str], known: Collection[str]) -> Row
     if len(meant) != 1:
         raise _NoTableError(f"holds {len(texts)} filled sheets ({', '.join(texts)}). Keep the one that is meant, or save it as CSV.")
     others = [name for name in texts if name not in meant]
-    shape.append(f"sheet {meant[0]} of a spreadsheet" + (f", sheet {', '.join(others)} left out" if others else ""))
+    shape.append(f"read from the sheet {meant[0]!r}" + (f", without {', '.join(map(repr, others))}" if others else ""))
     return list(enumerate(texts[meant[0]], 1))
 
 
@@ -260,7 +290,7 @@ def _make_table(rows: Rows, shape: list[str], known: Collection[str]) -> pd.Data
     blank = len(rows) - len(filled) - sum(not any(row) for _, row in rows[len(rows) - _trailing(rows) :])
     if blank:
         shape.append(f"{blank} blank line(s) left out")
-    header = [name[1:] if name.startswith("'") and _FORMULA.match(name) else name for name in header]
+    header = _shift_header([_restore(name) for name in header], body)
     width = max(len(header), *(len(row) for _, row in body)) if body else len(header)
     names = _check_header([*header, *[""] * (width - len(header))], body, at, shape, known)
     cells = {name: [_restore(row[place]) if place < len(row) else "" for _, row in body] for place, name in names.items()}
@@ -301,14 +331,16 @@ def _check_header(header: list[str], body: Rows, at: int, shape: list[str], know
         cells = [row[place] if place < len(row) else "" for _, row in body]
         if not name and not any(cells):
             shape.append("a column without name and cells left out")
-        elif not name and place == 0 and cells == [str(number) for number in range(len(cells))]:
-            shape.append("a column that numbers the rows left out")
+        elif not name and place == 0 and _are_row_names(cells):
+            shape.append("a column of row names left out")
         elif not name:
             number, row = next((number, row) for number, row in body if place < len(row) and row[place])
-            comma = " A decimal comma in a comma-separated table makes two cells of a number." if _looks_like_decimals(row) else ""
+            comma = (
+                " A decimal comma in a comma-separated table makes two cells of a number." if place and _looks_like_decimals(row) else ""
+            )
             raise _NoTableError(
-                f"row {number} has {len(row)} cells, the header in row {at} {len([n for n in header if n])}: column {place + 1} has no "
-                f"name. Name it, or quote cells that hold a separator.{comma}"
+                f"row {number} has {len(row)} cells, and the header in row {at} has {len([n for n in header if n])} names: column "
+                f"{place + 1} has none. Name it or remove it, or quote cells that hold a separator.{comma}"
             )
         else:
             plain = name if name in known or name.lower() not in lower or lower[name.lower()] in header else lower[name.lower()]
@@ -323,6 +355,17 @@ def _check_header(header: list[str], body: Rows, at: int, shape: list[str], know
     return names
 
 
+def _are_row_names(cells: list[str]) -> bool:
+    """Whether the first column, which has no name, numbers the rows, or names each of them, as pandas and R write it."""
+    return all(cells) and len(set(cells)) == len(cells) > 0
+
+
+def _shift_header(header: list[str], body: Rows) -> list[str]:
+    """R's `write.table` gives row names a column, and no name: each row is one longer than the header, and begins with its number."""
+    numbered = [row[0] if len(row) == len(header) + 1 else "" for _, row in body]
+    return ["", *header] if numbered and numbered == [str(number) for number in range(1, len(body) + 1)] else header
+
+
 def _looks_like_decimals(row: Sequence[str]) -> bool:
     return any(a in {"0", "1", "-0"} and b.isdigit() for a, b in itertools.pairwise(row))
 
@@ -333,8 +376,9 @@ def _read_decimal_commas(table: pd.DataFrame, rows: Sequence[int], shape: list[s
     Raises:
         _NoTableError: both marks in a column, or commas that may divide thousands.
     """
+    decimal: list[str] = []
     for column in table.columns:
-        cells = [cell for cell in table[column] if cell]
+        cells = [cell for cell in table[column] if cell.lower() not in MISSING]
         if not any("," in cell for cell in cells) or not all(_NUMBER.fullmatch(cell) for cell in cells):
             continue
         places = [place for place, cell in enumerate(table[column]) if _DECIMAL.fullmatch(cell)]
@@ -347,4 +391,6 @@ def _read_decimal_commas(table: pd.DataFrame, rows: Sequence[int], shape: list[s
                 "numbers with a decimal point and without marks between thousands."
             )
         table[column] = [cell.replace(",", ".") for cell in table[column]]
-        shape.append(f"decimal commas in {column}")
+        decimal.append(column)
+    if decimal:
+        shape.append(f"decimal commas in {', '.join(decimal)}")

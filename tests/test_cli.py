@@ -261,4 +261,4 @@ def test_rows_longer_than_the_header_lose_nothing_in_silence(tmp_path):
     (tmp_path / "m.csv").write_text("image,patient,malignant,age\na.png,P1,1,50,5\nb.png,P2,0,40,2\n")
     result = invoke("check", tmp_path / "m.csv")
     assert result.exit_code == 2
-    assert "row 2 has 5 cells, the header in row 1 4: column 5 has no name" in result.output
+    assert "row 2 has 5 cells, and the header in row 1 has 4 names: column 5 has none" in result.output

@@ -58,8 +58,14 @@ PLAIN = lines()
         ("\n".join(line + ",," for line in PLAIN.splitlines()), "a column without name and cells left out"),
         (
             "".join(f"{n},{line}\n" for n, line in zip(["", 0, 1], PLAIN.splitlines(), strict=True)),
-            "a column that numbers the rows left out",
+            "a column of row names left out",
         ),
+        ("".join(f"{n},{line}\n" for n, line in zip(["", 1, 2], PLAIN.splitlines(), strict=True)), "a column of row names left out"),
+        (
+            '"";"image";"patient";"target";"probability"\n"r1";"a.png";"P1";1;0,25\n"r2";"b.png";"P2";0;0,5\n',
+            "a column of row names left out",
+        ),
+        ("image patient target probability\n1 a.png P1 1 0.25\n2 b.png P2 0 0.5\n", "a column of row names left out"),
         ("Export of 3 May\nby: nobody\n\n" + PLAIN, "2 line(s) above the header left out"),
         (PLAIN.replace("image,patient", "Image,PATIENT"), "column Image taken as image"),
     ],
@@ -84,7 +90,7 @@ def test_spreadsheets(tmp_path, ending):
     assert table["target"].tolist() == ["1", "0"]
     assert [float(value) for value in table["probability"]] == [0.25, 1 / 3]
     assert table["image"].tolist() == ["007", "a"]
-    assert "sheet Sheet1 of a spreadsheet" in describe_shape(table)
+    assert "read from the sheet 'Sheet1'" in describe_shape(table)
     assert row_of(table, 0) == 2
 
 
@@ -95,7 +101,7 @@ def test_the_sheet_with_known_columns_is_taken_and_two_are_asked_about(tmp_path)
         pd.DataFrame({"patient": ["a"], "target": [1]}).to_excel(writer, sheet_name="Data", index=False)
     table = read(path)
     assert table["patient"].tolist() == ["a"]
-    assert "sheet Data of a spreadsheet, sheet About left out" in describe_shape(table)
+    assert "read from the sheet 'Data', without 'About'" in describe_shape(table)
     with pd.ExcelWriter(path) as writer:
         for name in ("One", "Two"):
             pd.DataFrame({"patient": ["a"]}).to_excel(writer, sheet_name=name, index=False)
@@ -108,7 +114,7 @@ def test_the_sheet_with_known_columns_is_taken_and_two_are_asked_about(tmp_path)
     [
         ("", "is empty"),
         (" \n\n", "is empty"),
-        ("image,patient\na.png,P1\nb.png,P2,1,5\n", r"row 3 has 4 cells, the header in row 1 2: column 3 has no name"),
+        ("image,patient\na.png,P1\nb.png,P2,1,5\n", r"row 3 has 4 cells, and the header in row 1 has 2 names: column 3 has none"),
         ("image,patient,x,x\na,b,1,2\n", "column x appears twice"),
         ("image,probability\na.png,0,5\n", "A decimal comma in a comma-separated table makes two cells"),
         ("image;probability\na;0,5\nb;0.5\n", "row 2: column probability has decimal commas and decimal points"),

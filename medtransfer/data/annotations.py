@@ -37,7 +37,7 @@ from medtransfer.data.outlines import read_voc, read_yolo
 from medtransfer.data.reading import is_image_file, read_image
 from medtransfer.errors import CohortError, ImageError, list_faults
 from medtransfer.names import show
-from medtransfer.tables import describe_shape, read_table, row_of
+from medtransfer.tables import describe_missing, describe_shape, read_table, row_of
 
 _WORDS = ("yolo", "voc", "masks")
 _TABLES = (".csv", ".tsv", ".txt", ".xlsx", ".ods", ".xls")
@@ -157,7 +157,7 @@ def _read_csv(path: Path, images: pd.DataFrame, left_out: Sequence[str]) -> Anno
     wanted = VOLUME if volumes else PLANE
     missing = [name for name in ("image", *wanted) if name not in table.columns]
     if missing:
-        raise CohortError(f"{path}: no column {', '.join(missing)}. Columns here: {', '.join(table.columns)}.")
+        raise CohortError(f"{path}: {describe_missing(missing, table)}")
     rows = [row_of(table, place) for place in range(len(table))]
     # An image without a lesion may stand in a row without a box.
     bare = (table[list(wanted)] == "").all(axis=1).to_numpy()

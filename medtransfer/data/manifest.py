@@ -13,7 +13,7 @@ from medtransfer.data.file_names import find_file
 from medtransfer.data.reading import split_member
 from medtransfer.errors import CohortError, list_faults
 from medtransfer.names import has_controls, show
-from medtransfer.tables import describe_shape, read_table, row_of
+from medtransfer.tables import describe_missing, describe_shape, read_table, row_of
 
 # Names of the tables that labels stand beside.
 RESERVED = {"image", "patient", "path", "study", "site", "split", "group", "file_digest"}
@@ -47,7 +47,7 @@ def read_manifest(
     table = read_cells(manifest, (*labels, *columns))
     missing = [name for name in ("image", *labels, *columns) if name not in table.columns]
     if missing:
-        raise CohortError(f"{manifest}: no column {', '.join(missing)}. Columns here: {', '.join(table.columns)}.")
+        raise CohortError(f"{manifest}: {describe_missing(missing, table)}")
     if table.empty:
         raise CohortError(f"{manifest}: no rows below the header. Add one row per image.")
     rows = [row_of(table, place) for place in range(len(table))]

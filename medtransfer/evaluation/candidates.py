@@ -10,7 +10,7 @@ import pandas as pd
 from medtransfer.errors import PredictionsError, list_faults
 from medtransfer.evaluation.predictions import BUDGET
 from medtransfer.evaluation.probabilities import ROUNDING, SCORE, exact_logit, read_numbers
-from medtransfer.tables import read_table, row_of, write_table
+from medtransfer.tables import describe_missing, read_table, row_of, write_table
 
 CANDIDATES, LESIONS = "candidates.csv", "boxes.csv"
 _PLANE, _VOLUME = ("x0", "y0", "x1", "y1"), ("x0", "y0", "x1", "y1", "z0", "z1")
@@ -94,7 +94,7 @@ def _read_boxes(path: Path, known: tuple[str, ...]) -> tuple[pd.DataFrame, list[
     columns = list(_VOLUME if volumes else _PLANE)
     missing = [c for c in ("image", *columns) if c not in table.columns]
     if missing:
-        raise PredictionsError(f"{path}: no column {', '.join(missing)}. Columns here: {', '.join(table.columns)}.")
+        raise PredictionsError(f"{path}: {describe_missing(missing, table)}")
     rows = [row_of(table, place) for place in range(len(table))]
     faults: list[str] = []
     for column in columns:

@@ -12,7 +12,7 @@ import pandas as pd
 from medtransfer.errors import LeakageError, PredictionsError, list_faults
 from medtransfer.evaluation.probabilities import SCORE, read_numbers, read_scores
 from medtransfer.names import has_controls, look_alike_key, look_alikes, normalise, show
-from medtransfer.tables import describe_shape, read_table, row_of, write_table
+from medtransfer.tables import MISSING, describe_missing, describe_shape, read_table, row_of, write_table
 
 COLUMNS = ("arm", "seed", "fold", "part", "image", "patient", "label", "target", "probability", "logit")
 NEEDED = "Give a table with the columns patient, target and probability (or score, of any scale)."
@@ -23,6 +23,8 @@ CURVE = ("size", "episode")
 BUDGET, LEVEL, AT_BUDGET, OTHER = "budget", "level", "same", "other"
 _DEFAULTS: dict[str, Any] = {"arm": "model", "seed": 0, "fold": 0, "part": "test", "label": "target"}
 
+# Columns in which a word such as NA stands for an empty cell.
+_NUMBERS = {"target", "probability", "logit", SCORE, "seed", "fold", *CURVE}
 # How much an image counts; all alike where there is no such column.
 WEIGHT = "weight"
 # Targets of other values in so many of the rows are no slips, and so few values are classes.
@@ -83,6 +85,8 @@ def check_predictions(
     _require_columns(table, source, (*keep, *([weight] if weight else [])))
     rows, shape = [row_of(table, place) for place in range(len(table))], describe_shape(table)
     table = table.copy().reset_index(drop=True)
+    for column in _NUMBERS & set(table.columns):
+        table[column] = table[column].map(lambda cell: np.nan if isinstance(cell, str) and cell.strip().lower() in MISSING else cell)
     table = _weigh(table, keep, weight)
     known = table["target"].notna() & (table["target"].astype(str).str.strip() != "")
     if not known.any():
@@ -186,9 +190,9 @@ def _weigh(table: pd.DataFrame, keep: Sequence[str], weight: str | None) -> pd.D
 def _require_columns(table: pd.DataFrame, source: str, keep: Sequence[str]) -> None:
     missing = [c for c in ("patient", "target", *keep) if c not in table.columns]
     if not {"probability", "logit", SCORE} & set(table.columns):
-        missing.append(f"probability (or {SCORE}, of any scale)")
+        missing.append("probability")
     if missing:
-        raise PredictionsError(f"{source}: no column {', '.join(missing)}. Columns here: {', '.join(map(str, table.columns))}.")
+        raise PredictionsError(f"{source}: {describe_missing(missing, table)}")
     if table.empty:
         raise PredictionsError(f"{source}: no rows below the header.")
 

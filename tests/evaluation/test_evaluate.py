@@ -387,7 +387,7 @@ def test_settings_that_are_wrong_are_told(scores, choice, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("patient,target,probability\nA,1,0,0.7\nB,0,0,0.2\n", "row 2 has 4 cells, the header in row 1 3.*decimal comma"),
+        ("patient,target,probability\nA,1,0,0.7\nB,0,0,0.2\n", "row 2 has 4 cells, and the header in row 1 has 3 names.*decimal comma"),
         ("patient,target,probability,probability\nA,1,0.7,0.6\n", "column probability appears twice"),
     ],
 )
