@@ -68,7 +68,7 @@ class Account:
     def actions(self) -> list[str]:
         """What somebody has to look at, in sentences."""
         return [
-            f"{part.count} of {self.given} {self.what} of {self.source} are left out ({part.reason}), such as "
+            f"{part.count} of the {self.given} {self.what} in {self.source} are left out ({part.reason}), such as "
             f"{', '.join(map(show, part.examples[:2]))}: could one of them be a picture, or a lesion?"
             for part in self.left_out
             if part.asks

@@ -75,6 +75,9 @@ def check(
     label: Annotated[Optional[list[str]], typer.Option(help="Label column of a manifest; those of 0 and 1 where left out.")] = None,  # noqa: UP045
     positive: Annotated[Optional[str], typer.Option(help="The class that counts as 1.")] = None,  # noqa: UP045
     flat: Annotated[bool, typer.Option("--flat", help="The folders below PATH are not classes.")] = False,
+    look_alikes: Annotated[
+        str, typer.Option("--look-alikes", help="Patients whose ids look alike, such as 7 and 007: ask, same, different.")
+    ] = "ask",
     outside: Annotated[bool, typer.Option("--outside", help="Read files outside the root, and links that lead out of it.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for check.html, with pictures, and check.json.")] = None,
     as_json: Json = False,
@@ -95,10 +98,14 @@ def check(
             if root is not None or label or positive is not None or flat or outside:
                 raise ConfigError(f"{path}: says itself what the cohort is; set cohort.KEY=VALUE instead of options.")
             cohort, group, shortcuts = load_cohort(config.cohort), config.protocol.group, config.audit.shortcuts
+            look_alikes = config.cohort.look_alikes if look_alikes == "ask" else look_alikes
         elif overrides:
             raise ConfigError(f"{overrides[0]!r}: only a YAML file takes settings; see `medtransfer check --help`.")
         else:
             cohort, group, shortcuts = open_cohort(path, root, label or (), positive, flat, outside), "patient", True
+        if look_alikes not in {"ask", "same", "different"}:
+            raise ConfigError(f"--look-alikes {look_alikes!r}: use ask, same or different.")
+        cohort = cohort if look_alikes == "ask" else cohort.told_apart(look_alikes)
         if output is not None:
             output.mkdir(parents=True, exist_ok=True)
         with Reporter(quiet or as_json) as reporter:

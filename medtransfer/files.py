@@ -1,7 +1,8 @@
-"""Files written whole or not at all."""
+"""Files: written whole or not at all, and read in whatever encoding."""
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
 import shutil
@@ -28,6 +29,39 @@ def write_aside(path: Path, content: str | bytes) -> None:
         raise name_space(error, path, len(data)) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def decode_text(content: bytes) -> tuple[str, str]:
+    """The text of a file, and its encoding where that is not UTF-8.
+
+    UTF-8, UTF-16 and UTF-32 are known by their marks, UTF-16 of mostly ASCII without one too; what is none of these is read as Windows-1252
+    (or Latin-1), which has a letter for every byte.
+
+    Raises:
+        UnicodeDecodeError: a mark of an encoding that the text is not in.
+    """
+    marks = (
+        (codecs.BOM_UTF8, "utf-8-sig"),
+        (codecs.BOM_UTF32_LE, "utf-32"),
+        (codecs.BOM_UTF16_LE, "utf-16"),
+        (codecs.BOM_UTF16_BE, "utf-16"),
+    )
+    encoding = next((name for mark, name in marks if content.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and b"\0" in content[:64]:
+        # Without a mark: every other byte of ASCII text is zero, and none of the others.
+        even, odd = content[0:64:2].count(0), content[1:64:2].count(0)
+        if min(even, odd) == 0 and 3 * max(even, odd) > len(content[:64]) // 2:
+            encoding = "utf-16-le" if odd else "utf-16-be"
+    if encoding != "utf-8":
+        return content.decode(encoding), "" if encoding == "utf-8-sig" else encoding.upper()
+    try:
+        return content.decode("utf-8"), ""
+    except UnicodeDecodeError:
+        pass
+    try:
+        return content.decode("cp1252"), "Windows-1252 as it is not UTF-8"
+    except UnicodeDecodeError:
+        return content.decode("latin-1"), "Latin-1 as it is not UTF-8"
 
 
 def name_space(error: OSError, path: Path, size: int) -> OSError:

@@ -5,10 +5,22 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
+from pathlib import PurePosixPath
+from urllib.parse import unquote
 
 # Isolates, which the report puts around names so that a name written from right to left does not turn the sentence around.
 ISOLATES = "\u2068\u2069"
 _POINT_ZERO, _LEADING_ZEROS = re.compile(r"(?<=\d)\.0+$"), re.compile(r"(?<![\d.])0+(?=\d)")
+_ENDING = re.compile(r"(\.nii)?\.[a-z0-9]{1,5}(\.gz)?$")
+# What marks the mask of an image of the same name, as `x_mask.png` or `x_seg.nii.gz`.
+MASK_SUFFIX = re.compile(r"[_\- ](mask|seg|segmentation|label|labelmap|groundtruth|gt)s?([_ ]?\d+)?$", re.IGNORECASE)
+# Roboflow (x_png.rf.0a1b), Label Studio (1a2b3c4d-x), copies (x (1), x copy), masks.
+_ADDED = (
+    re.compile(r"_(png|jpe?g|bmp|tiff?|webp)\.rf\.[0-9a-z]+$"),
+    re.compile(r"^[0-9a-f]{8}-(?=.)"),
+    re.compile(r"( \(\d+\)|[ _-]copy|[ _-]kopie)$"),
+    MASK_SUFFIX,
+)
 _CONTROLS = {"Cc", "Cf", "Zl", "Zp"}
 
 
@@ -52,3 +64,25 @@ def show_text(text: str) -> str:
 def has_controls(name: str) -> bool:
     """Whether a name holds control characters, such as a line break: a table with it could not be read again."""
     return any(unicodedata.category(c) in {"Cc", "Zl", "Zp"} for c in name)
+
+
+def plain(name: str) -> str:
+    """The name of a file in its plain spelling: slashes, percent-encoding, case, blanks; `..` and `.` at its beginning are left out."""
+    text = unicodedata.normalize("NFC", unquote(name.strip()).replace("\\", "/")).casefold().strip()
+    parts = [part.strip() for part in PurePosixPath(text).parts]
+    while parts and (parts[0] in {"..", ".", "/"} or re.fullmatch(r"[a-z]:", parts[0])):
+        parts = parts[1:]
+    return "/".join(parts)
+
+
+def letters(name: str) -> str:
+    """Letters and digits of the name of a file, without its ending, accents, and what exporters and file managers add to it."""
+    stem = _ENDING.sub("", plain(name).rsplit("/", 1)[-1])
+    for added in _ADDED:
+        stem = added.sub("", stem) or stem
+    return "".join(c for c in unicodedata.normalize("NFKD", stem) if c.isalnum())
+
+
+def ends_alike(image: str, name: str) -> bool:
+    """Whether one of two names is the end of the other, whole folders at a time."""
+    return image == name or image.endswith(f"/{name}") or name.endswith(f"/{image}")

@@ -7,7 +7,6 @@ with the row.
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import itertools
@@ -20,7 +19,7 @@ from pathlib import Path
 import pandas as pd
 
 from medtransfer.errors import MedTransferError
-from medtransfer.files import write_aside
+from medtransfer.files import decode_text, write_aside
 from medtransfer.names import has_controls, normalise, show
 
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars", " ": "blanks"}
@@ -43,6 +42,8 @@ _SAVE = "Save it as comma-separated UTF-8 with one line of column names."
 _ABOVE, _TELLING = 10, 50
 # What programs write for a cell without a value (R, pandas, SAS, Excel).
 MISSING = frozenset({"", "na", "n/a", "nan", "#n/a", "#nv", "null", "none", "."})
+# What stands for a patient whom nobody named: taken for an id, it would make one person of many.
+NOBODY = MISSING | {"unknown", "unbekannt", "anonymous", "anonymized", "anonymised", "?", "-"}
 _DECIMAL = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
 _NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?")
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
@@ -59,6 +60,7 @@ _SYNONYMS = {
     "z0": ("zmin",),
     "z1": ("zmax",),
 }
+_NAMES = {"image", "patient", "arm", "label", "part", "split", "site", "study"}
 # What spreadsheets take for a formula (OWASP, CSV injection); a quotation mark in front makes it text.
 _FORMULA = re.compile(r"'*[=+\-@]")
 
@@ -174,7 +176,7 @@ def _read_sheet(content: bytes, shape: list[str], known: Collection[str]) -> Row
     if len(meant) != 1:
         raise _NoTableError(f"holds {len(texts)} filled sheets ({', '.join(texts)}). Keep the one that is meant, or save it as CSV.")
     others = [name for name in texts if name not in meant]
-    shape.append(f"read from the sheet {meant[0]!r}" + (f", without {', '.join(map(repr, others))}" if others else ""))
+    shape.append("read from a sheet of a spreadsheet" + (f", without {len(others)} other(s)" if others else ""))
     return list(enumerate(texts[meant[0]], 1))
 
 
@@ -206,31 +208,14 @@ def _decode(content: bytes, shape: list[str]) -> str:
     for mark, what in _OTHERS.items():
         if start[: len(mark)].lower() == mark.lower():
             raise _NoTableError(f"is {what}, not a table. {_SAVE}")
-    encoding = next(
-        (name for bom, name in ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32")) if content.startswith(bom)), "utf-8"
-    )
-    if encoding == "utf-8" and content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        encoding = "utf-16"
-    elif encoding == "utf-8" and b"\0" in content[:64]:
-        # Without a mark: every other byte of ASCII text is zero, and none of the others.
-        even, odd = content[0:64:2].count(0), content[1:64:2].count(0)
-        if min(even, odd) == 0 and 3 * max(even, odd) > len(content[:64]) // 2:
-            encoding = "utf-16-le" if odd else "utf-16-be"
     try:
-        text = content.decode(encoding)
-    except UnicodeDecodeError:
-        if encoding != "utf-8":
-            raise _NoTableError(f"begins as {encoding.upper()} and is not. {_SAVE}") from None
-        encoding = "cp1252"
-        try:
-            text = content.decode(encoding)
-        except UnicodeDecodeError:
-            encoding, text = "latin-1", content.decode("latin-1")
+        text, encoding = decode_text(content)
+    except UnicodeDecodeError as fault:
+        raise _NoTableError(f"begins as {fault.encoding.upper()} and is not. {_SAVE}") from None
     if "\0" in text:
         raise _NoTableError(f"holds null bytes: it is no text, or damaged. {_SAVE}")
-    names = {"cp1252": "Windows-1252 as it is not UTF-8", "latin-1": "Latin-1 as it is not UTF-8"}
-    if encoding not in {"utf-8", "utf-8-sig"}:
-        shape.append(f"read as {names.get(encoding, encoding.upper())}")
+    if encoding:
+        shape.append(f"read as {encoding}")
     return text.replace("\r\n", "\n") if "\n" in text else text.replace("\r", "\n")
 
 
@@ -260,14 +245,16 @@ def _known_in(row: Sequence[str], known: Collection[str]) -> set[str]:
 def _parse(text: str, separator: str, skipped: int) -> Rows:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
     rows: Rows = []
-    first = 1 + skipped
+    first, width = 1 + skipped, 0
     try:
         for row in reader:
+            width = width or len(row)
             for cell in row:
-                if cell.count("\n") > 1 and separator in cell:
+                # A line below that has as many separators as a row is one.
+                if any(line.count(separator) >= max(1, width - 1) for line in cell.split("\n")[1:]):
                     raise _NoTableError(
-                        f"row {first}: a quotation mark is opened and closed only {cell.count(chr(10))} lines below, so that these lines "
-                        "would be one cell. Remove it, or double it."
+                        f"row {first}: a quotation mark is opened and closed {cell.count(chr(10))} line(s) below, so that these "
+                        "lines would be one cell. Remove it, or double it."
                     )
             rows.append((first, row))
             first = reader.line_num + 1 + skipped
@@ -378,6 +365,8 @@ def _read_decimal_commas(table: pd.DataFrame, rows: Sequence[int], shape: list[s
     """
     decimal: list[str] = []
     for column in table.columns:
+        if column in _NAMES:
+            continue
         cells = [cell for cell in table[column] if cell.lower() not in MISSING]
         if not any("," in cell for cell in cells) or not all(_NUMBER.fullmatch(cell) for cell in cells):
             continue

@@ -90,7 +90,7 @@ def test_spreadsheets(tmp_path, ending):
     assert table["target"].tolist() == ["1", "0"]
     assert [float(value) for value in table["probability"]] == [0.25, 1 / 3]
     assert table["image"].tolist() == ["007", "a"]
-    assert "read from the sheet 'Sheet1'" in describe_shape(table)
+    assert "read from a sheet of a spreadsheet" in describe_shape(table)
     assert row_of(table, 0) == 2
 
 
@@ -101,7 +101,7 @@ def test_the_sheet_with_known_columns_is_taken_and_two_are_asked_about(tmp_path)
         pd.DataFrame({"patient": ["a"], "target": [1]}).to_excel(writer, sheet_name="Data", index=False)
     table = read(path)
     assert table["patient"].tolist() == ["a"]
-    assert "read from the sheet 'Data', without 'About'" in describe_shape(table)
+    assert "read from a sheet of a spreadsheet, without 1 other(s)" in describe_shape(table)
     with pd.ExcelWriter(path) as writer:
         for name in ("One", "Two"):
             pd.DataFrame({"patient": ["a"]}).to_excel(writer, sheet_name=name, index=False)
@@ -120,7 +120,7 @@ def test_the_sheet_with_known_columns_is_taken_and_two_are_asked_about(tmp_path)
         ("image;probability\na;0,5\nb;0.5\n", "row 2: column probability has decimal commas and decimal points"),
         ("image;x0\na;1,024\nb;2,048\n", "is the comma a decimal mark, or does it divide thousands"),
         ('image,patient\n"a.png,P1\nb.png,P2\n', "row 2: a quotation mark is opened and not closed"),
-        ('image,patient\n"a.png,P1\nb.png,P2\nc.png",P3\n', "row 2: a quotation mark is opened and closed only 2 lines below"),
+        ('image,patient\n"a.png,P1\nb.png,P2\nc.png",P3\n', r"row 2: a quotation mark is opened and closed 2 line\(s\) below"),
         (b"image,patient\na.png,\0\0\n", "null bytes"),
         (b"\x89PNG\r\n\x1a\n0000", "is a PNG picture, not a table"),
         (b"%PDF-1.7 ", "is a PDF"),

@@ -19,8 +19,9 @@ Facts that a format states beside its boxes, and what is done where they differ:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ import numpy as np
 import pandas as pd
 
 from medtransfer.account import Account, make_account
-from medtransfer.data.beside import Beside, match_files
+from medtransfer.data.beside import ABOUT, Beside, match_files
 from medtransfer.data.boxes import LESION, PLANE, VOLUME, box_regions
 from medtransfer.data.coco import read_coco
 from medtransfer.data.file_names import Names, tell_spellings
@@ -36,12 +37,26 @@ from medtransfer.data.masks import align_mask, read_lesions
 from medtransfer.data.outlines import read_voc, read_yolo
 from medtransfer.data.reading import is_image_file, read_image
 from medtransfer.errors import CohortError, ImageError, list_faults
-from medtransfer.names import show
-from medtransfer.tables import describe_missing, describe_shape, read_table, row_of
+from medtransfer.names import look_alikes, show
+from medtransfer.tables import MISSING, describe_missing, describe_shape, read_table, row_of
 
 _WORDS = ("yolo", "voc", "masks")
 _TABLES = (".csv", ".tsv", ".txt", ".xlsx", ".ods", ".xls")
 _SIZES = ("width", "height")
+# Labels that say that there is nothing.
+_NOTHING = {
+    "no finding",
+    "no findings",
+    "nofinding",
+    "normal",
+    "none",
+    "negative",
+    "healthy",
+    "background",
+    "no lesion",
+    "no tumor",
+    "no tumour",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +71,7 @@ class Annotations:
         unknown: images of which it does not say whether they hold a lesion, with the reason.
         sizes: by image, columns and rows that the source states.
         placed: the coordinates are those of pixels as `read_image` gives them, whatever `axes` says: of masks.
+        silent: what images without a lesion lack: a box, a file.
     """
 
     boxes: pd.DataFrame
@@ -65,6 +81,7 @@ class Annotations:
     unknown: dict[str, str] = field(default_factory=dict)
     sizes: dict[str, tuple[float, float]] = field(default_factory=dict)
     placed: bool = False
+    silent: str = "box"
 
 
 def read_annotations(
@@ -91,9 +108,9 @@ def read_annotations(
     elif word in _WORDS:
         read = _read_lines(word, images, root, place, tuple(left_out), axes)
     elif Path(source).suffix.lower() in _TABLES:
-        read = _read_csv(_find(source, root), images, left_out)
+        read = _read_csv(_find(source, root), images, root, left_out)
     elif Path(source).suffix.lower() == ".json":
-        read = _of_coco(_find(source, root), images, left_out)
+        read = _of_coco(_find(source, root), images, root, left_out)
     else:
         raise CohortError(
             f"boxes: {source!r} is none of FILE.csv (or another table), FILE.json (COCO), {', '.join(_WORDS)}, or one of these with "
@@ -108,15 +125,32 @@ def _choose_kinds(read: Annotations, kinds: Sequence[str], source: str, images: 
         absent = sorted(set(kinds) - set(boxes["label"]))
         if absent:
             raise CohortError(f"{source}: no box has the label {', '.join(absent)}. Labels here: {', '.join(sorted(set(boxes['label'])))}.")
+        for group in look_alikes(boxes["label"]):
+            if set(group) & set(kinds) and not set(group) <= set(kinds):
+                raise CohortError(
+                    f"{source}: the labels {' and '.join(map(show, group))} look alike. Name all of them in kinds, or write them alike."
+                )
         others = boxes[~boxes["label"].isin(list(kinds))]
         boxes = boxes.drop(others.index)
         rest = [
             (image, f"label {show(label)}, not among kinds", False) for image, label in zip(others["image"], others["label"], strict=True)
         ]
         accounts = (*accounts, make_account("boxes", source, len(boxes), rest)) if rest else accounts
+    counts = Counter(map(str, boxes["label"]))
+    notes, asks = list(read.notes), list(read.asks)
+    if not kinds and len(counts) > 1:
+        shown = ", ".join(f"{show(label)} {count}" for label, count in counts.most_common())
+        notes.append(f"boxes have the labels {shown}; all count as lesions (cohort.kinds chooses)")
+    if nothing := [label for label in counts if label.strip().lower() in _NOTHING]:
+        asks.append(
+            f"{counts[nothing[0]]} box(es) have the label {show(nothing[0])}, and count as lesions: name the labels that are some in kinds."
+        )
+    without = images - boxes["image"].nunique()
+    if without and read.silent:
+        notes.append(f"{without} of {images} images have no {read.silent}, and count as without lesion")
     if boxes.empty:
         raise CohortError(f"{source}: holds no box of these {images} images. Is the path right, and do the file names match?")
-    return Annotations(boxes.reset_index(drop=True), accounts, read.notes, read.asks, read.unknown, read.sizes, read.placed)
+    return replace(read, boxes=boxes.reset_index(drop=True), accounts=accounts, notes=tuple(notes), asks=tuple(asks))
 
 
 def is_annotation(name: str, source: str) -> bool:
@@ -150,7 +184,7 @@ def look_up(names: Names, name: str, where: str, faults: list[str]) -> str:
     return images[0] if len(images) == 1 else ""
 
 
-def _read_csv(path: Path, images: pd.DataFrame, left_out: Sequence[str]) -> Annotations:
+def _read_csv(path: Path, images: pd.DataFrame, root: Path, left_out: Sequence[str]) -> Annotations:
     needed = "Give a table with the columns image, x0, y0, x1, y1 (and z0, z1 of volumes)."
     table = read_table(path, CohortError, needed, ("image", *VOLUME, "label", *_SIZES))
     volumes = "z0" in table.columns or "z1" in table.columns
@@ -159,17 +193,22 @@ def _read_csv(path: Path, images: pd.DataFrame, left_out: Sequence[str]) -> Anno
     if missing:
         raise CohortError(f"{path}: {describe_missing(missing, table)}")
     rows = [row_of(table, place) for place in range(len(table))]
+    table[list(wanted)] = table[list(wanted)].map(lambda cell: "" if cell.lower() in MISSING else cell)
     # An image without a lesion may stand in a row without a box.
     bare = (table[list(wanted)] == "").all(axis=1).to_numpy()
     numbers = table[list(wanted)].apply(pd.to_numeric, errors="coerce")
     faults: list[str] = []
-    names = Names(images["image"])
+    names = Names(images["image"], root)
     ids = [look_up(names, image, f"row {row}", faults) for image, row in zip(table["image"], rows, strict=True)]
-    known = Names([*images["image"], *left_out])
+    known = Names([*images["image"], *left_out], root)
     for row, image, match in zip(rows, table["image"], ids, strict=True):
         if not match and not known.find(image):
             near = names.near(image)
             faults.append(f"row {row}: no image {show(image)!r} in the cohort" + (f"; is it {show(near[0])}?" if near else ""))
+    first: dict[str, str] = {}
+    for row, image, match in zip(rows, table["image"], ids, strict=True):
+        if match and (other := first.setdefault(match, image)) != image:
+            faults.append(f"row {row}: {show(image)!r} and {show(other)!r} both mean {show(match)}; give an image one name")
     # A table of planes and volumes leaves z0 and z1 of planes empty.
     empty = (table[list(wanted)] == "").to_numpy() & np.array([volumes and c in {"z0", "z1"} for c in wanted])
     for i in map(int, np.flatnonzero((numbers.isna().to_numpy() & ~empty).any(axis=1) & ~bare)):
@@ -219,8 +258,8 @@ def tell_shares(numbers: pd.DataFrame, images: int) -> list[str]:
     return []
 
 
-def _of_coco(path: Path, images: pd.DataFrame, left_out: Sequence[str]) -> Annotations:
-    content = read_coco(path, images["image"], left_out)
+def _of_coco(path: Path, images: pd.DataFrame, root: Path, left_out: Sequence[str]) -> Annotations:
+    content = read_coco(path, images["image"], root, left_out)
     boxes = make_boxes(content.rows)
     faults = tell_shares(boxes[list(PLANE)], len(images))
     if faults:
@@ -245,7 +284,7 @@ def _account_of(beside: Beside, what: str, where: str, unread: Sequence[tuple[st
 def _read_lines(word: str, images: pd.DataFrame, root: Path, place: str, left_out: tuple[str, ...], axes: str | None) -> Annotations:
     """YOLO and VOC: a text file for each image."""
     folder, suffix = {"yolo": ("labels", ".txt"), "voc": ("Annotations", ".xml")}[word]
-    ours = lambda path: path.suffix.lower() == suffix and path.name != "classes.txt"  # noqa: E731  a test of one line
+    ours = lambda path: path.suffix.lower() == suffix and path.name not in ABOUT  # noqa: E731  a test of one line
     beside = match_files(images, root, place, folder, ours, left_out)
     if several := [
         f"{image}: has {len(files)} files, {', '.join(p.name for p in files)}; keep one"
@@ -261,10 +300,7 @@ def _read_lines(word: str, images: pd.DataFrame, root: Path, place: str, left_ou
         make_account("boxes", word, len(read.rows), read.left_out),
     )
     boxes = make_boxes(read.rows)
-    notes = list(read.notes)
-    if word == "yolo" and (without := len(images) - len(files)):
-        notes.append(f"{without} image(s) have no label file, and count as without lesion")
-    return Annotations(boxes, accounts, tuple(notes), sizes=read.sizes)
+    return Annotations(boxes, accounts, read.notes, sizes=read.sizes, silent="file with a box")
 
 
 def _read_masks(images: pd.DataFrame, root: Path, place: str, left_out: tuple[str, ...], axes: str | None) -> Annotations:
@@ -299,4 +335,10 @@ def _read_masks(images: pd.DataFrame, root: Path, place: str, left_out: tuple[st
         raise CohortError(list_faults(f"boxes: {len(faults)} mask(s) do not fit", faults))
     boxes = make_boxes([row if len(row) == width + 2 else (*row[:-1], np.nan, np.nan, row[-1]) for row in rows], width)
     notes = [f"{len(files)} mask(s), such as {show(files[0])}: {note}" for note, files in said.items()]
-    return Annotations(boxes, (_account_of(beside, "masks", f"masks:{place}" if place else "masks", unread),), tuple(notes), placed=True)
+    return Annotations(
+        boxes,
+        (_account_of(beside, "masks", f"masks:{place}" if place else "masks", unread),),
+        tuple(notes),
+        placed=True,
+        silent="mask with a lesion",
+    )

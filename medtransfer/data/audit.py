@@ -293,7 +293,7 @@ def _list_actions(cohort: Cohort, found: Audit, group: str, facts: pd.DataFrame)
     if found.unreadable:
         actions.append(
             f"{len(found.unreadable)} of {found.found} images cannot be read, such as {found.unreadable[0][0]}: mend them, or leave them "
-            "out (cohort.skip_unreadable=true)."
+            "out (in a study cohort.skip_unreadable=true)."
         )
     actions += _ask_about_sources(cohort, found, facts)
     if found.by_study:
@@ -356,7 +356,7 @@ def _ask_about_sources(cohort: Cohort, found: Audit, facts: pd.DataFrame) -> lis
     actions = [*(action for account in found.accounts for action in account.actions), *cohort.asks]
     if cohort.alike:
         whose, names = describe_look_alikes(cohort.alike, bool(cohort.salt))
-        said = "write each patient in one way, or say which it is (cohort.look_alikes=same, or different)"
+        said = "write each patient in one way, or say which it is (cohort.look_alikes=same, or different; check --look-alikes)"
         actions.append(f"{whose}, such as {'; '.join(names[:3])}: {said}.")
     if "manifest" in cohort.source and cohort.patients_known and not cohort.salt:
         of_dicom = set(facts.loc[facts["format"] == "DICOM", "image"])

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from medtransfer.data.file_names import letters, plain
 from medtransfer.data.reading import split_member
 from medtransfer.errors import CohortError, list_faults
+from medtransfer.names import MASK_SUFFIX, letters, plain, show
 
 _SUFFIXES = {
     "png",
@@ -33,7 +33,9 @@ _SUFFIXES = {
     "jp2",
     "gif",
 }
-_NUMBERED_MASK = re.compile(r"_mask(_\d+)?$")
+_CHANNEL = re.compile(r"_\d{4}$")
+# Files that lie beside annotations and are about all of them.
+ABOUT = {"classes.txt", "obj.names", "obj.data", "data.yaml", "labelmap.txt", "dataset.json", "train.txt", "valid.txt", "test.txt"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +73,7 @@ def match_files(
             files: dict[str, list[Path]] = {}
             for path in sorted(where.iterdir()) if where.is_dir() else []:
                 if suffixes(path) and not path.name.startswith("."):
-                    files.setdefault(plain(_NUMBERED_MASK.sub("", stem(path))), []).append(path)
+                    files.setdefault(plain(MASK_SUFFIX.sub("", stem(path))), []).append(path)
             listed[where] = files
         return listed[where]
 
@@ -85,19 +87,50 @@ def match_files(
             faults.append(f"{image}: is one of several in a file, which no file of the same name can annotate; use a table of boxes")
             continue
         places = _places(file, root, place, folder)
-        files = next((files for where in places if (files := [p for p in files_in(where).get(plain(stem(file)), []) if p != file])), [])
-        files = [path for path in files if path not in themselves]
+        places = list(dict.fromkeys(places))
+        candidates = [[p for p in _of(file, files_in(where)) if p not in themselves] for where in places]
+        several = [files for files in candidates if files]
+        files = several[0] if several else []
+        if len({path.read_bytes() for group in several for path in group[:1]}) > 1:
+            faults.append(f"{image}: has two annotations that differ, {several[0][0]} and {several[1][0]}; keep one")
+        files_of = {path for group in several[1:] for path in group}
+        owner |= dict.fromkeys(files_of, image)
         of_image[image] = files
-        faults += [f"{image}: has the annotation of {owner[path]} ({path}); rename one" for path in files if path in owner]
+        faults += [
+            f"{image}: has the annotation of {owner[path]} ({path}); rename one" for path in files if owner.get(path, image) != image
+        ]
         owner |= dict.fromkeys(files, image)
     if faults:
         raise CohortError(list_faults(f"boxes: {len(faults)} image(s) cannot be told apart", faults))
     if not any(of_image.values()):
-        where = str(root / place) if place else f"beside the images, nor in folders {folder}"
-        raise CohortError(f"boxes: no file in {where} has the name of an image. Say where they are, such as yolo:FOLDER.")
+        raise CohortError(_tell_none(root, place, folder, images, listed))
     everything = {path for of_folder in listed.values() for group in of_folder.values() for path in group}
+    # In a folder of annotations every file is one, whatever its ending.
+    own = {file.parent for file in themselves}
+    everything |= {path for where in listed if where.is_dir() and where not in own for path in where.iterdir() if _is_visible_file(path)}
     lonely = sorted(everything - set(owner) - themselves)
     return Beside(of_image, _tell_strangers(lonely, of_image, left_out))
+
+
+def _is_visible_file(path: Path) -> bool:
+    return path.is_file() and not path.name.startswith(".") and path.name not in ABOUT
+
+
+def _of(file: Path, listed: dict[str, list[Path]]) -> list[Path]:
+    """The files that annotate an image: of its stem, or of that without the number of a channel, as nnU-Net has it (x_0000)."""
+    name = plain(stem(file))
+    return listed.get(name) or listed.get(_CHANNEL.sub("", name), [])
+
+
+def _tell_none(root: Path, place: str, folder: str, images: pd.DataFrame, listed: dict[Path, dict[str, list[Path]]]) -> str:
+    """That no annotation has the name of an image, where they were looked for, and what there is."""
+    where = f"in {root / place}" if place else f"beside the images, or in folders called {folder},"
+    others = [path.name for of_folder in listed.values() for group in of_folder.values() for path in group]
+    there = (
+        f" There are {len(others)} files, such as {show(others[0])}, and images such as {show(images['image'].iloc[0])}." if others else ""
+    )
+    remedy = "" if place else f" Say where they are, such as masks:FOLDER (relative to {root})."
+    return f"boxes: no file {where} has the name of an image.{there}{remedy}"
 
 
 def stem(path: Path) -> str:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from skimage.measure import label as connected
 from skimage.measure import regionprops
 
 from medtransfer.data.image import Turn, identity_turn
@@ -102,6 +101,8 @@ def fit_boxes(
     boxes = boxes[boxes["image"].isin(frames)].reset_index(drop=True)
     faults: list[str] = []
     orders = {image: _order_of(image, frames[image], axes, (sizes or {}).get(image), faults) for image in dict.fromkeys(boxes["image"])}
+    if faults:
+        raise CohortError(list_faults(f"{where}: boxes of {len(faults)} image(s) cannot be placed", faults))
     cut: list[dict[str, float]] = []
     thin: list[str] = []
     large: list[str] = []
@@ -120,11 +121,12 @@ def fit_boxes(
             high = upper_ends(frame.shape)
             values = np.clip(placed, 0.0, high)
             if (placed < -_SLACK).any() or (placed > high + _SLACK).any():
-                faults.append(f"{text} lies outside of its image, which has {' x '.join(map(str, frame.shape))} pixels")
+                faults.append(f"{text} lies outside of its image, which has {_tell_size(frame)} pixels")
             elif (extents(values[None]) <= 0).any():
                 faults.append(f"{text} has no extent; x1 must be above x0, and so on")
             clipped += bool((values != placed).any())
-            if (extents(values[None]) < _THINNEST).any():
+            sides = extents(values[None])
+            if (sides < _THINNEST).any() or (sides <= _THINNEST).all():
                 thin.append(image)
             elif np.prod(extents(values[None])) > _LARGEST * np.prod(frame.shape):
                 large.append(image)
@@ -142,7 +144,10 @@ def fit_boxes(
         notes.append(f"{len(joined) - len(single)} box(es) are there twice, and count once")
     asks = [
         f"{len(images)} box(es) {what}, such as in {show(images[0])}: are their coordinates what they are taken for?"
-        for images, what in ((thin, "have a side below one pixel"), (large, f"take more than {100 * _LARGEST:.0f} % of their image"))
+        for images, what in (
+            (thin, "have a side below one pixel, or are one pixel"),
+            (large, f"take more than {100 * _LARGEST:.0f} % of their image"),
+        )
         if images
     ]
     return Fitted(single, tuple(notes), (*asks, *_ask_for_axes(orders, frames, axes)))
@@ -169,6 +174,11 @@ def place_box(given: Float, frame: Frame, order: str) -> Float:
         in_file[:, two] = given[:4].reshape(2, 2)
     ends = [in_file[:, axis] if way > 0 else frame.stored_shape[axis] - in_file[::-1, axis] for axis, way in frame.turn]
     return np.asarray(from_axes(np.array(ends).T.reshape(1, -1))[0], np.float64)
+
+
+def _tell_size(frame: Frame) -> str:
+    """Pixels along x, y and z."""
+    return " x ".join(map(str, frame.shape[::-1] if len(frame.shape) == 2 else frame.shape))
 
 
 def _order_of(image: str, frame: Frame, axes: str | None, size: tuple[float, float] | None, faults: list[str]) -> str:
@@ -267,8 +277,3 @@ def box_regions(lesions: NDArray[np.int64]) -> Float:
     """One box around each numbered lesion, (row, column) or (x, y, z) -> (box, 4 or 6); see `masks.read_lesions`."""
     ends = [region.bbox for region in regionprops(lesions)]
     return from_axes(np.asarray(ends, float).reshape(-1, 2 * np.ndim(lesions)))
-
-
-def boxes_of_mask(mask: NDArray[np.bool_]) -> Float:
-    """One box around each connected part (8 or 26 neighbours) of a mask, (row, column) or (x, y, z) -> (box, 4 or 6)."""
-    return box_regions(connected(np.asarray(mask, bool)))

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medtransfer.errors import CohortError
+from medtransfer.names import look_alikes, show
 
 # Words that say by themselves which of two classes is the finding that is looked for.
 _POSITIVE = frozenset({"malignant", "cancer", "tumour", "tumor", "yes", "positive"})
 _NEGATIVE = frozenset({"benign", "normal", "healthy", "no", "negative"})
+_PARTS = frozenset({"train", "training", "val", "valid", "validation", "tune", "test", "testing"})
 # Names that share so much of their letters are probably one, misspelt.
 _ALIKE = 0.8
 
@@ -33,12 +35,27 @@ def choose_folders(root: Path, here: Sequence[str] | None, classes: Sequence[str
     if len(set(names)) != len(names) or len(names) < 2:
         given = f"{len(names)} given ({', '.join(names) or 'none'})"
         raise CohortError(f"two classes are compared, {given}. {listed} Name two with classes.")
+    refuse_odd_classes(names, str(root))
     absent = [name for name in names if name not in here]
     if absent:
         raise CohortError(f"no class folder {', '.join(absent)}. {listed}")
     if positive is not None and (positive not in names or len(names) != 2):
         raise CohortError(f"positive: {positive!r} is none of two classes ({', '.join(names)}).")
     return names
+
+
+def refuse_odd_classes(names: Sequence[str], source: str) -> None:
+    """Folders of the parts of a set are no classes, and two that look alike are one.
+
+    Raises:
+        CohortError: they are such.
+    """
+    if len(names) > 1 and all(name.strip().lower() in _PARTS for name in names):
+        raise CohortError(
+            f"{source}: the folders {', '.join(names)} are parts of a set, not classes. Give one of them, or a manifest with split."
+        )
+    if alike := look_alikes(names):
+        raise CohortError(f"{source}: the class folders {' and '.join(map(show, alike[0]))} look alike. Join them, or name one otherwise.")
 
 
 def find_positive(names: Sequence[str], source: str) -> str:

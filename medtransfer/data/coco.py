@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,8 @@ import numpy as np
 from medtransfer.data.boxes import LESION
 from medtransfer.data.file_names import Names, tell_spellings
 from medtransfer.errors import CohortError, list_faults
-from medtransfer.names import show
+from medtransfer.files import decode_text
+from medtransfer.names import normalise, show
 
 # Pixels by which a bbox may miss the outline of its annotation, and its share of the outline's longer side.
 _ROUNDING, _SHARE = 2.0, 0.02
@@ -37,11 +39,11 @@ class Lines:
     sizes: dict[str, tuple[float, float]]
 
 
-def read_coco(path: Path, images: Iterable[str], left_out: Sequence[str]) -> Lines:
+def read_coco(path: Path, images: Iterable[str], root: Path, left_out: Sequence[str]) -> Lines:
     """The boxes of a COCO file.
 
     Args:
-        path: of the file. images: ids of the cohort. left_out: ids of images that are none of it on purpose.
+        path: of the file. images: ids of the cohort. root: of the ids. left_out: ids of images that are none of it on purpose.
 
     Raises:
         CohortError: with every fault.
@@ -49,7 +51,7 @@ def read_coco(path: Path, images: Iterable[str], left_out: Sequence[str]) -> Lin
     images = list(images)
     content = _parse(path)
     files, kinds = content["files"], content["kinds"]
-    names, aside = Names(images), Names(left_out)
+    names, aside = Names(images, root), Names(left_out, root)
     faults: list[str] = []
     matched = _match(files, names, faults)
     rows: list[tuple[Any, ...]] = []
@@ -59,15 +61,15 @@ def read_coco(path: Path, images: Iterable[str], left_out: Sequence[str]) -> Lin
     for number, mark in enumerate(content["annotations"]):
         where = f"annotation {number}"
         try:
-            image, crowd = mark["image_id"], bool(mark.get("iscrowd", 0))
-            x, y, width, height = map(float, mark["bbox"])
-        except (KeyError, TypeError, ValueError, AttributeError):
+            image, crowd = str(mark["image_id"]), bool(mark.get("iscrowd", 0))
+            x, y, width, height = map(float, mark.get("bbox") or _bound(mark["segmentation"]))
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError):
             faults.append(f"{where}: needs image_id and bbox (x, y, width, height); of masks alone, boxes have to be made first")
             continue
         if image not in files:
             faults.append(f"{where}: no image with id {image}")
             continue
-        kind = mark.get("category_id")
+        kind = str(mark["category_id"]) if "category_id" in mark else None
         if kinds and kind not in kinds:
             faults.append(f"{where}: no category with id {kind}")
             continue
@@ -76,12 +78,12 @@ def read_coco(path: Path, images: Iterable[str], left_out: Sequence[str]) -> Lin
             crowds.append((where, meant))
         elif not meant:
             known = bool(aside.find(files[image]))
-            rest.append((where, "of an image that was left out" if known else "of an image that is not here", False))
+            rest.append((where, "of an image that was left out" if known else "of an image that is not here", not known))
             if not known and not names.find(files[image]):
                 lost[files[image]] = where
         else:
             faults += _compare_outline(where, mark, (x, y, width, height))
-            rows.append((meant, x, y, x + width, y + height, kinds.get(kind, LESION)))
+            rows.append((meant, x, y, x + width, y + height, kinds.get(kind or "", LESION)))
     faults += _tell_near(lost, names, {meant for meant in matched.values() if meant})
     if faults:
         raise CohortError(list_faults(f"{path}: {len(faults)} fault(s)", faults))
@@ -105,15 +107,21 @@ def read_coco(path: Path, images: Iterable[str], left_out: Sequence[str]) -> Lin
 
 def _parse(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-        content = json.loads(text)
+        content = json.loads(decode_text(path.read_bytes())[0])
+        if not isinstance(content, dict) or not {"images", "annotations"} <= set(content):
+            held = f"keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, dict) else f"a {type(content).__name__}"
+            raise CohortError(f"{path}: holds {show(held)}, and COCO has images and annotations. Export the boxes as COCO (detection).")
         entries = list(content["images"])
-        files = {entry["id"]: str(entry["file_name"]) for entry in entries}
-        categories = [(entry["id"], str(entry["name"])) for entry in content.get("categories", [])]
+        files = {str(entry["id"]): str(entry["file_name"]) for entry in entries}
+        categories = [(str(entry["id"]), normalise(str(entry["name"]))) for entry in content.get("categories", [])]
         annotations = list(content["annotations"])
         sizes = {
-            entry["id"]: (float(entry["width"]), float(entry["height"])) for entry in entries if entry.get("width") and entry.get("height")
+            str(entry["id"]): (float(entry["width"]), float(entry["height"]))
+            for entry in entries
+            if entry.get("width") and entry.get("height")
         }
+    except CohortError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CohortError(
             f"{path}: not a COCO annotation file ({type(error).__name__}: {str(error)[:200]}). It needs images and annotations."
@@ -121,11 +129,8 @@ def _parse(path: Path) -> dict[str, Any]:
     faults = []
     if len(files) < len(entries):
         faults.append(f"{len(entries) - len(files)} image(s) have the id of another one")
-    if (
-        twice := sorted({name for name in files.values() if list(files.values()).count(name) > 1})
-        if len(set(files.values())) < len(files)
-        else []
-    ):
+    counts = Counter(files.values())
+    if twice := sorted(name for name, count in counts.items() if count > 1):
         faults.append(f"{len(twice)} file name(s) are listed twice, such as {show(twice[0])}")
     if len(dict(categories)) < len(categories):
         faults.append("two categories have the same id")
@@ -158,17 +163,26 @@ def _tell_near(lost: Mapping[str, str], names: Names, taken: set[str]) -> list[s
     return faults
 
 
+def _bound(outline: Any) -> tuple[float, float, float, float]:
+    """x, y, width and height around the points of an outline."""
+    points = np.concatenate([np.asarray(part, float).reshape(-1, 2) for part in outline])
+    (x0, y0), (x1, y1) = points.min(0), points.max(0)
+    return float(x0), float(y0), float(x1 - x0), float(y1 - y0)
+
+
 def _compare_outline(where: str, mark: Mapping[str, Any], bbox: tuple[float, ...]) -> list[str]:
     """A fault where the outline of an annotation has other ends than its bbox."""
-    outline = mark.get("segmentation")
+    outline, area = mark.get("segmentation"), mark.get("area")
+    x, y, width, height = bbox
+    if isinstance(area, int | float) and not outline and abs(area - width * height) > 1 and abs(area - (width - x) * (height - y)) <= 1:
+        return [f"{where}: by its area, its bbox holds two corners, where COCO has x, y, width, height"]
     if not isinstance(outline, list) or not outline:
         return []
     try:
-        points = np.concatenate([np.asarray(part, float).reshape(-1, 2) for part in outline])
+        left, top, wide, high = _bound(outline)
     except (ValueError, TypeError):
         return []
-    x, y, width, height = bbox
-    ends = np.array([*points.min(0), *points.max(0)])
+    ends = np.array([left, top, left + wide, top + high])
     off = np.abs(ends - np.array([x, y, x + width, y + height])).max()
     if off <= _ROUNDING + _SHARE * float(np.max(ends[2:] - ends[:2])):
         return []

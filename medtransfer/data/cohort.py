@@ -257,7 +257,9 @@ class Cohort:
         # Masks, and boxes that have been fitted, are on the pixels as they are read.
         axes, sizes = ("ras", {}) if read is None or read.placed else (self.source.get("axes"), read.sizes)
         fitted = fit_boxes(self.boxes, frames_of(facts), str(self.root), axes, sizes)
-        notes, asks = (*self.notes, *fitted.notes), (*self.asks, *fitted.asks)
+        lost = int((~self.boxes["image"].isin(set(facts.loc[facts["error"] == "", "image"]))).sum())
+        of_unread = [f"{lost} box(es) are of images that cannot be read, and are left out with these"] if lost else []
+        notes, asks = (*self.notes, *of_unread, *fitted.notes), (*self.asks, *fitted.asks)
         return replace(self, boxes=fitted.boxes, annotated=None, notes=notes, asks=asks)
 
     def told_apart(self, choice: str) -> Cohort:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
-from medtransfer.names import show
+from medtransfer.names import ends_alike, letters, plain, show
 
-_ENDING = re.compile(r"(\.nii)?\.[a-z0-9]{1,5}(\.gz)?$")
+# Folders that are parts of one set.
+_PARTS = {"train", "training", "val", "valid", "validation", "tune", "test", "testing"}
 
 
 class Names:
@@ -19,46 +19,44 @@ class Names:
     Spellings that are taken for the same: slashes either way, percent-encoding, composed and decomposed letters, case, blanks at the ends.
     """
 
-    def __init__(self, ids: Iterable[str]) -> None:
+    def __init__(self, ids: Iterable[str], root: Path | None = None) -> None:
         self.ids = set(ids)
+        self.root = root
         self._by_last: dict[str, list[str]] = {}
-        self._by_plain: dict[str, list[str]] = {}
+        self._by_plain: dict[str, list[tuple[str, str]]] = {}
         self._by_letters: dict[str, list[str]] = {}
         for image in sorted(self.ids):
+            spelt = plain(image)
             self._by_last.setdefault(image.rsplit("/", 1)[-1], []).append(image)
-            self._by_plain.setdefault(plain(image).rsplit("/", 1)[-1], []).append(image)
+            self._by_plain.setdefault(spelt.rsplit("/", 1)[-1], []).append((image, spelt))
             self._by_letters.setdefault(letters(image), []).append(image)
 
     def find(self, name: str) -> list[str]:
         """The images that a name may mean: all that end with it, whole folders at a time; none where it has other folders."""
         if name in self.ids:
             return [name]
-        exact = [i for i in self._by_last.get(name.rsplit("/", 1)[-1], []) if ends_alike(i, name)]
-        if exact:
-            return exact
+        exact = [image for image in self._by_last.get(name.rsplit("/", 1)[-1], []) if ends_alike(image, name)]
         wanted = plain(name)
-        return [i for i in self._by_plain.get(wanted.rsplit("/", 1)[-1], []) if ends_alike(plain(i), wanted)]
+        images = exact or [image for image, spelt in self._by_plain.get(wanted.rsplit("/", 1)[-1], []) if ends_alike(spelt, wanted)]
+        return [image for image in images if not self._lies_elsewhere(image, wanted)]
+
+    def _lies_elsewhere(self, image: str, name: str) -> bool:
+        """Whether a name with more folders than the image is that of another file: of another part, or one that lies beside the root."""
+        spelt = plain(image)
+        if self.root is None or not name.endswith(f"/{spelt}"):
+            return False
+        folders = name.removesuffix(f"/{spelt}").split("/")
+        here = [part.casefold() for part in self.root.resolve().parts]
+        if any(part in _PARTS and part not in here for part in folders) and any(part in _PARTS for part in here):
+            return True
+        other = find_file(self.root.resolve().parent, f"{folders[-1]}/{image}") if folders[-1] != here[-1] else None
+        return other is not None and other.resolve() != (self.root / image).resolve()
 
     def near(self, name: str) -> list[str]:
         """Images whose names have the same letters and digits, whatever their endings and signs; in a folder of another name there is "
         "none."""
         here = _folder(name)
         return [image for image in self._by_letters.get(letters(name), []) if not here or _folder(image) in {"", here}]
-
-
-def plain(name: str) -> str:
-    """A name in its plain spelling; `..` and `.` at its beginning are left out."""
-    text = unicodedata.normalize("NFC", unquote(name.strip()).replace("\\", "/")).casefold().strip()
-    parts = [part.strip() for part in PurePosixPath(text).parts]
-    while parts and (parts[0] in {"..", ".", "/"} or re.fullmatch(r"[a-z]:", parts[0])):
-        parts = parts[1:]
-    return "/".join(parts)
-
-
-def letters(name: str) -> str:
-    """Letters and digits of the name of a file, without its ending and accents."""
-    stem = _ENDING.sub("", plain(name).rsplit("/", 1)[-1])
-    return "".join(c for c in unicodedata.normalize("NFKD", stem) if c.isalnum())
 
 
 def _folder(name: str) -> str:
@@ -79,7 +77,7 @@ def find_file(root: Path, name: str) -> Path | None:
             here = here / part
             continue
         try:
-            alike = [entry.name for entry in here.iterdir() if plain(entry.name) == plain(part)]
+            alike = _spellings(here, here.stat().st_mtime_ns).get(plain(part), [])
         except OSError:
             return None
         if len(alike) != 1:
@@ -88,14 +86,26 @@ def find_file(root: Path, name: str) -> Path | None:
     return here if here.exists() else None
 
 
+def near_file(path: Path) -> str:
+    """The name of a file in the same folder with the same letters and digits, whatever its ending; "" where there is none."""
+    try:
+        return next((entry.name for entry in sorted(path.parent.iterdir()) if letters(entry.name) == letters(path.name)), "")
+    except OSError:
+        return ""
+
+
+@lru_cache(maxsize=256)
+def _spellings(folder: Path, changed: int) -> dict[str, list[str]]:  # noqa: ARG001  a change makes it read again
+    """The entries of a folder by their plain spelling."""
+    spelt: dict[str, list[str]] = {}
+    for entry in folder.iterdir():
+        spelt.setdefault(plain(entry.name), []).append(entry.name)
+    return spelt
+
+
 def leads_outside(path: Path, root: Path) -> bool:
     """Whether a file lies outside of a root, or behind a link that leads out of it."""
     return not path.resolve().is_relative_to(root.resolve())
-
-
-def ends_alike(image: str, name: str) -> bool:
-    """Whether one of two names is the end of the other, whole folders at a time."""
-    return image == name or image.endswith(f"/{name}") or name.endswith(f"/{image}")
 
 
 def tell_spellings(pairs: Iterable[tuple[str, str]]) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,14 +21,13 @@ from medtransfer.data.signatures import why_no_image
 from medtransfer.data.similarity import cluster_pairs
 from medtransfer.data.volumes import pixels_of_another
 from medtransfer.errors import CohortError, ImageError
-from medtransfer.names import has_controls, look_alikes, show
+from medtransfer.names import MASK_SUFFIX, has_controls, look_alikes, show
 
-_MASK_SUFFIX = re.compile(r"_mask(_\d+)?$")
 # Endings and names of files that lie beside pictures and are none.
 _NO_PICTURES = {
     ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".html", ".htm", ".md", ".rst", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".log",
     ".py", ".ipynb", ".r", ".m", ".sh", ".bat", ".xlsx", ".xls", ".ods", ".doc", ".docx", ".odt", ".db", ".lnk", ".url", ".sha256", ".md5",
-    ".lock", ".bak", ".tmp", ".part",
+    ".lock", ".bak", ".tmp", ".part", ".names", ".data",
 }  # fmt: skip
 _COMPANIONS = {"dicomdir", "license", "licence", "readme", "makefile", "thumbs.db", "desktop.ini", "md5sums", "sha256sums", "checksums"}
 
@@ -91,7 +89,7 @@ def list_images(folder: Path, root: Path, outside: bool = False) -> Listed:
         elif not is_image_file(path) or is_archive(path):
             ignored.append((name, _why_left_out(path), _could_be_picture(path)))
         # Public sets (BUSI) keep `x_mask.png` beside `x.png`; a mask trained on as an image would give the label away.
-        elif _MASK_SUFFIX.search(_stem(path)) and (path.parent, _MASK_SUFFIX.sub("", _stem(path))) in stems:
+        elif MASK_SUFFIX.search(_stem(path)) and (path.parent, MASK_SUFFIX.sub("", _stem(path))) in stems:
             ignored.append((name, "mask of another image", False))
         elif is_dicom(path):
             header_ = _open_header(path)
@@ -269,6 +267,13 @@ def _join_series(headers: Sequence[DicomFile], root: Path) -> list[Found]:
         if not uid or len(members) == 1 or not apart:
             found += [Found(h.path.relative_to(root).as_posix(), str(h.path.resolve()), h.owner) for h in members]
             continue
+        if len({member.owner[0] for member in members}) > 1:
+            one, other = members[0], next(member for member in members if member.owner[0] != members[0].owner[0])
+            raise CohortError(
+                f"{show(one.path.name)} and {show(other.path.name)} are of one series, and their headers name two patients. Export each "
+                "patient "
+                "again."
+            )
         folder = Path(os.path.commonpath([header.path.parent for header in members]))
         alone = sum(folder in header.path.parents for header in headers) == len(members)
         name = folder.resolve().name if folder == root else folder.relative_to(root).as_posix()

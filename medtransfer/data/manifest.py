@@ -9,18 +9,18 @@ import numpy as np
 import pandas as pd
 
 from medtransfer.account import Account, make_account
-from medtransfer.data.file_names import find_file
+from medtransfer.data.file_names import find_file, near_file
 from medtransfer.data.reading import split_member
 from medtransfer.errors import CohortError, list_faults
 from medtransfer.names import has_controls, show
-from medtransfer.tables import describe_missing, describe_shape, read_table, row_of
+from medtransfer.tables import MISSING, NOBODY, describe_missing, describe_shape, read_table, row_of
 
 # Names of the tables that labels stand beside.
 RESERVED = {"image", "patient", "path", "study", "site", "split", "group", "file_digest"}
 OPTIONAL = ("study", "site", "split")
 PARTS = ("train", "tune", "test")
 PART_NAMES = {"train": "train", "training": "train", "tune": "tune", "val": "tune", "valid": "tune", "validation": "tune", "test": "test"}
-_EMPTY = {"", "nan", "na", "n/a", "none", "null"}
+_EMPTY = MISSING - {"."}
 _WORDS = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
 
 
@@ -54,7 +54,9 @@ def read_manifest(
     files = [_find(root, name) for name in table["image"]]
     if not any(files):
         first = root / table["image"].iloc[0]
-        raise CohortError(f"{manifest}: none of its {len(table)} images is under {root}, such as {show(str(first))}. Is the root right?")
+        near = near_file(first)
+        asked = f"Is it {show(near)}? Names need their endings." if near else "Is the root right?"
+        raise CohortError(f"{manifest}: none of its {len(table)} images is under {root}, such as {show(str(first))}. {asked}")
     faults = _check_rows(table, rows, files, root, outside)
     values = {label: _parse_labels(table[label], rows, label, positive, faults) for label in labels}
     if "split" in table.columns:
@@ -142,15 +144,16 @@ def _check_rows(table: pd.DataFrame, rows: Sequence[int], files: Sequence[Path |
         if not image:
             faults.append(f"row {row}: image is empty")
         elif file is None:
-            faults.append(f"row {row}: no file {show(str(root / image))}")
+            near = near_file(root / image)
+            faults.append(f"row {row}: no file {show(str(root / image))}" + (f"; is it {show(near)}?" if near else ""))
         elif file in first_row:
             faults.append(f"row {row}: image {show(image)!r} is already in row {first_row[file]}; every image needs one row")
         else:
             first_row[file] = row
             if not outside and not file.is_relative_to(root.resolve()):
                 faults.append(f"row {row}: {show(image)} lies outside of {root}; set cohort.outside=true (--outside) if that is meant")
-        if patient == "":
-            faults.append(f"row {row}: patient is empty; without it the same patient could be trained and tested on")
+        if patient is not None and patient.lower() in NOBODY:
+            faults.append(f"row {row}: patient is {patient or 'empty'}; without it the same patient could be trained and tested on")
     return faults
 
 

@@ -27,6 +27,8 @@ Values = NDArray[np.float32]
 # Whole numbers up to here are names of lesions or of their parts; beyond it grey levels may be blurred edges.
 _NAMES = 20
 _FEW = 64
+# Neighbouring pixels of a blurred edge mostly differ, those of numbered lesions mostly do not.
+_STEPS = 0.3
 # What conversion leaves of whole numbers.
 _RESIDUE = 1e-3
 _MOST = 0.5
@@ -52,6 +54,8 @@ def read_lesions(values: Values) -> tuple[NDArray[np.int64], str]:
             f"holds values from {grey.min():g} to {grey.max():g}: an image or a map of distances, not a mask. Save lesions as 1."
         )
     whole = np.rint(grey)
+    if 0 < grey.max() <= _RESIDUE:
+        return np.zeros(grey.shape, np.int64), "its values are residues of 0"
     if grey.max() > 0.5 and float(np.abs(grey - whole).max()) <= _RESIDUE:
         residues = "" if (whole == grey).all() else "values were rounded to whole numbers"
         different = np.unique(whole)
@@ -64,7 +68,7 @@ def read_lesions(values: Values) -> tuple[NDArray[np.int64], str]:
         lesions = connected(whole == different[1]).astype(np.int64)
         if different[0] > 0:
             notes.append(f"values {different[0]:g} and {different[1]:g}: the higher one is the lesion")
-    elif len(different) <= _FEW and (different == np.rint(different)).all() and _are_names(whole, different):
+    elif (different == np.rint(different)).all() and _are_names(whole, different):
         lesions = _separate(whole, different)
         notes.append(
             f"values {', '.join(f'{v:g}' for v in different[1:6])}{', ...' if len(different) > 6 else ''} are lesions of their own"
@@ -72,7 +76,7 @@ def read_lesions(values: Values) -> tuple[NDArray[np.int64], str]:
     else:
         middle = (float(different[0]) + float(different[-1])) / 2
         lesions = connected(grey > middle).astype(np.int64)
-        notes.append(f"{len(different)} values from {different[0]:g} to {different[-1]:g}: above {middle:g} is the lesion")
+        notes.append("of many values those above the middle of the lowest and the highest are the lesion")
     share = float((lesions > 0).mean())
     if share > _MOST:
         raise ImageError(
@@ -138,6 +142,8 @@ def _gap(mask: Image, image: Image) -> float:
 
 def _states_nothing(mask: Image) -> bool:
     """Whether a header holds what libraries write where nobody says anything: 1 mm, axes along the patient's, origin 0."""
+    if any(code == "no_orientation" for code, _ in mask.provenance["hazards"]):
+        return True
     if not np.allclose(mask.spacing, 1.0) or mask.provenance["turn"] is None:
         return False
     axes = np.abs(mask.affine[:3, : mask.array.ndim - 1])
@@ -148,8 +154,12 @@ def _states_nothing(mask: Image) -> bool:
 
 def _number_colours(values: Values) -> tuple[Values, str]:
     """Colours as numbers, the background as 0: black, or the most frequent; of too many colours the brightest channel."""
-    flat = values.reshape(len(values), -1).T
-    colours, which, counts = np.unique(flat, axis=0, return_inverse=True, return_counts=True)
+    # As one number each: rows of three are slow to sort.
+    codes = np.rint(values).astype(np.int64).reshape(len(values), -1)
+    _, first, which, counts = np.unique(
+        codes.T @ np.array([1 << 32, 1 << 16, 1]), return_index=True, return_inverse=True, return_counts=True
+    )
+    colours = codes.T[first]
     if len(colours) > _FEW:
         return values.max(0), "of its colours the brightest channel was taken"
     black = np.flatnonzero((colours == 0).all(1))
@@ -162,9 +172,17 @@ def _number_colours(values: Values) -> tuple[Values, str]:
 
 
 def _are_names(whole: NDArray[Any], different: NDArray[Any]) -> bool:
-    """Whether whole numbers name lesions, and are no blurred edge: few small ones; or each has an interior, and meets the background."""
+    """Whether whole numbers name lesions, and are no blurred edge.
+
+    They do where they are few and small; where they count up and neighbours are mostly of one number; and where there are few, and each has
+    an interior and meets the background.
+    """
     if different[-1] <= _NAMES and len(different) <= _NAMES:
         return True
+    if (np.diff(different) == 1).all() and different[0] == 0 and _share_of_steps(whole) < _STEPS:
+        return True
+    if len(different) > _FEW:
+        return False
     around = ndimage.generate_binary_structure(whole.ndim, whole.ndim)
     background = ndimage.binary_dilation(whole == different[0], around)
     for value in different[1:]:
@@ -172,6 +190,17 @@ def _are_names(whole: NDArray[Any], different: NDArray[Any]) -> bool:
         if not (ndimage.binary_erosion(region, around).any() and (region & background).any()):
             return False
     return True
+
+
+def _share_of_steps(whole: NDArray[Any]) -> float:
+    """Of neighbouring pixels that are both above 0, the share that differ."""
+    pairs = steps = 0
+    for axis in range(whole.ndim):
+        first, second = whole.take(range(whole.shape[axis] - 1), axis), whole.take(range(1, whole.shape[axis]), axis)
+        both = (first > 0) & (second > 0)
+        pairs += int(both.sum())
+        steps += int((both & (first != second)).sum())
+    return steps / pairs if pairs else 0.0
 
 
 def _separate(whole: NDArray[Any], different: NDArray[Any]) -> NDArray[np.int64]:

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from medtransfer.data.boxes import LESION
 from medtransfer.data.coco import Lines
-from medtransfer.data.file_names import Names, letters
+from medtransfer.data.file_names import Names
 from medtransfer.data.reading import read_image
 from medtransfer.errors import CohortError, ImageError, list_faults
-from medtransfer.names import show
+from medtransfer.files import decode_text
+from medtransfer.names import letters, show
 
 Float = NDArray[np.float64]
 
@@ -182,6 +183,4 @@ def _parse_xml(file: Path) -> Any:
 
 
 def _read_text(file: Path) -> str:
-    content = file.read_bytes()
-    encoding = "utf-16" if content[:2] in {b"\xff\xfe", b"\xfe\xff"} else "utf-8-sig"
-    return content.decode(encoding, errors="replace")
+    return decode_text(file.read_bytes())[0]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from medtransfer.account import make_account
-from medtransfer.data.classes import guess_positive, match_classes, refuse_opposite
+from medtransfer.data.classes import guess_positive, match_classes, refuse_odd_classes, refuse_opposite
 from medtransfer.data.cohort import Cohort
 from medtransfer.data.listing import list_images, subfolders
 from medtransfer.data.manifest import RESERVED, guess_labels, read_cells, refuse_reserved
@@ -53,6 +53,7 @@ def open_cohort(
         listed = {name: files for name, files in listed.items() if files.images}
         # A folder per patient or series is no class: classes are few, and have several images each.
         if 2 <= len(listed) <= 12 and all(len(files.images) > 1 for files in listed.values()):
+            refuse_odd_classes(list(listed), str(path))
             if positive is not None:
                 return Cohort.from_folders(path, list(listed), positive, outside=outside)
             # Without a word which counts as 1, each class is a label of its own.

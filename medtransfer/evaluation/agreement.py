@@ -11,7 +11,10 @@ from medtransfer.account import Account, make_account
 from medtransfer.errors import PredictionsError, list_faults
 from medtransfer.evaluation.candidates import coordinates
 from medtransfer.evaluation.order import digest_groups, digest_patients, digest_rows
-from medtransfer.names import look_alike_key, show
+from medtransfer.names import letters, show
+
+# Beyond this share of contradictions between targets and boxes, one of them is upside down.
+_MOST = 0.5
 
 
 def account_of(tested: pd.DataFrame, detections: pd.DataFrame, boxes: pd.DataFrame, candidates: str, lesions: str) -> list[Account]:
@@ -23,10 +26,11 @@ def account_of(tested: pd.DataFrame, detections: pd.DataFrame, boxes: pd.DataFra
         for name in boxes["image"]
         if name not in test
     ]
+    twice = boxes.attrs.get("twice", [])
     trained = [(name, "of part train, which is not evaluated", False) for name in detections.loc[detections["part"] == "train", "image"]]
     return [
         make_account("rows", candidates, len(detections) - len(trained), trained),
-        make_account("lesions", lesions, len(boxes) - len(elsewhere), elsewhere),
+        make_account("lesions", lesions, len(boxes) - len(elsewhere), [*elsewhere, *((name, "there twice", False) for name in twice)]),
     ]
 
 
@@ -37,9 +41,16 @@ def refuse_strangers(detections: pd.DataFrame, tested: pd.DataFrame, test: pd.Da
         strange = sorted(set(detections[name].astype(str)) - set(tested[name].astype(str)))
         if strange:
             faults.append(f"{len(strange)} {name}(s) of the candidates are not in the predictions, such as {strange[0]}")
-    near = {look_alike_key(name): name for name in set(tested["image"].astype(str))}
-    lost = sorted(name for name in set(boxes["image"].astype(str)) - set(near.values()) if look_alike_key(name) in near)
-    faults += [f"lesions are of image {show(name)}; is it {show(near[look_alike_key(name)])} of the predictions?" for name in lost]
+    names = set(tested["image"].astype(str))
+    near = {letters(name): name for name in names}
+    lost = sorted(name for name in set(boxes["image"].astype(str)) - names if letters(name) in near)
+    faults += [f"lesions are of image {show(name)}; is it {show(near[letters(name)])} of the predictions?" for name in lost]
+    if "target" in test.columns and len(test):
+        boxed = test["image"].isin(set(boxes["image"]))
+        if (boxed != (test["target"] == 1)).mean() > _MOST:
+            faults.append(
+                "most images with a lesion have target 0 in the predictions, and those without have 1: is the target that of a lesion?"
+            )
     if "patient" in detections.columns and "patient" in tested.columns:
         said = detections[["image", "patient"]].drop_duplicates().merge(tested[["image", "patient"]].drop_duplicates(), on="image")
         other = said[(said["patient_x"] != "") & (said["patient_x"].astype(str) != said["patient_y"].astype(str))]

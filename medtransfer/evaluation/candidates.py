@@ -75,7 +75,7 @@ def read_candidates(path: str | Path) -> pd.DataFrame:
 
 
 def read_lesions(path: str | Path) -> pd.DataFrame:
-    """Reads lesions: `image` and a box.
+    """Reads lesions: `image` and a box; twice the same box is one lesion, and `attrs["twice"]` holds the images of the others.
 
     Raises:
         PredictionsError: with every fault.
@@ -83,7 +83,10 @@ def read_lesions(path: str | Path) -> pd.DataFrame:
     table, _, faults = _read_boxes(Path(path), ("image", "label"))
     if faults:
         raise PredictionsError(list_faults(f"{path}: {len(faults)} fault(s)", faults))
-    return table[["image", *coordinates(table)]]
+    lesions = table[["image", *coordinates(table)]]
+    single = lesions.drop_duplicates(ignore_index=True)
+    single.attrs = {"twice": lesions["image"][lesions.duplicated()].tolist()}
+    return single
 
 
 def _read_boxes(path: Path, known: tuple[str, ...]) -> tuple[pd.DataFrame, list[int], list[str]]:

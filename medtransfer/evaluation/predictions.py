@@ -12,7 +12,7 @@ import pandas as pd
 from medtransfer.errors import LeakageError, PredictionsError, list_faults
 from medtransfer.evaluation.probabilities import SCORE, read_numbers, read_scores
 from medtransfer.names import has_controls, look_alike_key, look_alikes, normalise, show
-from medtransfer.tables import MISSING, describe_missing, describe_shape, read_table, row_of, write_table
+from medtransfer.tables import MISSING, NOBODY, describe_missing, describe_shape, read_table, row_of, write_table
 
 COLUMNS = ("arm", "seed", "fold", "part", "image", "patient", "label", "target", "probability", "logit")
 NEEDED = "Give a table with the columns patient, target and probability (or score, of any scale)."
@@ -25,6 +25,7 @@ _DEFAULTS: dict[str, Any] = {"arm": "model", "seed": 0, "fold": 0, "part": "test
 
 # Columns in which a word such as NA stands for an empty cell.
 _NUMBERS = {"target", "probability", "logit", SCORE, "seed", "fold", *CURVE}
+_PARTS = {"train": "train", "training": "train", "tune": "tune", "val": "tune", "valid": "tune", "validation": "tune", "test": "test"}
 # How much an image counts; all alike where there is no such column.
 WEIGHT = "weight"
 # Targets of other values in so many of the rows are no slips, and so few values are classes.
@@ -83,6 +84,8 @@ def check_predictions(
         LeakageError: a patient, or two whose names look alike, in two parts of a fold, or tested in two folds of one arm and seed.
     """
     _require_columns(table, source, (*keep, *([weight] if weight else [])))
+    known_columns = {*COLUMNS, SCORE, *CURVE, BUDGET, WEIGHT, TYPICAL, *keep, weight}
+    unused = [str(column) for column in table.columns if column not in known_columns]
     rows, shape = [row_of(table, place) for place in range(len(table))], describe_shape(table)
     table = table.copy().reset_index(drop=True)
     for column in _NUMBERS & set(table.columns):
@@ -112,8 +115,11 @@ def check_predictions(
     if faults:
         raise PredictionsError(list_faults(f"{source}: {len(faults)} fault(s)", faults, "Correct these rows and run again."))
     if "image" not in table.columns:
+        if len(table[["arm", "seed"]].drop_duplicates()) == 1:  # nothing to pair: what is numbered follows from what it says
+            table = table.sort_values(["target", "logit"], kind="stable")
         number = table.groupby(["arm", "seed", "fold", "part", "patient", "label", *curve, *budget]).cumcount().astype(str)
         table["image"] = table["patient"] + "#" + number
+        table = table.sort_index()
     faults += _check_values(table, rows)
     if faults:
         raise PredictionsError(list_faults(f"{source}: {len(faults)} fault(s)", faults, "Correct these rows and run again."))
@@ -127,7 +133,14 @@ def check_predictions(
         if not apart:
             _refuse_look_alikes(of, source)
     table = table[_columns(table, keep)]
-    table.attrs = {"unknown": int((~known).sum()), "unknown_patients": unknown, "found": len(rows), "rounded": rounded, "shape": shape}
+    table.attrs = {
+        "unknown": int((~known).sum()),
+        "unknown_patients": unknown,
+        "found": len(rows),
+        "rounded": rounded,
+        "shape": shape,
+        "unused": unused,
+    }
     return table
 
 
@@ -139,7 +152,12 @@ def _read_names(table: pd.DataFrame, rows: list[int], faults: list[str]) -> pd.D
         if pd.api.types.is_float_dtype(names) and (names.dropna() % 1 == 0).all():  # whole numbers beside an empty cell
             names = names.astype("Int64").astype(object)
         cleaned = {name: normalise(str(name)) for name in names.dropna().unique()}
+        if column == "part":
+            cleaned = {name: _PARTS.get(text.lower(), text) for name, text in cleaned.items()}
         names = names.map(cleaned)
+        if column == "patient":
+            nobody = names.notna() & names.astype(str).str.lower().isin(NOBODY - {""})
+            faults += [f"row {rows[i]}: patient is {names.iloc[i]}, which names nobody" for i in np.flatnonzero(nobody)]
         empty = names.isna() | (names == "")
         faults += [f"row {rows[i]}: {column} is empty" for i in np.flatnonzero(empty)]
         if column in {"arm", "label"}:

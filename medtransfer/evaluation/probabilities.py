@@ -40,7 +40,9 @@ def read_numbers(column: pd.Series, rows: list[int], faults: list[str], empty: b
         with suppress(TypeError, ValueError):
             numbers[i] = float(value)
         if not np.isfinite(numbers[i]):
-            faults.append(f"row {rows[i]}: {column.name} is {'empty' if pd.isna(value) else repr(value)}, not a number")
+            grade = isinstance(value, str) and column.name == SCORE and re.fullmatch(r"\d+\s?[a-zA-Z]", value.strip())
+            hint = "; write grades as numbers in their order, such as 4.1, 4.2 and 4.3 for 4a, 4b and 4c" if grade else ""
+            faults.append(f"row {rows[i]}: {column.name} is {'empty' if pd.isna(value) else repr(value)}, not a number{hint}")
     return pd.Series(numbers, index=column.index, name=column.name)
 
 
@@ -126,6 +128,7 @@ def _refuse_disagreement(
 
 
 def _step(value: Any) -> float:
-    """One unit of the last digit written; 0 where the value was no text."""
-    match = re.fullmatch(r"[+-]?\d*\.?(\d*)(?:[eE]([+-]?\d+))?", value.strip()) if isinstance(value, str) else None
+    """One unit of the last digit written."""
+    text = value.strip() if isinstance(value, str) else repr(float(value))
+    match = re.fullmatch(r"[+-]?\d*\.?(\d*)(?:[eE]([+-]?\d+))?", text)
     return 10.0 ** (int(match.group(2) or 0) - len(match.group(1))) if match else 0.0

@@ -96,5 +96,7 @@ def sort_rows(given: pd.DataFrame | str | Path, settings: Settings) -> Rows:
     used = len(different) + len(curve) - len(unshared)
     order = order_of(main)
     main, curve, early = (sort_by_content(of, order, settings.arms) for of in (main, curve, early))
-    account = make_account("rows", source, used, left_out, [attrs["shape"]] if attrs["shape"] else [])
+    notes = [attrs["shape"]] if attrs["shape"] else []
+    notes += [f"columns not used: {', '.join(map(show, attrs['unused']))}"] if attrs["unused"] else []
+    account = make_account("rows", source, used, left_out, notes)
     return Rows(main, curve, early, attrs["unknown_patients"], levelled, account, warnings)

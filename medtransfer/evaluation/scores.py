@@ -121,15 +121,15 @@ def by_patient(table: pd.DataFrame, rule: Rule, unknown: Unknown | None = None) 
         unknown: by label, patients with images whose target is unknown.
         rule: `max`, the highest; `mean`, of the logits, so that the order of patients does not depend on how confident a model is;
             `noisy_or`, the probability that at least one image is positive if they were independent (Pearl 1988, Probabilistic Reasoning
-            in Intelligent Systems), which does; of scores that are no probabilities the highest.
+            in Intelligent Systems), which does; of scores that are no probabilities always the highest.
     """
     keys = ["arm", "seed", "fold", "part", "label", "patient", *(c for c in ("size", "episode", "budget") if c in table.columns)]
     code = table.groupby(keys, sort=False).ngroup().to_numpy()
     joined = table.drop_duplicates(keys).reset_index(drop=True).copy()
     logit, scored = table["logit"].to_numpy(np.float64), joined["probability"].isna().to_numpy()
     joined["logit"] = _join(logit, code, rule)
-    if scored.any():  # a score is no logit: there is no probability that one image is positive
-        joined["logit"] = np.where(scored, _join(logit, code, "max" if rule == "noisy_or" else rule), joined["logit"])
+    if scored.any():  # a mean of scores would depend on their scale; the highest depends on their order alone
+        joined["logit"] = np.where(scored, _join(logit, code, "max"), joined["logit"])
     joined["probability"] = np.where(scored, np.nan, expit(joined["logit"]))
     joined["target"] = table["target"].groupby(code).max().to_numpy(np.int64)
     if unknown:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from medtransfer.data.annotations import read_annotations
 from medtransfer.data.augmentation import Changes, change, change_boxes, draw_changes
-from medtransfer.data.boxes import Frame, boxes_of_mask, fit_boxes, from_axes, to_axes
+from medtransfer.data.boxes import Frame, box_regions, fit_boxes, from_axes, to_axes
 from medtransfer.data.cohort import Cohort
 from medtransfer.data.inspection import inspect_images
 from medtransfer.data.placement import place
@@ -22,6 +22,7 @@ from medtransfer.data.slices import boxes_of_stack, boxes_of_volume, cut
 from medtransfer.data.split import split_cohort
 from medtransfer.errors import CohortError
 from PIL import Image
+from skimage.measure import label as connected
 
 # x0, y0, x1, y1 of every format below.
 TRUE = {"a.png": [(4.0, 6.0, 14.0, 26.0), (20.0, 2.0, 30.0, 12.0)], "b.png": [(0.0, 0.0, 40.0, 30.0)], "c.png": []}
@@ -91,7 +92,7 @@ def test_coco(images, tmp_path):
     with pytest.raises(CohortError, match="no box has the label polyp. Labels here: scar, tumour"):
         read_boxes("coco.json", images, tmp_path, kinds=["polyp"])
     (tmp_path / "coco.json").write_text("[]")
-    with pytest.raises(CohortError, match="not a COCO annotation file"):
+    with pytest.raises(CohortError, match="holds a list, and COCO has images and annotations"):
         read_boxes("coco.json", images, tmp_path)
 
 
@@ -135,14 +136,14 @@ def test_masks_of_volumes_along_their_axes(tmp_path):
     mask = np.zeros((12, 10, 8), np.uint8)
     mask[2:5, 3:9, 1:4] = 1
     mask[9, 9, 7] = 1
-    assert boxes_of_mask(mask).tolist() == [[2, 3, 5, 9, 1, 4], [9, 9, 10, 10, 7, 8]]
+    assert box_regions(connected(mask)).tolist() == [[2, 3, 5, 9, 1, 4], [9, 9, 10, 10, 7, 8]]
     for folder, array in (("images", mask * 9), ("masks", mask)):
         (tmp_path / folder).mkdir()
         nibabel.save(nibabel.Nifti1Image(array.astype(np.int16), np.diag([2, 2, 3, 1])), tmp_path / folder / "v.nii.gz")
     cohort = Cohort.from_boxes(tmp_path, "masks:masks")
     assert cohort.images["image"].tolist() == ["images/v.nii.gz"]
     assert cohort.boxes is not None
-    assert cohort.boxes[["x0", "y0", "x1", "y1", "z0", "z1"]].to_numpy().tolist() == boxes_of_mask(mask).tolist()
+    assert cohort.boxes[["x0", "y0", "x1", "y1", "z0", "z1"]].to_numpy().tolist() == box_regions(connected(mask)).tolist()
 
 
 def test_boxes_must_fit_their_image():
@@ -158,7 +159,7 @@ def test_boxes_must_fit_their_image():
     )
     shapes = {"a": Frame((40, 30)), "b": Frame((40, 30))}
     assert fit_boxes(table.iloc[[0, 4]], shapes).boxes[["x0", "y0", "x1", "y1"]].to_numpy().tolist() == [[0, 0, 10, 40]]
-    with pytest.raises(CohortError, match=r"(?s)3 of 4 boxes.*no extent.*outside of its image, which has 40 x 30.*lacks coordinates"):
+    with pytest.raises(CohortError, match=r"(?s)3 of 4 boxes.*no extent.*outside of its image, which has 30 x 40.*lacks coordinates"):
         fit_boxes(table, shapes)
     with pytest.raises(CohortError, match="a volume needs z0 and z1"):
         fit_boxes(table.iloc[:1], {"a": Frame((40, 30, 20))})
@@ -290,7 +291,7 @@ def test_masks_are_no_images_of_the_cohort(tmp_path):
     Image.fromarray(np.pad(np.full((8, 8), 200, np.uint8), 6)).save(tmp_path / "masks" / "a.jpg", quality=60)
     cohort = Cohort.from_boxes(tmp_path, "masks")
     assert cohort.boxes[["x0", "y0", "x1", "y1"]].to_numpy().tolist() == [[6, 6, 14, 14]] * 2
-    assert any("is the lesion" in note for note in cohort.notes)
+    assert any("above the middle" in note for note in cohort.notes)
 
 
 def test_outlines_of_yolo_are_boxed_and_other_lines_refused(images, tmp_path):
