@@ -75,9 +75,7 @@ def check(
     label: Annotated[Optional[list[str]], typer.Option(help="Label column of a manifest; those of 0 and 1 where left out.")] = None,  # noqa: UP045
     positive: Annotated[Optional[str], typer.Option(help="The class that counts as 1.")] = None,  # noqa: UP045
     flat: Annotated[bool, typer.Option("--flat", help="The folders below PATH are not classes.")] = False,
-    look_alikes: Annotated[
-        str, typer.Option("--look-alikes", help="Patients whose ids look alike, such as 7 and 007: ask, same, different.")
-    ] = "ask",
+    look_alikes: Annotated[str, typer.Option("--look-alikes", help="Of patients such as 7 and 007: ask, same, different.")] = "ask",
     outside: Annotated[bool, typer.Option("--outside", help="Read files outside the root, and links that lead out of it.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for check.html, with pictures, and check.json.")] = None,
     as_json: Json = False,
