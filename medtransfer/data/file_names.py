@@ -43,19 +43,25 @@ class Names:
     def _lies_elsewhere(self, image: str, name: str) -> bool:
         """Whether a name with more folders than the image is that of another file: of another part, or one that lies beside the root."""
         spelt = plain(image)
-        if self.root is None or not name.endswith(f"/{spelt}"):
+        return name.endswith(f"/{spelt}") and self._is_elsewhere(name.removesuffix(f"/{spelt}").split("/"), image)
+
+    def _is_elsewhere(self, folders: list[str], file: str) -> bool:
+        if self.root is None or not folders:
             return False
-        folders = name.removesuffix(f"/{spelt}").split("/")
-        here = [part.casefold() for part in self.root.resolve().parts]
+        root = self.root.resolve()
+        here = [part.casefold() for part in root.parts]
         if any(part in _PARTS and part not in here for part in folders) and any(part in _PARTS for part in here):
             return True
-        other = find_file(self.root.resolve().parent, f"{folders[-1]}/{image}") if folders[-1] != here[-1] else None
-        return other is not None and other.resolve() != (self.root / image).resolve()
+        other = find_file(root.parent, f"{folders[-1]}/{file}") if folders[-1] != here[-1] else None
+        return other is not None and other.resolve() != (root / file).resolve()
 
     def near(self, name: str) -> list[str]:
         """Images whose names have the same letters and digits, whatever their endings and signs; in a folder of another name there is "
         "none."""
         here = _folder(name)
+        *folders, last = plain(name).split("/")
+        if self._is_elsewhere(folders, last):
+            return []
         return [image for image in self._by_letters.get(letters(name), []) if not here or _folder(image) in {"", here}]
 
 
