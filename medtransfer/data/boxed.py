@@ -46,13 +46,22 @@ def add_boxes(cohort: Cohort, source: str, kinds: Sequence[str], axes: str | Non
     cohort = keep_images(cohort, [image not in read.unknown for image in cohort.images["image"]], next(iter(read.unknown.values()), ""))
     if cohort.images.empty:
         raise CohortError(f"{source}: says of no image whether it holds a lesion.")
+    notes = [*read.notes]
+    if len(cohort.labels) == 1:  # what the label says, and whether there is a lesion
+        boxed = cohort.images["image"].isin(set(read.boxes["image"]))
+        positive = cohort.images[cohort.labels[0]] == 1
+        counts = int((boxed & ~positive).sum()), int((positive & ~boxed).sum())
+        if any(counts):
+            notes.append(
+                f"{counts[0]} image(s) with {cohort.labels[0]} = 0 have a box, and {counts[1]} with {cohort.labels[0]} = 1 have none"
+            )
     return replace(
         cohort,
         boxes=read.boxes,
         annotated=read,
         source={**cohort.source, "boxes": source, "kinds": list(kinds), **({"axes": axes} if axes else {})},
         accounts=(*cohort.accounts, *read.accounts),
-        notes=(*cohort.notes, *read.notes),
+        notes=(*cohort.notes, *notes),
         asks=(*cohort.asks, *read.asks),
     )
 

@@ -332,7 +332,8 @@ class Cohort:
         label = label_of(chosen)
         source = {"manifest": str(path), "root": str(path.parent), "labels": [], "positive": chosen}
         images[label] = images.pop("value")
-        return cls(images, (label,), path.parent.resolve(), False, source=source)._checked(str(path))
+        account = make_account("images", path.name, len(images), [])
+        return cls(images, (label,), path.parent.resolve(), False, source=source, accounts=(account,))._checked(str(path))
 
     def _checked(self, source: str) -> Cohort:
         for label in self.labels:

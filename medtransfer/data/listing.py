@@ -17,7 +17,7 @@ from medtransfer.data.file_names import leads_outside
 from medtransfer.data.medmnist import is_archive
 from medtransfer.data.reading import is_image_file, split_member
 from medtransfer.data.series import group_planes
-from medtransfer.data.signatures import why_no_image
+from medtransfer.data.signatures import kind_of_ending, why_no_image
 from medtransfer.data.similarity import cluster_pairs
 from medtransfer.data.volumes import pixels_of_another
 from medtransfer.errors import CohortError, ImageError
@@ -101,6 +101,9 @@ def list_images(folder: Path, root: Path, outside: bool = False) -> Listed:
                 headers.append(header_)
         else:
             found.append(Found(name, str(path.resolve())))
+    ignored += [
+        (path.relative_to(root).as_posix(), "hidden: its name, or that of its folder, begins with a dot", False) for path in hidden(folder)
+    ]
     return Listed(sorted(found + _join_series(headers, root), key=lambda image: image.name), ignored)
 
 
@@ -122,6 +125,19 @@ def walk(folder: Path) -> list[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         files += [Path(here) / name for name in names if not name.startswith(".")]
     return sorted(path for path in files if path.is_file() or path.is_symlink())
+
+
+def hidden(folder: Path) -> list[Path]:
+    """Pictures and volumes, by their endings, that begin with a dot or lie in such a folder; what macOS keeps beside a file is none."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and not path.name.startswith("._")
+        and kind_of_ending(path)
+        and path.is_file()
+        and _is_text(path.name)
+    ]
 
 
 def _refuse_outside(files: Sequence[Path], root: Path) -> None:

@@ -309,7 +309,8 @@ def _how_good(arms: Mapping[str, Any], value: str, metric: str) -> str:
         of = entry[value]
         shown = "cannot be estimated" if of["estimate"] is None else f"{of['estimate']:.3f}"
         said.append(f"{isolate(name)} {shown}" + ("" if of["low"] is None else f" (95 % interval {of['low']:.3f} to {of['high']:.3f})"))
-    return f"How well are the classes told apart? {metric[0].upper()}{metric[1:]}: {'; '.join(said)}."
+    what = "How well are lesions found" if value == "ap_50" else "How well are the classes told apart"
+    return f"{what}? {metric[0].upper()}{metric[1:]}: {'; '.join(said)}."
 
 
 def _uses(arms: Mapping[str, Any]) -> str:

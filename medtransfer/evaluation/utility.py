@@ -225,7 +225,7 @@ def wilson(share: float, size: float, z: float = _Z) -> dict[str, Any]:
         share: 0 to 1. size: how many it is of, maybe an effective number (Kish 1965). z: standard errors; of 95 % where left out.
     """
     if size == 0 or not np.isfinite(share):
-        return {"estimate": None, "low": None, "high": None, "reason": "not estimable: of a model at least, there is no such image"}
+        return {"estimate": None, "low": None, "high": None, "reason": "not estimable: some model tested no such image"}
     center, scale = share + z**2 / (2 * size), 1 + z**2 / size
     half = z * np.sqrt(share * (1 - share) / size + z**2 / (4 * size**2))
     # At 0 and 1 the bound is the estimate itself, but for rounding.
