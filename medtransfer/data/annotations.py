@@ -251,8 +251,7 @@ def tell_shares(numbers: pd.DataFrame, images: int) -> list[str]:
         return [
             (
                 f"all coordinates of {len(values)} boxes of {images} images lie between 0 and 1: are they shares of the image? Multiply "
-                "them by "
-                "its columns and rows, or give them as YOLO files."
+                "them by its columns and rows, or give them as YOLO files."
             )
         ]
     return []
@@ -270,8 +269,7 @@ def _of_coco(path: Path, images: pd.DataFrame, root: Path, left_out: Sequence[st
         first, why = next(iter(content.unknown.items()))
         asks.append(
             f"{len(content.unknown)} image(s), such as {show(first)}, are left out: {why}. Set iscrowd to 0 where a crowd is one lesion, "
-            "or "
-            "remove the annotation."
+            "or remove the annotation."
         )
     return Annotations(boxes, (account,), content.notes, tuple(asks), content.unknown, content.sizes)
 

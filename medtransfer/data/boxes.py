@@ -39,6 +39,7 @@ class Frame:
     Attributes:
         shape: along the axes of the array. turn, stored_shape: see `Image`; of an image in the order of its file where left out.
         affine: (4, 4), index -> mm, RAS; None where the file states no place.
+        resampled: whether pixels were moved by interpolation, so that the order of the file means nothing.
     """
 
     shape: tuple[int, ...]
@@ -243,9 +244,8 @@ def _ask_for_axes(orders: Mapping[str, str], frames: Mapping[str, Frame], axes: 
     return [
         (
             f"boxes of {len(doubtful)} volume(s), such as {show(doubtful[0])}, are taken as voxels to the right, front and head (RAS), "
-            "and the file "
-            "stores them in another order: look at the boxes on the page of `check --output`. Set cohort.axes to ras if they are right, to "
-            "file (voxels as a viewer counts them), or to mm."
+            "and the file stores them in another order: look at the boxes on the page of `check --output`. Set cohort.axes to ras if "
+            "they are right, to file (voxels as a viewer counts them), or to mm."
         )
     ]
 

@@ -98,8 +98,7 @@ def read_coco(path: Path, images: Iterable[str], root: Path, left_out: Sequence[
     if absent := [image for image in images if image not in listed]:
         asks.append(
             f"{len(absent)} image(s) are not listed in {path.name}, such as {show(absent[0])}, and count as without lesion: did somebody "
-            "look at "
-            "them?"
+            "look at them?"
         )
     sizes = {matched[number]: size for number, size in content["sizes"].items() if matched[number]}
     return Lines(rows, rest, tuple(notes), tuple(asks), unknown, sizes)

@@ -25,8 +25,10 @@ class Names:
         self._by_last: dict[str, list[str]] = {}
         self._by_plain: dict[str, list[tuple[str, str]]] = {}
         self._by_letters: dict[str, list[str]] = {}
+        self._whole: dict[str, list[str]] = {}
         for image in sorted(self.ids):
             spelt = plain(image)
+            self._whole.setdefault(spelt, []).append(image)
             self._by_last.setdefault(image.rsplit("/", 1)[-1], []).append(image)
             self._by_plain.setdefault(spelt.rsplit("/", 1)[-1], []).append((image, spelt))
             self._by_letters.setdefault(letters(image), []).append(image)
@@ -35,6 +37,8 @@ class Names:
         """The images that a name may mean: all that end with it, whole folders at a time; none where it has other folders."""
         if name in self.ids:
             return [name]
+        if (whole := self._whole.get(plain(name), [])) and not self._by_last.get(name):
+            return whole
         exact = [image for image in self._by_last.get(name.rsplit("/", 1)[-1], []) if ends_alike(image, name)]
         wanted = plain(name)
         images = exact or [image for image, spelt in self._by_plain.get(wanted.rsplit("/", 1)[-1], []) if ends_alike(spelt, wanted)]
@@ -56,8 +60,7 @@ class Names:
         return other is not None and other.resolve() != (root / file).resolve()
 
     def near(self, name: str) -> list[str]:
-        """Images whose names have the same letters and digits, whatever their endings and signs; in a folder of another name there is "
-        "none."""
+        """Images whose names have the same letters and digits; none where the name has other folders."""
         here = _folder(name)
         *folders, last = plain(name).split("/")
         if self._is_elsewhere(folders, last):

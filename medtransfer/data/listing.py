@@ -167,8 +167,11 @@ def _could_be_picture(path: Path) -> bool:
 
 
 def tabulate(files: Sequence[Found], salt: str | None) -> tuple[pd.DataFrame, bool, tuple[str, ...], str]:
-    """The images of a folder as a table: `image`, `patient`, `path`; whether patients are known, those of whom the study alone is; the "
-    "salt."""
+    """The images of a folder as a table, and whose they are.
+
+    Returns:
+        `image`, `patient`, `path`; whether all patients are known; the images of which the study alone is; the salt of the ids, "" without.
+    """
     names, owners = [file.name for file in files], [file.owner for file in files]
     # What cannot be read names nobody; it does not make the others unknown.
     owned = all(any(file.owner) for file in files if not file.damaged) and any(map(any, owners))
@@ -287,8 +290,7 @@ def _join_series(headers: Sequence[DicomFile], root: Path) -> list[Found]:
             one, other = members[0], next(member for member in members if member.owner[0] != members[0].owner[0])
             raise CohortError(
                 f"{show(one.path.name)} and {show(other.path.name)} are of one series, and their headers name two patients. Export each "
-                "patient "
-                "again."
+                "patient again."
             )
         folder = Path(os.path.commonpath([header.path.parent for header in members]))
         alone = sum(folder in header.path.parents for header in headers) == len(members)

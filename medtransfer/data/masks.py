@@ -81,8 +81,7 @@ def read_lesions(values: Values) -> tuple[NDArray[np.int64], str]:
     if share > _MOST:
         raise ImageError(
             f"{100 * share:.0f} % of it are lesion by its values: is it inverted, or an image? Save lesions above 0, the background as "
-            "0; give "
-            "the box of a lesion that is so large in a table."
+            "0; give the box of a lesion that is so large in a table."
         )
     return lesions, "; ".join(note for note in notes if note)
 

@@ -100,8 +100,7 @@ def _refuse_keypoints(lines: list[tuple[str, str, str, Float]]) -> list[str]:
     return [
         (
             f"{long[0][0]} and {len(long) - 1} more: all lines have {count} numbers, which may be an outline of {count // 2} points, or "
-            "a box with "
-            f"{(count - 4) // 2} keypoints. Of poses keep the first five columns; of outlines the file of boxes"
+            f"a box with {(count - 4) // 2} keypoints. Of poses keep the first five columns; of outlines the file of boxes"
         )
     ]
 
