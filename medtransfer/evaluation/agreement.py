@@ -47,7 +47,7 @@ def refuse_strangers(detections: pd.DataFrame, tested: pd.DataFrame, test: pd.Da
     faults += [f"lesions are of image {show(name)}; is it {show(near[letters(name)])} of the predictions?" for name in lost]
     if "target" in test.columns and len(test):
         boxed = test["image"].isin(set(boxes["image"]))
-        if (boxed != (test["target"] == 1)).mean() > _MOST:
+        if boxed.any() and (boxed != (test["target"] == 1)).mean() > _MOST:
             faults.append(
                 "most images with a lesion have target 0 in the predictions, and those without have 1: is the target that of a lesion?"
             )

@@ -150,7 +150,8 @@ def _read(mutant: TableMutant, folder: Path, path: Path) -> str:
         accounts = report["accounts"]
     elif mutant.kind in {"candidates.csv", "lesions.csv"}:
         table = (read_candidates if mutant.kind == "candidates.csv" else read_lesions)(path)
-        accounts = [{"given": len(table), "used": len(table), "left_out": []}]
+        twice = len(table.attrs.get("twice", []))
+        accounts = [{"given": len(table) + twice, "used": len(table), "left_out": [{"count": twice}]}]
     else:
         if mutant.kind == "manifest.csv":
             cohort = Cohort.from_csv(path, folder, ["malignant"])

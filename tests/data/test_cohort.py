@@ -128,7 +128,11 @@ def test_class_folders_are_read(write_png):
     assert cohort.images["image"].tolist() == ["benign/a.png", "benign/b.png", "malignant/a.png"]
     assert cohort.images["malignant"].tolist() == [0, 0, 1]
     assert not cohort.patients_known
-    assert dict(cohort.ignored) == {"benign/notes.txt": "not an image (.txt)", "malignant/a_mask.png": "mask of another image"}
+    assert dict(cohort.ignored) == {
+        "benign/notes.txt": "not an image (.txt)",
+        "malignant/a_mask.png": "mask of another image",
+        "malignant/.hidden.png": "hidden: its name, or that of its folder, begins with a dot",
+    }
 
 
 def test_faulty_folders_are_refused(tmp_path, write_png):

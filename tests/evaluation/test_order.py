@@ -72,14 +72,14 @@ def scramble(frame, seed, names=("image", "patient")):
     return frame
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 0.5]), st.sampled_from([1, 2]))
 def test_shuffled_permuted_and_renamed_tables_give_the_same_figures(seed, coarse, images):
     frame = table(seed, coarse=coarse, images=images)
     assert_same(figures(evaluate(frame, bootstrap=100)), figures(evaluate(scramble(frame, seed), bootstrap=100)))
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from(["cube", "logistic", "ranks", "tiny"]))
 def test_any_increasing_map_leaves_auc_and_average_precision(seed, which):
     frame = table(seed, images=1, coarse=0.25, column="score")
@@ -244,7 +244,7 @@ def lesion_figures(report):
     return [entry[name][key] for name in names for key in ("estimate", "low", "high")] + entry["froc"]["curve"]["sensitivity"]
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 0.5]))
 def test_detection_is_blind_to_order_names_and_scale(seed, grid):
     tested, candidates, lesions = detections(seed, grid=grid)

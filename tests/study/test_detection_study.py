@@ -127,7 +127,7 @@ def test_from_python(phantom, tmp_path):
         quiet=True,
         **changed(SETTINGS, image={"size": 64}, train={"batch_size": None}),
     )
-    assert report.sentences[0].startswith("How well are the classes told apart? Average precision at an overlap of 0.5: imagenet")
+    assert report.sentences[0].startswith("How well are lesions found? Average precision at an overlap of 0.5: imagenet")
     assert "imagenet finds" in report.sentences[2]
     assert "Lesions" not in report.tables()["metrics"]
     assert len(report.tables()["lesions"]) == 6
