@@ -10,72 +10,73 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from medtransfer.config import StudyConfig, load_config
-    from medtransfer.data.audit import Audit, audit
-    from medtransfer.data.cohort import Cohort
-    from medtransfer.data.fingerprint import Fingerprint
-    from medtransfer.data.image import Image
-    from medtransfer.data.inspection import inspect_images
-    from medtransfer.data.loading import ImageReader, fixed_transforms
-    from medtransfer.data.phantom import write_phantom
-    from medtransfer.data.reading import read_image
-    from medtransfer.data.slices import Slices
-    from medtransfer.data.split import Fold, Split, split_cohort
+    from medtransfer.config.study_config import StudyConfig, load_config
+    from medtransfer.data.audit.audit import Audit, audit
+    from medtransfer.data.audit.fingerprint import Fingerprint, fingerprint
+    from medtransfer.data.audit.inspection import inspect_images
+    from medtransfer.data.cohort.cohort import Cohort
+    from medtransfer.data.cohort.split import Fold, Split, split_cohort
+    from medtransfer.data.grid.monai import ImageReader, fixed_transforms
+    from medtransfer.data.grid.slices import Slices
+    from medtransfer.data.images.image import Image
+    from medtransfer.data.images.reading import read_image
+    from medtransfer.data.phantom.planes import write_phantom
     from medtransfer.errors import MedTransferError
     from medtransfer.evaluation import EvaluationReport, evaluate, read_predictions
-    from medtransfer.evaluation.detection import evaluate_boxes
-    from medtransfer.evaluation.recalibration import adjust_prevalence
-    from medtransfer.evaluation.sample_size import required_n
-    from medtransfer.external import validate
-    from medtransfer.models.backbone import Backbone
-    from medtransfer.models.catalog import list_backbones, load_backbone
-    from medtransfer.models.freeze import plan_freeze
-    from medtransfer.models.plan import FreezePlan
-    from medtransfer.record import Run
-    from medtransfer.runs import fit
-    from medtransfer.study import Arm, compare, run_study
+    from medtransfer.evaluation.analyses.lesions import evaluate_boxes
+    from medtransfer.evaluation.analyses.sample_size import required_n
+    from medtransfer.evaluation.metrics.recalibration import adjust_prevalence
+    from medtransfer.models.catalog.catalog import list_backbones, load_backbone
+    from medtransfer.models.chain.backbone import Backbone
+    from medtransfer.models.plan.plan import FreezePlan
+    from medtransfer.models.plan.rules import plan_freeze
+    from medtransfer.study.external import validate
+    from medtransfer.study.record import Run
+    from medtransfer.study.run import fit
+    from medtransfer.study.study import Arm, compare, run_study
     from medtransfer.tasks.classification import Classification
     from medtransfer.tasks.detection import Detection
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Arm": "medtransfer.study",
-    "Audit": "medtransfer.data.audit",
-    "Backbone": "medtransfer.models.backbone",
+    "Arm": "medtransfer.study.study",
+    "Audit": "medtransfer.data.audit.audit",
+    "Backbone": "medtransfer.models.chain.backbone",
     "Classification": "medtransfer.tasks.classification",
-    "Cohort": "medtransfer.data.cohort",
+    "Cohort": "medtransfer.data.cohort.cohort",
     "Detection": "medtransfer.tasks.detection",
     "EvaluationReport": "medtransfer.evaluation",
-    "Fingerprint": "medtransfer.data.fingerprint",
-    "Fold": "medtransfer.data.split",
-    "FreezePlan": "medtransfer.models.plan",
-    "Image": "medtransfer.data.image",
-    "ImageReader": "medtransfer.data.loading",
+    "Fingerprint": "medtransfer.data.audit.fingerprint",
+    "Fold": "medtransfer.data.cohort.split",
+    "FreezePlan": "medtransfer.models.plan.plan",
+    "Image": "medtransfer.data.images.image",
+    "ImageReader": "medtransfer.data.grid.monai",
     "MedTransferError": "medtransfer.errors",
-    "Run": "medtransfer.record",
-    "Slices": "medtransfer.data.slices",
-    "Split": "medtransfer.data.split",
-    "StudyConfig": "medtransfer.config",
-    "adjust_prevalence": "medtransfer.evaluation.recalibration",
-    "audit": "medtransfer.data.audit",
-    "compare": "medtransfer.study",
+    "Run": "medtransfer.study.record",
+    "Slices": "medtransfer.data.grid.slices",
+    "Split": "medtransfer.data.cohort.split",
+    "StudyConfig": "medtransfer.config.study_config",
+    "adjust_prevalence": "medtransfer.evaluation.metrics.recalibration",
+    "audit": "medtransfer.data.audit.audit",
+    "compare": "medtransfer.study.study",
     "evaluate": "medtransfer.evaluation",
-    "evaluate_boxes": "medtransfer.evaluation.detection",
-    "fit": "medtransfer.runs",
-    "fixed_transforms": "medtransfer.data.loading",
-    "inspect_images": "medtransfer.data.inspection",
-    "list_backbones": "medtransfer.models.catalog",
-    "load_backbone": "medtransfer.models.catalog",
-    "load_config": "medtransfer.config",
-    "plan_freeze": "medtransfer.models.freeze",
-    "read_image": "medtransfer.data.reading",
+    "evaluate_boxes": "medtransfer.evaluation.analyses.lesions",
+    "fingerprint": "medtransfer.data.audit.fingerprint",
+    "fit": "medtransfer.study.run",
+    "fixed_transforms": "medtransfer.data.grid.monai",
+    "inspect_images": "medtransfer.data.audit.inspection",
+    "list_backbones": "medtransfer.models.catalog.catalog",
+    "load_backbone": "medtransfer.models.catalog.catalog",
+    "load_config": "medtransfer.config.study_config",
+    "plan_freeze": "medtransfer.models.plan.rules",
+    "read_image": "medtransfer.data.images.reading",
     "read_predictions": "medtransfer.evaluation",
-    "required_n": "medtransfer.evaluation.sample_size",
-    "run_study": "medtransfer.study",
-    "split_cohort": "medtransfer.data.split",
-    "validate": "medtransfer.external",
-    "write_phantom": "medtransfer.data.phantom",
+    "required_n": "medtransfer.evaluation.analyses.sample_size",
+    "run_study": "medtransfer.study.study",
+    "split_cohort": "medtransfer.data.cohort.split",
+    "validate": "medtransfer.study.external",
+    "write_phantom": "medtransfer.data.phantom.planes",
 }
 
 __all__ = [
@@ -101,6 +102,7 @@ __all__ = [
     "compare",
     "evaluate",
     "evaluate_boxes",
+    "fingerprint",
     "fit",
     "fixed_transforms",
     "inspect_images",

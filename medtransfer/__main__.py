@@ -1,6 +1,6 @@
 """`python -m medtransfer`."""
 
-from medtransfer.cli import main
+from medtransfer.cli.app import main
 
 if __name__ == "__main__":
     main()

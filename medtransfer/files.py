@@ -11,10 +11,12 @@ from pathlib import Path
 
 
 def write_aside(path: Path, content: str | bytes) -> None:
-    """Writes beside the file, then renames, so that no reader ever sees half of it, not even after a power cut.
+    """Writes beside the file, then renames, so that no reader ever sees half of it, not even after
+    a power cut.
 
     Raises:
-        OSError: where it cannot be written; of a full disk it names the file, the space needed and the space there is.
+        OSError: where it cannot be written; of a full disk it names the file, the space needed and
+            the space there is.
     """
     # A name no other process or host takes.
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
@@ -34,8 +36,8 @@ def write_aside(path: Path, content: str | bytes) -> None:
 def decode_text(content: bytes) -> tuple[str, str]:
     """The text of a file, and its encoding where that is not UTF-8.
 
-    UTF-8, UTF-16 and UTF-32 are known by their marks, UTF-16 of mostly ASCII without one too; what is none of these is read as Windows-1252
-    (or Latin-1), which has a letter for every byte.
+    UTF-8, UTF-16 and UTF-32 are known by their marks, UTF-16 of mostly ASCII without one too; what
+    is none of these is read as Windows-1252 (or Latin-1), which has a letter for every byte.
 
     Raises:
         UnicodeDecodeError: a mark of an encoding that the text is not in.
@@ -65,16 +67,25 @@ def decode_text(content: bytes) -> tuple[str, str]:
 
 
 def name_space(error: OSError, path: Path, size: int) -> OSError:
-    """The error of a write, with the file, and of a full disk with the space it needs and the space there is.
+    """The error of a write, with the file, and of a full disk with the space it needs and the space
+    there is.
 
     Args:
-        error: as it was raised. path: of the file that was to be written. size: of its content in bytes.
+        error: as it was raised. path: of the file that was to be written. size: of its content in
+            bytes.
     """
     if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-        return error if error.filename else OSError(error.errno, error.strerror or str(error), str(path))
+        return (
+            error
+            if error.filename
+            else OSError(error.errno, error.strerror or str(error), str(path))
+        )
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     free = shutil.disk_usage(folder).free
-    what = f"{error.strerror}: it needs {_megabytes(size)}, and {_megabytes(free)} are free on this disk"
+    what = (
+        f"{error.strerror}: it needs {_megabytes(size)}, and {_megabytes(free)} are free on this "
+        "disk"
+    )
     return OSError(error.errno, what, str(path))
 
 

@@ -7,9 +7,16 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
-from medtransfer.names import show_text
+from medtransfer.text.names import show_text
 
 # Seconds between two lines about the same work in a log.
 _LINE_EVERY = 15.0
@@ -33,12 +40,22 @@ class Reporter:
 
     def __enter__(self) -> Reporter:
         if self.bars:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+            )
             self._progress = Progress(*columns, console=self.console)
             self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
@@ -68,4 +85,4 @@ class Reporter:
         if self.bars:
             self.console.print(text, markup=False)
         else:
-            print(f"[{time.monotonic() - self._begun:6.0f} s] {text}", file=sys.stderr, flush=True)  # noqa: T201  the log is the product here
+            print(f"[{time.monotonic() - self._begun:6.0f} s] {text}", file=sys.stderr, flush=True)  # noqa: T201

@@ -1,10 +1,13 @@
-"""Fixtures: small images on disk, tables of scores, and a cache that no test shares with the user."""
+"""Fixtures: small images on disk, tables of scores, and a cache that no test shares with the
+user.
+"""
 
 from __future__ import annotations
 
 import os
 
-# Before numpy and torch are loaded. Small networks gain nothing from a second thread, and sums over threads differ in their last bits.
+# Before numpy and torch are loaded. Small networks gain nothing from a second thread, and sums over
+# threads differ in their last bits.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -42,20 +45,24 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def _private_cache(shared_folder: Path) -> None:
-    # For the session: a fixture of a whole module would otherwise run before it and use the cache of the user.
+    # For the session: a fixture of a whole module would otherwise run before it and use the cache
+    # of the user.
     os.environ["MEDTRANSFER_CACHE"] = str(shared_folder / "cache")
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _interrupts_are_heard() -> None:
-    """As in the foreground: a shell that starts the tests in the background has them, and all that they start, ignore Ctrl-C."""
+    """As in the foreground: a shell that starts the tests in the background has them, and all that
+    they start, ignore Ctrl-C.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _nothing_imported_is_looked_through() -> None:
-    # Every training ends with a collection of garbage, which looks through all that torch and its kind hold: for this long, they stay.
-    import medtransfer.study  # noqa: F401
+    # Every training ends with a collection of garbage, which looks through all that torch and its
+    # kind hold: for this long, they stay.
+    import medtransfer.study.study  # noqa: F401
 
     gc.collect()
     gc.freeze()
@@ -63,7 +70,9 @@ def _nothing_imported_is_looked_through() -> None:
 
 @pytest.fixture(autouse=True)
 def _same_random_numbers() -> None:
-    """A test that draws from torch's global generator draws the same whatever ran before it in this process."""
+    """A test that draws from torch's global generator draws the same whatever ran before it in this
+    process.
+    """
     import torch
 
     torch.manual_seed(0)
@@ -98,7 +107,9 @@ def write_png(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Callable[..., Path]:
-    """Writes images and a manifest: `patients` patients with `views` images each, every other patient positive."""
+    """Writes images and a manifest: `patients` patients with `views` images each, every other
+    patient positive.
+    """
 
     def write(patients: int = 12, views: int = 2, **columns: list[object]) -> Path:
         rows = []
@@ -124,7 +135,14 @@ def manifest(tmp_path: Path) -> Callable[..., Path]:
 def scores() -> Callable[..., pd.DataFrame]:
     """A predictions table: arms with a signal of given strength over the same patients."""
 
-    def make(arms: dict[str, float], patients: int = 120, views: int = 1, seeds: int = 1, folds: int = 2, seed: int = 0) -> pd.DataFrame:
+    def make(
+        arms: dict[str, float],
+        patients: int = 120,
+        views: int = 1,
+        seeds: int = 1,
+        folds: int = 2,
+        seed: int = 0,
+    ) -> pd.DataFrame:
         rng = np.random.default_rng(seed)
         frames = []
         target = np.repeat(rng.integers(0, 2, patients), views)
@@ -135,7 +153,15 @@ def scores() -> Callable[..., pd.DataFrame]:
             for s in range(seeds):
                 logit = strength * (target - 0.5) * 2 + common + 0.5 * rng.normal(size=len(target))
                 base = pd.DataFrame(
-                    {"arm": arm, "seed": s, "fold": fold, "part": "test", "patient": patient, "label": "y", "target": target}
+                    {
+                        "arm": arm,
+                        "seed": s,
+                        "fold": fold,
+                        "part": "test",
+                        "patient": patient,
+                        "label": "y",
+                        "target": target,
+                    }
                 )
                 base["image"] = [f"{p}/{i}" for i, p in enumerate(patient)]
                 base["logit"] = logit

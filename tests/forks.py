@@ -1,4 +1,6 @@
-"""Processes that begin with everything imported: forked from one that has loaded torch once, so that they start within milliseconds."""
+"""Processes that begin with everything imported: forked from one that has loaded torch once, so
+that they start within milliseconds.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +14,26 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["medtransfer.study", "medtransfer.cli", "medtransfer.data.inspection"])
-# Seconds after which a test that waits for a fact is given up; a fact that comes takes a few at most.
+PROCESSES.set_forkserver_preload(
+    ["medtransfer.study.study", "medtransfer.cli.app", "medtransfer.data.audit.inspection"]
+)
+# Seconds after which a test that waits for a fact is given up; a fact that comes takes a few at
+# most.
 _GIVE_UP = 300
 
 
 @contextmanager
 def command(log: Path, *arguments: object) -> Iterator[BaseProcess]:
-    """`medtransfer ARGUMENTS` in a process of its own, which prints to `log` and is killed in the end, should it still run.
+    """`medtransfer ARGUMENTS` in a process of its own, which prints to `log` and is killed in the
+    end, should it still run.
 
-    Without `--jobs`: joblib ends its workers when the interpreter ends, which a forked one does in another way.
+    Without `--jobs`: joblib ends its workers when the interpreter ends, which a forked one does in
+    another way.
     """
-    process = PROCESSES.Process(target=_run_command, args=(str(log), dict(os.environ), [str(argument) for argument in arguments]))
+    process = PROCESSES.Process(
+        target=_run_command,
+        args=(str(log), dict(os.environ), [str(argument) for argument in arguments]),
+    )
     process.start()
     try:
         yield process
@@ -33,7 +43,7 @@ def command(log: Path, *arguments: object) -> Iterator[BaseProcess]:
 
 
 def _run_command(log: str, environment: dict[str, str], arguments: list[str]) -> None:
-    from medtransfer.cli import main
+    from medtransfer.cli.app import main
 
     # The server has the environment of the test that started it.
     os.environ.clear()

@@ -5,13 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from medtransfer.evaluation import influence
-from medtransfer.evaluation.estimate import Estimate, estimate
-from medtransfer.evaluation.scores import Scores
+from medtransfer.evaluation.intervals import influence
+from medtransfer.evaluation.intervals.estimate import Estimate, estimate
+from medtransfer.evaluation.tables.scores import Scores
 
 
-def make_scores(logits: Any, target: Any, patients: Any = None, fold: Any = None, arm: str = "a", weight: Any = None) -> Scores:
-    """One arm: `logits` (image,) or (seed, image); one image per patient and one model per seed where nothing else is said."""
+def make_scores(
+    logits: Any,
+    target: Any,
+    patients: Any = None,
+    fold: Any = None,
+    arm: str = "a",
+    weight: Any = None,
+) -> Scores:
+    """One arm: `logits` (image,) or (seed, image); one image per patient and one model per seed
+    where nothing else is said.
+    """
     logits, target = np.atleast_2d(np.asarray(logits, float)), np.asarray(target, np.int64)
     names = np.arange(len(target)) if patients is None else np.asarray(patients)
     folds = np.zeros(len(target), np.int64) if fold is None else np.asarray(fold, np.int64)

@@ -13,23 +13,30 @@ from typing import Any
 import pandas as pd
 import yaml
 from filelock import FileLock
-from medtransfer.cli import app
-from medtransfer.config import load_config
-from medtransfer.data.phantom import write_phantom
-from medtransfer.prepare import fixed_of, prepare
+from medtransfer.cli.app import app
+from medtransfer.config.study_config import load_config
+from medtransfer.data.phantom.planes import write_phantom
 from medtransfer.progress import Reporter
-from medtransfer.record import Prepared
+from medtransfer.study.record import Prepared
+from medtransfer.study.settle import fixed_of, prepare
 from typer.testing import CliRunner, Result
 
 from networks import SMALL
 
 # The embedded ImageNet weights; where weights do not matter, the small network.
 LITE = "tf_efficientnet_lite0"
-ARMS: dict[str, dict[str, Any]] = {"imagenet": {"backbone": LITE, "weights": "imagenet"}, "scratch": {"backbone": SMALL}}
+ARMS: dict[str, dict[str, Any]] = {
+    "imagenet": {"backbone": LITE, "weights": "imagenet"},
+    "scratch": {"backbone": SMALL},
+}
 # Of one architecture, so that their features can be compared stage by stage.
 TWINS: dict[str, dict[str, Any]] = {"imagenet": ARMS["imagenet"], "scratch": {"backbone": LITE}}
-# What takes as long as the trainings themselves; three tests and their fixtures ask for all of it (test_end_to_end.py).
-LEAN: dict[str, Any] = {"audit": {"shortcuts": False}, "report": {"figures": [], "gallery": False, "reuse": False}}
+# What takes as long as the trainings themselves; three tests and their fixtures ask for all of it
+# (test_end_to_end.py).
+LEAN: dict[str, Any] = {
+    "audit": {"shortcuts": False},
+    "report": {"figures": [], "gallery": False, "reuse": False},
+}
 FULL: dict[str, Any] = {"audit": {}, "report": {"figures": ["svg"]}}
 SETTINGS: dict[str, Any] = {
     "image": {"size": 32},
@@ -46,7 +53,9 @@ def invoke(*arguments: object) -> Result:
 
 
 def write_config(folder: Path, manifest: Path, **sections: Any) -> Path:
-    """`study.yaml` of a lean study with two arms on the images of a manifest; whole sections may be given otherwise."""
+    """`study.yaml` of a lean study with two arms on the images of a manifest; whole sections may be
+    given otherwise.
+    """
     labels = {"labels": ["malignant"]} if "task" not in sections else {"boxes": "boxes.csv"}
     cohort = {"manifest": str(manifest), "root": str(manifest.parent), **labels}
     path = folder / "study.yaml"
@@ -62,13 +71,19 @@ def prepare_study(config: Path, *overrides: str, output: Path | None = None) -> 
 
 def read_run(study: Path, arm: str, fold: int = 0, seed: int = 0) -> dict[str, Any]:
     """`run.json` of a finished run."""
-    content: dict[str, Any] = json.loads((study / "runs" / arm / f"fold-{fold}" / f"seed-{seed}" / "run.json").read_text())
+    content: dict[str, Any] = json.loads(
+        (study / "runs" / arm / f"fold-{fold}" / f"seed-{seed}" / "run.json").read_text()
+    )
     return content
 
 
 def finished_runs(study: Path) -> dict[Path, int]:
     """When each run, draw and search of a study was finished."""
-    return {path: path.stat().st_mtime_ns for pattern in ("**/run.json", "**/depth.json") for path in study.glob(pattern)}
+    return {
+        path: path.stat().st_mtime_ns
+        for pattern in ("**/run.json", "**/depth.json")
+        for path in study.glob(pattern)
+    }
 
 
 def read_table(study: Path) -> pd.DataFrame:
@@ -134,18 +149,24 @@ class Studies:
 
     def detection(self) -> FinishedStudy:
         """Lesion boxes on images, with all that a report can have."""
-        sections = changed(SETTINGS, image={"size": 64}, train={"epochs": 2, "batch_size": None}) | FULL
+        sections = (
+            changed(SETTINGS, image={"size": 64}, train={"epochs": 2, "batch_size": None}) | FULL
+        )
         return self.finished(self.cohort(16, 0), task="detection", arms=TWINS, **sections)
 
     def volumes(self) -> FinishedStudy:
-        """DICOM series and NIfTI files, slice by slice and as a whole, with all that a report can have."""
+        """DICOM series and NIfTI files, slice by slice and as a whole, with all that a report can
+        have.
+        """
         sections = changed(SETTINGS, image={"slices": 10}, train={"batch_size": 4}) | FULL
         arms = {"imagenet": ARMS["imagenet"], "scratch": {"backbone": "monai_resnet10"}}
-        return self.finished(self.cohort(24, 3, volumes=True), arms=arms, plan={"strategy": "lp_ft"}, **sections)
+        return self.finished(
+            self.cohort(24, 3, volumes=True), arms=arms, plan={"strategy": "lp_ft"}, **sections
+        )
 
     def _once(self, kind: str, content: Any, make: Callable[[Path], None]) -> Path:
         """The folder that `make` fills, by whoever comes first; the others wait for it."""
-        name = f"{kind}-{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]}"
+        name = f"{kind}-{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]}"  # noqa: E501
         folder, done = self.root / name, self.root / f"{name}.done"
         with FileLock(self.root / f"{name}.lock"):
             if not done.exists():
@@ -158,4 +179,7 @@ class Studies:
 
 def changed(settings: Mapping[str, Any], **sections: Mapping[str, Any]) -> dict[str, Any]:
     """Settings whose sections have some keys otherwise."""
-    return {**settings, **{name: {**settings.get(name, {}), **section} for name, section in sections.items()}}
+    return {
+        **settings,
+        **{name: {**settings.get(name, {}), **section} for name, section in sections.items()},
+    }

@@ -6,7 +6,7 @@ import shlex
 
 import medtransfer as mt
 import pytest
-from medtransfer.config import configs_folder
+from medtransfer.config.study_config import configs_folder
 
 from studies import invoke
 
@@ -19,7 +19,9 @@ def test_help_names_the_verbs():
 
 
 def test_plan_without_a_cohort_answers_in_json():
-    result = invoke("plan", "--backbone", "resnet18", "--counts", "399,147", "--domain", "far", "--json")
+    result = invoke(
+        "plan", "--backbone", "resnet18", "--counts", "399,147", "--domain", "far", "--json"
+    )
     assert result.exit_code == 0, result.output
     answer = json.loads(result.output)
     keys = {
@@ -36,7 +38,9 @@ def test_plan_without_a_cohort_answers_in_json():
     }
     assert keys <= set(answer)
     assert (answer["strategy"], answer["stages"], answer["evidence"]) == ("lp_ft", 9, "strong")
-    text = invoke("plan", "--backbone", "resnet18", "--counts", "399,147", "--domain", "near").output
+    text = invoke(
+        "plan", "--backbone", "resnet18", "--counts", "399,147", "--domain", "near"
+    ).output
     assert "stages frozen" in text
 
 
@@ -58,16 +62,28 @@ def test_plan_says_what_it_needs(arguments, message):
 
 
 def test_plan_can_be_written_for_editing(tmp_path):
-    arguments = ["plan", "--backbone", "resnet18", "--counts", "399,147", "--output", tmp_path / "out"]
+    arguments = [
+        "plan",
+        "--backbone",
+        "resnet18",
+        "--counts",
+        "399,147",
+        "--output",
+        tmp_path / "out",
+    ]
     assert invoke(*arguments).exit_code == 0
-    assert json.loads((tmp_path / "out" / "plan.json").read_text())["arms"]["resnet18"]["stages"] == 9
+    assert (
+        json.loads((tmp_path / "out" / "plan.json").read_text())["arms"]["resnet18"]["stages"] == 9
+    )
 
 
 def test_demo_touches_no_files_of_others(tmp_path):
     (tmp_path / "mine-cohort").mkdir()
     (tmp_path / "mine-cohort" / "manifest.csv").write_text("mine")
     result = invoke("demo", "--output", tmp_path / "mine", "--patients", 30)
-    assert (result.exit_code, "holds no phantom cohort" in result.output) == (2, True), result.output
+    assert (result.exit_code, "holds no phantom cohort" in result.output) == (2, True), (
+        result.output
+    )
     assert (tmp_path / "mine-cohort" / "manifest.csv").read_text() == "mine"
     assert not (tmp_path / "mine").exists()
 
@@ -75,7 +91,13 @@ def test_demo_touches_no_files_of_others(tmp_path):
 def test_plan_of_a_config_writes_nothing(tmp_path):
     manifest = mt.write_phantom(tmp_path / "c", 30)
     before = sorted(tmp_path.rglob("*"))
-    result = invoke("plan", configs_folder() / "demo.yaml", f"cohort.manifest={manifest}", f"cohort.root={manifest.parent}", "--json")
+    result = invoke(
+        "plan",
+        configs_folder() / "demo.yaml",
+        f"cohort.manifest={manifest}",
+        f"cohort.root={manifest.parent}",
+        "--json",
+    )
     assert result.exit_code == 0, result.output
     answer = json.loads(result.stdout)
     assert set(answer) == {"imagenet", "scratch"}
@@ -123,7 +145,9 @@ def test_configs_and_backbones_are_listed():
     assert invoke("configs", "nothing").exit_code == 2
     assert json.loads(invoke("configs", "--schema").output)["title"] == "StudyConfig"
     assert "resnet18" in invoke("backbones", "resnet1*").output.split()
-    rows = {row["name"]: row for row in json.loads(invoke("backbones", "*resnet1*", "--json").output)}
+    rows = {
+        row["name"]: row for row in json.loads(invoke("backbones", "*resnet1*", "--json").output)
+    }
     assert rows["monai_resnet18"]["ndim"] == 3
     assert {"imagenet", "timm:a1_in1k"} <= set(rows["resnet18"]["weights"])
     assert rows["resnet18"]["offline"] == []
@@ -170,19 +194,34 @@ def test_check_writes_a_page_with_the_pictures(manifest, tmp_path):
     page = (tmp_path / "out" / "check.html").read_text()
     assert page.count("data:image/png;base64,") == 2
     assert "Equal pixels under different labels (malignant 0 and 1)" in page
-    assert json.loads((tmp_path / "out" / "check.json").read_text())["conflicts"][0]["kind"] == "duplicate"
+    assert (
+        json.loads((tmp_path / "out" / "check.json").read_text())["conflicts"][0]["kind"]
+        == "duplicate"
+    )
     assert "http" not in page.replace("http-equiv", "")
 
 
 def test_check_takes_configurations_folders_and_archives(manifest, tmp_path):
     path = manifest(patients=12, views=2)
-    (tmp_path / "study.yaml").write_text("cohort: {labels: [malignant]}\narms: {a: {backbone: resnet18}}\n")
+    (tmp_path / "study.yaml").write_text(
+        "cohort: {labels: [malignant]}\narms: {a: {backbone: resnet18}}\n"
+    )
     settings = (f"cohort.manifest={path}", f"cohort.root={tmp_path}")
     assert invoke("check", tmp_path / "study.yaml", *settings, "-q").exit_code == 0
-    less = invoke("check", tmp_path / "study.yaml", *settings, "audit.shortcuts=false", "--output", tmp_path / "less", "-q")
+    less = invoke(
+        "check",
+        tmp_path / "study.yaml",
+        *settings,
+        "audit.shortcuts=false",
+        "--output",
+        tmp_path / "less",
+        "-q",
+    )
     assert (less.exit_code, "not looked for: shortcuts" in less.output) == (0, True), less.output
     assert "Not looked for: shortcuts." in (tmp_path / "less" / "check.html").read_text()
-    assert json.loads((tmp_path / "less" / "check.json").read_text())["not_looked_for"] == ["shortcuts"]
+    assert json.loads((tmp_path / "less" / "check.json").read_text())["not_looked_for"] == [
+        "shortcuts"
+    ]
     listed = invoke("check", tmp_path, "--flat", "-q")
     assert "24 images found, 24 readable" in listed.output
     assert invoke("check", path, "x.y=1").exit_code == 2
@@ -230,14 +269,21 @@ def test_check_names_what_it_found(manifest, tmp_path):
     (tmp_path / "3-1.png").write_bytes(b"")
     result = invoke("check", path, "-q")
     assert result.exit_code == 1
-    for part in ("unreadable 3-1.png: ", "such as 0-0.png and 0-1.png", "1 patient(s) under two labels", "patient P2 under two labels"):
+    for part in (
+        "unreadable 3-1.png: ",
+        "such as 0-0.png and 0-1.png",
+        "1 patient(s) under two labels",
+        "patient P2 under two labels",
+    ):
         assert part in result.output
 
 
 @pytest.mark.slow
 def test_the_command_on_the_page_gives_the_numbers_of_the_page(scores, tmp_path):
     table = scores({"a": 1.0, "b": 0.5}, views=2)
-    table["the site"] = ["north" if int(patient[1:]) % 3 else "south" for patient in table["patient"]]
+    table["the site"] = [
+        "north" if int(patient[1:]) % 3 else "south" for patient in table["patient"]
+    ]
     table["w"] = 1.0 + (table["patient"].str[1:].astype(int) % 2)
     table.to_csv(tmp_path / "TABLE.csv", index=False)
     settings = [
@@ -249,7 +295,18 @@ def test_the_command_on_the_page_gives_the_numbers_of_the_page(scores, tmp_path)
         "sensitivity=null",
         "threshold=0.3",
     ]
-    first = invoke("evaluate", tmp_path / "TABLE.csv", *settings, "--bootstrap", 100, "--seed", 3, "-o", tmp_path / "out", "--json")
+    first = invoke(
+        "evaluate",
+        tmp_path / "TABLE.csv",
+        *settings,
+        "--bootstrap",
+        100,
+        "--seed",
+        3,
+        "-o",
+        tmp_path / "out",
+        "--json",
+    )
     assert first.exit_code == 0, first.output
     page = (tmp_path / "out" / "report.html").read_text()
     command = shlex.split(html.unescape(page.split("<code>medtransfer ")[1].split("</code>")[0]))
@@ -258,7 +315,11 @@ def test_the_command_on_the_page_gives_the_numbers_of_the_page(scores, tmp_path)
 
 
 def test_rows_longer_than_the_header_lose_nothing_in_silence(tmp_path):
-    (tmp_path / "m.csv").write_text("image,patient,malignant,age\na.png,P1,1,50,5\nb.png,P2,0,40,2\n")
+    (tmp_path / "m.csv").write_text(
+        "image,patient,malignant,age\na.png,P1,1,50,5\nb.png,P2,0,40,2\n"
+    )
     result = invoke("check", tmp_path / "m.csv")
     assert result.exit_code == 2
-    assert "row 2 has 5 cells, and the header in row 1 has 4 names: column 5 has none" in result.output
+    assert (
+        "row 2 has 5 cells, and the header in row 1 has 4 names: column 5 has none" in result.output
+    )

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import pytest
 import yaml
-from medtransfer.config import StudyConfig, configs_folder, load_config, make_config
+from medtransfer.config.study_config import StudyConfig, configs_folder, load_config, make_config
 from medtransfer.errors import ConfigError
 
-MINIMAL = {"cohort": {"manifest": "m.csv", "labels": ["y"]}, "arms": {"a": {"backbone": "resnet18"}}}
+MINIMAL = {
+    "cohort": {"manifest": "m.csv", "labels": ["y"]},
+    "arms": {"a": {"backbone": "resnet18"}},
+}
 
 
 def write(tmp_path, values):
@@ -34,9 +37,18 @@ def test_every_example_is_valid_and_states_its_command():
 def test_overrides_are_applied_in_yaml_syntax(tmp_path):
     config = load_config(
         write(tmp_path, MINIMAL),
-        ["image.size=64", "image.window=[40, 400]", "protocol.seeds=[1, 2]", "arms.b={backbone: resnet34, weights: none}"],
+        [
+            "image.size=64",
+            "image.window=[40, 400]",
+            "protocol.seeds=[1, 2]",
+            "arms.b={backbone: resnet34, weights: none}",
+        ],
     )
-    assert (config.image.size, config.image.window, config.protocol.seeds) == (64, (40.0, 400.0), (1, 2))
+    assert (config.image.size, config.image.window, config.protocol.seeds) == (
+        64,
+        (40.0, 400.0),
+        (1, 2),
+    )
     assert config.arms["b"].weights is None
 
 
@@ -54,7 +66,10 @@ def test_overrides_are_applied_in_yaml_syntax(tmp_path):
         ("protocol.seeds=[1, 1]", "seeds must differ"),
         ("arms={}", "arms: .*at least 1"),
         ("arms.a.budget=0", "arms.a.budget: a number above 0, at most 100, or level, not 0"),
-        ("arms.a.budget=levle", "arms.a.budget: a number above 0, at most 100, or level, not 'levle'"),
+        (
+            "arms.a.budget=levle",
+            "arms.a.budget: a number above 0, at most 100, or level, not 'levle'",
+        ),
         ("arms.f={kind: features, budget: 2}", "kind: features takes no budget"),
         ("plan.finest=4", "plan.finest: is of the pyramid of a detector"),
         ("arms.a.plan={finest: 4}", "plan.finest: is of the pyramid of a detector"),
@@ -75,13 +90,18 @@ def test_faults_name_the_key_and_the_remedy(tmp_path, override, message):
 
 def test_all_faults_are_reported_at_once(tmp_path):
     with pytest.raises(ConfigError) as caught:
-        load_config(write(tmp_path, MINIMAL), ["image.sise=1", "protocol.folds=0", "train.precision=fp8"])
+        load_config(
+            write(tmp_path, MINIMAL), ["image.sise=1", "protocol.folds=0", "train.precision=fp8"]
+        )
     message = str(caught.value)
     assert "3 fault(s)" in message
     assert all(key in message for key in ("image.sise", "protocol.folds", "train.precision"))
 
 
-@pytest.mark.parametrize(("text", "message"), [("a: [", "not valid YAML"), ("- 1", "expected sections"), ("", "expected sections")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [", "not valid YAML"), ("- 1", "expected sections"), ("", "expected sections")],
+)
 def test_what_is_no_configuration_is_refused(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message):
         load_config(write(tmp_path, text))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from medtransfer import study
+from medtransfer.study import study
 from nbclient import NotebookClient
 
 from studies import LEAN, SETTINGS
@@ -20,7 +20,9 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 @pytest.mark.study
 def test_the_python_of_the_readme_runs(manifest, tmp_path, monkeypatch, capsys):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    blocks = re.findall(
+        r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S
+    )
     assert len(blocks) == 2
     manifest(patients=20)
     (tmp_path / "images").mkdir()
@@ -43,7 +45,7 @@ def test_the_commands_of_the_readme_exist():
     targets = set(re.findall(r"^make (\w+)", text, re.M))
     assert {"demo", "test"} <= targets
     assert all(f"\n{target}:" in makefile for target in targets)
-    from medtransfer.cli import app
+    from medtransfer.cli.app import app
 
     verbs = {command.callback.__name__ for command in app.registered_commands if command.callback}
     used = set(re.findall(r"^medtransfer (\w+)", text, re.M))

@@ -1,13 +1,15 @@
-"""On real breast ultrasound, where it is at hand: an image is the unit, as the set has no patient ids."""
+"""On real breast ultrasound, where it is at hand: an image is the unit, as the set has no patient
+ids.
+"""
 
 from __future__ import annotations
 
 import medtransfer as mt
 import numpy as np
 import pytest
-from medtransfer.data.sources import open_cohort
-from medtransfer.data.transforms import Fixed
-from medtransfer.sections import TrainSection
+from medtransfer.config.sections import TrainSection
+from medtransfer.data.cohort.sources import open_cohort
+from medtransfer.data.grid.fixed import Fixed
 from PIL import Image
 from skimage.transform import resize
 from sklearn.metrics import roc_auc_score
@@ -21,12 +23,21 @@ def test_a_probe_on_imagenet_features_tells_malignant_from_benign(real_data, tmp
     assert not cohort.patients_known
     mt.inspect_images(cohort, fixed=Fixed(96))  # decoded once, for all that follows
     net = mt.load_backbone("tf_efficientnet_lite0", weights="imagenet")
-    fingerprint = cohort.fingerprint()
+    fingerprint = mt.fingerprint(cohort)
     assert fingerprint.patients_per_class == {"0": 437, "1": 210}
     assert fingerprint.domain == "far"  # grey pictures saved as RGB
     plan = mt.plan_freeze(fingerprint, net, strategy="linear_probe")
     fold = mt.split_cohort(cohort, 5).fold(0)
-    run = mt.fit(cohort, fold, mt.Classification(cohort.labels), net, plan, tmp_path, size=96, train=TrainSection(precision="fp32"))
+    run = mt.fit(
+        cohort,
+        fold,
+        mt.Classification(cohort.labels),
+        net,
+        plan,
+        tmp_path,
+        size=96,
+        train=TrainSection(precision="fp32"),
+    )
     test = run.predictions[run.predictions["part"] == "test"]
     assert roc_auc_score(test["target"], test["probability"]) > 0.82
 
@@ -36,11 +47,20 @@ def test_near_duplicates_of_the_breast_images_are_found(real_data):
     cohort = open_cohort(real_data / "busi")
     assert len(cohort) == 780
     found = mt.audit(cohort, shortcuts=False)
-    small = np.stack([resize(np.asarray(Image.open(p).convert("L"), float), (64, 64), anti_aliasing=True) for p in cohort.images["path"]])
+    small = np.stack(
+        [
+            resize(np.asarray(Image.open(p).convert("L"), float), (64, 64), anti_aliasing=True)
+            for p in cohort.images["path"]
+        ]
+    )
     correlation = np.corrcoef(small.reshape(780, -1))
     names = cohort.images["image"].tolist()
     position = {name: i for i, name in enumerate(names)}
-    wanted = {(names[i], names[j]) for i, j in zip(*np.triu_indices(780, 1), strict=True) if correlation[i, j] > 0.99}
+    wanted = {
+        (names[i], names[j])
+        for i, j in zip(*np.triu_indices(780, 1), strict=True)
+        if correlation[i, j] > 0.99
+    }
     assert len(wanted) == 79
     assert len(wanted & set(found.near_duplicates)) >= 0.9 * len(wanted)
     assert sum(correlation[position[a], position[b]] < 0.95 for a, b in found.near_duplicates) <= 5

@@ -1,4 +1,6 @@
-"""The one reader of tables: what is read whatever its shape, what is refused and why, and that what is written comes back."""
+"""The one reader of tables: what is read whatever its shape, what is refused and why, and that what
+is written comes back.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from medtransfer.errors import CohortError
-from medtransfer.names import look_alikes, normalise, show, show_text
-from medtransfer.tables import describe_shape, read_table, row_of, to_csv, write_table
+from medtransfer.text.names import look_alikes, normalise, show, show_text
+from medtransfer.text.tables import describe_shape, read_table, row_of, to_csv, write_table
 
 KNOWN = ("image", "patient", "target", "probability")
 ROWS = [("a.png", "P1", "1", "0.25"), ("b.png", "P2", "0", "0.5")]
@@ -47,7 +49,10 @@ PLAIN = lines()
         (lines(" "), "separated by blanks"),
         (lines(";", ","), "separated by semicolons, decimal commas in probability"),
         (lines("\t", ","), "separated by tabs, decimal commas in probability"),
-        ("sep=;\n" + lines(";", ","), "a line sep=;, separated by semicolons, decimal commas in probability"),
+        (
+            "sep=;\n" + lines(";", ","),
+            "a line sep=;, separated by semicolons, decimal commas in probability",
+        ),
         ("sep=,\r\n" + PLAIN, "a line sep=,"),
         (PLAIN.encode("utf-16"), "read as UTF-16"),
         (PLAIN.encode("utf-16-le"), "read as UTF-16-LE"),
@@ -55,17 +60,30 @@ PLAIN = lines()
         (PLAIN.encode("utf-32"), "read as UTF-32"),
         ("\n\n" + PLAIN.replace("b.png", "\nb.png"), "3 blank line(s) left out"),
         (PLAIN + "\n\n,,,\n", ""),
-        ("\n".join(line + ",," for line in PLAIN.splitlines()), "a column without name and cells left out"),
         (
-            "".join(f"{n},{line}\n" for n, line in zip(["", 0, 1], PLAIN.splitlines(), strict=True)),
+            "\n".join(line + ",," for line in PLAIN.splitlines()),
+            "a column without name and cells left out",
+        ),
+        (
+            "".join(
+                f"{n},{line}\n" for n, line in zip(["", 0, 1], PLAIN.splitlines(), strict=True)
+            ),
             "a column of row names left out",
         ),
-        ("".join(f"{n},{line}\n" for n, line in zip(["", 1, 2], PLAIN.splitlines(), strict=True)), "a column of row names left out"),
+        (
+            "".join(
+                f"{n},{line}\n" for n, line in zip(["", 1, 2], PLAIN.splitlines(), strict=True)
+            ),
+            "a column of row names left out",
+        ),
         (
             '"";"image";"patient";"target";"probability"\n"r1";"a.png";"P1";1;0,25\n"r2";"b.png";"P2";0;0,5\n',
             "a column of row names left out",
         ),
-        ("image patient target probability\n1 a.png P1 1 0.25\n2 b.png P2 0 0.5\n", "a column of row names left out"),
+        (
+            "image patient target probability\n1 a.png P1 1 0.25\n2 b.png P2 0 0.5\n",
+            "a column of row names left out",
+        ),
         ("Export of 3 May\nby: nobody\n\n" + PLAIN, "2 line(s) above the header left out"),
         (PLAIN.replace("image,patient", "Image,PATIENT"), "column Image taken as image"),
     ],
@@ -80,8 +98,12 @@ def test_one_table_in_many_shapes(tmp_path, content, told):
 
 @pytest.mark.parametrize("ending", ["xlsx", "ods", "csv"])
 def test_spreadsheets(tmp_path, ending):
-    """Whatever they are called; numbers that are whole have no point, dates and text stay as they are shown."""
-    frame = pd.DataFrame({"patient": [12, 7], "target": [1, 0], "probability": [0.25, 1 / 3], "image": ["007", "a"]})
+    """Whatever they are called; numbers that are whole have no point, dates and text stay as they
+    are shown.
+    """
+    frame = pd.DataFrame(
+        {"patient": [12, 7], "target": [1, 0], "probability": [0.25, 1 / 3], "image": ["007", "a"]}
+    )
     path = tmp_path / f"t.{'xlsx' if ending == 'csv' else ending}"
     frame.to_excel(path, index=False)
     path = path.rename(tmp_path / f"t.{ending}")
@@ -98,7 +120,9 @@ def test_the_sheet_with_known_columns_is_taken_and_two_are_asked_about(tmp_path)
     path = tmp_path / "t.xlsx"
     with pd.ExcelWriter(path) as writer:
         pd.DataFrame({"note": ["made by hand"]}).to_excel(writer, sheet_name="About", index=False)
-        pd.DataFrame({"patient": ["a"], "target": [1]}).to_excel(writer, sheet_name="Data", index=False)
+        pd.DataFrame({"patient": ["a"], "target": [1]}).to_excel(
+            writer, sheet_name="Data", index=False
+        )
     table = read(path)
     assert table["patient"].tolist() == ["a"]
     assert "read from a sheet of a spreadsheet, without 1 other(s)" in describe_shape(table)
@@ -114,20 +138,41 @@ def test_the_sheet_with_known_columns_is_taken_and_two_are_asked_about(tmp_path)
     [
         ("", "is empty"),
         (" \n\n", "is empty"),
-        ("image,patient\na.png,P1\nb.png,P2,1,5\n", r"row 3 has 4 cells, and the header in row 1 has 2 names: column 3 has none"),
+        (
+            "image,patient\na.png,P1\nb.png,P2,1,5\n",
+            r"row 3 has 4 cells, and the header in row 1 has 2 names: column 3 has none",
+        ),
         ("image,patient,x,x\na,b,1,2\n", "column x appears twice"),
-        ("image,probability\na.png,0,5\n", "A decimal comma in a comma-separated table makes two cells"),
-        ("image;probability\na;0,5\nb;0.5\n", "row 2: column probability has decimal commas and decimal points"),
-        ("image;x0\na;1,024\nb;2,048\n", "is the comma a decimal mark, or does it divide thousands"),
-        ('image,patient\n"a.png,P1\nb.png,P2\n', "row 2: a quotation mark is opened and not closed"),
-        ('image,patient\n"a.png,P1\nb.png,P2\nc.png",P3\n', r"row 2: a quotation mark is opened and closed 2 line\(s\) below"),
+        (
+            "image,probability\na.png,0,5\n",
+            "A decimal comma in a comma-separated table makes two cells",
+        ),
+        (
+            "image;probability\na;0,5\nb;0.5\n",
+            "row 2: column probability has decimal commas and decimal points",
+        ),
+        (
+            "image;x0\na;1,024\nb;2,048\n",
+            "is the comma a decimal mark, or does it divide thousands",
+        ),
+        (
+            'image,patient\n"a.png,P1\nb.png,P2\n',
+            "row 2: a quotation mark is opened and not closed",
+        ),
+        (
+            'image,patient\n"a.png,P1\nb.png,P2\nc.png",P3\n',
+            r"row 2: a quotation mark is opened and closed 2 line\(s\) below",
+        ),
         (b"image,patient\na.png,\0\0\n", "null bytes"),
         (b"\x89PNG\r\n\x1a\n0000", "is a PNG picture, not a table"),
         (b"%PDF-1.7 ", "is a PDF"),
         ("<!DOCTYPE html><html>", "is a web page"),
         ("version https://git-lfs.github.com/spec/v1\noid sha256:abc\n", "git lfs pull"),
         (b"PK\x03\x04damaged", "begins as a spreadsheet or an archive"),
-        ("image,pa\x07tient\na,b\n", r"the name of column 2 \(pa\[U\+0007\]tient\) holds a control character"),
+        (
+            "image,pa\x07tient\na,b\n",
+            r"the name of column 2 \(pa\[U\+0007\]tient\) holds a control character",
+        ),
     ],
 )
 def test_what_has_no_one_reading_is_refused_with_the_cause(tmp_path, content, message):
@@ -154,13 +199,19 @@ def test_rows_are_numbered_as_a_spreadsheet_shows_them(tmp_path):
     assert row_of(pd.DataFrame({"a": [1, 2]}), 1) == 3
 
 
-TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp", "Zs")), max_size=12).map(normalise)
+TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp", "Zs")), max_size=12).map(
+    normalise
+)
 
 
 @settings(max_examples=150, deadline=None)
 @given(
     st.lists(
-        st.tuples(TEXT, st.floats(allow_nan=False, allow_infinity=False), st.sampled_from(["=1+1", "+x", "-3", "@a", "'=b", "''-", "a"]))
+        st.tuples(
+            TEXT,
+            st.floats(allow_nan=False, allow_infinity=False),
+            st.sampled_from(["=1+1", "+x", "-3", "@a", "'=b", "''-", "a"]),
+        )
     ),
 )
 def test_what_is_written_is_read_again_to_the_last_digit(tmp_path_factory, rows):
@@ -176,11 +227,18 @@ def test_what_is_written_is_read_again_to_the_last_digit(tmp_path_factory, rows)
 
 
 def test_no_cell_begins_as_a_formula():
-    frame = pd.DataFrame({"patient": ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "plain"], "x": [-1.0, 2, 3, 4, 5]})
+    frame = pd.DataFrame(
+        {
+            "patient": ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "plain"],
+            "x": [-1.0, 2, 3, 4, 5],
+        }
+    )
     text = to_csv(frame)
     cells = pd.read_csv(io.StringIO(text), dtype=str)["patient"]
     assert not cells.str.match(r"[=+\-@]").any()
-    assert np.allclose(pd.read_csv(io.StringIO(text))["x"], frame["x"])  # a number below 0 is no formula
+    assert np.allclose(
+        pd.read_csv(io.StringIO(text))["x"], frame["x"]
+    )  # a number below 0 is no formula
 
 
 @pytest.mark.parametrize(

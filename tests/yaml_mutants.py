@@ -1,6 +1,7 @@
 """Damaged configurations: seeded mutations of a valid one, for the tests and the fuzz benchmark.
 
-Nothing may come of them but a configuration or an error of the configuration, and no setting may be lost without a word.
+Nothing may come of them but a configuration or an error of the configuration, and no setting may be
+lost without a word.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medtransfer.config import StudyConfig, load_config, make_config
+from medtransfer.config.study_config import StudyConfig, load_config, make_config
 from medtransfer.errors import ConfigError
-from medtransfer.yaml_text import parse
+from medtransfer.text.yaml import parse
 
 SLOWEST_SECONDS = 5.0
 
@@ -75,9 +76,62 @@ report:
   gallery: false
 """
 _VALUES = (
-    *("", "~", "null", "yes", "no", "off", "0", "-1", "7", "1e3", "1_000", "007", "0x10", ".inf", ".nan", "nan", "12:30:45", "2020-01-01"),
-    *("[]", "{}", "[1", "{a: b", "]", "- 1", "'", '"', '"\\d"', "&a", "*a", "!!int x", "!!bool x", "!!python/name:os.system", "|", ">"),
-    *("a: b", "<<: *a", "?", "---", "%", "@", "`", "=", "<<", "\t1", "[[[[1]]]]", "{a: {b: {c: d}}}", "9" * 400, "é", "\ufeff", "\x00"),
+    *(
+        "",
+        "~",
+        "null",
+        "yes",
+        "no",
+        "off",
+        "0",
+        "-1",
+        "7",
+        "1e3",
+        "1_000",
+        "007",
+        "0x10",
+        ".inf",
+        ".nan",
+        "nan",
+        "12:30:45",
+        "2020-01-01",
+    ),
+    *(
+        "[]",
+        "{}",
+        "[1",
+        "{a: b",
+        "]",
+        "- 1",
+        "'",
+        '"',
+        '"\\d"',
+        "&a",
+        "*a",
+        "!!int x",
+        "!!bool x",
+        "!!python/name:os.system",
+        "|",
+        ">",
+    ),
+    *(
+        "a: b",
+        "<<: *a",
+        "?",
+        "---",
+        "%",
+        "@",
+        "`",
+        "=",
+        "<<",
+        "\t1",
+        "[[[[1]]]]",
+        "{a: {b: {c: d}}}",
+        "9" * 400,
+        "é",
+        "\ufeff",
+        "\x00",
+    ),
 )
 _CHARACTERS = [*": \n\t-[]{},#&*!|'\"%@\\\xa0a"]
 
@@ -89,7 +143,8 @@ class Mutant:
     Attributes:
         content: of the file.
         change: what was done to it.
-        lost: the setting whose line is gone or has another key, in parts; empty where that is not known.
+        lost: the setting whose line is gone or has another key, in parts; empty where that is not
+            known.
         renamed: its new key, where it has one.
     """
 
@@ -120,7 +175,9 @@ def settings() -> dict[int, tuple[str, ...]]:
 
 
 def try_mutant(mutant: Mutant, folder: Path) -> str:
-    """Reads a damaged configuration as the product would; "" where all is well, else what is wrong with the product."""
+    """Reads a damaged configuration as the product would; "" where all is well, else what is wrong
+    with the product.
+    """
     path = folder / "mutant.yaml"
     path.write_bytes(mutant.content)
     begun = time.monotonic()
@@ -128,7 +185,11 @@ def try_mutant(mutant: Mutant, folder: Path) -> str:
         config = load_config(path)
     except ConfigError as error:
         named = not mutant.lost or (mutant.renamed or mutant.lost[-1]) in str(error)
-        fault = "" if str(path) in str(error) and named else f"the error names neither file nor key: {error}"
+        fault = (
+            ""
+            if str(path) in str(error) and named
+            else f"the error names neither file nor key: {error}"
+        )
     except Exception as error:
         fault = f"{type(error).__name__}: {error}"
     else:
@@ -139,7 +200,9 @@ def try_mutant(mutant: Mutant, folder: Path) -> str:
 
 
 def _keeps_silent(config: StudyConfig, mutant: Mutant) -> str:
-    """Whether a setting that is gone is anything but its default, another was changed by that, or an unknown key was taken."""
+    """Whether a setting that is gone is anything but its default, another was changed by that, or
+    an unknown key was taken.
+    """
     if not mutant.lost:
         return ""
     if mutant.renamed:
@@ -153,9 +216,11 @@ def _keeps_silent(config: StudyConfig, mutant: Mutant) -> str:
     changed, before = config.model_dump(), make_config(parse(CONFIG, "CONFIG")).model_dump()
     for values in (changed, before):
         for part in mutant.lost[:-1]:
-            values = values[part]  # noqa: PLW2901  down to the section
+            values = values[part]  # noqa: PLW2901
         del values[name]
-    return "" if changed == before else f"without {'.'.join(mutant.lost)} other settings are changed"
+    return (
+        "" if changed == before else f"without {'.'.join(mutant.lost)} other settings are changed"
+    )
 
 
 def _lines() -> list[str]:
@@ -178,7 +243,14 @@ def _rename(rng: random.Random) -> Mutant:
     lines, key = _lines(), lost[-1]
     at = rng.randrange(len(key))
     known = {path[-1] for path in settings().values()}
-    renamed = rng.choice([key[:at] + key[at + 1 :], key[: at + 1] + key[at:], key[:at] + "x" + key[at + 1 :], key.upper()])
+    renamed = rng.choice(
+        [
+            key[:at] + key[at + 1 :],
+            key[: at + 1] + key[at:],
+            key[:at] + "x" + key[at + 1 :],
+            key.upper(),
+        ]
+    )
     renamed = renamed if renamed and renamed not in known else f"{key}_x"
     lines[number] = lines[number].replace(f"{key}:", f"{renamed}:", 1)
     return Mutant(_encode(lines), f"{'.'.join(lost)} is called {renamed}", lost, renamed)
@@ -204,7 +276,10 @@ def _duplicate(rng: random.Random) -> Mutant:
     begun = rng.randrange(len(lines))
     block = lines[begun : begun + rng.randint(1, 6)]
     at = rng.randrange(len(lines))
-    return Mutant(_encode([*lines[:at], *block, *lines[at:]]), f"lines {begun + 1} to {begun + len(block)} again behind line {at}")
+    return Mutant(
+        _encode([*lines[:at], *block, *lines[at:]]),
+        f"lines {begun + 1} to {begun + len(block)} again behind line {at}",
+    )
 
 
 def _indent(rng: random.Random) -> Mutant:

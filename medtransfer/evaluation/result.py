@@ -11,8 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from medtransfer.evaluation.detection import describe_arm
-from medtransfer.evaluation.estimate import unmeasured
+from medtransfer.evaluation.analyses.lesions import describe_arm
+from medtransfer.evaluation.intervals.estimate import unmeasured
 from medtransfer.evaluation.sentences import headline
 from medtransfer.files import write_aside
 
@@ -41,19 +41,44 @@ class EvaluationReport:
                 if part is None:
                     continue
                 flat = {**part, **part.get("brier_parts", {}), **part["calibration"]}
-                numbers = {key: v for key, v in flat.items() if isinstance(v, dict) and {"estimate", "low"} <= set(v) and not unmeasured(v)}
-                rows += [(arm, recalibrated, key, v["estimate"], v["low"], v["high"]) for key, v in numbers.items()]
-        return pd.DataFrame(rows, columns=["arm", "recalibrated", "metric", "estimate", "low", "high"])
+                numbers = {
+                    key: v
+                    for key, v in flat.items()
+                    if isinstance(v, dict) and {"estimate", "low"} <= set(v) and not unmeasured(v)
+                }
+                rows += [
+                    (arm, recalibrated, key, v["estimate"], v["low"], v["high"])
+                    for key, v in numbers.items()
+                ]
+        return pd.DataFrame(
+            rows, columns=["arm", "recalibrated", "metric", "estimate", "low", "high"]
+        )
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """By name, those that are not empty: `metrics`, `comparisons`, `operating_points`, `subgroups`, `learning_curve`;
-        of detection `lesions`, `lesion_sizes`, `lesion_comparisons`; comparisons `at_budget` and `lesions_at_budget`, of arms that were
-        trained until level, as they were before."""
+        """By name, those that are not empty: `metrics`, `comparisons`, `operating_points`,
+        `subgroups`, `learning_curve`; of detection `lesions`, `lesion_sizes`, `lesion_comparisons`;
+        comparisons `at_budget` and `lesions_at_budget`, of arms that were trained until level, as
+        they were before.
+        """
         found = self.data.get("detection", {"arms": {}, "comparisons": []})
-        points = [{"arm": arm, **point} for arm, entry in self.data["arms"].items() for point in entry.get("operating_points", [])]
+        points = [
+            {"arm": arm, **point}
+            for arm, entry in self.data["arms"].items()
+            for point in entry.get("operating_points", [])
+        ]
         groups = [
             {
-                **{key: row[key] for key in ("column", "group", "patients", "positive_patients", "images", "suppressed")},
+                **{
+                    key: row[key]
+                    for key in (
+                        "column",
+                        "group",
+                        "patients",
+                        "positive_patients",
+                        "images",
+                        "suppressed",
+                    )
+                },
                 "arm": arm,
                 **numbers,
             }
@@ -71,12 +96,19 @@ class EvaluationReport:
                 for name, value in entry.items()
                 if isinstance(value, dict) and "estimate" in value
             ],
-            "lesion_sizes": [{"arm": arm, **row} for arm, entry in found["arms"].items() for row in entry["by_size"]],
+            "lesion_sizes": [
+                {"arm": arm, **row}
+                for arm, entry in found["arms"].items()
+                for row in entry["by_size"]
+            ],
             "lesion_comparisons": found["comparisons"],
             "at_budget": [entry for entry in self._at_budget if "delta_auc" in entry],
             "lesions_at_budget": [entry for entry in self._at_budget if "delta_ap_50" in entry],
         }
-        return {"metrics": self.to_frame(), **{name: _flatten(entries) for name, entries in rows.items() if entries}}
+        return {
+            "metrics": self.to_frame(),
+            **{name: _flatten(entries) for name, entries in rows.items() if entries},
+        }
 
     @property
     def one_class(self) -> bool:
@@ -86,16 +118,30 @@ class EvaluationReport:
 
     @property
     def sentences(self) -> list[str]:
-        """The three first lines, then the verdict on each pair of arms, then on the probabilities of each arm."""
+        """The three first lines, then the verdict on each pair of arms, then on the probabilities
+        of each arm.
+        """
         verdicts = headline(self.data)
         if found := self.data.get("detection"):
-            verdicts += [str(entry["verdict"]) for entry in (*found["comparisons"], *self._at_budget) if "delta_ap_50" in entry]
+            verdicts += [
+                str(entry["verdict"])
+                for entry in (*found["comparisons"], *self._at_budget)
+                if "delta_ap_50" in entry
+            ]
             verdicts += [describe_arm(arm, entry) for arm, entry in found["arms"].items()]
             if self.one_class:  # of images with a lesion against those without nothing can be said
                 return verdicts
-        verdicts += [str(entry["verdict"]) for entry in (*self.data["comparisons"], *self._at_budget) if "delta_auc" in entry]
+        verdicts += [
+            str(entry["verdict"])
+            for entry in (*self.data["comparisons"], *self._at_budget)
+            if "delta_auc" in entry
+        ]
         for entry in self.data["arms"].values():
-            verdicts += [str(part["trust"]) for part in (entry, entry["recalibrated"]) if part is not None and part["trust"]]
+            verdicts += [
+                str(part["trust"])
+                for part in (entry, entry["recalibrated"])
+                if part is not None and part["trust"]
+            ]
         return verdicts
 
     @property
@@ -119,17 +165,25 @@ class EvaluationReport:
                 return
         except ImportError:
             pass
-        print(self)  # noqa: T201  showing is what was asked for
+        print(self)  # noqa: T201
 
     def __str__(self) -> str:
-        lines = [*self.sentences, *(line for frame in self._frames() for line in ("", frame.to_string()))]
+        lines = [
+            *self.sentences,
+            *(line for frame in self._frames() for line in ("", frame.to_string())),
+        ]
         lines += [f"Note: {text}" for text in (*self.data["growth"], *self.data["warnings"])]
-        accounts = [*self.data.get("accounts", ()), *self.data.get("detection", {}).get("accounts", ())]
+        accounts = [
+            *self.data.get("accounts", ()),
+            *self.data.get("detection", {}).get("accounts", ()),
+        ]
         lines += [f"Account: {account['sentence']}" for account in accounts]
         return "\n".join(lines) + (f"\nPage: {self.page}" if self.page else "")
 
     def _frames(self) -> list[pd.DataFrame]:
-        """What is shown: of detection the lesions first, and of images nothing where all have the same label."""
+        """What is shown: of detection the lesions first, and of images nothing where all have the
+        same label.
+        """
         lesions = self.tables().get("lesions")
         if lesions is None:
             return [_widen(self.to_frame())]
@@ -139,27 +193,38 @@ class EvaluationReport:
     def _repr_html_(self) -> str:
         sentences = "".join(f"<p>{html.escape(s)}</p>" for s in self.sentences)
         tables = "".join(frame.to_html(escape=True) for frame in self._frames())
-        notes = "".join(f"<li>{html.escape(text)}</li>" for text in (*self.data["growth"], *self.data["warnings"]))
+        notes = "".join(
+            f"<li>{html.escape(text)}</li>"
+            for text in (*self.data["growth"], *self.data["warnings"])
+        )
         page = f"<p>Page: <code>{html.escape(str(self.page))}</code></p>" if self.page else ""
         return f"<div>{sentences}{tables}<ul>{notes}</ul>{page}</div>"
 
 
 def _widen(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows `arm, recalibrated, metric, estimate, low, high` as a table of metrics by arms, in words."""
+    """Rows `arm, recalibrated, metric, estimate, low, high` as a table of metrics by arms, in
+    words.
+    """
     frame = frame.copy()
     frame["text"] = [
-        "not estimable" if pd.isna(e) else f"{e:.3f}" + ("" if pd.isna(low) else f" ({low:.3f} to {high:.3f})")
+        "not estimable"
+        if pd.isna(e)
+        else f"{e:.3f}" + ("" if pd.isna(low) else f" ({low:.3f} to {high:.3f})")
         for e, low, high in zip(frame["estimate"], frame["low"], frame["high"], strict=True)
     ]
     frame["arm"] = frame["arm"] + frame["recalibrated"].map({True: ", recalibrated", False: ""})
     order = list(dict.fromkeys(frame["metric"]))
-    wide = frame.pivot_table(index="metric", columns="arm", values="text", aggfunc="first", sort=False).loc[order]
+    wide = frame.pivot_table(
+        index="metric", columns="arm", values="text", aggfunc="first", sort=False
+    ).loc[order]
     wide.index.name, wide.columns.name = None, None
     return wide.fillna("–")
 
 
 def _flatten(entries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """One row per entry, nested numbers as `outer_inner`; lists, such as thresholds by fold, are left out."""
+    """One row per entry, nested numbers as `outer_inner`; lists, such as thresholds by fold, are
+    left out.
+    """
 
     def flat(entry: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         row: dict[str, Any] = {}

@@ -16,13 +16,12 @@ import yaml
 from matplotlib.figure import Figure
 
 from medtransfer.evaluation import EvaluationReport
-from medtransfer.evaluation.detection import describe_arm
-from medtransfer.evaluation.estimate import NO_PROBABILITIES
-from medtransfer.evaluation.localisation import MEASURES
+from medtransfer.evaluation.analyses.lesions import describe_arm
+from medtransfer.evaluation.analyses.localisation import MEASURES
+from medtransfer.evaluation.intervals.estimate import NO_PROBABILITIES
 from medtransfer.evaluation.sentences import headline
 from medtransfer.evaluation.settings import Settings
 from medtransfer.files import write_aside
-from medtransfer.names import show_text
 from medtransfer.report.checklist import fill_checklists
 from medtransfer.report.figures import (
     COLOURS,
@@ -40,34 +39,69 @@ from medtransfer.report.figures import (
     settle,
 )
 from medtransfer.report.methods import describe_budgets, write_methods
-from medtransfer.report.notes import note_overfitting, note_small_cohorts, note_training, read_histories, read_json, read_searches
-from medtransfer.tables import write_table
+from medtransfer.report.notes import (
+    note_overfitting,
+    note_small_cohorts,
+    note_training,
+    read_histories,
+    read_json,
+    read_searches,
+)
+from medtransfer.text.names import show_text
+from medtransfer.text.tables import write_table
 
 # Path in the report, title, help.
 ROWS = (
     ("auc", "AUC", "of pairs scored by the same model; higher is better; 0.5 is chance"),
-    ("partial_auc", "Partial AUC", "where the specificity is at least 0.8, standardised: 0.5 is chance"),
+    (
+        "partial_auc",
+        "Partial AUC",
+        "where the specificity is at least 0.8, standardised: 0.5 is chance",
+    ),
     ("average_precision", "Average precision", "higher is better; chance is the prevalence"),
     ("brier", "Brier score", "lower is better"),
     ("brier_skill", "Brier skill", "1 is perfect, 0 no better than the prevalence"),
-    ("brier_parts.miscalibration", "Brier: miscalibration", "0 is best, and not to be had: read it beside what chance alone gives"),
+    (
+        "brier_parts.miscalibration",
+        "Brier: miscalibration",
+        "0 is best, and not to be had: read it beside what chance alone gives",
+    ),
     (
         "brier_parts.discrimination",
         "Brier: discrimination",
         "higher is better; what the order of the scores of all models together takes off",
     ),
     ("log_loss", "Log-loss", "lower is better"),
-    ("ece", "ECE", "0 is best; up to 10 bins of as many images each; read it beside what chance alone gives"),
+    (
+        "ece",
+        "ECE",
+        "0 is best; up to 10 bins of as many images each; read it beside what chance alone gives",
+    ),
     ("l2_ece", "Debiased L2-ECE", "0 is best; what chance gives is taken off"),
     ("smooth_ece", "Smooth ECE", "0 is best; without bins; beside what chance alone gives"),
     ("calibration.intercept", "Calibration intercept", "0 is best; above 0: probabilities too low"),
-    ("calibration.slope", "Calibration slope", "1 is best; below 1: over-confident; an intercept for every model"),
+    (
+        "calibration.slope",
+        "Calibration slope",
+        "1 is best; below 1: over-confident; an intercept for every model",
+    ),
     ("calibration.observed_expected", "Observed / expected", "1 is best"),
-    ("calibration.ici", "ICI", "0 is best; mean distance from the smooth calibration curve; beside what chance alone gives"),
+    (
+        "calibration.ici",
+        "ICI",
+        (
+            "0 is best; mean distance from the smooth calibration curve; beside what chance alone "
+            "gives"
+        ),
+    ),
 )
 # Key, title, help.
 LESION_ROWS = (
-    ("ap_50", "Average precision, overlap 0.5", "higher is better; area below precision and recall within a model, as COCO's AP50"),
+    (
+        "ap_50",
+        "Average precision, overlap 0.5",
+        "higher is better; area below precision and recall within a model, as COCO's AP50",
+    ),
     ("ap_30", "Average precision, overlap 0.3", ""),
     ("ap_10", "Average precision, overlap 0.1", "whether the lesion is found at all"),
     ("map", "mAP, overlaps 0.5 to 0.95", "how well boxes fit, as COCO's AP"),
@@ -83,17 +117,21 @@ _FIGURE_NAME = re.compile(
 def build_report(folder: Path, figures: Sequence[str] = ("svg", "pdf", "png")) -> Path:
     """Writes `report.html`, `figures/` and `tables/` beside `report.json`; returns the page.
 
-    Uses what is there of `study.yaml`, `cohort.csv`, `audit.json`, `plan.json`, `environment.json`, `gallery.json` and
-    `runs/`; of these an evaluation of foreign predictions has none.
+    Uses what is there of `study.yaml`, `cohort.csv`, `audit.json`, `plan.json`, `environment.json`,
+    `gallery.json` and `runs/`; of these an evaluation of foreign predictions has none.
 
     Args:
         folder: holds `report.json`.
-        figures: formats of the files in `figures/`; where there are none, the page has no figures either.
+        figures: formats of the files in `figures/`; where there are none, the page has no figures
+            either.
     """
     report = read_json(folder / "report.json")
     sections = report.get("labels") or {report["label"]: report}
     arms = list(report["arms"])
-    plans, environment = read_json(folder / "plan.json").get("arms", {}), read_json(folder / "environment.json")
+    plans, environment = (
+        read_json(folder / "plan.json").get("arms", {}),
+        read_json(folder / "environment.json"),
+    )
     audit, gallery = read_json(folder / "audit.json"), read_json(folder / GALLERY)
     study = folder / "study.yaml"
     config = study.read_text(encoding="utf-8") if study.is_file() else ""
@@ -115,7 +153,9 @@ def build_report(folder: Path, figures: Sequence[str] = ("svg", "pdf", "png")) -
         "sections": [(label, part, _table(part)) for label, part in sections.items()],
         "several": len(sections) > 1,
         "rows": _table(report),
-        "untrained": [(arm, w) for arm, w in weights.items() if w["proof"] and not w["proof"]["passed"]],
+        "untrained": [
+            (arm, w) for arm, w in weights.items() if w["proof"] and not w["proof"]["passed"]
+        ],
         "pictures": pictures,
         "figures": [*dict.fromkeys(kind.upper() for kind in figures)],
         "trained": bool(histories),
@@ -132,7 +172,10 @@ def build_report(folder: Path, figures: Sequence[str] = ("svg", "pdf", "png")) -
         "searches": searches,
         "gallery": gallery,
         "headline": headline(report),
-        "found": [describe_arm(arm, entry) for arm, entry in report.get("detection", {"arms": {}})["arms"].items()],
+        "found": [
+            describe_arm(arm, entry)
+            for arm, entry in report.get("detection", {"arms": {}})["arms"].items()
+        ],
         "one_class": "detection" in report and EvaluationReport(report).one_class,
         "own_table": own_table,
         "command": _command(report, "predictions.csv" if own_table else "TABLE.csv"),
@@ -148,10 +191,19 @@ def build_report(folder: Path, figures: Sequence[str] = ("svg", "pdf", "png")) -
 
 
 def _command(report: dict[str, Any], table: str) -> str:
-    """What gives the same numbers from the table: every setting that is not the default is named."""
+    """What gives the same numbers from the table: every setting that is not the default is
+    named.
+    """
     words = ["medtransfer", "evaluate", table]
     if found := report.get("detection"):
-        words += ["--candidates", "candidates.csv", "--boxes", "boxes.csv", "--hit", found["hit"]["rule"]]
+        words += [
+            "--candidates",
+            "candidates.csv",
+            "--boxes",
+            "boxes.csv",
+            "--hit",
+            found["hit"]["rule"],
+        ]
         words += ["--overlap", str(found["hit"]["overlap"])] if found["hit"]["overlap"] else []
     usual, chosen = vars(Settings()), dict(report["settings"])
     words += ["--bootstrap", str(chosen.pop("bootstrap")), "--seed", str(chosen.pop("seed"))]
@@ -161,22 +213,32 @@ def _command(report: dict[str, Any], table: str) -> str:
     return shlex.join(words)
 
 
-def _list_left_out(settings: Any, plans: Any, audit: Any, reuse: Any, figures: Sequence[str]) -> list[str]:
+def _list_left_out(
+    settings: Any, plans: Any, audit: Any, reuse: Any, figures: Sequence[str]
+) -> list[str]:
     """What the settings of a study leave out of its page."""
     asked = {"gallery": True, "reuse": True, **settings.get("report", {})}
-    measurable = settings.get("task") != "detection" and any(plan["strategy"] == "lp_ft" for plan in plans.values())
+    measurable = settings.get("task") != "detection" and any(
+        plan["strategy"] == "lp_ft" for plan in plans.values()
+    )
     drawn_alone = ", among them what was reused, which reuse.json holds" if reuse["arms"] else ""
     left_out = {
         f"figures (report.figures){drawn_alone}": not figures,
         "pictures of test images (report.gallery)": not asked["gallery"],
-        "what was reused of the pretrained weights (report.reuse)": measurable and not asked["reuse"] and not reuse["arms"],
+        "what was reused of the pretrained weights (report.reuse)": measurable
+        and not asked["reuse"]
+        and not reuse["arms"],
         "shortcuts (audit.shortcuts)": "shortcuts" in audit.get("not_looked_for", ()),
     }
     return [what for what, absent in left_out.items() if absent]
 
 
 def _draw(
-    report: dict[str, Any], sections: dict[str, Any], reuse: Any, searches: dict[str, Any], histories: dict[str, Any]
+    report: dict[str, Any],
+    sections: dict[str, Any],
+    reuse: Any,
+    searches: dict[str, Any],
+    histories: dict[str, Any],
 ) -> dict[str, Figure]:
     """The figures by name."""
     figures = {} if "detection" not in report else _draw_lesions(report["detection"])
@@ -184,7 +246,9 @@ def _draw(
         figures[f"discrimination-{place}"] = draw_discrimination(part)
         for number, (arm, entry) in enumerate(part["arms"].items()):
             if not entry.get("scored"):
-                figures[f"reliability-{place}-{number}"] = draw_reliability(arm, entry, COLOURS[number % len(COLOURS)])
+                figures[f"reliability-{place}-{number}"] = draw_reliability(
+                    arm, entry, COLOURS[number % len(COLOURS)]
+                )
         if part["decision_curves"]["arms"]:
             figures[f"decisions-{place}"] = draw_decisions(part)
         if any(not row["suppressed"] for row in part["subgroups"]):
@@ -209,7 +273,9 @@ def _remove_figures(folder: Path) -> None:
         folder.rmdir()
 
 
-def _write_figures(folder: Path, figures: Mapping[str, Figure], kinds: Sequence[str]) -> dict[str, str]:
+def _write_figures(
+    folder: Path, figures: Mapping[str, Figure], kinds: Sequence[str]
+) -> dict[str, str]:
     """Writes each figure in every format; returns them by name as what an <img> shows."""
     if figures:
         folder.mkdir(exist_ok=True)
@@ -232,7 +298,11 @@ def _draw_lesions(found: dict[str, Any]) -> dict[str, Figure]:
 
 def _write_tables(folder: Path, report: dict[str, Any], sections: dict[str, Any]) -> None:
     (folder / "tables").mkdir(exist_ok=True)
-    whole = {"": report} if len(sections) == 1 else {"": report, **{f"-{i}": part for i, part in enumerate(sections.values())}}
+    whole = (
+        {"": report}
+        if len(sections) == 1
+        else {"": report, **{f"-{i}": part for i, part in enumerate(sections.values())}}
+    )
     for ending, part in whole.items():
         for name, table in EvaluationReport({"learning_curve": [], **part}).tables().items():
             write_table(table, folder / "tables" / f"{name}{ending}.csv")
@@ -244,7 +314,11 @@ def load_template(name: str) -> jinja2.Template:
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         # Names come from strangers' files: what turns text around is shown as its code.
-        finalize=lambda value: show_text(value) if isinstance(value, str) and not isinstance(value, markupsafe.Markup) else value,
+        finalize=lambda value: (
+            show_text(value)
+            if isinstance(value, str) and not isinstance(value, markupsafe.Markup)
+            else value
+        ),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -261,7 +335,10 @@ def format_interval(value: dict[str, Any]) -> str:
         return str(value.get("reason", "not estimable"))
     if value["low"] is None:
         if "null_mean" in value:  # read beside what chance gives
-            return f"{value['estimate']:.3f}; chance {value['null_mean']:.3f}, up to {value['null_high']:.3f}"
+            return (
+                f"{value['estimate']:.3f}; chance {value['null_mean']:.3f}, up to "
+                f"{value['null_high']:.3f}"
+            )
         reason = str(value.get("reason", "not estimable")).removeprefix("no interval: ")
         return f"{value['estimate']:.3f} (no interval: {reason})"
     return f"{value['estimate']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
@@ -273,7 +350,9 @@ def format_share(value: dict[str, Any]) -> str:
         return str(value.get("reason", "not estimable"))
     if value["low"] is None:
         return f"{100 * value['estimate']:.0f} %"
-    return f"{100 * value['estimate']:.0f} % ({100 * value['low']:.0f} to {100 * value['high']:.0f})"
+    return (
+        f"{100 * value['estimate']:.0f} % ({100 * value['low']:.0f} to {100 * value['high']:.0f})"
+    )
 
 
 def format_p(value: float | None) -> str:
@@ -282,7 +361,9 @@ def format_p(value: float | None) -> str:
 
 
 def _table(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row per metric: title, help, and per arm the text as trained and recalibrated; rows of which nothing is known are left out."""
+    """One row per metric: title, help, and per arm the text as trained and recalibrated; rows of
+    which nothing is known are left out.
+    """
     table = []
     for path, title, help_text in ROWS:
         cells = []

@@ -106,16 +106,25 @@ def fill_checklists(
     known = _facts(report, plans, environment, audit, study, gallery)
     lists = {"TRIPOD+AI 2024": _TRIPOD, "CLAIM 2024": _CLAIM}
     return {
-        name: [{"item": item, "topic": topic, "text": known.get(key) or AUTHORS} for item, topic, key in rows]
+        name: [
+            {"item": item, "topic": topic, "text": known.get(key) or AUTHORS}
+            for item, topic, key in rows
+        ]
         for name, rows in lists.items()
     }
 
 
-def _facts(report: Any, plans: Any, environment: Any, audit: Any, study: Any, gallery: bool) -> dict[str, str]:
+def _facts(
+    report: Any, plans: Any, environment: Any, audit: Any, study: Any, gallery: bool
+) -> dict[str, str]:
     arms, found = report["arms"], report.get("detection")
     nameless = bool(audit) and not audit["patients_known"]
     counts = report["positive_images"]
-    positives = ", ".join(f"{label}: {n}" for label, n in counts.items()) if isinstance(counts, dict) else counts
+    positives = (
+        ", ".join(f"{label}: {n}" for label, n in counts.items())
+        if isinstance(counts, dict)
+        else counts
+    )
     facts = {
         "numbers": f"{report['patients']} {'units (the source names no patients)' if nameless else 'patients'}, {report['images']} test {report['unit']}s, {positives} positive.",
         "measures": "AUC within models, average precision, Brier score, log-loss, calibration intercept, slope, observed / expected, ICI, ECE; see the methods paragraph.",
@@ -123,27 +132,57 @@ def _facts(report: Any, plans: Any, environment: Any, audit: Any, study: Any, ga
         "performance": _performance(report) + " All measures: table Numbers.",
     }
     if found:
-        lesions = "; ".join(f"{arm}: average precision at 0.5 {_figure(entry['ap_50'])}" for arm, entry in found["arms"].items())
-        facts["measures"] = f"Average precision, FROC, CPM, sensitivity by size; of images with a lesion: {facts['measures']}"
-        facts["performance"] = f"{lesions}. Table Lesions found. Of images with a lesion: {facts['performance']}"
-    methods = sorted({entry["recalibrated"]["method"] for entry in arms.values() if entry["recalibrated"]})
+        lesions = "; ".join(
+            f"{arm}: average precision at 0.5 {_figure(entry['ap_50'])}"
+            for arm, entry in found["arms"].items()
+        )
+        facts["measures"] = (
+            f"Average precision, FROC, CPM, sensitivity by size; of images with a lesion: {facts['measures']}"
+        )
+        facts["performance"] = (
+            f"{lesions}. Table Lesions found. Of images with a lesion: {facts['performance']}"
+        )
+    methods = sorted(
+        {entry["recalibrated"]["method"] for entry in arms.values() if entry["recalibrated"]}
+    )
     if methods:
-        facts["recalibration"] = f"Recalibrated on tuning patients ({', '.join(methods)}); before and after in table Numbers."
+        facts["recalibration"] = (
+            f"Recalibrated on tuning patients ({', '.join(methods)}); before and after in table Numbers."
+        )
     sections = report.get("labels") or {report["label"]: report}
-    if columns := dict.fromkeys(row["column"] for part in sections.values() for row in part.get("subgroups", [])):
+    if columns := dict.fromkeys(
+        row["column"] for part in sections.values() for row in part.get("subgroups", [])
+    ):
         facts["subgroups"] = f"By {', '.join(columns)}: table Subgroups."
-    sizes = {label: n for label, part in sections.items() if (n := (part.get("external_validation") or {}).get("patients"))}
+    sizes = {
+        label: n
+        for label, part in sections.items()
+        if (n := (part.get("external_validation") or {}).get("patients"))
+    }
     if sizes:
-        needed = ", ".join(f"{label}: {n}" for label, n in sizes.items()) if len(sections) > 1 else f"{next(iter(sizes.values()))}"
+        needed = (
+            ", ".join(f"{label}: {n}" for label, n in sizes.items())
+            if len(sections) > 1
+            else f"{next(iter(sizes.values()))}"
+        )
         facts["size"] = (
             f"No size was planned by the software; a validation as precise as Riley et al. 2021 ask for needs {needed} {report['unit']}s."
         )
-    points = [point for part in sections.values() for entry in part["arms"].values() for point in entry.get("operating_points", [])]
+    points = [
+        point
+        for part in sections.values()
+        for entry in part["arms"].values()
+        for point in entry.get("operating_points", [])
+    ]
     if points:
-        facts["output"] = "A probability; thresholds were locked on tuning patients: table Decisions."
+        facts["output"] = (
+            "A probability; thresholds were locked on tuning patients: table Decisions."
+        )
     if gallery:
         facts["failures"] = (
-            "Hits, misses and false alarms are shown." if found else "The worst false positives and negatives are shown: section Failures."
+            "Hits, misses and false alarms are shown."
+            if found
+            else "The worst false positives and negatives are shown: section Failures."
         )
     # Of a table by anybody it is not known whose patients these are.
     if report.get("shift"):
@@ -164,7 +203,9 @@ def _uncertainty(report: Any) -> str:
     if any(pair["delta_auc"]["covers"] == "sites" for pair in pairs):
         text += "; those of differences are over sites"
     if pairs:
-        text += "; p-values of the difference in AUC alone" + (", after Holm" if len(pairs) > 1 else "")
+        text += "; p-values of the difference in AUC alone" + (
+            ", after Holm" if len(pairs) > 1 else ""
+        )
     return f"{text}. See the methods paragraph."
 
 
@@ -174,13 +215,23 @@ def _performance(report: Any) -> str:
     said = []
     for label, part in parts.items():
         kind = f"{label}: " if label else "mean over labels: " if "labels" in report else ""
-        said.append(kind + "; ".join(f"{arm}: AUC {_figure(entry['auc'])}" for arm, entry in part["arms"].items()) + ".")
+        said.append(
+            kind
+            + "; ".join(
+                f"{arm}: AUC {_figure(entry['auc'])}" for arm, entry in part["arms"].items()
+            )
+            + "."
+        )
     return " ".join(said)
 
 
 def _facts_of_study(plans: Any, environment: Any, audit: Any, study: Any) -> dict[str, str]:
     flow, cohort = audit["flow"], study["cohort"]
-    folders = f"the class folders {', '.join(cohort['classes'])}" if cohort["classes"] else f"the images below {Path(cohort['root']).name}"
+    folders = (
+        f"the class folders {', '.join(cohort['classes'])}"
+        if cohort["classes"]
+        else f"the images below {Path(cohort['root']).name}"
+    )
     source = f"the manifest {Path(cohort['manifest']).name}" if cohort["manifest"] else folders
     detects = study.get("task") == "detection"
     versions = environment["versions"]
@@ -189,19 +240,31 @@ def _facts_of_study(plans: Any, environment: Any, audit: Any, study: Any) -> dic
     units = [*(["patient"] if named else []), *(["cluster of near-duplicates"] if clusters else [])]
     disjoint = f"disjoint by {' and '.join(units)}, " if units else ""
     left_out = study["protocol"].get("leave_out")
-    division = f"Every {left_out} left out in turn." if left_out else f"{study['protocol']['folds']} folds, {disjoint}stratified by label."
+    division = (
+        f"Every {left_out} left out in turn."
+        if left_out
+        else f"{study['protocol']['folds']} folds, {disjoint}stratified by label."
+    )
     one = "an image, or a cluster of near-duplicates," if clusters else "every image"
     known = "" if named else f" The source names no patients: {one} counts as one."
     headers = " Patient ids are those of the manifest." if cohort["manifest"] and named else ""
     if "DICOM" in audit["counts"]["formats"]:
         headers += f" Patient ids from DICOM headers{', where it names none,' if headers else ''} are hashed with a salt."
-    tuned = "; the epoch was chosen on tuning patients" if any(plan["steps"] for plan in plans.values()) else ""
+    tuned = (
+        "; the epoch was chosen on tuning patients"
+        if any(plan["steps"] for plan in plans.values())
+        else ""
+    )
     return {
         "sources": f"Images of {source}; every file by its SHA-256 in cohort.csv. Origin and dates: {AUTHORS.lower()}.",
         "preparation": f"Read, windowed ({study['image']['window']}) and resized to {study['image']['size']} pixels; hazards and duplicates in audit.json.",
         "missing": f"Files left out: {len(flow['left_out'])}{', with reasons in audit.json' if flow['left_out'] else ''}.",
-        "partitions": ("The split of the source was kept." if flow["official_split"] else division) + known,
-        "model": "; ".join(f"{arm}: {a['backbone']}, weights {a['weights']['source'] or 'none'}" for arm, a in environment["arms"].items())
+        "partitions": ("The split of the source was kept." if flow["official_split"] else division)
+        + known,
+        "model": "; ".join(
+            f"{arm}: {a['backbone']}, weights {a['weights']['source'] or 'none'}"
+            for arm, a in environment["arms"].items()
+        )
         + ". Freezing: "
         + "; ".join(f"{arm}: {plan['reason']}" for arm, plan in plans.items()),
         "training": f"Steps, rates, augmentation, early stopping: plan.json, study.yaml, runs/{tuned}.",
@@ -219,4 +282,8 @@ def _facts_of_study(plans: Any, environment: Any, audit: Any, study: Any) -> dic
 def _figure(value: Mapping[str, Any]) -> str:
     if value["estimate"] is None:
         return "not estimable"
-    return f"{value['estimate']:.3f}" if value["low"] is None else f"{value['estimate']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+    return (
+        f"{value['estimate']:.3f}"
+        if value["low"] is None
+        else f"{value['estimate']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+    )

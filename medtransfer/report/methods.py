@@ -44,7 +44,11 @@ REFERENCES = {
 
 
 def write_methods(
-    report: Mapping[str, Any], plans: Mapping[str, Any], environment: Mapping[str, Any], audit: Mapping[str, Any], study: Mapping[str, Any]
+    report: Mapping[str, Any],
+    plans: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    audit: Mapping[str, Any],
+    study: Mapping[str, Any],
 ) -> tuple[list[str], list[str]]:
     """Paragraphs with numbered citations, and the references in their order.
 
@@ -70,14 +74,25 @@ def write_methods(
 
 def describe_budgets(study: Any, plans: Any) -> str:
     """The steps that arms were given, in words, from the configuration of a study and its plans; "" where all are probes, which have none."""
-    budgets = {arm: _times(study["arms"][arm].get("budget")) for arm, plan in plans.items() if plan["steps"]}
+    budgets = {
+        arm: _times(study["arms"][arm].get("budget"))
+        for arm, plan in plans.items()
+        if plan["steps"]
+    }
     if not budgets:
         return ""
     shared = next((plans[arm]["steps"] for arm, budget in budgets.items() if budget == 1), None)
     own = {arm: plans[arm]["steps"] for arm, budget in budgets.items() if budget != 1}
-    said = [f"{arm}: {steps / shared:.3g} times as many" if shared else f"{arm}: {steps:,}" for arm, steps in own.items()]
+    said = [
+        f"{arm}: {steps / shared:.3g} times as many" if shared else f"{arm}: {steps:,}"
+        for arm, steps in own.items()
+    ]
     level = [arm for arm, plan in plans.items() if plan.get("level")]
-    said += [f"{' and '.join(level)}: up to four times as many, until the tune loss levelled off"] if level else []
+    said += (
+        [f"{' and '.join(level)}: up to four times as many, until the tune loss levelled off"]
+        if level
+        else []
+    )
     exceptions = f" ({', '.join(said)})" if said else ""
     return f"number of optimiser steps{exceptions}"
 
@@ -87,11 +102,16 @@ def _times(budget: Any) -> float:
     return float(budget) if isinstance(budget, (int, float)) else 1.0
 
 
-def _training(report: Any, plans: Any, environment: Any, audit: Any, study: Any, cite: Any) -> list[str]:
+def _training(
+    report: Any, plans: Any, environment: Any, audit: Any, study: Any, cite: Any
+) -> list[str]:
     versions, protocol = environment["versions"], study["protocol"]
     seeds, known = len(protocol["seeds"]), audit["patients_known"]
     who = "patients" if known else "images"
-    units = [*(["patient"] if known else []), *(["cluster of near-duplicate images"] if protocol["group"] == "cluster" else [])]
+    units = [
+        *(["patient"] if known else []),
+        *(["cluster of near-duplicate images"] if protocol["group"] == "cluster" else []),
+    ]
     disjoint = f"disjoint by {' and by '.join(units)} and " if units else ""
     nameless = "" if known else " The source names no patients."
     tested = len(next(iter(report["arms"].values()))["auc"].get("by_fold", []))
@@ -127,7 +147,9 @@ def _training(report: Any, plans: Any, environment: Any, audit: Any, study: Any,
         elif plan["strategy"] == "linear_probe":
             frozen = "all stages frozen under a linear head"
         else:
-            frozen = f"{plan['frozen_stages']} of {plan['stages']} stages frozen ({plan['strategy']})"
+            frozen = (
+                f"{plan['frozen_stages']} of {plan['stages']} stages frozen ({plan['strategy']})"
+            )
         arms.append(f"{arm}: {entry['backbone']} from {origin}{mei}, {frozen}")
     detects = study.get("task") == "detection"
     second = f"The arms were {'; '.join(arms)}. All arms had the same {who}, folds and seeds."
@@ -186,7 +208,11 @@ def _statistics(report: Mapping[str, Any], cite: Any) -> str:
     text = _discrimination(report, cite)
     sections = list(report["labels"].values()) if "labels" in report else [report]
     several = report.get("models", report["seeds"]) > 1
-    beside = ", and the intercepts of single models beside it, with a fifth of the level" if several else ""
+    beside = (
+        ", and the intercepts of single models beside it, with a fifth of the level"
+        if several
+        else ""
+    )
     text += (
         f"Calibration was measured by calibration-in-the-large, calibration slope{' (with an intercept for every model)' if several else ''} and observed / "
         f"expected {cite('calibration')}, intercept and slope being tested together {cite('joint')}{beside}; by the integrated calibration index {cite('ici')}, the expected calibration error, over at most 10 bins of as many {report['unit']}s each {cite('ece')}, "
@@ -210,21 +236,31 @@ def _statistics(report: Mapping[str, Any], cite: Any) -> str:
         at = sorted({f"{part['decision_curves']['prevalence']:.3g}" for part in sections})
         where = f"a prevalence of {at[0]}" if len(at) == 1 else "the prevalence of each label"
         text += f"Decision curves show net benefit {cite('decision')} at {where}. "
-    points = [point for part in sections for entry in part["arms"].values() for point in entry["operating_points"]]
+    points = [
+        point
+        for part in sections
+        for entry in part["arms"].values()
+        for point in entry["operating_points"]
+    ]
     if any(point["rule"] != "probability" for point in points):
         text += "Thresholds were locked on tuning patients, with the rank that reaches the aim on average. "
     if any(entry["prediction_sets"] for part in sections for entry in part["arms"].values()):
-        text += (
-            f"Prediction sets are split-conformal by class {cite('conformal')}, the images of a patient sharing its weight {cite('dunn')}. "
-        )
+        text += f"Prediction sets are split-conformal by class {cite('conformal')}, the images of a patient sharing its weight {cite('dunn')}. "
     if any((part.get("external_validation") or {}).get("patients") for part in sections):
         text += f"Sizes for an external validation follow Riley et al. {cite('riley')}. "
-    return text + f"Reporting was guided by the checklists of TRIPOD+AI {cite('tripod')} and CLAIM {cite('claim')}."
+    return (
+        text
+        + f"Reporting was guided by the checklists of TRIPOD+AI {cite('tripod')} and CLAIM {cite('claim')}."
+    )
 
 
 def _newcombe(report: Mapping[str, Any]) -> bool:
     parts = [report, *report.get("labels", {}).values()]
-    return any(str(entry["auc"].get("method", "")).startswith("Newcombe") for part in parts for entry in part["arms"].values())
+    return any(
+        str(entry["auc"].get("method", "")).startswith("Newcombe")
+        for part in parts
+        for entry in part["arms"].values()
+    )
 
 
 def _discrimination(report: Mapping[str, Any], cite: Any) -> str:
@@ -234,9 +270,17 @@ def _discrimination(report: Mapping[str, Any], cite: Any) -> str:
             f"The trained models were tested as they are on a second cohort of {report['images']} {report['unit']}s, on which nothing was fitted; "
             "figures are means over the models, and intervals are over its patients alone. "
         )
-    between = ", with the variance between seeds, without what these share with patients, added" if seeds and not given else ""
+    between = (
+        ", with the variance between seeds, without what these share with patients, added"
+        if seeds and not given
+        else ""
+    )
     several = report.get("models", report["seeds"]) > report["seeds"]
-    small = f", by Newcombe's method where a class is very small {cite('newcombe')}" if _newcombe(report) else ""
+    small = (
+        f", by Newcombe's method where a class is very small {cite('newcombe')}"
+        if _newcombe(report)
+        else ""
+    )
     within = (
         f" of {report['unit']}s scored by the same model, averaged over models by their numbers of pairs {cite('airola', 'ledell')}"
         if several or "labels" in report
@@ -247,12 +291,14 @@ def _discrimination(report: Mapping[str, Any], cite: Any) -> str:
         f"patient where a patient has several images {cite('obuchowski')}{small}{between}{' ' + cite('rockette') if between else ''}. "
     )
     if "labels" in report:
-        several_labels = "classes that exclude each other" if any("accuracy" in entry for entry in report["arms"].values()) else "labels"
+        several_labels = (
+            "classes that exclude each other"
+            if any("accuracy" in entry for entry in report["arms"].values())
+            else "labels"
+        )
         text += f"The {len(report['labels'])} {several_labels} were evaluated one against the rest and averaged (macro average). "
     if sites := report["settings"].get("leave_out"):
-        text += (
-            f"Figures over {sites}s are by random effects (Paule-Mandel, Hartung-Knapp), with an interval for a new one {cite('debray')}. "
-        )
+        text += f"Figures over {sites}s are by random effects (Paule-Mandel, Hartung-Knapp), with an interval for a new one {cite('debray')}. "
     return text
 
 
@@ -268,7 +314,11 @@ def _comparisons(report: Mapping[str, Any], cite: Any) -> str:
         else "over patients, the trained models taken as given"
     )
     text = f"Arms were compared on the same patients by the paired difference in AUC within models, {how}, with a bootstrap beside it; p-values are for this difference alone"
-    text += f", corrected for the number of comparisons {cite('holm')}. " if len(report["comparisons"]) > 1 else ". "
+    text += (
+        f", corrected for the number of comparisons {cite('holm')}. "
+        if len(report["comparisons"]) > 1
+        else ". "
+    )
     if any(entry["delta_auc"].get("folds") for entry in report["comparisons"]):
         text += f"An interval corrected for overlapping training sets {cite('fold')}, which is wider than needed where trainings vary for other reasons, is shown beside it. "
     return text

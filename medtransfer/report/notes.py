@@ -1,4 +1,6 @@
-"""Sentences about the runs of a study: how training ended, over-fitting, small cohorts; and what is read from their folders."""
+"""Sentences about the runs of a study: how training ended, over-fitting, small cohorts; and what is
+read from their folders.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-# Log-loss, or 1 - average precision, on tune images against training images: a gap beyond both is worth a warning.
+# Log-loss, or 1 - average precision, on tune images against training images: a gap beyond both is
+# worth a warning.
 _GAP_RATIO, _GAP = 2.0, 0.1
 
 
@@ -16,7 +19,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _run_folders(folder: Path, arm: str) -> list[Path]:
-    # Arms of a study are folder names; those of foreign predictions may be anything and have no runs.
+    # Arms of a study are folder names; those of foreign predictions may be anything and have no
+    # runs.
     runs = folder / "runs"
     known = {path.name: path for path in runs.iterdir()} if runs.is_dir() else {}
     return sorted(known[arm].glob("fold-*/seed-*")) if arm in known else []
@@ -28,7 +32,9 @@ def _read_runs(folder: Path, arm: str) -> list[dict[str, Any]]:
 
 
 def _read_endings(folder: Path, arm: str) -> list[dict[str, Any]]:
-    """Of those that say how they ended; one of an earlier version, that was not done again, does not, and has no part in the report."""
+    """Of those that say how they ended; one of an earlier version, that was not done again, does
+    not, and has no part in the report.
+    """
     return [run for run in _read_runs(folder, arm) if "levelled" in run]
 
 
@@ -37,7 +43,11 @@ def read_histories(folder: Path, arms: list[str]) -> dict[str, list[list[dict[st
     histories = {}
     for arm in arms:
         files = [path / "metrics.jsonl" for path in _run_folders(folder, arm)]
-        runs = [[json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] for file in files if file.is_file()]
+        runs = [
+            [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+            for file in files
+            if file.is_file()
+        ]
         if runs:
             histories[arm] = runs
     return histories
@@ -46,12 +56,17 @@ def read_histories(folder: Path, arms: list[str]) -> dict[str, list[list[dict[st
 def read_searches(folder: Path, arm: str) -> list[dict[str, Any]]:
     """What the search for the depth saw, fold by fold."""
     folds = sorted({path.parent for path in _run_folders(folder, arm)})
-    found = [{"fold": path.name.removeprefix("fold-"), **read_json(path / "depth.json")} for path in folds]
+    found = [
+        {"fold": path.name.removeprefix("fold-"), **read_json(path / "depth.json")}
+        for path in folds
+    ]
     return [entry for entry in found if "reason" in entry]
 
 
 def note_small_cohorts(folder: Path, plans: dict[str, Any]) -> list[str]:
-    """Per arm that was planned as a probe on few patients: why, and what simpler heads reach on the same features."""
+    """Per arm that was planned as a probe on few patients: why, and what simpler heads reach on the
+    same features.
+    """
     notes = []
     for arm, plan in plans.items():
         if plan["strategy"] != "linear_probe" or plan["evidence"] != "weak":
@@ -62,8 +77,10 @@ def note_small_cohorts(folder: Path, plans: dict[str, Any]) -> list[str]:
         if checks:
             means = {name: sum(found[name] for found in checks) / len(checks) for name in checks[0]}
             note += (
-                f" Within the training parts, by repeated cross-validation, its linear head reaches AUC {means['logistic']:.2f}, the "
-                f"nearest class mean {means['prototype']:.2f}, nearest neighbours {means['neighbours']:.2f}: a check, not a result."
+                " Within the training parts, by repeated cross-validation, its linear head "
+                f"reaches AUC {means['logistic']:.2f}, the "
+                f"nearest class mean {means['prototype']:.2f}, nearest neighbours "
+                f"{means['neighbours']:.2f}: a check, not a result."
             )
         notes.append(note)
     return notes
@@ -75,34 +92,62 @@ def note_overfitting(folder: Path, arms: list[str]) -> list[str]:
     for arm in arms:
         runs = [run for run in _read_runs(folder, arm) if "kept" in run]
         gaps = [(run["kept"]["train"], run["kept"]["tune"]) for run in runs]
-        learnt = [(train, tune) for train, tune in gaps if tune > _GAP_RATIO * train and tune - train > _GAP]
+        learnt = [
+            (train, tune)
+            for train, tune in gaps
+            if tune > _GAP_RATIO * train and tune - train > _GAP
+        ]
         if len(learnt) > len(gaps) / 2:
             train, tune = (sum(column) / len(learnt) for column in zip(*learnt, strict=True))
             boxes = "anchors" in runs[0].get("task", {})  # of which 1 - average precision is kept
             what = f"average precision is {1 - train:.2f}" if boxes else f"log-loss is {train:.2f}"
-            extreme = "" if boxes else "Its probabilities are too extreme until they are recalibrated; "
+            extreme = (
+                "" if boxes else "Its probabilities are too extreme until they are recalibrated; "
+            )
             remedy = f"{extreme}more patients, more frozen stages or L2-SP would narrow the gap."
             notes.append(
-                f"{arm} is over-fitted in {len(learnt)} of {len(gaps)} runs: its {what} on images it was trained on and "
+                f"{arm} is over-fitted in {len(learnt)} of {len(gaps)} runs: its {what} on images "
+                "it was trained on and "
                 f"{1 - tune if boxes else tune:.2f} on others. {remedy[0].upper()}{remedy[1:]}"
             )
     return notes
 
 
 def list_unfinished(folder: Path, arms: list[str]) -> list[str]:
-    """The arms that were still improving when their training ended, in more than half of their runs."""
-    return [arm for arm in arms if (runs := _read_endings(folder, arm)) and 2 * sum(map(_unfinished, runs)) > len(runs)]
+    """The arms that were still improving when their training ended, in more than half of their
+    runs.
+    """
+    return [
+        arm
+        for arm in arms
+        if (runs := _read_endings(folder, arm)) and 2 * sum(map(_unfinished, runs)) > len(runs)
+    ]
 
 
 def _unfinished(run: dict[str, Any]) -> bool:
-    """Until level: four times the budget was not enough. Else: the last quarter of the budget still lowered the tune loss."""
-    return bool(run["improving"] if run["levelled"] is None else not run["levelled"] and not run["diverged"])
+    """Until level: four times the budget was not enough. Else: the last quarter of the budget still
+    lowered the tune loss.
+    """
+    return bool(
+        run["improving"] if run["levelled"] is None else not run["levelled"] and not run["diverged"]
+    )
 
 
 def measure_spent(folder: Path, arms: list[str]) -> dict[str, list[float]]:
     """Of the arms that were trained until level, how many times the budget each run took."""
-    level = {arm: [run for run in _read_endings(folder, arm) if run["levelled"] is not None and run["budget_epochs"]] for arm in arms}
-    return {arm: [round(run["epochs"] / run["budget_epochs"], 2) for run in runs] for arm, runs in level.items() if runs}
+    level = {
+        arm: [
+            run
+            for run in _read_endings(folder, arm)
+            if run["levelled"] is not None and run["budget_epochs"]
+        ]
+        for arm in arms
+    }
+    return {
+        arm: [round(run["epochs"] / run["budget_epochs"], 2) for run in runs]
+        for arm, runs in level.items()
+        if runs
+    }
 
 
 def note_training(folder: Path, arms: list[str]) -> list[str]:
@@ -117,16 +162,30 @@ def note_training(folder: Path, arms: list[str]) -> list[str]:
         seconds = sum(run["seconds"] for run in runs)
         kept = ", ".join(str(run["best_epoch"]) for run in runs)
         several = len(runs) > 1
-        length = f"{min(epochs)}" if min(epochs) == max(epochs) else f"{min(epochs)} to {max(epochs)}"
+        length = (
+            f"{min(epochs)}" if min(epochs) == max(epochs) else f"{min(epochs)} to {max(epochs)}"
+        )
         spread = f"{length} epochs, weights kept from epoch{'s' if several else ''} {kept}"
-        note = f"{arm}: {len(runs)} run{'s' if several else ''} of {spread}; {seconds:.0f} s of training."
+        note = (
+            f"{arm}: {len(runs)} run{'s' if several else ''} of {spread}; {seconds:.0f} s of "
+            "training."
+        )
         if spent := measure_spent(folder, [arm]).get(arm):
             times = ", ".join(f"{number:g}" for number in spent)
-            note += f" Trained until level, at most for four budgets of {runs[0]['budget_epochs']} epochs: for {times} of them."
+            note += (
+                f" Trained until level, at most for four budgets of {runs[0]['budget_epochs']} "
+                f"epochs: for {times} of them."
+            )
             if unfinished:
-                note += f" In {unfinished} of {len(runs)} runs it had not levelled off when four times the budget were spent."
+                note += (
+                    f" In {unfinished} of {len(runs)} runs it had not levelled off when four "
+                    "times the budget were spent."
+                )
         elif unfinished:
-            note += f" In {unfinished} of {len(runs)} runs the last quarter still lowered the tune loss by more than 2 %: this arm might "
+            note += (
+                f" In {unfinished} of {len(runs)} runs the last quarter still lowered the tune "
+                "loss by more than 2 %: this arm might "
+            )
             note += "gain from a larger budget (arms.NAME.budget: level)."
         notes.append(note)
     return notes

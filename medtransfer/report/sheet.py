@@ -52,7 +52,11 @@ def build_sheet(
     groups.sort(key=lambda pair: (not any("label" in detail for detail in pair[1]), not pair[1]))
     shown = {image for group, _ in groups[:SHOWN_GROUPS] for image in group[:SHOWN_IMAGES]}
     shown |= {image for rows in by_hazard.values() for image, _ in rows[:SHOWN_IMAGES]}
-    others = [conflict for conflict in findings["conflicts"] if conflict["kind"] in {"patient_labels", "patient_split"}]
+    others = [
+        conflict
+        for conflict in findings["conflicts"]
+        if conflict["kind"] in {"patient_labels", "patient_split"}
+    ]
     page = folder / "check.html"
     content = load_template("check.html").render(
         title=title,
@@ -60,10 +64,15 @@ def build_sheet(
         groups=groups[:SHOWN_GROUPS],
         hazards=sorted(by_hazard.items(), key=lambda item: -len(item[1])),
         others=others,
-        sources={image: encode_picture(pictures[image]) for image in sorted(shown) if image in pictures},
+        sources={
+            image: encode_picture(pictures[image]) for image in sorted(shown) if image in pictures
+        },
         captions=captions,
         shown_images=SHOWN_IMAGES,
-        boxed=[(image, encode_picture(picture), text) for image, (picture, text) in (boxed or {}).items()],
+        boxed=[
+            (image, encode_picture(picture), text)
+            for image, (picture, text) in (boxed or {}).items()
+        ],
     )
     write_aside(page, content)
     return page

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_auroc
 
 from medtransfer.errors import CohortError
-from medtransfer.evaluation.recalibration import fit_map, log_losses
-from medtransfer.models.backbone import Backbone
-from medtransfer.models.heads import LinearHead, Pooling
+from medtransfer.evaluation.metrics.recalibration import fit_map, log_losses
+from medtransfer.models.chain.backbone import Backbone
+from medtransfer.models.heads.linear import LinearHead, Pooling
 
 _LARGEST_WEIGHT = 10.0
 
@@ -26,15 +26,17 @@ _LARGEST_WEIGHT = 10.0
 class Classification:
     """Binary classification of whole images.
 
-    Class imbalance: in the loss, positives weigh w = negatives / positives of the training part (kept
-    within 1/10 and 10), so that the rare class is learnt. A model fitted so is calibrated for another
-    prevalence; `correct` subtracts log w from its logits, which gives back the probabilities of the
-    cohort's own prevalence (Elkan 2001, IJCAI, theorem 2; King & Zeng 2001, doi:10.1093/oxfordjournals.pan.a004868).
+    Class imbalance: in the loss, positives weigh w = negatives / positives of the training part
+    (kept within 1/10 and 10), so that the rare class is learnt. A model fitted so is calibrated for
+    another prevalence; `correct` subtracts log w from its logits, which gives back the
+    probabilities of the cohort's own prevalence (Elkan 2001, IJCAI, theorem 2; King & Zeng 2001,
+    doi:10.1093/oxfordjournals.pan.a004868).
 
     Attributes:
         labels: names of the labels.
         positive_weights: w per label; 1 where left out.
-        mean_weights: mean weight of the training images per label, which scales the loss; 1 where left out.
+        mean_weights: mean weight of the training images per label, which scales the loss; 1 where
+            left out.
         pooling: of the slices of a volume, see `LinearHead`.
         read: the stages whose features the head reads: the last, or all.
     """
@@ -60,10 +62,17 @@ class Classification:
         negatives = len(targets) - positives
         for label, p, n in zip(self.labels, positives, negatives, strict=True):
             if min(p, n) == 0:
-                raise CohortError(f"label {label}: the training part has {int(p)} positive and {int(n)} negative images; both are needed.")
+                raise CohortError(
+                    f"label {label}: the training part has {int(p)} positive and {int(n)} "
+                    "negative images; both are needed."
+                )
         weights = np.clip(negatives / positives, 1 / _LARGEST_WEIGHT, _LARGEST_WEIGHT)
         means = (positives * weights + negatives) / len(targets)
-        return replace(self, positive_weights=tuple(float(w) for w in weights), mean_weights=tuple(float(m) for m in means))
+        return replace(
+            self,
+            positive_weights=tuple(float(w) for w in weights),
+            mean_weights=tuple(float(m) for m in means),
+        )
 
     def make_head(self, backbone: Backbone) -> LinearHead:
         """One linear layer on the pooled activation of the last stage, or of all."""
@@ -73,11 +82,17 @@ class Classification:
     def loss(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Weighted binary cross-entropy, in float32.
 
-        Divided by the mean weight of the training part, not of the batch: the latter varies with the
-        positives in it, which would bias the fit (by 0.3 in the logit at 9 % positives and 16 images).
+        Divided by the mean weight of the training part, not of the batch: the latter varies with
+        the positives in it, which would bias the fit (by 0.3 in the logit at 9 % positives and 16
+        images).
         """
-        weights, means = (torch.tensor(w).to(outputs.device, non_blocking=True) for w in (self.positive_weights, self.mean_weights))
-        each = nn.functional.binary_cross_entropy_with_logits(outputs.float(), targets, reduction="none")
+        weights, means = (
+            torch.tensor(w).to(outputs.device, non_blocking=True)
+            for w in (self.positive_weights, self.mean_weights)
+        )
+        each = nn.functional.binary_cross_entropy_with_logits(
+            outputs.float(), targets, reduction="none"
+        )
         scale = torch.where(targets > 0, weights, torch.ones_like(weights))
         return {"loss": (each * scale / means).mean()}
 
@@ -90,18 +105,32 @@ class Classification:
         return np.asarray(predictions, np.float64) - np.log(self.positive_weights)
 
     def score(self, predictions: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
-        """Unweighted log-loss at the best temperature about the prevalence, and as it is, and the AUC.
+        """Unweighted log-loss at the best temperature about the prevalence, and as it is, and the
+        AUC.
 
-        The first one chooses the epoch ("refine, then calibrate", Berta et al. 2025, arXiv:2501.19195):
-        over-confidence grows while discrimination still improves, and a temperature takes it away.
+        The first one chooses the epoch ("refine, then calibrate", Berta et al. 2025,
+        arXiv:2501.19195): over-confidence grows while discrimination still improves, and a
+        temperature takes it away.
         """
         columns = zip(predictions.T, targets.T, strict=True)
-        refined = float(np.mean([log_losses(fit_map("temperature", z, y).apply(z), y).mean() for z, y in columns]))
+        refined = float(
+            np.mean(
+                [log_losses(fit_map("temperature", z, y).apply(z), y).mean() for z, y in columns]
+            )
+        )
         raw = float(log_losses(predictions, targets).mean())
-        auc = float(binary_auroc(torch.from_numpy(predictions[:, 0]), torch.from_numpy(targets[:, 0]).int()))
+        auc = float(
+            binary_auroc(torch.from_numpy(predictions[:, 0]), torch.from_numpy(targets[:, 0]).int())
+        )
         return {"loss": refined, "raw": raw, "auc": auc}
 
-    def decode(self, predictions: NDArray[Any], targets: NDArray[Any], images: Sequence[str], patients: Sequence[str]) -> pd.DataFrame:
+    def decode(
+        self,
+        predictions: NDArray[Any],
+        targets: NDArray[Any],
+        images: Sequence[str],
+        patients: Sequence[str],
+    ) -> pd.DataFrame:
         """One row per image and label."""
         count = len(self.labels)
         flat = np.asarray(predictions, np.float64).reshape(-1)

@@ -15,13 +15,19 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from medtransfer.errors import CohortError
-from medtransfer.evaluation.matching import average_precision, match
-from medtransfer.models.backbone import Backbone
-from medtransfer.models.pyramid import DetectionHead, choose_levels, generalised_overlap, move_boxes
+from medtransfer.evaluation.metrics.matching import average_precision, match
+from medtransfer.models.chain.backbone import Backbone
+from medtransfer.models.heads.pyramid import (
+    DetectionHead,
+    choose_levels,
+    generalised_overlap,
+    move_boxes,
+)
 
 Float = NDArray[np.float64]
 _LEVELS, _SHAPES = 3, 6
-# Strides of the finest level: for small lesions, and for others. Lesions of a level are up to so many strides large.
+# Strides of the finest level: for small lesions, and for others. Lesions of a level are up to so
+# many strides large.
 _FINE, _COARSE, _MOST_STRIDES = 4, 8, 5
 # Boxes per anchor shape, at least, and how lesions are zoomed in training.
 _BOXES_PER_SHAPE, _ZOOMS = 3, (0.85, 1.0, 1.15)
@@ -42,15 +48,18 @@ class Detection:
 
     An image's own score is that of its best candidate.
 
-    Targets are boxes (image, box, 2 x axes), lower and then upper ends along the axes of the input, rows of NaN where an image
-    has fewer than another. Predictions are candidates (image, `kept`, 1 + 2 x axes): the logit, then the box; best first.
+    Targets are boxes (image, box, 2 x axes), lower and then upper ends along the axes of the input,
+    rows of NaN where an image has fewer than another. Predictions are candidates (image, `kept`, 1
+    + 2 x axes): the logit, then the box; best first.
 
     Attributes:
         labels: the one label.
         space: pixels of the input along rows and columns, or slices, rows and columns.
         anchors: (level, shape, axis), sides in pixels; see `fitted`.
-        finest: stride of the finest level, in pixels; 0: `fitted` chooses it, see `choose_finest`. A training takes that of its plan.
-        kept: candidates of an image, at most; three for each lesion of the training image with most, 30 at least.
+        finest: stride of the finest level, in pixels; 0: `fitted` chooses it, see `choose_finest`.
+            A training takes that of its plan.
+        kept: candidates of an image, at most; three for each lesion of the training image with
+            most, 30 at least.
         read: not used; detection heads read a stage of every level.
     """
 
@@ -69,8 +78,9 @@ class Detection:
     def fitted(self, targets: NDArray[Any]) -> Detection:
         """The same task with strides and anchors from the boxes of the training images.
 
-        A level is for lesions up to five times its stride. Sides of the boxes there, as they are and zoomed as in training, are
-        clustered on the logarithm (k-means, as Redmon & Farhadi 2017, arXiv:1612.08242, section 2, which uses overlap).
+        A level is for lesions up to five times its stride. Sides of the boxes there, as they are
+        and zoomed as in training, are clustered on the logarithm (k-means, as Redmon & Farhadi
+        2017, arXiv:1612.08242, section 2, which uses overlap).
 
         Raises:
             CohortError: no box.
@@ -90,18 +100,28 @@ class Detection:
             own = (size >= low) & (size < high)
             if own.sum() < shapes * _BOXES_PER_SHAPE:  # of others the shape alone
                 own = np.ones(len(size), bool)
-            moved = spread[own] + (np.clip(size[own], low, high) - size[own])[:, None] * (np.arange(axes) >= axes - 2)
+            moved = spread[own] + (np.clip(size[own], low, high) - size[own])[:, None] * (
+                np.arange(axes) >= axes - 2
+            )
             anchors.append(_cluster(moved, shapes))
             low = high
         most = int(np.isfinite(np.asarray(targets, float)).all(-1).sum(-1).max())
-        return replace(self, anchors=tuple(anchors), finest=finest, kept=max(KEPT, _PER_LESION * most))
+        return replace(
+            self, anchors=tuple(anchors), finest=finest, kept=max(KEPT, _PER_LESION * most)
+        )
 
     def make_head(self, backbone: Backbone) -> DetectionHead:
         """A pyramid with RetinaNet's heads; needs `fitted`."""
-        return DetectionHead(choose_levels(backbone, self.finest, _LEVELS), self.space, np.asarray(self.anchors, float), len(self.labels))
+        return DetectionHead(
+            choose_levels(backbone, self.finest, _LEVELS),
+            self.space,
+            np.asarray(self.anchors, float),
+            len(self.labels),
+        )
 
     def loss(self, outputs: dict[str, Any], targets: Tensor) -> dict[str, Tensor]:
-        """Focal loss of all anchors, and 1 - generalised overlap of those that are to find a lesion; both per such anchor.
+        """Focal loss of all anchors, and 1 - generalised overlap of those that are to find a
+        lesion; both per such anchor.
 
         Which anchors these are is found by ATSS (Zhang et al. 2020, arXiv:1912.02424), MONAI's.
         """
@@ -134,13 +154,17 @@ class Detection:
         """Candidates, best first, without those that overlap a better one by more than 0.3."""
         logits, axes = outputs["logits"].float(), len(self.space)
         limit = torch.tensor(self.space, dtype=torch.float32, device=logits.device).repeat(2)
-        best = logits.amax(-1).topk(min(max(_LOOKED_AT, _PER_KEPT * self.kept), logits.shape[1]), dim=1)
+        best = logits.amax(-1).topk(
+            min(max(_LOOKED_AT, _PER_KEPT * self.kept), logits.shape[1]), dim=1
+        )
         result = torch.full((len(logits), self.kept, 1 + 2 * axes), torch.nan, device=logits.device)
         for image, (score, index) in enumerate(zip(*best, strict=True)):
             boxes = move_boxes(outputs["anchors"][index], outputs["moves"].float()[image, index])
             boxes = torch.minimum(boxes.clamp(min=0.0), limit)
             # The best one stays, however poor: it is the score of the image.
-            there = ((boxes[:, axes:] - boxes[:, :axes]) >= 1.0).all(1) & (score.sigmoid() >= _LEAST_SCORE)
+            there = ((boxes[:, axes:] - boxes[:, :axes]) >= 1.0).all(1) & (
+                score.sigmoid() >= _LEAST_SCORE
+            )
             there[0] |= ~there.any()
             kept = there.nonzero()[:, 0]
             kept = kept[suppress(boxes[kept], _OVERLAP)][: self.kept]
@@ -159,10 +183,20 @@ class Detection:
             scores.append(own[:, 0])
             hits.append(match(own[:, 1:], own[:, 0], truth) >= 0)
             lesions += len(truth)
-        found = float(average_precision(np.concatenate(scores), np.concatenate(hits), lesions)) if lesions else 0.0
+        found = (
+            float(average_precision(np.concatenate(scores), np.concatenate(hits), lesions))
+            if lesions
+            else 0.0
+        )
         return {"loss": 1 - found, "raw": 1 - found, "average_precision": found}
 
-    def decode(self, predictions: NDArray[Any], targets: NDArray[Any], images: Sequence[str], patients: Sequence[str]) -> pd.DataFrame:
+    def decode(
+        self,
+        predictions: NDArray[Any],
+        targets: NDArray[Any],
+        images: Sequence[str],
+        patients: Sequence[str],
+    ) -> pd.DataFrame:
         """One row per image: whether it has a lesion, and the score of its best candidate."""
         logit = np.asarray(predictions, np.float64)[:, 0, 0]
         return pd.DataFrame(
@@ -178,7 +212,8 @@ class Detection:
 
 
 def choose_finest(targets: NDArray[Any]) -> int:
-    """Stride of the finest level of a pyramid, from boxes as the network sees them: 4 where a tenth are smaller than 8 pixels, else 8.
+    """Stride of the finest level of a pyramid, from boxes as the network sees them: 4 where a tenth
+    are smaller than 8 pixels, else 8.
 
     Args:
         targets: (image, box, 2 x axes), as of `Detection`.
@@ -186,7 +221,11 @@ def choose_finest(targets: NDArray[Any]) -> int:
     Raises:
         CohortError: no box.
     """
-    return _COARSE if np.quantile(_sides(targets)[1][:, -2:].mean(1), 0.1) >= np.log(_COARSE) else _FINE
+    return (
+        _COARSE
+        if np.quantile(_sides(targets)[1][:, -2:].mean(1), 0.1) >= np.log(_COARSE)
+        else _FINE
+    )
 
 
 def _sides(targets: NDArray[Any]) -> tuple[Float, Float]:
@@ -200,12 +239,17 @@ def _sides(targets: NDArray[Any]) -> tuple[Float, Float]:
 
 
 def suppress(boxes: Tensor, most: float) -> Tensor:
-    """Indices of boxes, (box, 2 x axes) best first, without those that overlap a better one that stays by more than `most`.
+    """Indices of boxes, (box, 2 x axes) best first, without those that overlap a better one that
+    stays by more than `most`.
 
-    As `torchvision.ops.nms`, which knows planes alone; MONAI's takes 26 ms for 200 boxes where this takes 1.
+    As `torchvision.ops.nms`, which knows planes alone; MONAI's takes 26 ms for 200 boxes where this
+    takes 1.
     """
     axes = boxes.shape[1] // 2
-    low, high = torch.maximum(boxes[:, None, :axes], boxes[None, :, :axes]), torch.minimum(boxes[:, None, axes:], boxes[None, :, axes:])
+    low, high = (
+        torch.maximum(boxes[:, None, :axes], boxes[None, :, :axes]),
+        torch.minimum(boxes[:, None, axes:], boxes[None, :, axes:]),
+    )
     shared, size = (high - low).clamp(min=0).prod(-1), (boxes[:, axes:] - boxes[:, :axes]).prod(-1)
     over = (shared > most * (size[:, None] + size[None] - shared)).cpu().numpy()
     gone, kept = np.zeros(len(boxes), bool), []
@@ -217,11 +261,16 @@ def suppress(boxes: Tensor, most: float) -> Tensor:
 
 
 def _cluster(sides: Float, shapes: int) -> tuple[tuple[float, ...], ...]:
-    """So many shapes, (shape, axis), from logarithms of sides; repeated where there are fewer different ones."""
+    """So many shapes, (shape, axis), from logarithms of sides; repeated where there are fewer
+    different ones.
+    """
     wanted = min(shapes, len(np.unique(sides.round(3), axis=0)))
     found = KMeans(wanted, n_init=4, random_state=0).fit(sides).cluster_centers_
     found = found[np.arange(shapes) % wanted]
-    return tuple(tuple(round(float(side), 3) for side in shape) for shape in np.exp(found[np.argsort(found.sum(1), kind="stable")]))
+    return tuple(
+        tuple(round(float(side), 3) for side in shape)
+        for shape in np.exp(found[np.argsort(found.sum(1), kind="stable")])
+    )
 
 
 def _focal(logits: Tensor, wanted: Tensor) -> Tensor:

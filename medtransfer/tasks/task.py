@@ -9,17 +9,17 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medtransfer.models.backbone import Backbone
-from medtransfer.models.heads import Head
+from medtransfer.models.chain.backbone import Backbone
+from medtransfer.models.heads.linear import Head
 
 
 class Batch(TypedDict):
     """What a loader yields.
 
-    `features`: activations by name, at first `{"image": (batch, channel, *space)}`, of volumes for a network of
-    planes (batch, slice, channel, row, column); `present`: bool (batch, slice), False where a slice only pads the
-    volume; `targets`: float32 (batch, label), or boxes (batch, box, 4 or 6), see `Detection`; `rows`: int64 (batch,),
-    row numbers of the cohort.
+    `features`: activations by name, at first `{"image": (batch, channel, *space)}`, of volumes for
+    a network of planes (batch, slice, channel, row, column); `present`: bool (batch, slice), False
+    where a slice only pads the volume; `targets`: float32 (batch, label), or boxes (batch, box, 4
+    or 6), see `Detection`; `rows`: int64 (batch,), row numbers of the cohort.
     """
 
     features: dict[str, Tensor]
@@ -58,9 +58,19 @@ class Task(Protocol):
         ...
 
     def score(self, predictions: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
-        """`loss`, by which epochs are chosen, lower is better; `raw`, of the predictions as they are; and what else is worth knowing."""
+        """`loss`, by which epochs are chosen, lower is better; `raw`, of the predictions as they
+        are; and what else is worth knowing.
+        """
         ...
 
-    def decode(self, predictions: NDArray[Any], targets: NDArray[Any], images: Sequence[str], patients: Sequence[str]) -> pd.DataFrame:
-        """Rows `image, patient, label, target, probability, logit`; the predictions already corrected."""
+    def decode(
+        self,
+        predictions: NDArray[Any],
+        targets: NDArray[Any],
+        images: Sequence[str],
+        patients: Sequence[str],
+    ) -> pd.DataFrame:
+        """Rows `image, patient, label, target, probability, logit`; the predictions already
+        corrected.
+        """
         ...

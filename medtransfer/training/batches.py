@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medtransfer.tasks.task import Batch
-from medtransfer.training.engine import Engine
+from medtransfer.training.device import Engine
 
 
 class Source(Protocol):
@@ -24,7 +24,9 @@ class Source(Protocol):
         ...
 
     def load(self, rows: Sequence[int], view: int | None = None) -> dict[str, Any]:
-        """One `Batch`; `view` is the number of the random draw, None leaves the images as they are."""
+        """One `Batch`; `view` is the number of the random draw, None leaves the images as they
+        are.
+        """
         ...
 
 
@@ -35,14 +37,15 @@ class Loader:
         source: of the batches.
         rows: row numbers of the cohort.
         batch_size: images, or volumes.
-        seed: shuffled anew each epoch and randomly transformed, an incomplete last batch left out, as batch statistics
-            of a few images are poor; None: in order, every image, as it is.
+        seed: shuffled anew each epoch and randomly transformed, an incomplete last batch left out,
+            as batch statistics of a few images are poor; None: in order, every image, as it is.
         views: epoch e takes random draw e mod views; 0: a new draw each epoch.
         share: rank and number of processes; each takes its slice of every batch.
         ahead: prepare the next batch in a thread, while an accelerator works.
 
     Attributes:
-        waited, filled: seconds spent waiting for batches so far, and computing what is kept of images.
+        waited, filled: seconds spent waiting for batches so far, and computing what is kept of
+            images.
     """
 
     def __init__(
@@ -82,7 +85,10 @@ class Loader:
             rows = [rows[place] for place in order[: len(self) * self.batch_size]]
             view = self._epoch % self.views if self.views else self._epoch
         rank, world = self.share
-        chosen = [rows[at : at + self.batch_size][rank::world] for at in range(0, len(rows), self.batch_size)][self._first :]
+        chosen = [
+            rows[at : at + self.batch_size][rank::world]
+            for at in range(0, len(rows), self.batch_size)
+        ][self._first :]
         self._first = 0
         begun = time.perf_counter()
         # All of them, though a shuffled pass leaves out a few: other passes will want these.
@@ -100,7 +106,9 @@ class Loader:
                 raise batch
             yield cast(Batch, batch)
 
-    def _load(self, chosen: list[list[int]], view: int | None) -> Iterator[dict[str, Any] | Exception]:
+    def _load(
+        self, chosen: list[list[int]], view: int | None
+    ) -> Iterator[dict[str, Any] | Exception]:
         """An error comes as a value: raised in a thread it would end the pass without a word."""
         try:
             for batch in chosen:
@@ -119,7 +127,8 @@ def _ahead(batches: Iterator[Any]) -> Iterable[Any]:
 def collect(
     batches: Iterable[Batch], engine: Engine, work: Callable[[Batch], Tensor]
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
-    """What `work` gives for every image, without gradients: values, targets and rows, in the order of the batches.
+    """What `work` gives for every image, without gradients: values, targets and rows, in the order
+    of the batches.
 
     Where several processes take their slices, each gets all of it.
     """

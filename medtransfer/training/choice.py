@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medtransfer.evaluation.discrimination import auc_within
-from medtransfer.evaluation.recalibration import fit_map, log_losses
-from medtransfer.models.backbone import Backbone
-from medtransfer.models.plan import FreezePlan, fix_plan
+from medtransfer.evaluation.metrics.discrimination import auc_within
+from medtransfer.evaluation.metrics.recalibration import fit_map, log_losses
+from medtransfer.models.chain.backbone import Backbone
+from medtransfer.models.plan.plan import FreezePlan, fix_plan
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -43,8 +43,10 @@ class Trial:
     Attributes:
         frozen_stages, dropped_stages: the depth.
         why: how it came to be tried.
-        auc: of out-of-fold scores, pairs within a fold. log_loss: of these scores, at a temperature from the other folds.
-        gain: log-loss per patient won over the prior; `error`: its standard error, paired. 0 for the prior.
+        auc: of out-of-fold scores, pairs within a fold. log_loss: of these scores, at a temperature
+            from the other folds.
+        gain: log-loss per patient won over the prior; `error`: its standard error, paired. 0 for
+            the prior.
     """
 
     frozen_stages: int
@@ -64,8 +66,8 @@ class DepthChoice:
         probes: stage by stage.
         trials: the prior first. Empty where there are too few patients.
         chosen: index of the trial chosen.
-        optimism: by how much the log-loss of the chosen trial is too low because it was chosen (Tibshirani &
-            Tibshirani 2009, doi:10.1214/08-AOAS224).
+        optimism: by how much the log-loss of the chosen trial is too low because it was chosen
+            (Tibshirani & Tibshirani 2009, doi:10.1214/08-AOAS224).
         steps: of each trial.
         reason: in words.
         seconds: that the search took.
@@ -92,18 +94,32 @@ class DepthChoice:
     def from_dict(cls, values: Mapping[str, Any]) -> DepthChoice:
         """What `to_dict` gave."""
         rest = {key: values[key] for key in ("chosen", "optimism", "steps", "reason", "seconds")}
-        return cls(tuple(StageProbe(**row) for row in values["probes"]), tuple(Trial(**row) for row in values["trials"]), **rest)
+        return cls(
+            tuple(StageProbe(**row) for row in values["probes"]),
+            tuple(Trial(**row) for row in values["trials"]),
+            **rest,
+        )
 
 
-def apply_choice(plan: FreezePlan, backbone: Backbone, choice: DepthChoice, steps: int) -> FreezePlan:
-    """The plan at the depth chosen, with the reason; `steps` where the plan was a probe and is not any more."""
+def apply_choice(
+    plan: FreezePlan, backbone: Backbone, choice: DepthChoice, steps: int
+) -> FreezePlan:
+    """The plan at the depth chosen, with the reason; `steps` where the plan was a probe and is not
+    any more.
+    """
     if not choice.overridden:
         return replace(plan, reason=f"{plan.reason} {choice.reason}")
     trial = choice.trials[choice.chosen]
     # Activations are kept for a cut that is not the plan's any more.
     freed = replace(plan, views=0, cache_cut="", bytes_per_image=0)
-    found = fix_plan(freed, backbone, frozen_stages=trial.frozen_stages, dropped_stages=trial.dropped_stages)
-    return replace(found, reason=f"{plan.reason} {choice.reason}", steps=(plan.steps or steps) if found.strategy == "lp_ft" else 0)
+    found = fix_plan(
+        freed, backbone, frozen_stages=trial.frozen_stages, dropped_stages=trial.dropped_stages
+    )
+    return replace(
+        found,
+        reason=f"{plan.reason} {choice.reason}",
+        steps=(plan.steps or steps) if found.strategy == "lp_ft" else 0,
+    )
 
 
 def unit_means(values: Float, units: Int) -> Float:
@@ -126,7 +142,8 @@ def choose_depth(
     steps: int,
     seconds: float,
 ) -> DepthChoice:
-    """Compares trials per patient, at temperatures of the other folds; the prior, the first of them, stays unless one gains enough.
+    """Compares trials per patient, at temperatures of the other folds; the prior, the first of
+    them, stays unless one gains enough.
 
     Args:
         probes, shallowest: what the probes saw.
@@ -144,7 +161,9 @@ def choose_depth(
         difference = per_unit[0] - mine
         error = float(difference.std(ddof=1) / math.sqrt(len(difference)))
         auc = auc_within(scores[tested], labels[tested], model[tested])
-        trials.append(Trial(frozen, dropped, why, auc, float(mine.mean()), float(difference.mean()), error))
+        trials.append(
+            Trial(frozen, dropped, why, auc, float(mine.mean()), float(difference.mean()), error)
+        )
     better = [i for i in range(1, len(trials)) if trials[i].gain > trials[i].error]
     chosen = max(better, key=lambda i: trials[i].gain, default=0)
     by_fold = np.array([[float(np.mean(loss[held])) for _, held in folds] for loss in losses])
@@ -156,7 +175,9 @@ def choose_depth(
 
 
 def number_folds(folds: Folds, count: int, repeats: int = 1) -> Int:
-    """(repeat, image), number of the fold in which each image was held out, for the first time, the second, and so on."""
+    """(repeat, image), number of the fold in which each image was held out, for the first time, the
+    second, and so on.
+    """
     numbers, times = np.zeros((repeats, count), np.int64), np.zeros(count, np.int64)
     for number, (_, held) in enumerate(folds):
         numbers[times[held], held] = number
@@ -165,7 +186,9 @@ def number_folds(folds: Folds, count: int, repeats: int = 1) -> Int:
 
 
 def tempered_losses(logits: Float, labels: Int, folds: Folds) -> Float:
-    """Log-loss of each image at the temperature of the other folds, so that over-confidence, which goes away later, does not count."""
+    """Log-loss of each image at the temperature of the other folds, so that over-confidence, which
+    goes away later, does not count.
+    """
     losses = np.full(len(labels), np.nan)
     for _, held in folds:
         others = np.setdiff1d(np.flatnonzero(~np.isnan(logits)), held)
@@ -199,20 +222,31 @@ def _explain(
     else:
         told = f"what tells the classes apart shows {kind}"
     seen = (
-        f"Linear heads on each of {len(probes)} stages, on {patients} patients held out in turn: the best is {best.stage} "
-        f"(log-loss {best.log_loss:.3f}), and {probes[shallowest].stage} is the first within one standard error ({best.error:.3f}) of it; "
+        f"Linear heads on each of {len(probes)} stages, on {patients} patients held out in turn: "
+        f"the best is {best.stage} "
+        f"(log-loss {best.log_loss:.3f}), and {probes[shallowest].stage} is the first within one "
+        f"standard error ({best.error:.3f}) of it; "
         f"{told}."
     )
     trial = trials[chosen]
-    depth = f"{trial.frozen_stages} stages frozen" + (f", {trial.dropped_stages} cut off" if trial.dropped_stages else "")
+    depth = f"{trial.frozen_stages} stages frozen" + (
+        f", {trial.dropped_stages} cut off" if trial.dropped_stages else ""
+    )
     if chosen:
-        found = f"Chosen: {depth} ({trial.why}), which gains {trial.gain:.3f} in log-loss per patient (standard error {trial.error:.3f})."
+        found = (
+            f"Chosen: {depth} ({trial.why}), which gains {trial.gain:.3f} in log-loss per patient "
+            f"(standard error {trial.error:.3f})."
+        )
     elif len(trials) > 1:
         nearest = max(trials[1:], key=lambda t: t.gain)
         found = (
-            f"The plan stays ({depth}): of {len(trials) - 1} other depth(s) none gained more than its standard error "
+            f"The plan stays ({depth}): of {len(trials) - 1} other depth(s) none gained more than "
+            "its standard error "
             f"(the best {nearest.gain:+.3f}, standard error {nearest.error:.3f})."
         )
     else:
         found = f"The plan stays ({depth}): the probes suggest no other depth."
-    return f"{seen} {found} The score by which it was chosen is too good by about {optimism:.3f}, and is no measure of performance."
+    return (
+        f"{seen} {found} The score by which it was chosen is too good by about {optimism:.3f}, "
+        "and is no measure of performance."
+    )

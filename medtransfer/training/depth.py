@@ -1,8 +1,9 @@
-"""The depth to transfer, asked of the data: probes of every stage, then a short trial of at most three depths.
+"""The depth to transfer, asked of the data: probes of every stage, then a short trial of at most
+three depths.
 
-The plan's depth is the prior; on ten data sets it beats choosing by validation. So the data override it only
-where the gain per patient exceeds its standard error. Everything here happens within the training and tune
-patients of one fold.
+The plan's depth is the prior; on ten data sets it beats choosing by validation. So the data
+override it only where the gain per patient exceeds its standard error. Everything here happens
+within the training and tune patients of one fold.
 """
 
 from __future__ import annotations
@@ -16,21 +17,38 @@ from typing import Literal
 
 import numpy as np
 
-from medtransfer.evaluation.discrimination import auc_within
-from medtransfer.evaluation.recalibration import log_losses
-from medtransfer.models.backbone import Backbone
-from medtransfer.models.costs import StageCost
-from medtransfer.models.heads import LinearHead
-from medtransfer.models.plan import FreezePlan
+from medtransfer.evaluation.metrics.discrimination import auc_within
+from medtransfer.evaluation.metrics.recalibration import log_losses
+from medtransfer.models.chain.backbone import Backbone
+from medtransfer.models.chain.costs import StageCost
+from medtransfer.models.heads.linear import LinearHead
+from medtransfer.models.plan.plan import FreezePlan
 from medtransfer.tasks.task import Task
 from medtransfer.training.averages import adapt_norms
 from medtransfer.training.batches import Loader
-from medtransfer.training.choice import DepthChoice, Float, Folds, Int, StageProbe, choose_depth, number_folds, tempered_losses, unit_means
-from medtransfer.training.engine import Engine
+from medtransfer.training.choice import (
+    DepthChoice,
+    Float,
+    Folds,
+    Int,
+    StageProbe,
+    choose_depth,
+    number_folds,
+    tempered_losses,
+    unit_means,
+)
+from medtransfer.training.device import Engine
 from medtransfer.training.features import Keep
 from medtransfer.training.loop import Budget
 from medtransfer.training.predicting import predict
-from medtransfer.training.probe import Features, choose_penalty, features_by_stage, fit_head, fit_path, inner_folds
+from medtransfer.training.probe import (
+    Features,
+    choose_penalty,
+    features_by_stage,
+    fit_head,
+    fit_path,
+    inner_folds,
+)
 from medtransfer.training.trainer import Progress, Trainer
 
 _FOLDS, _REPEATS, _INNER = 5, 3, 3
@@ -66,8 +84,8 @@ def search_depth(
         budget: of the training that follows.
         engine: device and precision.
         groups: patient or cluster of every row of the cohort.
-        costs: of its stages, see `measure_stages`; the trials together take fewer operations than one full fine-tuning,
-            if that is long enough to leave each its twenty steps.
+        costs: of its stages, see `measure_stages`; the trials together take fewer operations than
+            one full fine-tuning, if that is long enough to leave each its twenty steps.
         seed: of folds and order.
         report: progress.
     """
@@ -76,15 +94,27 @@ def search_depth(
     if plan.adapt_norm:
         adapt_norms(backbone, Loader(keep(backbone, "image", ()), rows, batches[1]), engine)
     # Attention starts as the mean.
-    pooling: Literal["mean", "max"] = "max" if getattr(task.make_head(backbone), "pooling", "mean") == "max" else "mean"
+    pooling: Literal["mean", "max"] = (
+        "max" if getattr(task.make_head(backbone), "pooling", "mean") == "max" else "mean"
+    )
     pooled = keep(backbone, backbone.names[-1], backbone.names, pooled=True)
-    features = features_by_stage(backbone, Loader(pooled, rows, batches[1], share=engine.share), engine, pooling)
+    features = features_by_stage(
+        backbone, Loader(pooled, rows, batches[1], share=engine.share), engine, pooling
+    )
     names = backbone.names[: plan.kept_stages]
     first = features[backbone.names[0]]
     labels, units = first.targets[:, 0].astype(np.int64), groups[first.rows]
     folds = list(inner_folds(labels, units, _FOLDS, _REPEATS, seed))
     if len(folds) < 2 * _REPEATS:
-        return DepthChoice((), (), 0, 0.0, 0, "Too few patients to search for a depth; the plan stays.", time.perf_counter() - begun)
+        return DepthChoice(
+            (),
+            (),
+            0,
+            0.0,
+            0,
+            "Too few patients to search for a depth; the plan stays.",
+            time.perf_counter() - begun,
+        )
     weight = task.positive_weights[0]
     scores = {}
     for number, name in enumerate(names):
@@ -101,24 +131,72 @@ def search_depth(
     for number, (frozen, dropped, _) in enumerate(depths):
         kept = len(backbone.stages) - dropped
         if frozen == kept:
-            logits.append(_probe_kept(backbone.names[:kept], features, scores, plan, labels, units, weight, first_draw, seed))
+            logits.append(
+                _probe_kept(
+                    backbone.names[:kept],
+                    features,
+                    scores,
+                    plan,
+                    labels,
+                    units,
+                    weight,
+                    first_draw,
+                    seed,
+                )
+            )
         else:
-            tried = replace(plan, frozen_stages=frozen, dropped_stages=dropped, strategy="lp_ft", steps=steps)
-            logits.append(_try(backbone, task, keep, rows, batches, tried, budget, engine, units, first_draw, features, groups, seed))
+            tried = replace(
+                plan, frozen_stages=frozen, dropped_stages=dropped, strategy="lp_ft", steps=steps
+            )
+            logits.append(
+                _try(
+                    backbone,
+                    task,
+                    keep,
+                    rows,
+                    batches,
+                    tried,
+                    budget,
+                    engine,
+                    units,
+                    first_draw,
+                    features,
+                    groups,
+                    seed,
+                )
+            )
         if report is not None:
             report("trials of depths", number + 1, len(depths))
-    return choose_depth(probes, shallowest, depths, logits, labels, units, first_draw, steps, time.perf_counter() - begun)
+    return choose_depth(
+        probes,
+        shallowest,
+        depths,
+        logits,
+        labels,
+        units,
+        first_draw,
+        steps,
+        time.perf_counter() - begun,
+    )
 
 
-def _probe_stage(values: Float, labels: Int, units: Int, weight: float, folds: Folds, seed: int) -> Float:
-    """Out-of-fold logits (repeat, image), at the cohort's own prevalence; the penalty from folds within each training part."""
+def _probe_stage(
+    values: Float, labels: Int, units: Int, weight: float, folds: Folds, seed: int
+) -> Float:
+    """Out-of-fold logits (repeat, image), at the cohort's own prevalence; the penalty from folds
+    within each training part.
+    """
     # Images held out once so far belong to the first repeat, and so on.
     logits = np.full((_REPEATS, len(labels)), np.nan)
     repeats = np.zeros(len(labels), np.int64)
     for train, held in folds:
-        penalty, _ = choose_penalty(values[train], labels[train], units[train], weight, _INNER, seed, repeats=1)
+        penalty, _ = choose_penalty(
+            values[train], labels[train], units[train], weight, _INNER, seed, repeats=1
+        )
         coefficients, intercepts = fit_path(values[train], labels[train], weight, (penalty,))
-        logits[repeats[held], held] = values[held] @ coefficients[0] + intercepts[0] - math.log(weight)
+        logits[repeats[held], held] = (
+            values[held] @ coefficients[0] + intercepts[0] - math.log(weight)
+        )
         repeats[held] += 1
     return logits
 
@@ -146,9 +224,17 @@ def _probe_kept(
 
 def _summarise(name: str, logits: Float, labels: Int, units: Int, models: Int) -> StageProbe:
     known = [~np.isnan(row) for row in logits]
-    aucs = [auc_within(row[k], labels[k], model[k]) for row, model, k in zip(logits, models, known, strict=True)]
+    aucs = [
+        auc_within(row[k], labels[k], model[k])
+        for row, model, k in zip(logits, models, known, strict=True)
+    ]
     per_unit = unit_means(np.nanmean(log_losses(logits, labels), axis=0), units)
-    return StageProbe(name, float(np.mean(aucs)), float(per_unit.mean()), float(per_unit.std(ddof=1) / math.sqrt(len(per_unit))))
+    return StageProbe(
+        name,
+        float(np.mean(aucs)),
+        float(per_unit.mean()),
+        float(per_unit.std(ddof=1) / math.sqrt(len(per_unit))),
+    )
 
 
 def _shallowest(probes: Sequence[StageProbe]) -> int:
@@ -161,12 +247,22 @@ def _candidates(plan: FreezePlan, shallowest: int, stages: int) -> list[tuple[in
     """Depths (frozen, dropped, why), at most three, the prior first."""
     found = [(plan.frozen_stages, plan.dropped_stages, "the plan")]
     cut = shallowest + 1
-    others = [(cut, plan.dropped_stages, "frozen up to the shallowest stage within one standard error of the best")]
+    others = [
+        (
+            cut,
+            plan.dropped_stages,
+            "frozen up to the shallowest stage within one standard error of the best",
+        )
+    ]
     if cut <= stages // 2:
         # What tells the classes apart is there early; stages above may lose it again.
-        others.append((max(0, cut - 2), stages - cut, "cut off behind that stage, its last two trained"))
+        others.append(
+            (max(0, cut - 2), stages - cut, "cut off behind that stage, its last two trained")
+        )
     else:
-        others.append((min(cut + 1, plan.kept_stages), plan.dropped_stages, "frozen one stage deeper"))
+        others.append(
+            (min(cut + 1, plan.kept_stages), plan.dropped_stages, "frozen one stage deeper")
+        )
     for frozen, dropped, why in others:
         if (frozen, dropped) not in {depth[:2] for depth in found}:
             found.append((frozen, dropped, why))
@@ -181,7 +277,9 @@ def _trial_steps(
     images: int,
     batch: int,
 ) -> int:
-    """Steps of each trial, so that all of them take a share of the operations of one full fine-tuning."""
+    """Steps of each trial, so that all of them take a share of the operations of one full
+    fine-tuning.
+    """
     total = sum(cost.macs for cost in costs) or 1
     full = budget.steps
     suffixes, fills = 0.0, 0.0
@@ -213,8 +311,9 @@ def _try(
 ) -> Float:
     """Out-of-fold logits (image,) of short trainings at one depth, from cached activations.
 
-    Those of the convex head alone or of the averaged weights at the end, whichever have the lower log-loss, as the tune
-    part may keep the former too: augmentation takes fine texture away that a head on plain images reads.
+    Those of the convex head alone or of the averaged weights at the end, whichever have the lower
+    log-loss, as the tune part may keep the former too: augmentation takes fine texture away that a
+    head on plain images reads.
     """
     backbone = copy.deepcopy(backbone)
     backbone.truncate(plan.dropped_stages)
@@ -244,8 +343,12 @@ def _try(
         for _ in range(epochs):
             trainer.run_epoch(loader, progress)
             progress.history.append({})
-        averaged = trainer.candidates(Loader(kept, rows[inside], batches[1], share=engine.share))[-1]
+        averaged = trainer.candidates(Loader(kept, rows[inside], batches[1], share=engine.share))[
+            -1
+        ]
         after[held] = predict(*averaged, task, outside, engine)[0][:, 0]
         trainer.accelerator.free_memory()
     labels = features[backbone.names[0]].targets[:, 0].astype(np.int64)
-    return min(before, after, key=lambda logits: float(np.nanmean(tempered_losses(logits, labels, folds))))
+    return min(
+        before, after, key=lambda logits: float(np.nanmean(tempered_losses(logits, labels, folds)))
+    )

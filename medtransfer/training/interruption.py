@@ -11,9 +11,11 @@ from pathlib import Path
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Seconds within which a second signal is the first one again, sent to a group of processes and then to each of them.
+# Seconds within which a second signal is the first one again, sent to a group of processes and then
+# to each of them.
 _SAME = 2.0
-# Signals are a matter of the whole process, and so is what they ask for: when the first one came, and a note in their place.
+# Signals are a matter of the whole process, and so is what they ask for: when the first one came,
+# and a note in their place.
 _first: float | None = None
 _note: Path | None = None
 
@@ -31,8 +33,10 @@ def asked() -> bool:
 
 
 def obey_note(path: Path) -> None:
-    """From here on an end is asked for by this file, and no more by Ctrl-C, which is for the process that began this one."""
-    global _note  # noqa: PLW0603  see above
+    """From here on an end is asked for by this file, and no more by Ctrl-C, which is for the
+    process that began this one.
+    """
+    global _note  # noqa: PLW0603
     _note = path
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -46,7 +50,7 @@ def finishing_steps(at_once: Callable[[], object] = lambda: None) -> Iterator[No
     Args:
         at_once: called when the first signal arrives.
     """
-    global _first  # noqa: PLW0603  see above
+    global _first  # noqa: PLW0603
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -58,8 +62,8 @@ def finishing_steps(at_once: Callable[[], object] = lambda: None) -> Iterator[No
             if handler is not None:
                 signal.signal(number, handler)
 
-    def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  the signature of a handler
-        global _first  # noqa: PLW0603  see above
+    def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        global _first  # noqa: PLW0603
         now = time.monotonic()
         if _first is not None and now - _first > _SAME:
             restore()

@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medtransfer.errors import StudyError
-from medtransfer.models.backbone import Backbone
-from medtransfer.models.freeze import FEWEST_TO_TUNE
-from medtransfer.models.heads import Head, LinearHead
-from medtransfer.models.plan import FreezePlan
-from medtransfer.models.schedule import cycles_of
+from medtransfer.models.chain.backbone import Backbone
+from medtransfer.models.heads.linear import Head, LinearHead
+from medtransfer.models.plan.plan import FreezePlan
+from medtransfer.models.plan.rules import FEWEST_TO_TUNE
+from medtransfer.models.plan.schedule import cycles_of
 from medtransfer.tasks.task import Task
 from medtransfer.training.averages import State, adapt_norms, choose_mixture, copy_state, load_state
 from medtransfer.training.batches import Loader
 from medtransfer.training.checkpoint import Checkpoints
-from medtransfer.training.engine import Engine
+from medtransfer.training.device import Engine
 from medtransfer.training.interruption import EndAskedError, asked, finishing_steps
 from medtransfer.training.predicting import measure
 from medtransfer.training.probe import compare_heads, fit_head, pooled_features
@@ -31,9 +31,11 @@ from medtransfer.training.trainer import DivergedError, Progress, Trainer
 _TIMES = ("seconds", "waited", "filled")
 # A tune loss is better only by more than rounding.
 _ROUNDING = 1e-6
-# By less than this share of it a tune loss of a few dozen patients is not better: the end of a cycle, where the learning rate is 0,
-# is kept unless an earlier epoch was better by more, and a training has levelled off where twice the steps gain no more. Of 128 training
-# and 78 tune images (BreastMNIST, five seeds), from scratch: AUC 0.713 and 0.789 after 64 and 192 steps, 0.687 and 0.776 with the lowest.
+# By less than this share of it a tune loss of a few dozen patients is not better: the end of a
+# cycle, where the learning rate is 0, is kept unless an earlier epoch was better by more, and a
+# training has levelled off where twice the steps gain no more. Of 128 training and 78 tune images
+# (BreastMNIST, five seeds), from scratch: AUC 0.713 and 0.789 after 64 and 192 steps, 0.687 and
+# 0.776 with the lowest.
 GAIN = 0.02
 # Of the budget, at whose end it is asked whether a training was still gaining.
 _LAST = 0.25
@@ -45,8 +47,9 @@ class Budget:
 
     Attributes:
         steps: optimiser steps, of one cycle where training goes on until level.
-        patience: epochs without a better tune loss before training stops; None: all epochs are run, as
-            the best ones often come at the end, where the learning rate is low. Not where training goes on until level.
+        patience: epochs without a better tune loss before training stops; None: all epochs are run,
+            as the best ones often come at the end, where the learning rate is low. Not where
+            training goes on until level.
         weight_decay: of AdamW, on matrices only.
     """
 
@@ -60,8 +63,10 @@ class Parts:
     """The batches of a training.
 
     Attributes:
-        train: with random transforms, shuffled. plain: the same images as they are. tune: those that choose.
-        norms: training images as they are, from which averaged weights take the statistics of batch norms.
+        train: with random transforms, shuffled. plain: the same images as they are. tune: those
+            that choose.
+        norms: training images as they are, from which averaged weights take the statistics of batch
+            norms.
     """
 
     train: Loader
@@ -75,22 +80,32 @@ class FitResult:
     """What training did.
 
     Attributes:
-        history: per epoch `epoch, train_loss, tune_loss, tune_loss_raw, tune_auc, averaged, lr, seconds, images_per_second, waiting,
-            filling, memory_gb`: of the weights as they are or averaged, whichever have the lower tune loss; it at the best temperature
-            and as it is (of detection 1 - average precision, and `tune_average_precision`); the shares of the time spent waiting for
-            data and filling the store of kept activations; the most memory held so far. Epoch 0 is the convex head alone.
-        best_epoch: the epoch whose weights were kept: the end of the last cycle, or one whose tune loss was lower by more than 2 %.
+        history: per epoch `epoch, train_loss, tune_loss, tune_loss_raw, tune_auc, averaged, lr,
+            seconds, images_per_second, waiting, filling, memory_gb`: of the weights as they are or
+            averaged, whichever have the lower tune loss; it at the best temperature and as it is
+            (of detection 1 - average precision, and `tune_average_precision`); the shares of the
+            time spent waiting for data and filling the store of kept activations; the most memory
+            held so far. Epoch 0 is the convex head alone.
+        best_epoch: the epoch whose weights were kept: the end of the last cycle, or one whose tune
+            loss was lower by more than 2 %.
         budget_epochs: of the budget; `epochs` at the most where training goes on until level.
-        budget_epoch: the epoch whose weights were kept at the end of the budget. at_budget: these weights, where training went on.
-        levelled: whether twice the steps gained no more than 2 % of the tune loss; None where training was not to go on.
-        improving: whether the last quarter of a budget that ended training lowered the tune loss by more than 2 %.
+        budget_epoch: the epoch whose weights were kept at the end of the budget. at_budget: these
+            weights, where training went on.
+        levelled: whether twice the steps gained no more than 2 % of the tune loss; None where
+            training was not to go on.
+        improving: whether the last quarter of a budget that ended training lowered the tune loss by
+            more than 2 %.
         stopped_early: True where patience ran out before the budget did.
-        diverged: True where the loss was not finite any more and the best weights until then were kept.
-        probe: penalties and losses of the convex head, and of a small cohort `checks`, see `compare_heads`; empty for scratch.
-        kept: log-loss (nats; of detection 1 - average precision) of the weights kept, on the `train` and the `tune` images: the gap between
-            them is what was learnt by heart. `mixture`: share of the fine-tuned weights, 1 where they were not mixed.
+        diverged: True where the loss was not finite any more and the best weights until then were
+            kept.
+        probe: penalties and losses of the convex head, and of a small cohort `checks`, see
+            `compare_heads`; empty for scratch.
+        kept: log-loss (nats; of detection 1 - average precision) of the weights kept, on the
+            `train` and the `tune` images: the gap between them is what was learnt by heart.
+            `mixture`: share of the fine-tuned weights, 1 where they were not mixed.
         seconds, images_per_second, waiting, filling: of the training epochs.
-        memory_gb: the most this process held. joules: of the machine meanwhile; None where it does not tell.
+        memory_gb: the most this process held. joules: of the machine meanwhile; None where it does
+            not tell.
     """
 
     history: list[dict[str, float]]
@@ -128,30 +143,46 @@ def fit(
     """Trains head and backbone in place and leaves them with the best weights, in eval mode.
 
     First the convex head (not for scratch, whose features mean nothing yet), then all that the plan
-    leaves trainable, with AdamW, linear warm-up and cosine decay. What is measured and kept are the weights or their exponential
-    average, at the end or at the epoch whose tune loss is lower by more than 2 %. Until level, warm restarts follow, each cycle as long as
-    all before it, until one gains no more than 2 % of the tune loss, at most four times the budget.
+    leaves trainable, with AdamW, linear warm-up and cosine decay. What is measured and kept are the
+    weights or their exponential average, at the end or at the epoch whose tune loss is lower by
+    more than 2 %. Until level, warm restarts follow, each cycle as long as all before it, until one
+    gains no more than 2 % of the tune loss, at most four times the budget.
 
     Args:
         backbone, head: placed and frozen, see `settle`.
         parts: the images, or what is kept of them.
         plan, budget, engine: what trains, how long, and on what.
-        groups: patient or cluster of every row of the cohort, for the inner folds of the convex head.
+        groups: patient or cluster of every row of the cohort, for the inner folds of the convex
+            head.
         on_epoch: called with each entry of the history and the number of epochs planned.
         checkpoints: where an unfinished training is kept and taken up again.
         say: tells the user something.
 
     Raises:
-        StudyError: the loss is not finite and no earlier weights are good, or the memory does not hold one image.
+        StudyError: the loss is not finite and no earlier weights are good, or the memory does not
+            hold one image.
         KeyboardInterrupt: an end was asked for, by Ctrl-C or SIGTERM; the state is kept.
     """
     meter = EnergyMeter(engine.device)
-    probe = _fit_probe(backbone, cast(LinearHead, head), task, parts, engine, groups) if plan.convex else {}
+    probe = (
+        _fit_probe(backbone, cast(LinearHead, head), task, parts, engine, groups)
+        if plan.convex
+        else {}
+    )
     start = copy_state(backbone, head)
     steps = 0 if plan.strategy == "linear_probe" else budget.steps
     epochs = math.ceil(steps / len(parts.train))
     ends = [cycle * epochs for cycle in cycles_of(plan)]
-    trainer = Trainer(backbone, head, task, plan, budget.weight_decay, engine, [end * len(parts.train) for end in ends], say)
+    trainer = Trainer(
+        backbone,
+        head,
+        task,
+        plan,
+        budget.weight_decay,
+        engine,
+        [end * len(parts.train) for end in ends],
+        say,
+    )
     progress = trainer.resume(checkpoints)
     if progress is None:
         first = _entry(0, measure(backbone, head, task, parts.tune, engine))
@@ -162,20 +193,33 @@ def fit(
         on_epoch(entry, _end_of(entry, ends))
     diverged = stopped = False
     try:
-        stopped = _train(trainer, progress, parts, ends, budget.patience or math.inf, on_epoch, checkpoints)
+        stopped = _train(
+            trainer, progress, parts, ends, budget.patience or math.inf, on_epoch, checkpoints
+        )
     except DivergedError as error:
         if not plan.convex and not progress.best_epoch:
             raise StudyError(str(error)) from error
         diverged = True
-        say(f"the loss is not finite from epoch {len(progress.history)} on; the weights of epoch {progress.best_epoch} are kept")
+        say(
+            f"the loss is not finite from epoch {len(progress.history)} on; the weights of epoch "
+            f"{progress.best_epoch} are kept"
+        )
     # A training that ended before its budget did has nothing else.
     states = [progress.best, *([progress.at_budget or progress.best] if plan.level else [])]
     mixture = 1.0
     if plan.mix and progress.best_epoch:
-        mixture, states = _mix(start, states, (backbone, head), lambda: measure(backbone, head, task, parts.tune, engine)["loss"])
+        mixture, states = _mix(
+            start,
+            states,
+            (backbone, head),
+            lambda: measure(backbone, head, task, parts.tune, engine)["loss"],
+        )
     load_state(states[0], backbone, head)
     backbone.freeze(plan.frozen_stages, plan.norm_policy, plan.tuned)
-    kept = {name: measure(backbone, head, task, part, engine)["raw"] for name, part in (("train", parts.plain), ("tune", parts.tune))}
+    kept = {
+        name: measure(backbone, head, task, part, engine)["raw"]
+        for name, part in (("train", parts.plain), ("tune", parts.tune))
+    }
     trainer.accelerator.free_memory()
     trained = len(progress.history) - 1
     seconds, waited, filled = (progress.total.get(name, 0.0) for name in _TIMES)
@@ -192,7 +236,9 @@ def fit(
         probe=progress.probe,
         kept={**kept, "mixture": mixture},
         seconds=seconds,
-        images_per_second=trained * len(parts.train) * parts.train.batch_size / seconds if trained else 0.0,
+        images_per_second=trained * len(parts.train) * parts.train.batch_size / seconds
+        if trained
+        else 0.0,
         waiting=waited / seconds if trained else 0.0,
         filling=filled / seconds if trained else 0.0,
         memory_gb=peak_memory_gb(engine.device),
@@ -201,7 +247,9 @@ def fit(
 
 
 def has_levelled(ends: Sequence[float]) -> bool:
-    """Whether the last cycle, as long as all before it, lowered the lowest tune loss by no more than 2 %; `ends`: those losses."""
+    """Whether the last cycle, as long as all before it, lowered the lowest tune loss by no more
+    than 2 %; `ends`: those losses.
+    """
     return len(ends) > 1 and ends[-1] >= (1 - GAIN) * ends[-2]
 
 
@@ -217,7 +265,9 @@ def _end_of(entry: dict[str, float], ends: Sequence[int]) -> int:
     return next((end for end in ends if entry["epoch"] <= end), ends[-1])
 
 
-def _mix(start: State, states: Sequence[State], modules: tuple[Backbone, Head], loss: Callable[[], float]) -> tuple[float, list[State]]:
+def _mix(
+    start: State, states: Sequence[State], modules: tuple[Backbone, Head], loss: Callable[[], float]
+) -> tuple[float, list[State]]:
     """Each state mixed with the pretrained one; and the share that the first of them has."""
     shares, mixed = [], []
     for state in states:
@@ -226,7 +276,9 @@ def _mix(start: State, states: Sequence[State], modules: tuple[Backbone, Head], 
     return shares[0], mixed
 
 
-def settle(backbone: Backbone, head: Head, plan: FreezePlan, engine: Engine, images: Loader) -> None:
+def settle(
+    backbone: Backbone, head: Head, plan: FreezePlan, engine: Engine, images: Loader
+) -> None:
     """Places a network and its head on the device, in place, and freezes what the plan says.
 
     Args:
@@ -249,9 +301,11 @@ def _train(
     on_epoch: Callable[[dict[str, float], int], None],
     checkpoints: Checkpoints | None,
 ) -> bool:
-    """Cycles of epochs until the budget is spent, or the tune loss has levelled off; True where patience ran out before.
+    """Cycles of epochs until the budget is spent, or the tune loss has levelled off; True where
+    patience ran out before.
 
-    Patience is for one cycle: after a warm restart the learning rate is high, and nothing can be better until it falls again.
+    Patience is for one cycle: after a warm restart the learning rate is high, and nothing can be
+    better until it falls again.
     """
     patience = patience if len(ends) == 1 else math.inf
     images = len(parts.train) * parts.train.batch_size
@@ -285,15 +339,29 @@ def _train(
         epoch = len(progress.history)
         loss = trainer.run_epoch(parts.train, progress, after_step)
         candidates = trainer.candidates(parts.norms)
-        scores = [measure(*candidate, trainer.task, parts.tune, trainer.engine) for candidate in candidates]
+        scores = [
+            measure(*candidate, trainer.task, parts.tune, trainer.engine)
+            for candidate in candidates
+        ]
         best = min(range(len(scores)), key=lambda number: scores[number]["loss"])
         entry = _entry(epoch, scores[best]) | {"averaged": best}
         note_time()
         seconds, waited, filled = (progress.now[name] for name in _TIMES)
-        entry |= {"train_loss": loss, "lr": trainer.head_rate, "seconds": seconds, "images_per_second": images / seconds}
-        entry |= {"waiting": waited / seconds, "filling": filled / seconds, "memory_gb": peak_memory_gb(trainer.engine.device)}
+        entry |= {
+            "train_loss": loss,
+            "lr": trainer.head_rate,
+            "seconds": seconds,
+            "images_per_second": images / seconds,
+        }
+        entry |= {
+            "waiting": waited / seconds,
+            "filling": filled / seconds,
+            "memory_gb": peak_memory_gb(trainer.engine.device),
+        }
         progress.history.append(entry)
-        progress.total = {name: progress.total.get(name, 0.0) + value for name, value in progress.now.items()}
+        progress.total = {
+            name: progress.total.get(name, 0.0) + value for name, value in progress.now.items()
+        }
         progress.now, progress.losses = {}, []
         _choose(progress, entry["tune_loss"], candidates[best], ends)
         on_epoch(entry, _end_of(entry, ends))
@@ -312,8 +380,12 @@ def _train(
     return False
 
 
-def _choose(progress: Progress, loss: float, modules: tuple[Backbone, Head], ends: Sequence[int]) -> None:
-    """Keeps the weights of the last epoch if its tune loss is the lowest, or as good as that at the end of a cycle."""
+def _choose(
+    progress: Progress, loss: float, modules: tuple[Backbone, Head], ends: Sequence[int]
+) -> None:
+    """Keeps the weights of the last epoch if its tune loss is the lowest, or as good as that at the
+    end of a cycle.
+    """
     epoch = len(progress.history) - 1
     lower = loss < progress.lowest - _ROUNDING
     if lower or (epoch in ends and (1 - GAIN) * loss <= progress.lowest):
@@ -329,12 +401,27 @@ def _choose(progress: Progress, loss: float, modules: tuple[Backbone, Head], end
 def _entry(epoch: int, scores: dict[str, float]) -> dict[str, float]:
     """An entry of the history, from what `measure` gives of the tune part."""
     names = {"loss": "tune_loss", "raw": "tune_loss_raw"}
-    return {"epoch": epoch, **{names.get(name, f"tune_{name}"): value for name, value in scores.items()}}
+    return {
+        "epoch": epoch,
+        **{names.get(name, f"tune_{name}"): value for name, value in scores.items()},
+    }
 
 
-def _fit_probe(backbone: Backbone, head: LinearHead, task: Task, parts: Parts, engine: Engine, groups: NDArray[np.int64]) -> dict[str, Any]:
+def _fit_probe(
+    backbone: Backbone,
+    head: LinearHead,
+    task: Task,
+    parts: Parts,
+    engine: Engine,
+    groups: NDArray[np.int64],
+) -> dict[str, Any]:
     features = pooled_features(backbone, head, parts.plain, engine)
     units = groups[features.rows]
     fewest = min(len(np.unique(units[features.targets[:, 0] == value])) for value in (0, 1))
-    checks = compare_heads(features, units, task.positive_weights[0]) if fewest < FEWEST_TO_TUNE else {}
-    return {**fit_head(head, features, units, task.positive_weights, parts.train.seed or 0), "checks": checks}
+    checks = (
+        compare_heads(features, units, task.positive_weights[0]) if fewest < FEWEST_TO_TUNE else {}
+    )
+    return {
+        **fit_head(head, features, units, task.positive_weights, parts.train.seed or 0),
+        "checks": checks,
+    }

@@ -8,15 +8,17 @@ from typing import Any, cast
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from medtransfer.models.backbone import Backbone
-from medtransfer.models.heads import Head
+from medtransfer.models.chain.backbone import Backbone
+from medtransfer.models.heads.linear import Head
 from medtransfer.tasks.task import Batch, Task
 from medtransfer.training.batches import collect
-from medtransfer.training.engine import Engine
+from medtransfer.training.device import Engine
 
 
 class Network(nn.Module):
-    """Backbone and head as one module: activations to what the head gives, in the engine's precision as far as either lets it."""
+    """Backbone and head as one module: activations to what the head gives, in the engine's
+    precision as far as either lets it.
+    """
 
     def __init__(self, backbone: Backbone, head: nn.Module, engine: Engine) -> None:
         super().__init__()
@@ -28,19 +30,31 @@ class Network(nn.Module):
         return self.backbone.names[-1] not in cast(Head, self.head).taps
 
     def forward(self, features: dict[str, Tensor], present: Tensor) -> Any:
-        """Activations by name, and the slices that count -> what the head gives, such as logits (batch, label)."""
+        """Activations by name, and the slices that count -> what the head gives, such as logits
+        (batch, label).
+        """
         with self.engine.autocast():
             taps = self.backbone(self.engine.move(features), cast(Head, self.head).taps)
             return self.head(taps, present)
 
 
-def predict(backbone: Backbone, head: nn.Module, task: Task, batches: Iterable[Batch], engine: Engine) -> tuple[NDArray[Any], NDArray[Any]]:
-    """What the task keeps of every image, corrected, float64, and the targets; in the order of the batches."""
+def predict(
+    backbone: Backbone, head: nn.Module, task: Task, batches: Iterable[Batch], engine: Engine
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """What the task keeps of every image, corrected, float64, and the targets; in the order of the
+    batches.
+    """
     network = Network(backbone, head, engine).eval()
-    found, targets, _ = collect(batches, engine, lambda batch: task.predict(network(batch["features"], batch["present"])))
+    found, targets, _ = collect(
+        batches, engine, lambda batch: task.predict(network(batch["features"], batch["present"]))
+    )
     return task.correct(found), targets
 
 
-def measure(backbone: Backbone, head: nn.Module, task: Task, batches: Iterable[Batch], engine: Engine) -> dict[str, float]:
-    """How well a part is predicted: `loss`, by which epochs are chosen, `raw`, and more; see `Task.score`."""
+def measure(
+    backbone: Backbone, head: nn.Module, task: Task, batches: Iterable[Batch], engine: Engine
+) -> dict[str, float]:
+    """How well a part is predicted: `loss`, by which epochs are chosen, `raw`, and more; see
+    `Task.score`.
+    """
     return task.score(*predict(backbone, head, task, batches, engine))

@@ -18,12 +18,12 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from medtransfer.errors import StudyError
-from medtransfer.evaluation.recalibration import log_losses
-from medtransfer.models.backbone import Backbone
-from medtransfer.models.heads import LinearHead
+from medtransfer.evaluation.metrics.recalibration import log_losses
+from medtransfer.models.chain.backbone import Backbone
+from medtransfer.models.heads.linear import LinearHead
 from medtransfer.tasks.task import Batch
 from medtransfer.training.batches import collect
-from medtransfer.training.engine import Engine
+from medtransfer.training.device import Engine
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -33,7 +33,8 @@ PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _PENALTY = 1e-3
 _FOLDS, _FEW_UNITS, _REPEATS = 5, 60, 3
 _INNER = 3
-# Multiplications for a Hessian up to which Newton's steps are quicker than those of L-BFGS; how many, and the gain at which they end.
+# Multiplications for a Hessian up to which Newton's steps are quicker than those of L-BFGS; how
+# many, and the gain at which they end.
 _SMALL, _STEPS, _CLOSE = 8_000_000, 100, 1e-12
 
 
@@ -52,7 +53,9 @@ class Features:
     rows: Int
 
 
-def pooled_features(backbone: Backbone, head: LinearHead, batches: Iterable[Batch], engine: Engine) -> Features:
+def pooled_features(
+    backbone: Backbone, head: LinearHead, batches: Iterable[Batch], engine: Engine
+) -> Features:
     """What the head pools from its activations, eval mode, in the order of the batches."""
     head.eval()
 
@@ -63,9 +66,14 @@ def pooled_features(backbone: Backbone, head: LinearHead, batches: Iterable[Batc
 
 
 def features_by_stage(
-    backbone: Backbone, batches: Iterable[Batch], engine: Engine, pooling: Literal["mean", "max"] = "mean"
+    backbone: Backbone,
+    batches: Iterable[Batch],
+    engine: Engine,
+    pooling: Literal["mean", "max"] = "mean",
 ) -> dict[str, Features]:
-    """Pooled features of every stage, eval mode, in one pass; `pooling` of the slices of a volume."""
+    """Pooled features of every stage, eval mode, in one pass; `pooling` of the slices of a
+    volume.
+    """
     pools = {stage.name: LinearHead(stage, 1, pooling) for stage in backbone.stages}
 
     def pool(taps: dict[str, torch.Tensor], batch: Batch) -> torch.Tensor:
@@ -74,10 +82,15 @@ def features_by_stage(
     joined = _collect(backbone, backbone.names, pool, batches, engine)
     ends = np.cumsum([stage.channels for stage in backbone.stages])
     pieces = np.split(joined.values, ends[:-1], axis=1)
-    return {name: Features(piece, joined.targets, joined.rows) for name, piece in zip(backbone.names, pieces, strict=True)}
+    return {
+        name: Features(piece, joined.targets, joined.rows)
+        for name, piece in zip(backbone.names, pieces, strict=True)
+    }
 
 
-def _collect(backbone: Backbone, taps: list[str], pool: Any, batches: Iterable[Batch], engine: Engine) -> Features:
+def _collect(
+    backbone: Backbone, taps: list[str], pool: Any, batches: Iterable[Batch], engine: Engine
+) -> Features:
     backbone.eval()
 
     def work(batch: Batch) -> torch.Tensor:
@@ -90,10 +103,14 @@ def _collect(backbone: Backbone, taps: list[str], pool: Any, batches: Iterable[B
     return Features(values.astype(np.float64), targets.astype(np.float64), rows)
 
 
-def fit_path(values: Float, labels: Int, weight: float, penalties: tuple[float, ...] = PENALTIES) -> tuple[Float, Float]:
-    """L2-logistic regressions on standardised features, one per penalty, each solved to convergence.
+def fit_path(
+    values: Float, labels: Int, weight: float, penalties: tuple[float, ...] = PENALTIES
+) -> tuple[Float, Float]:
+    """L2-logistic regressions on standardised features, one per penalty, each solved to
+    convergence.
 
-    With fewer images than channels the fit is done in the span of the images, which is the same fit.
+    With fewer images than channels the fit is done in the span of the images, which is the same
+    fit.
 
     Args:
         values: (image, channel).
@@ -108,9 +125,14 @@ def fit_path(values: Float, labels: Int, weight: float, penalties: tuple[float, 
         StudyError: a feature is not finite.
     """
     if not np.isfinite(values).all():
-        raise StudyError("features of the backbone are not finite. Set train.precision=fp32, or take other weights.")
+        raise StudyError(
+            "features of the backbone are not finite. Set train.precision=fp32, or take other "
+            "weights."
+        )
     mean, scale = values.mean(0), values.std(0)
-    scale[scale < 1e-8] = 1.0  # a channel that never varies carries nothing; its coefficient stays 0
+    scale[scale < 1e-8] = (
+        1.0  # a channel that never varies carries nothing; its coefficient stays 0
+    )
     inputs = (values - mean) / scale
     directions = None
     if inputs.shape[0] < inputs.shape[1]:
@@ -127,7 +149,9 @@ def fit_path(values: Float, labels: Int, weight: float, penalties: tuple[float, 
 
 def _solve_large(inputs: Float, labels: Int, weight: float, penalties: tuple[float, ...]) -> Float:
     """Coefficients, and behind them the intercept; (penalty, channel + 1)."""
-    model = LogisticRegression(max_iter=5000, tol=1e-9, class_weight={0: 1.0, 1: weight}, warm_start=True)
+    model = LogisticRegression(
+        max_iter=5000, tol=1e-9, class_weight={0: 1.0, 1: weight}, warm_start=True
+    )
     found = []
     for penalty in penalties:
         model.set_params(C=penalty).fit(inputs, labels)
@@ -136,9 +160,11 @@ def _solve_large(inputs: Float, labels: Int, weight: float, penalties: tuple[flo
 
 
 def _solve_small(inputs: Float, labels: Int, weight: float, penalties: tuple[float, ...]) -> Float:
-    """As `_solve_large`, by Newton's method, for a few dozen images ten times as fast: scikit-learn's checks outweigh the arithmetic.
+    """As `_solve_large`, by Newton's method, for a few dozen images ten times as fast:
+    scikit-learn's checks outweigh the arithmetic.
 
-    Steps are halved until the loss falls by a share of what its slope promises (Armijo), so that they cannot overshoot.
+    Steps are halved until the loss falls by a share of what its slope promises (Armijo), so that
+    they cannot overshoot.
     """
     design, truth = np.column_stack([inputs, np.ones(len(inputs))]), labels == 1
     mass = np.where(truth, weight, 1.0)
@@ -154,26 +180,34 @@ def _solve_small(inputs: Float, labels: Int, weight: float, penalties: tuple[flo
         for _ in range(_STEPS):
             probability = expit(design @ values)
             slope = design.T @ (mass * (probability - truth)) + ridge * values
-            curvature = (design.T * (mass * probability * (1 - probability))) @ design + np.diag(ridge)
+            curvature = (design.T * (mass * probability * (1 - probability))) @ design + np.diag(
+                ridge
+            )
             step = np.linalg.solve(curvature, slope)
             promised = float(slope @ step)
             if promised <= _CLOSE * max(1.0, now):
                 break
             length = 1.0
-            while (new := loss(values - length * step)) > now - 1e-4 * length * promised and length > 1e-9:
+            while (
+                new := loss(values - length * step)
+            ) > now - 1e-4 * length * promised and length > 1e-9:
                 length /= 2
             values, now = values - length * step, new
         found.append(values)
     return np.array(found)
 
 
-def inner_folds(labels: Int, groups: Int, folds: int, repeats: int, seed: int = 0) -> Iterator[tuple[Int, Int]]:
-    """Repeated folds by group, stratified by label; those whose training part lacks a class are left out.
+def inner_folds(
+    labels: Int, groups: Int, folds: int, repeats: int, seed: int = 0
+) -> Iterator[tuple[Int, Int]]:
+    """Repeated folds by group, stratified by label; those whose training part lacks a class are
+    left out.
 
     Args:
         labels: (image,), 0 or 1.
         groups: (image,), images of one group (patient, or cluster) stay together.
-        folds: at the most; no more than there are groups of the smaller class, none where there is one.
+        folds: at the most; no more than there are groups of the smaller class, none where there is
+            one.
         repeats: draws of the folds.
         seed: of the draws.
 
@@ -184,16 +218,25 @@ def inner_folds(labels: Int, groups: Int, folds: int, repeats: int, seed: int = 
     if fewest < 2:
         return
     for repeat in range(repeats):
-        splitter = StratifiedGroupKFold(min(folds, fewest), shuffle=True, random_state=(seed * repeats + repeat) % 2**32)
+        splitter = StratifiedGroupKFold(
+            min(folds, fewest), shuffle=True, random_state=(seed * repeats + repeat) % 2**32
+        )
         for train, held in splitter.split(labels, labels, groups):
             if len(set(labels[train])) == 2 and len(held):
                 yield train, held
 
 
 def choose_penalty(
-    values: Float, labels: Int, groups: Int, weight: float, folds: int = _FOLDS, seed: int = 0, repeats: int | None = None
+    values: Float,
+    labels: Int,
+    groups: Int,
+    weight: float,
+    folds: int = _FOLDS,
+    seed: int = 0,
+    repeats: int | None = None,
 ) -> tuple[float, float]:
-    """The penalty with the lowest weighted log-loss on inner folds by group; left out, `repeats` is 3 where units are few.
+    """The penalty with the lowest weighted log-loss on inner folds by group; left out, `repeats` is
+    3 where units are few.
 
     Returns:
         The penalty, and that log-loss; where no folds can be made, a strong penalty and NaN.
@@ -211,8 +254,15 @@ def choose_penalty(
     return PENALTIES[best], float(total[best] / count)
 
 
-def fit_head(head: LinearHead, features: Features, groups: Int, positive_weights: tuple[float, ...], seed: int = 0) -> dict[str, Any]:
-    """Solves the head to convergence and writes it into `head`; the penalty is chosen on inner folds.
+def fit_head(
+    head: LinearHead,
+    features: Features,
+    groups: Int,
+    positive_weights: tuple[float, ...],
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Solves the head to convergence and writes it into `head`; the penalty is chosen on inner
+    folds.
 
     Args:
         head: with one output per label.
@@ -236,9 +286,14 @@ def fit_head(head: LinearHead, features: Features, groups: Int, positive_weights
 
 
 def solve_without(
-    head: LinearHead, features: Features, left_out: Int, positive_weights: tuple[float, ...], penalties: Sequence[float]
+    head: LinearHead,
+    features: Features,
+    left_out: Int,
+    positive_weights: tuple[float, ...],
+    penalties: Sequence[float],
 ) -> None:
-    """Solves the head on all images but some, with penalties that were chosen before, and writes it into `head`.
+    """Solves the head on all images but some, with penalties that were chosen before, and writes it
+    into `head`.
 
     Args:
         head, features, positive_weights: see `fit_head`.
@@ -253,11 +308,13 @@ def solve_without(
 
 
 def compare_heads(features: Features, groups: Int, weight: float) -> dict[str, float]:
-    """AUC of three heads by repeated cross-validation by group: a check on a cohort too small to tune anything on.
+    """AUC of three heads by repeated cross-validation by group: a check on a cohort too small to
+    tune anything on.
 
-    `logistic` is the convex head with its penalty from inner folds; `prototype` scores by the distances to the mean of
-    each class (Snell et al. 2017, arXiv:1703.05175), `neighbours` by the five nearest images, both on standardised
-    features. Where a simpler head does as well, the logistic one has not learnt more than that.
+    `logistic` is the convex head with its penalty from inner folds; `prototype` scores by the
+    distances to the mean of each class (Snell et al. 2017, arXiv:1703.05175), `neighbours` by the
+    five nearest images, both on standardised features. Where a simpler head does as well, the
+    logistic one has not learnt more than that.
 
     Returns:
         Mean AUC over folds by head; empty where no folds can be made.
@@ -267,12 +324,22 @@ def compare_heads(features: Features, groups: Int, weight: float) -> dict[str, f
     for train, held in inner_folds(labels, groups, _FOLDS, _REPEATS):
         if len(set(labels[held])) < 2:
             continue
-        penalty, _ = choose_penalty(features.values[train], labels[train], groups[train], weight, _INNER, repeats=1)
-        coefficients, intercepts = fit_path(features.values[train], labels[train], weight, (penalty,))
+        penalty, _ = choose_penalty(
+            features.values[train], labels[train], groups[train], weight, _INNER, repeats=1
+        )
+        coefficients, intercepts = fit_path(
+            features.values[train], labels[train], weight, (penalty,)
+        )
         scores = {"logistic": features.values[held] @ coefficients[0] + intercepts[0]}
         scale = StandardScaler().fit(features.values[train])
-        inside, outside = scale.transform(features.values[train]), scale.transform(features.values[held])
-        negative, positive = (np.linalg.norm(outside - inside[labels[train] == value].mean(0), axis=1) for value in (0, 1))
+        inside, outside = (
+            scale.transform(features.values[train]),
+            scale.transform(features.values[held]),
+        )
+        negative, positive = (
+            np.linalg.norm(outside - inside[labels[train] == value].mean(0), axis=1)
+            for value in (0, 1)
+        )
         scores["prototype"] = negative - positive
         neighbours = KNeighborsClassifier(min(5, len(train))).fit(inside, labels[train])
         scores["neighbours"] = neighbours.predict_proba(outside)[:, 1]

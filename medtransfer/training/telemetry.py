@@ -12,7 +12,9 @@ _COUNTERS = Path("/sys/class/powercap")
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """The most memory this process has held so far, in 2^30 bytes: of the GPU where it trains on one, else its resident memory."""
+    """The most memory this process has held so far, in 2^30 bytes: of the GPU where it trains on
+    one, else its resident memory.
+    """
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device)) / 2**30
     if sys.platform == "win32":
@@ -24,9 +26,11 @@ def peak_memory_gb(device: torch.device) -> float:
 
 
 class EnergyMeter:
-    """Energy from the counters of the processor packages (RAPL), and of the GPU (NVML, with `nvidia-ml-py`).
+    """Energy from the counters of the processor packages (RAPL), and of the GPU (NVML, with
+    `nvidia-ml-py`).
 
-    These count the whole machine, whoever uses it: an estimate of what a training took where nothing else ran.
+    These count the whole machine, whoever uses it: an estimate of what a training took where
+    nothing else ran.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -37,7 +41,11 @@ class EnergyMeter:
         """Since this was made; None where the machine does not tell."""
         now = self._read()
         # A counter that ran over says nothing.
-        spent = [now[name] - begun for name, begun in self._begun.items() if name in now and now[name] >= begun]
+        spent = [
+            now[name] - begun
+            for name, begun in self._begun.items()
+            if name in now and now[name] >= begun
+        ]
         return sum(spent) if spent else None
 
     def _read(self) -> dict[str, float]:
@@ -53,8 +61,12 @@ class EnergyMeter:
 
                 pynvml.nvmlInit()
                 # By its name: NVML counts all GPUs, also those hidden from this process.
-                handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(self.device).uuid}")
+                handle = pynvml.nvmlDeviceGetHandleByUUID(
+                    f"GPU-{torch.cuda.get_device_properties(self.device).uuid}"
+                )
                 found["gpu"] = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
-            except Exception:  # an extra that is missing, an old driver, a virtual GPU: then it does not tell
+            except (
+                Exception
+            ):  # an extra that is missing, an old driver, a virtual GPU: then it does not tell
                 return found
         return found

@@ -1,4 +1,6 @@
-"""The curves of a training in TensorBoard or MLflow, where asked for; `metrics.jsonl` is written whatever is asked."""
+"""The curves of a training in TensorBoard or MLflow, where asked for; `metrics.jsonl` is written
+whatever is asked.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def refuse_missing(track: Track | None) -> None:
         ConfigError: what is asked for is not installed.
     """
     if track is not None and find_spec(track) is None:
-        raise ConfigError(f'train.track: {track} is not installed: pip install "medtransfer[track]".')
+        raise ConfigError(
+            f'train.track: {track} is not installed: pip install "medtransfer[track]".'
+        )
 
 
 @contextmanager
@@ -33,12 +37,17 @@ def tracking(track: Track | None, name: str, folder: Path) -> Iterator[Log]:
     Args:
         track: where; None: nowhere.
         name: of the run.
-        folder: of the run. TensorBoard writes into it; MLflow where its own variables (`MLFLOW_TRACKING_URI`) say.
+        folder: of the run. TensorBoard writes into it; MLflow where its own variables
+            (`MLFLOW_TRACKING_URI`) say.
     """
     if track is None:
         yield lambda *_: None
         return
-    tracker = TensorBoardTracker("tensorboard", folder) if track == "tensorboard" else MLflowTracker("medtransfer", run_name=name)
+    tracker = (
+        TensorBoardTracker("tensorboard", folder)
+        if track == "tensorboard"
+        else MLflowTracker("medtransfer", run_name=name)
+    )
     tracker.start()
     try:
         yield lambda values, epoch: tracker.log(dict(values), step=epoch)

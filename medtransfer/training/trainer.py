@@ -1,4 +1,6 @@
-"""The moving parts of one training, step by step: weights, averages, optimiser, and what an interruption must not lose."""
+"""The moving parts of one training, step by step: weights, averages, optimiser, and what an
+interruption must not lose.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +14,20 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from medtransfer.errors import StudyError
-from medtransfer.models.backbone import Backbone
-from medtransfer.models.heads import Head
-from medtransfer.models.plan import FreezePlan
-from medtransfer.models.schedule import frozen_at, parameter_groups, rate_at
+from medtransfer.models.chain.backbone import Backbone
+from medtransfer.models.heads.linear import Head
+from medtransfer.models.plan.plan import FreezePlan
+from medtransfer.models.plan.schedule import frozen_at, parameter_groups, rate_at
 from medtransfer.tasks.task import Batch, Task
 from medtransfer.training.averages import Anchor, Averages, State, load_state
 from medtransfer.training.batches import Loader
 from medtransfer.training.checkpoint import Checkpoints
-from medtransfer.training.engine import Engine
+from medtransfer.training.device import Engine
 from medtransfer.training.predicting import Network
 
 _CLIP_NORM = 5.0
-# Steps between two looks at the losses, and of several processes at each other: to look is to wait for an accelerator.
+# Steps between two looks at the losses, and of several processes at each other: to look is to wait
+# for an accelerator.
 _LOOK = 16
 
 Candidate = tuple[Backbone, Head]
@@ -40,13 +43,15 @@ class Progress:
 
     Attributes:
         history: entries of finished epochs, the first before training.
-        best, best_epoch: the weights that are kept so far, and their epoch. lowest, lowest_epoch: the lowest tune loss, and its epoch.
+        best, best_epoch: the weights that are kept so far, and their epoch. lowest, lowest_epoch:
+            the lowest tune loss, and its epoch.
         probe: of the convex head.
-        ends: the lowest tune loss at the end of every cycle that is done. at_budget, budget_epoch: what was kept at the end of the first.
+        ends: the lowest tune loss at the end of every cycle that is done. at_budget, budget_epoch:
+            what was kept at the end of the first.
         step: optimiser steps done.
         losses: of the steps of this epoch.
-        now, total: of this epoch so far, and of all finished ones: `seconds`, and of them `waited` for data and `filled` the
-            store of kept activations.
+        now, total: of this epoch so far, and of all finished ones: `seconds`, and of them `waited`
+            for data and `filled` the store of kept activations.
     """
 
     history: list[dict[str, float]]
@@ -86,8 +91,18 @@ class Trainer:
         ends: Sequence[int],
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.backbone, self.head, self.task, self.plan, self.engine, self.ends, self.say = backbone, head, task, plan, engine, ends, say
-        self.optimizer = torch.optim.AdamW(parameter_groups(backbone, head, plan, weight_decay), fused=True)
+        self.backbone, self.head, self.task, self.plan, self.engine, self.ends, self.say = (
+            backbone,
+            head,
+            task,
+            plan,
+            engine,
+            ends,
+            say,
+        )
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(backbone, head, plan, weight_decay), fused=True
+        )
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.anchor = Anchor(backbone) if plan.l2_sp else None
         self.accelerator: Accelerator = engine.make_accelerator()
@@ -98,8 +113,11 @@ class Trainer:
         self._network: torch.nn.Module = Network(backbone, head, engine)
         self._unseen: list[Tensor] = []
 
-    def run_epoch(self, batches: Loader, progress: Progress, after_step: Callable[[], None] = lambda: None) -> float:
-        """One pass, or what is left of it or of the steps, from where the progress stands; the mean loss.
+    def run_epoch(
+        self, batches: Loader, progress: Progress, after_step: Callable[[], None] = lambda: None
+    ) -> float:
+        """One pass, or what is left of it or of the steps, from where the progress stands; the mean
+        loss.
 
         Raises:
             DivergedError: a loss was not finite.
@@ -136,14 +154,20 @@ class Trainer:
         """Notes the losses of the last steps.
 
         Raises:
-            DivergedError: one is not finite; with a gradient scaler, which leaves such steps out, all of them.
+            DivergedError: one is not finite; with a gradient scaler, which leaves such steps out,
+                all of them.
         """
         # The same on all processes, so that none goes on alone.
         losses = self.engine.mean(torch.stack(self._unseen)).tolist() if self._unseen else []
         self._unseen = []
         finite = [loss for loss in losses if math.isfinite(loss)]
-        if losses and (not finite or (len(finite) < len(losses) and self.accelerator.scaler is None)):
-            raise DivergedError("the training loss is not finite. Lower plan.backbone_lr and plan.head_lr, or set train.precision=fp32.")
+        if losses and (
+            not finite or (len(finite) < len(losses) and self.accelerator.scaler is None)
+        ):
+            raise DivergedError(
+                "the training loss is not finite. Lower plan.backbone_lr and plan.head_lr, or set "
+                "train.precision=fp32."
+            )
         progress.losses += finite
 
     def _step(self, batch: Batch) -> Tensor:
@@ -163,14 +187,18 @@ class Trainer:
         return loss
 
     def _backward(self, batch: Batch) -> Tensor:
-        """Gradients of one batch, in as many pieces as the memory asks for; the loss, without the penalty of L2-SP."""
+        """Gradients of one batch, in as many pieces as the memory asks for; the loss, without the
+        penalty of L2-SP.
+        """
         size = len(batch["targets"])
         length = math.ceil(size / self.pieces)
         shown = torch.zeros((), device=self.engine.device)
         for at in range(0, size, length):
             part = slice(at, at + length)
             targets = batch["targets"][part].to(self.engine.device, non_blocking=True)
-            outputs = self._network({name: x[part] for name, x in batch["features"].items()}, batch["present"][part])
+            outputs = self._network(
+                {name: x[part] for name, x in batch["features"].items()}, batch["present"][part]
+            )
             loss = self.task.loss(outputs, targets)["loss"] * (len(targets) / size)
             shown += loss.detach()
             self.accelerator.backward(loss)
@@ -182,19 +210,23 @@ class Trainer:
     def _halve(self, size: int, error: RuntimeError) -> None:
         if self.pieces >= size:
             raise StudyError(
-                f"out of memory with a single image at a time ({str(error).splitlines()[0]}). Lower image.size, freeze more stages, or "
+                f"out of memory with a single image at a time ({str(error).splitlines()[0]}). "
+                "Lower image.size, freeze more stages, or "
                 "take a smaller backbone."
             ) from error
         self.pieces *= 2
         if self.engine.device.type == "cuda":
             torch.cuda.empty_cache()
         self.say(
-            f"out of memory with {size} images at once: from here on {math.ceil(size / self.pieces)} at a time, {self.pieces} times for "
+            f"out of memory with {size} images at once: from here on "
+            f"{math.ceil(size / self.pieces)} at a time, {self.pieces} times for "
             "each step, so that the batch stays as it is"
         )
 
     def candidates(self, batches: Loader) -> list[Candidate]:
-        """The weights that an epoch may leave: as they are, and averaged, whose batch norms take their statistics anew from `batches`."""
+        """The weights that an epoch may leave: as they are, and averaged, whose batch norms take
+        their statistics anew from `batches`.
+        """
         self.averages.refresh(batches, self.engine)
         self._share_statistics(self.averages.backbone)
         return [(self.backbone, self.head), (self.averages.backbone, self.averages.head)]
@@ -222,7 +254,9 @@ class Trainer:
         state = checkpoints.load() if checkpoints is not None else None
         if state is None:
             return None
-        load_state(state["modules"], self.backbone, self.head, self.averages.backbone, self.averages.head)
+        load_state(
+            state["modules"], self.backbone, self.head, self.averages.backbone, self.averages.head
+        )
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"] and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -231,4 +265,8 @@ class Trainer:
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
     # On a CPU torch tells it in words alone.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or "can't allocate memory" in str(error)
+        or "not enough memory" in str(error)
+    )

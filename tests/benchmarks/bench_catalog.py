@@ -1,7 +1,9 @@
-"""Chains of as many architectures as the machine has patience for: exact, one stage, or wrong; and what they cost.
+"""Chains of as many architectures as the machine has patience for: exact, one stage, or wrong; and
+what they cost.
 
-python tests/benchmarks/bench_catalog.py                     three of every family of timm, and MONAI's
-python tests/benchmarks/bench_catalog.py '*' --write         all below --most million parameters, into measured.csv
+python tests/benchmarks/bench_catalog.py                     three of every family of timm, and
+MONAI's python tests/benchmarks/bench_catalog.py '*' --write         all below --most million
+parameters, into measured.csv
 """
 
 from __future__ import annotations
@@ -16,10 +18,10 @@ import warnings
 import timm
 import torch
 from medtransfer.errors import WeightsError
-from medtransfer.models.backbone import Backbone
-from medtransfer.models.catalog import load_backbone
-from medtransfer.models.measure import Cost, measure_backbone, read_table, write_table
-from medtransfer.models.volumes import NAMES
+from medtransfer.models.catalog.catalog import load_backbone
+from medtransfer.models.catalog.measured import Cost, measure_backbone, read_table, write_table
+from medtransfer.models.chain.backbone import Backbone
+from medtransfer.models.weights.inflation import NAMES
 from timm.models import is_model, list_modules
 from timm.models._registry import _model_to_module
 
@@ -43,7 +45,10 @@ def choose(pattern: str | None, most: float) -> list[str]:
         return [name for name in names if not is_model(name) or parameters_of(name) <= most]
     families = collections.defaultdict(list)
     for name in timm.list_models():
-        if not any(word in name for word in ("huge", "giant", "gigantic", "enormous", "so400", "7b", "xxlarge")):
+        if not any(
+            word in name
+            for word in ("huge", "giant", "gigantic", "enormous", "so400", "7b", "xxlarge")
+        ):
             families[_model_to_module[name]].append(name)
     assert len(families) > len(list_modules()) / 2
     chosen = list(NAMES)
@@ -55,7 +60,9 @@ def choose(pattern: str | None, most: float) -> list[str]:
 
 
 def wrong(backbone: Backbone) -> str:
-    """What differs from the network on another image, in eval and in training; "" where nothing does."""
+    """What differs from the network on another image, in eval and in training; "" where nothing
+    does.
+    """
     side = backbone.recipe.size
     space = (side, side) if backbone.ndim == 2 else (24, side, side)
     image = torch.randn(2, 3, *space, generator=torch.Generator().manual_seed(7))
@@ -72,12 +79,27 @@ def wrong(backbone: Backbone) -> str:
                 else:
                     features = backbone.network.forward_features(image)
                     pooled = not isinstance(features, torch.Tensor)
-                    found.append(backbone.network.forward_head(features, pre_logits=True) if pooled else features)
+                    found.append(
+                        backbone.network.forward_head(features, pre_logits=True)
+                        if pooled
+                        else features
+                    )
             backbone.load_state_dict(state)
         if not torch.equal(*found):
-            return f"differs by {(found[0] - found[1]).abs().max():.2g} in {'training' if mode else 'eval'}"
-    owned = sum(parameter.numel() for index in range(len(backbone.stages)) for parameter in backbone.stage_parameters(index))
-    return "" if owned == sum(parameter.numel() for parameter in backbone.parameters()) else "a parameter belongs to no stage, or to two"
+            return (
+                f"differs by {(found[0] - found[1]).abs().max():.2g} in "
+                f"{'training' if mode else 'eval'}"
+            )
+    owned = sum(
+        parameter.numel()
+        for index in range(len(backbone.stages))
+        for parameter in backbone.stage_parameters(index)
+    )
+    return (
+        ""
+        if owned == sum(parameter.numel() for parameter in backbone.parameters())
+        else "a parameter belongs to no stage, or to two"
+    )
 
 
 def main() -> int:
@@ -117,7 +139,10 @@ def main() -> int:
             costs[name] = measure_backbone(name)
             write_table(costs)
     tried = sum(counts.values())
-    print(f"{tried} architectures of {len(names)} tried: {dict(counts)}; exact {counts['exact'] / max(1, tried):.0%}")
+    print(
+        f"{tried} architectures of {len(names)} tried: {dict(counts)}; exact "
+        f"{counts['exact'] / max(1, tried):.0%}"
+    )
     return int(bool(faults) or counts["exact"] < _LEAST_EXACT * tried)
 
 

@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import medtransfer as mt
 import numpy as np
-from medtransfer.data.loading import fixed_transforms
-from medtransfer.data.transforms import Fixed
-from medtransfer.evaluation import influence
+from medtransfer.data.grid.fixed import Fixed
+from medtransfer.data.grid.monai import fixed_transforms
+from medtransfer.evaluation.intervals import influence
 
 REPEATS = 5
 
@@ -28,7 +28,11 @@ def median_seconds(work: Callable[[], object]) -> float:
 
 
 def report(name: str, ours: float, baseline: float) -> None:
-    print(f"{name}: {baseline / ours:.2f} times the baseline's speed ({ours * 1e3:.0f} ms against {baseline * 1e3:.0f} ms)", flush=True)
+    print(
+        f"{name}: {baseline / ours:.2f} times the baseline's speed ({ours * 1e3:.0f} ms against "
+        f"{baseline * 1e3:.0f} ms)",
+        flush=True,
+    )
 
 
 def bench_image_cache(cohort: mt.Cohort) -> None:
@@ -36,7 +40,11 @@ def bench_image_cache(cohort: mt.Cohort) -> None:
     pipeline = fixed_transforms(96)
     entries = mt.inspect_images(cohort, fixed=Fixed(96))["entry"].tolist()
     cached = median_seconds(lambda: [np.load(entry) for entry in entries])
-    report("reading cached images against decoding them", cached, median_seconds(lambda: [pipeline({"image": p}) for p in paths]))
+    report(
+        "reading cached images against decoding them",
+        cached,
+        median_seconds(lambda: [pipeline({"image": p}) for p in paths]),
+    )
 
 
 def bench_delong() -> None:
@@ -52,7 +60,13 @@ def bench_delong() -> None:
     patients, weight = np.arange(6000), np.ones(6000)
     report(
         "fast DeLong of 6,000 images against its definition",
-        median_seconds(lambda: influence.estimate(score[None], target, weight, patients, 6000, influence.auc).variance),
+        median_seconds(
+            lambda: (
+                influence.estimate(
+                    score[None], target, weight, patients, 6000, influence.auc
+                ).variance
+            )
+        ),
         median_seconds(definition),
     )
 

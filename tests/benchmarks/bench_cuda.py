@@ -1,9 +1,11 @@
-"""On one GPU: our training step against the bare and the bare compiled one, reduced precision against fp32, and a study trained twice.
+"""On one GPU: our training step against the bare and the bare compiled one, reduced precision
+against fp32, and a study trained twice.
 
 Usage: bench_cuda.py [step] [agreement]; both of them where left out. Ratios from one run, in turns.
 
-The bare step is what anyone would write for speed: autocast, channels_last, fused AdamW, cuDNN's choice by timing, images that
-lie on the GPU. Ours reads the image cache, makes random changes, clips gradients, averages weights, and is deterministic.
+The bare step is what anyone would write for speed: autocast, channels_last, fused AdamW, cuDNN's
+choice by timing, images that lie on the GPU. Ours reads the image cache, makes random changes,
+clips gradients, averages weights, and is deterministic.
 """
 
 from __future__ import annotations
@@ -22,14 +24,14 @@ import numpy as np
 import pandas as pd
 import torch
 from bench_engine import Ready, epoch_of, in_turns, network
-from medtransfer.arms import Images
-from medtransfer.data.dataset import ImageSource
-from medtransfer.data.slices import Slices
-from medtransfer.data.transforms import Fixed
-from medtransfer.sections import TrainSection
+from medtransfer.config.sections import TrainSection
+from medtransfer.data.grid.fixed import Fixed
+from medtransfer.data.grid.slices import Slices
+from medtransfer.data.grid.source import ImageSource
+from medtransfer.study.views import Images
 from medtransfer.training.batches import Loader
 from medtransfer.training.checkpoint import load_weights
-from medtransfer.training.engine import Engine, settle_process
+from medtransfer.training.device import Engine, settle_process
 from medtransfer.training.predicting import predict
 from sklearn.metrics import roc_auc_score
 from torch import nn
@@ -45,7 +47,9 @@ def bare(engine: Engine, batch: int, compiled: bool) -> Callable[[], object]:
     """Steps on one batch that lies on the device."""
     net, _ = network(NAME, SIZE, 0, engine)
     net.train()
-    whole = nn.ModuleDict({"net": net, "head": nn.Linear(net.stages[-1].channels, 1)}).to(engine.device)
+    whole = nn.ModuleDict({"net": net, "head": nn.Linear(net.stages[-1].channels, 1)}).to(
+        engine.device
+    )
     optimiser = torch.optim.AdamW(whole.parameters(), lr=1e-4, fused=True)
     given, last = Ready(batch, SIZE).load(list(range(batch))), net.names[-1]
     images, targets = engine.move(given["features"]), given["targets"].to(engine.device)
@@ -96,7 +100,10 @@ def bench_step() -> None:
             plain = Engine(torch.device(DEVICE), "bf16", "channels_last")
             ready = Ready(batch * 4, SIZE)
             ready.images = ready.images.to(DEVICE)
-            loaders, works = {}, {"bare": bare(plain, batch, False), "bare compiled": bare(plain, batch, True)}
+            loaders, works = (
+                {},
+                {"bare": bare(plain, batch, False), "bare compiled": bare(plain, batch, True)},
+            )
             for label, engine, source in (
                 ("ours", plain, images),
                 ("ours compiled", replace(plain, compiled=True), images),
@@ -110,8 +117,16 @@ def bench_step() -> None:
             print(f"{NAME}, {SIZE} px, bf16, batches of {batch}, images per second:")
             for label, seconds in times.items():
                 ratio = times["bare compiled"] / seconds
-                waited = f", {share(loaders[label], works[label]):.1%} of the time waiting for data" if label in loaders else ""
-                print(f"  {label}: {batch * STEPS / seconds:.0f}, {ratio:.2f} times the bare compiled step's{waited}", flush=True)
+                waited = (
+                    f", {share(loaders[label], works[label]):.1%} of the time waiting for data"
+                    if label in loaders
+                    else ""
+                )
+                print(
+                    f"  {label}: {batch * STEPS / seconds:.0f}, {ratio:.2f} times the bare "
+                    f"compiled step's{waited}",
+                    flush=True,
+                )
 
 
 def ours(epoch: Callable[[], object]) -> Callable[[], object]:
@@ -131,10 +146,25 @@ def share(loader: Loader, work: Callable[[], object]) -> float:
 
 def study(folder: Path, precision: str, name: str) -> Path:
     """Two folds of the phantom, lite0 with ImageNet weights, all stages trained."""
-    cohort = mt.Cohort.from_csv(folder / "cohort" / "manifest.csv", folder / "cohort", ["malignant"])
+    cohort = mt.Cohort.from_csv(
+        folder / "cohort" / "manifest.csv", folder / "cohort", ["malignant"]
+    )
     arms = {"imagenet": mt.Arm("tf_efficientnet_lite0", "imagenet", plan={"frozen_stages": 0})}
-    settings = {"epochs": EPOCHS, "precision": precision, "layout": "channels_last", "device": DEVICE}
-    mt.compare(cohort, arms, folder / name, quiet=True, image={"size": 128}, protocol={"folds": 2}, train=settings)
+    settings = {
+        "epochs": EPOCHS,
+        "precision": precision,
+        "layout": "channels_last",
+        "device": DEVICE,
+    }
+    mt.compare(
+        cohort,
+        arms,
+        folder / name,
+        quiet=True,
+        image={"size": 128},
+        protocol={"folds": 2},
+        train=settings,
+    )
     return folder / name
 
 
@@ -147,13 +177,18 @@ def differ(one: pd.DataFrame, two: pd.DataFrame) -> str:
     """In AUC, and of one probability at the most."""
     auc = [roc_auc_score(table["target"], table["logit"]) for table in (one, two)]
     chance = [1 / (1 + np.exp(-table["logit"])) for table in (one, two)]
-    return f"AUC {auc[0]:.4f} against {auc[1]:.4f}, a probability by {np.abs(chance[0] - chance[1]).max():.4f} at the most"
+    return (
+        f"AUC {auc[0]:.4f} against {auc[1]:.4f}, a probability by "
+        f"{np.abs(chance[0] - chance[1]).max():.4f} at the most"
+    )
 
 
 def again(cohort: mt.Cohort, run: Path, precision: str) -> pd.DataFrame:
     """Logits of the test images of a run from its weights."""
     net = mt.load_backbone("tf_efficientnet_lite0", f"study:{run}", size=128)
-    task = mt.Classification(("malignant",), read=json.loads((run / "run.json").read_text())["plan"]["read"])
+    task = mt.Classification(
+        ("malignant",), read=json.loads((run / "run.json").read_text())["plan"]["read"]
+    )
     head = task.make_head(net)
     load_weights(run / "weights.safetensors", net, head)
     engine = Engine(torch.device(DEVICE), precision, "channels_last")
@@ -173,17 +208,32 @@ def bench_agreement() -> None:
         mt.write_phantom(folder / "cohort", PATIENTS)
         begun = time.perf_counter()
         found = {precision: study(folder, precision, precision) for precision in PRECISIONS}
-        print(f"{PATIENTS} patients, 2 folds, {EPOCHS} epochs; {time.perf_counter() - begun:.0f} s for {len(found)} studies")
+        print(
+            f"{PATIENTS} patients, 2 folds, {EPOCHS} epochs; {time.perf_counter() - begun:.0f} s "
+            f"for {len(found)} studies"
+        )
         for precision in PRECISIONS[1:]:
-            print(f"trained in {precision} and in fp32: {differ(scores_of(found[precision]), scores_of(found['fp32']))}")
-        cohort = mt.Cohort.from_csv(folder / "cohort" / "manifest.csv", folder / "cohort", ["malignant"])
+            print(
+                f"trained in {precision} and in fp32: "
+                f"{differ(scores_of(found[precision]), scores_of(found['fp32']))}"
+            )
+        cohort = mt.Cohort.from_csv(
+            folder / "cohort" / "manifest.csv", folder / "cohort", ["malignant"]
+        )
         for run in sorted(path.parent for path in found["fp32"].glob("runs/*/*/*/run.json")):
             plain = again(cohort, run, "fp32")
             for precision in PRECISIONS[1:]:
-                print(f"the same weights in {precision} and in fp32: {differ(again(cohort, run, precision), plain)}")
+                print(
+                    f"the same weights in {precision} and in fp32: "
+                    f"{differ(again(cohort, run, precision), plain)}"
+                )
         for precision in PRECISIONS[:2]:
             twice = study(folder, precision, f"{precision}-again")
-            print(f"trained in {precision} twice: {differ(scores_of(twice), scores_of(found[precision]))}", flush=True)
+            print(
+                f"trained in {precision} twice: "
+                f"{differ(scores_of(twice), scores_of(found[precision]))}",
+                flush=True,
+            )
 
 
 BENCHES = {"step": bench_step, "agreement": bench_agreement}

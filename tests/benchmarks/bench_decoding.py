@@ -11,12 +11,13 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pydicom
-from medtransfer.data.dicom_jpeg import register
-from medtransfer.data.reading import read_image
+from medtransfer.data.images.dicom.jpeg import register
+from medtransfer.data.images.reading import read_image
 from pydicom.data import get_testdata_file
 from pydicom.pixels import apply_modality_lut, pixel_array
 
-# Uncompressed, RLE, JPEG 2000, JPEG-LS and lossless JPEG; CT, MR, CR, US; grey and colour; 0.03 to 7 MB.
+# Uncompressed, RLE, JPEG 2000, JPEG-LS and lossless JPEG; CT, MR, CR, US; grey and colour; 0.03 to
+# 7 MB.
 NAMES = (
     "RG1_UNCR",
     "RG3_UNCR",
@@ -72,10 +73,19 @@ def compare(kind: str, names: Sequence[str]) -> None:
     with joblib.Parallel(n_jobs=joblib.cpu_count(), batch_size=4) as parallel:
         for work in (by_pydicom, by_medtransfer):
             seconds(parallel, work, paths * 2)
-        pairs = [(seconds(parallel, by_pydicom, paths * COPIES), seconds(parallel, by_medtransfer, paths * COPIES)) for _ in range(REPEATS)]
+        pairs = [
+            (
+                seconds(parallel, by_pydicom, paths * COPIES),
+                seconds(parallel, by_medtransfer, paths * COPIES),
+            )
+            for _ in range(REPEATS)
+        ]
     theirs, ours = (statistics.median(times) for times in zip(*pairs, strict=True))
     count = COPIES * len(paths)
-    speeds = f"{theirs / ours:.2f} times the speed of pydicom's pipeline ({count / ours:.0f} against {count / theirs:.0f} files/s)"
+    speeds = (
+        f"{theirs / ours:.2f} times the speed of pydicom's pipeline ({count / ours:.0f} against "
+        f"{count / theirs:.0f} files/s)"
+    )
     print(f"read_image of {count} DICOM files {kind} in {joblib.cpu_count()} processes: {speeds}")
 
 

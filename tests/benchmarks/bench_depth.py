@@ -1,4 +1,6 @@
-"""The search for the depth: what it costs against one full fine-tuning, and what it finds where the answer is known."""
+"""The search for the depth: what it costs against one full fine-tuning, and what it finds where the
+answer is known.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,15 @@ from pathlib import Path
 
 import medtransfer as mt
 import numpy as np
-from medtransfer.arms import Images
-from medtransfer.data.slices import Slices
-from medtransfer.data.transforms import Fixed
-from medtransfer.models.costs import measure_stages
-from medtransfer.models.freeze import PlainCounts
-from medtransfer.sections import TrainSection
+from medtransfer.config.sections import TrainSection
+from medtransfer.data.grid.fixed import Fixed
+from medtransfer.data.grid.slices import Slices
+from medtransfer.models.chain.costs import measure_stages
+from medtransfer.models.plan.rules import PlainCounts
+from medtransfer.study.views import Images
 from medtransfer.training.batches import Loader
 from medtransfer.training.depth import search_depth
-from medtransfer.training.engine import make_engine
+from medtransfer.training.device import make_engine
 from medtransfer.training.loop import Budget, Parts, fit, settle
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -35,12 +37,17 @@ def main() -> None:
         for kind in ("texture", "shape"):
             manifest = write_planted(Path(name) / kind, kind, PATIENTS)
             cohort = mt.Cohort.from_csv(manifest, manifest.parent, ["malignant"])
-            entries = [Path(entry) for entry in mt.inspect_images(cohort, fixed=Fixed(PIXELS))["entry"]]
+            entries = [
+                Path(entry) for entry in mt.inspect_images(cohort, fixed=Fixed(PIXELS))["entry"]
+            ]
             net = mt.load_backbone("tf_efficientnet_lite0", "imagenet")
             counts = PlainCounts({"0": PATIENTS // 2, "1": PATIENTS // 2}, "far")
             plan = mt.plan_freeze(counts, net, views=0)
             store = Path(name) / f"store-{kind}"
-            images, rows = Images(cohort, entries, Slices(), 1, TrainSection(batch_size=16), store), np.arange(PATIENTS)
+            images, rows = (
+                Images(cohort, entries, Slices(), 1, TrainSection(batch_size=16), store),
+                np.arange(PATIENTS),
+            )
             task = replace(mt.Classification(cohort.labels).fitted(images.targets), read=plan.read)
             budget = Budget(STEPS, None, 0.05)
             source = images.source(net, engine)
@@ -49,21 +56,48 @@ def main() -> None:
             def keep(network, cut, taps, pooled=False, images=images):
                 return images.keep(network, engine, cut, taps, 0, pooled)
 
-            choice = search_depth(net, task, keep, rows, batches, plan, budget, engine, images.groups, measure_stages(net, PIXELS))
+            choice = search_depth(
+                net,
+                task,
+                keep,
+                rows,
+                batches,
+                plan,
+                budget,
+                engine,
+                images.groups,
+                measure_stages(net, PIXELS),
+            )
             full = mt.plan_freeze(counts, net, frozen_stages=0)
             plain, head = Loader(source, rows, batches[1]), task.make_head(net)
             begun = time.perf_counter()
             settle(net, head, full, engine, plain)
-            fit(net, head, task, Parts(Loader(source, rows, batches[0], 0), plain, plain, plain), full, budget, engine, images.groups)
+            fit(
+                net,
+                head,
+                task,
+                Parts(Loader(source, rows, batches[0], 0), plain, plain, plain),
+                full,
+                budget,
+                engine,
+                images.groups,
+            )
             seconds = time.perf_counter() - begun
             ratio = choice.seconds / seconds
-            print(f"{kind}: {choice.seconds:.0f} s, {ratio:.2f} times one full fine-tuning of {STEPS} steps, {seconds:.0f} s")
+            print(
+                f"{kind}: {choice.seconds:.0f} s, {ratio:.2f} times one full fine-tuning of "
+                f"{STEPS} steps, {seconds:.0f} s"
+            )
             for probe in choice.probes:
-                print(f"  {probe.stage:<12} AUC {probe.auc:.3f}, log-loss {probe.log_loss:.3f} (SE {probe.error:.3f})")
+                print(
+                    f"  {probe.stage:<12} AUC {probe.auc:.3f}, log-loss {probe.log_loss:.3f} (SE "
+                    f"{probe.error:.3f})"
+                )
             for number, trial in enumerate(choice.trials):
                 mark = "*" if number == choice.chosen else " "
                 print(
-                    f"  {mark} {trial.frozen_stages} frozen, {trial.dropped_stages} cut off ({trial.why}): log-loss {trial.log_loss:.3f}, "
+                    f"  {mark} {trial.frozen_stages} frozen, {trial.dropped_stages} cut off "
+                    f"({trial.why}): log-loss {trial.log_loss:.3f}, "
                     f"gain {trial.gain:+.3f} (SE {trial.error:.3f})"
                 )
             print(f"  {choice.reason}", flush=True)

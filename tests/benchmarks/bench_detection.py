@@ -1,4 +1,5 @@
-"""Detection against the parts it is made of: kept activations against the whole network, and suppression against MONAI's and torchvision's.
+"""Detection against the parts it is made of: kept activations against the whole network, and
+suppression against MONAI's and torchvision's.
 
 Usage: bench_detection.py.
 """
@@ -8,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 from bench_core import median_seconds
-from medtransfer.models.catalog import load_backbone
-from medtransfer.models.freeze import PlainCounts, plan_freeze
+from medtransfer.models.catalog.catalog import load_backbone
+from medtransfer.models.plan.rules import PlainCounts, plan_freeze
 from medtransfer.tasks.detection import Detection, suppress
-from medtransfer.training.engine import make_engine
+from medtransfer.training.device import make_engine
 from medtransfer.training.predicting import Network
 from monai.data.box_utils import non_max_suppression
 from torchvision.ops import nms
@@ -43,15 +44,24 @@ def bench_steps(size: int = 256, batch: int = 8) -> None:
         kept = net(engine.move(images), [cut])
     replayed = median_seconds(lambda: step(kept))
     print(f"a step of {batch} images of {size} pixels, all trained: {whole:.2f} s")
-    print(f"{plan.frozen_stages} stages frozen: {whole / frozen:.2f} times as fast; kept behind {cut}: {whole / replayed:.2f} times")
+    print(
+        f"{plan.frozen_stages} stages frozen: {whole / frozen:.2f} times as fast; kept behind "
+        f"{cut}: {whole / replayed:.2f} times"
+    )
 
 
 def bench_suppression(count: int = 200) -> None:
     low = torch.tensor(np.random.default_rng(0).uniform(0, 200, (count, 2)), dtype=torch.float32)
     boxes, score = torch.cat([low, low + 40], 1), torch.linspace(1, 0, count)
     own = median_seconds(lambda: suppress(boxes, 0.3))
-    monai, torchvision = median_seconds(lambda: non_max_suppression(boxes, score, 0.3)), median_seconds(lambda: nms(boxes, score, 0.3))
-    print(f"suppression of {count} boxes: {1000 * own:.2f} ms; MONAI takes {monai / own:.1f}, torchvision {torchvision / own:.2f} times it")
+    monai, torchvision = (
+        median_seconds(lambda: non_max_suppression(boxes, score, 0.3)),
+        median_seconds(lambda: nms(boxes, score, 0.3)),
+    )
+    print(
+        f"suppression of {count} boxes: {1000 * own:.2f} ms; MONAI takes {monai / own:.1f}, "
+        f"torchvision {torchvision / own:.2f} times it"
+    )
 
 
 if __name__ == "__main__":

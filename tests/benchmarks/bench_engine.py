@@ -1,6 +1,8 @@
-"""The training engine against the bare PyTorch step, the arithmetic ceiling of a frozen prefix, and itself on more images and jobs.
+"""The training engine against the bare PyTorch step, the arithmetic ceiling of a frozen prefix, and
+itself on more images and jobs.
 
-Usage: bench_engine.py [step] [freed] [prefix] [growth] [memory] [jobs]; all of them where left out. Medians of five, ratios from one run.
+Usage: bench_engine.py [step] [freed] [prefix] [growth] [memory] [jobs]; all of them where left out.
+Medians of five, ratios from one run.
 """
 
 from __future__ import annotations
@@ -22,10 +24,10 @@ import numpy as np
 import psutil
 import torch
 import yaml
-from medtransfer.models.costs import measure_stages
-from medtransfer.models.freeze import PlainCounts
+from medtransfer.models.chain.costs import measure_stages
+from medtransfer.models.plan.rules import PlainCounts
 from medtransfer.training.batches import Loader
-from medtransfer.training.engine import Engine, make_engine, use_threads
+from medtransfer.training.device import Engine, make_engine, use_threads
 from medtransfer.training.features import FeatureSource
 from medtransfer.training.trainer import Progress, Trainer
 from torch import nn
@@ -49,19 +51,28 @@ class Ready:
     def load(self, rows, view=None):  # noqa: ARG002
         targets = torch.tensor([[float(row % 2)] * self.labels for row in rows])
         present = torch.ones(len(rows), 1, dtype=torch.bool)
-        return {"features": {"image": self.images[rows]}, "present": present, "targets": targets, "rows": torch.tensor(rows)}
+        return {
+            "features": {"image": self.images[rows]},
+            "present": present,
+            "targets": targets,
+            "rows": torch.tensor(rows),
+        }
 
 
 def network(name: str, size: int, frozen: int, engine: Engine) -> tuple[mt.Backbone, mt.FreezePlan]:
     net = mt.load_backbone(name, seed=0, size=size)
-    plan = mt.plan_freeze(PlainCounts({"0": 500, "1": 500}, "near"), net, transfer=True, frozen_stages=frozen)
+    plan = mt.plan_freeze(
+        PlainCounts({"0": 500, "1": 500}, "near"), net, transfer=True, frozen_stages=frozen
+    )
     plan = replace(plan, norm_policy="train", views=0, cache_cut="")
     engine.place(net).freeze(frozen, plan.norm_policy)
     return net, plan
 
 
 def in_turns(works: dict[str, Callable[[], Any]], repeats: int = REPEATS) -> dict[str, float]:
-    """Median seconds of each, one after the other in every round, so that a busy moment hits all alike."""
+    """Median seconds of each, one after the other in every round, so that a busy moment hits all
+    alike.
+    """
     times: dict[str, list[float]] = {name: [] for name in works}
     for work in works.values():
         work()
@@ -73,7 +84,9 @@ def in_turns(works: dict[str, Callable[[], Any]], repeats: int = REPEATS) -> dic
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def epoch_of(net: mt.Backbone, plan: mt.FreezePlan, engine: Engine, loader: Loader) -> Callable[[], object]:
+def epoch_of(
+    net: mt.Backbone, plan: mt.FreezePlan, engine: Engine, loader: Loader
+) -> Callable[[], object]:
     """One epoch of the trainer: everything but the score on the tune part."""
     task = mt.Classification(("y",))
     head = task.make_head(net).to(engine.device)
@@ -87,10 +100,14 @@ def epoch_of(net: mt.Backbone, plan: mt.FreezePlan, engine: Engine, loader: Load
     return epoch
 
 
-def bare_epoch(net: mt.Backbone, engine: Engine, source: Ready, batch: int, count: int) -> Callable[[], object]:
+def bare_epoch(
+    net: mt.Backbone, engine: Engine, source: Ready, batch: int, count: int
+) -> Callable[[], object]:
     """What anyone would write: forward, loss, backward, AdamW."""
     head = nn.Linear(net.stages[-1].channels, 1).to(engine.device)
-    optimiser = torch.optim.AdamW([p for p in [*net.parameters(), *head.parameters()] if p.requires_grad], lr=1e-4)
+    optimiser = torch.optim.AdamW(
+        [p for p in [*net.parameters(), *head.parameters()] if p.requires_grad], lr=1e-4
+    )
     last = net.names[-1]
 
     def epoch() -> None:
@@ -101,7 +118,9 @@ def bare_epoch(net: mt.Backbone, engine: Engine, source: Ready, batch: int, coun
             with engine.autocast():
                 features = net(engine.move(given["features"]), [last])[last]
             logits = head(features.float().mean((2, 3)))
-            nn.functional.binary_cross_entropy_with_logits(logits, given["targets"].to(engine.device)).backward()
+            nn.functional.binary_cross_entropy_with_logits(
+                logits, given["targets"].to(engine.device)
+            ).backward()
             optimiser.step()
 
     return epoch
@@ -113,7 +132,10 @@ def bench_step() -> None:
         measured = make_engine("auto", "auto", probe, torch.zeros(batch, 3, size, size))
         best = min(measured.seconds.values())
         chosen = measured.seconds[f"{measured.precision} {measured.layout}"]
-        print(f"{name}, {size} px: chosen {measured.precision} {measured.layout}, {chosen / best:.2f} times the fastest candidate's time")
+        print(
+            f"{name}, {size} px: chosen {measured.precision} {measured.layout}, "
+            f"{chosen / best:.2f} times the fastest candidate's time"
+        )
         for candidate, seconds in sorted(measured.seconds.items(), key=lambda item: item[1]):
             print(f"  {candidate}: {seconds * 1e3:.0f} ms")
         for precision in dict.fromkeys((measured.precision, "fp32")):
@@ -124,7 +146,10 @@ def bench_step() -> None:
             ours = epoch_of(net, plan, engine, Loader(source, range(count), batch, seed=0))
             times = in_turns({"ours": ours, "bare": bare_epoch(bare, engine, source, batch, count)})
             ratio = times["bare"] / times["ours"]
-            print(f"  {precision}: our step has {ratio:.2f} times the throughput of the bare one ({times['ours'] * 250:.0f} ms a step)")
+            print(
+                f"  {precision}: our step has {ratio:.2f} times the throughput of the bare one "
+                f"({times['ours'] * 250:.0f} ms a step)"
+            )
 
 
 def epoch_seconds(name: str, size: int, batch: int, keeps: bool) -> float:
@@ -134,25 +159,44 @@ def epoch_seconds(name: str, size: int, batch: int, keeps: bool) -> float:
         "from bench_engine import *\n"
         "from medtransfer.training import engine as machine\n"
         "if sys.argv[5] == 'False': machine.keep_freed_memory = lambda: None\n"
-        "engine, (name, size, batch) = make_engine('cpu', 'fp32'), (sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))\n"
+        "engine, (name, size, batch) = make_engine('cpu', 'fp32'), (sys.argv[2], "
+        "int(sys.argv[3]), int(sys.argv[4]))\n"
         "net, plan = network(name, size, 0, engine)\n"
-        "epoch = epoch_of(net, plan, engine, Loader(Ready(2 * batch, size), range(2 * batch), batch, 0))\n"
+        "epoch = epoch_of(net, plan, engine, Loader(Ready(2 * batch, size), range(2 * batch), "
+        "batch, 0))\n"
         "print(in_turns({'epoch': epoch})['epoch'])"
     )
-    command = [sys.executable, "-c", code, str(Path(__file__).parent), name, str(size), str(batch), str(keeps)]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        str(Path(__file__).parent),
+        name,
+        str(size),
+        str(batch),
+        str(keeps),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 
 
 def bench_freed() -> None:
     for name, size, batch in NETWORKS:
-        pairs = [(epoch_seconds(name, size, batch, True), epoch_seconds(name, size, batch, False)) for _ in range(3)]
+        pairs = [
+            (epoch_seconds(name, size, batch, True), epoch_seconds(name, size, batch, False))
+            for _ in range(3)
+        ]
         kept, returned = (statistics.median(column) for column in zip(*pairs, strict=True))
-        print(f"{name}, {size} px, steps of {batch}: with freed memory kept {returned / kept:.2f} times as fast as glibc's default")
+        print(
+            f"{name}, {size} px, steps of {batch}: with freed memory kept {returned / kept:.2f} "
+            "times as fast as glibc's default"
+        )
 
 
 def bench_prefix() -> None:
-    """Epochs from kept activations against epochs of the whole network, and the share of operations left."""
+    """Epochs from kept activations against epochs of the whole network, and the share of operations
+    left.
+    """
     for name, size, batch in NETWORKS:
         net = mt.load_backbone(name, seed=0, size=size)
         costs = measure_stages(net, size)
@@ -161,32 +205,56 @@ def bench_prefix() -> None:
             engine = Engine(torch.device("cpu"), precision, "channels_last")
             source, count = Ready(4 * batch, size), 4 * batch
             whole, whole_plan = network(name, size, 0, engine)
-            works = {"whole": epoch_of(whole, whole_plan, engine, Loader(source, range(count), batch, seed=0))}
+            works = {
+                "whole": epoch_of(
+                    whole, whole_plan, engine, Loader(source, range(count), batch, seed=0)
+                )
+            }
             with tempfile.TemporaryDirectory() as folder:
                 for frozen in cuts:
                     net, plan = network(name, size, frozen, engine)
-                    kept = FeatureSource(net, source, count, net.names[frozen - 1], [net.names[-1]], engine, Path(folder))
-                    works[str(frozen)] = epoch_of(net, plan, engine, Loader(kept, range(count), batch, seed=0, views=1))
+                    kept = FeatureSource(
+                        net,
+                        source,
+                        count,
+                        net.names[frozen - 1],
+                        [net.names[-1]],
+                        engine,
+                        Path(folder),
+                    )
+                    works[str(frozen)] = epoch_of(
+                        net, plan, engine, Loader(kept, range(count), batch, seed=0, views=1)
+                    )
                 times = in_turns(works)
             for frozen in cuts:
                 ceiling = 1 / (1 - sum(cost.share for cost in costs[:frozen]))
                 gain = times["whole"] / times[str(frozen)]
                 print(
-                    f"{name}, {size} px, {precision}, cut behind {costs[frozen - 1].name}: {gain:.2f} times as fast as the whole network, "
+                    f"{name}, {size} px, {precision}, cut behind {costs[frozen - 1].name}: "
+                    f"{gain:.2f} times as fast as the whole network, "
                     f"{gain / ceiling:.2f} of the ceiling {ceiling:.1f}"
                 )
 
 
 def bench_memory() -> None:
     """Resident memory while training from kept activations, for 500 and 5,000 images."""
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import bench_engine as b; print(b.resident(int(sys.argv[2])))"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import bench_engine as b; "
+        "print(b.resident(int(sys.argv[2])))"
+    )
     found = {}
     for count in (500, 5000):
         done = subprocess.run(
-            [sys.executable, "-c", code, str(Path(__file__).parent), str(count)], capture_output=True, text=True, check=True
+            [sys.executable, "-c", code, str(Path(__file__).parent), str(count)],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         found[count] = float(done.stdout)
-    print(f"resident memory: {found[500]:.0f} MiB with 500 images, {found[5000]:.0f} MiB with 5,000 ({found[5000] / found[500]:.2f} times)")
+    print(
+        f"resident memory: {found[500]:.0f} MiB with 500 images, {found[5000]:.0f} MiB with 5,000 "
+        f"({found[5000] / found[500]:.2f} times)"
+    )
 
 
 class Drawn(Ready):
@@ -206,7 +274,9 @@ def resident(count: int) -> float:
     engine = Engine(torch.device("cpu"), "fp32", "channels_last")
     net, plan = network("tf_efficientnet_lite0", 96, 12, engine)
     with tempfile.TemporaryDirectory() as folder:
-        kept = FeatureSource(net, Drawn(96), count, net.names[11], [net.names[-1]], engine, Path(folder))
+        kept = FeatureSource(
+            net, Drawn(96), count, net.names[11], [net.names[-1]], engine, Path(folder)
+        )
         epoch_of(net, plan, engine, Loader(kept, range(count), 32, seed=0, views=1))()
         return psutil.Process().memory_info().rss / 2**20
 
@@ -218,13 +288,21 @@ LITE = {
 RESNET = {"one": {"backbone": "resnet18"}, "two": {"backbone": "resnet18", "pooling": "max"}}
 
 
-def study(folder: Path, patients: int, jobs: int, threads: int, epochs: int = 6, arms: Any = None) -> float:
-    """Seconds of the runs of a study, of lite0 where no other arms are given; images are in the cache."""
+def study(
+    folder: Path, patients: int, jobs: int, threads: int, epochs: int = 6, arms: Any = None
+) -> float:
+    """Seconds of the runs of a study, of lite0 where no other arms are given; images are in the
+    cache.
+    """
     cohort = folder / f"cohort-{patients}"
     if not cohort.exists():
         mt.write_phantom(cohort, patients)
     values = {
-        "cohort": {"manifest": str(cohort / "manifest.csv"), "root": str(cohort), "labels": ["malignant"]},
+        "cohort": {
+            "manifest": str(cohort / "manifest.csv"),
+            "root": str(cohort),
+            "labels": ["malignant"],
+        },
         "image": {"size": 96},
         "arms": arms or LITE,
         "protocol": {"folds": 4},
@@ -234,8 +312,24 @@ def study(folder: Path, patients: int, jobs: int, threads: int, epochs: int = 6,
     config = folder / "study.yaml"
     config.write_text(yaml.safe_dump(values))
     with tempfile.TemporaryDirectory(dir=folder) as out:
-        command = [sys.executable, "-m", "medtransfer", "compare", str(config), "--output", f"{out}/s", "--jobs", str(jobs)]
-        done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, capture_output=True, text=True, check=True)
+        command = [
+            sys.executable,
+            "-m",
+            "medtransfer",
+            "compare",
+            str(config),
+            "--output",
+            f"{out}/s",
+            "--jobs",
+            str(jobs),
+        ]
+        done = subprocess.run(
+            command,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         line = next(line for line in done.stderr.splitlines() if " runs in " in line)
         return float(line.split(" runs in ")[1].split()[0])
 
@@ -249,7 +343,10 @@ def bench_growth() -> None:
             seconds[patients] = study(Path(name), patients, 1, 2)
         slope = np.polyfit(np.log(list(seconds)), np.log(list(seconds.values())), 1)[0]
         shown = ", ".join(f"{patients}: {value:.0f} s" for patients, value in seconds.items())
-        print(f"runs of a study by patients ({shown}): seconds grow with their number to the power {slope:.2f}")
+        print(
+            f"runs of a study by patients ({shown}): seconds grow with their number to the power "
+            f"{slope:.2f}"
+        )
 
 
 def bench_jobs() -> None:
@@ -257,9 +354,16 @@ def bench_jobs() -> None:
         os.environ["MEDTRANSFER_CACHE"] = f"{name}/cache"
         study(Path(name), 120, 1, 1, 1)
         # Once each, and long enough that the start of the workers does not decide.
-        for network, arms, epochs in (("tf_efficientnet_lite0", LITE, 12), ("resnet18", RESNET, 12)):
+        for network, arms, epochs in (
+            ("tf_efficientnet_lite0", LITE, 12),
+            ("resnet18", RESNET, 12),
+        ):
             one, two = (study(Path(name), 120, jobs, 1, epochs, arms) for jobs in (1, 2))
-            print(f"two jobs, {network}: {one / two:.2f} times as fast as one, a thread each ({two:.0f} s against {one:.0f} s)", flush=True)
+            print(
+                f"two jobs, {network}: {one / two:.2f} times as fast as one, a thread each "
+                f"({two:.0f} s against {one:.0f} s)",
+                flush=True,
+            )
 
 
 BENCHES = {

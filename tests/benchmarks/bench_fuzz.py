@@ -1,4 +1,6 @@
-"""Thousands of damaged files: no traceback, no hang, no memory of the machine. Run: make bench, or with a number of files."""
+"""Thousands of damaged files: no traceback, no hang, no memory of the machine. Run: make bench, or
+with a number of files.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from table_mutants import table_mutants, try_table, write_images
 
 from yaml_mutants import try_mutant, yaml_mutants
 
-# Shares of the mutants: pictures, volumes and DICOM; tables and annotations; configurations; checkpoints.
+# Shares of the mutants: pictures, volumes and DICOM; tables and annotations; configurations;
+# checkpoints.
 SHARES = {"images": 0.6, "tables": 0.2, "configurations": 0.1, "checkpoints": 0.1}
 
 
@@ -59,7 +62,12 @@ def main(count: int = 10_000, seed: int = 2) -> int:
     """Prints what went wrong; returns how much."""
     faulthandler.enable()
     warnings.simplefilter("ignore")
-    tries = {"images": try_images, "tables": try_tables, "configurations": try_configurations, "checkpoints": try_checkpoints}
+    tries = {
+        "images": try_images,
+        "tables": try_tables,
+        "configurations": try_configurations,
+        "checkpoints": try_checkpoints,
+    }
     faults = []
     for kind, share in SHARES.items():
         begun = start = time.monotonic()
@@ -74,7 +82,9 @@ def main(count: int = 10_000, seed: int = 2) -> int:
                     print(fault, flush=True)
                 start = time.monotonic()
         print(
-            f"{here} damaged {kind}, seed {seed}: {time.monotonic() - begun:.0f} s; slowest {slowest[0]:.2f} s ({slowest[1]})", flush=True
+            f"{here} damaged {kind}, seed {seed}: {time.monotonic() - begun:.0f} s; slowest "
+            f"{slowest[0]:.2f} s ({slowest[1]})",
+            flush=True,
         )
     print(f"{len(faults)} faults")
     return len(faults)

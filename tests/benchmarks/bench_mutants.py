@@ -1,8 +1,11 @@
-"""Deliberate faults, put into a copy of the package one at a time: every one of them must fail a test.
+"""Deliberate faults, put into a copy of the package one at a time: every one of them must fail a
+test.
 
-Usage: bench_mutants.py [WORDS...]: those whose name holds one of the words; all of them where left out.
+Usage: bench_mutants.py [WORDS...]: those whose name holds one of the words; all of them where left
+out.
 
-Each fault names the test files that are asked. They are first run as they are, so that a failure afterwards is the fault's.
+Each fault names the test files that are asked. They are first run as they are, so that a failure
+afterwards is the fault's.
 """
 
 from __future__ import annotations
@@ -150,7 +153,8 @@ FAULTS = (
     Fault(
         "the second class by the alphabet is positive",
         "data/classes.py",
-        "return positives[0] if len(names) == 2 and len(positives) == 1 and len(negatives) == 1 else None",
+        "return positives[0] if len(names) == 2 and len(positives) == 1 and len(negatives) == 1 "
+        "else None",
         "return names[-1]",
         ("data/test_sources.py",),
     ),
@@ -208,7 +212,8 @@ FAULTS = (
         "a tune patient is trained on",
         "data/split.py",
         "(np.flatnonzero(column == part) for part in PARTS)",
-        '(np.flatnonzero((column == part) | (part == "train") & (column == "tune")) for part in PARTS)',
+        '(np.flatnonzero((column == part) | (part == "train") & (column == "tune")) for part in '
+        "PARTS)",
         ("data/test_split.py",),
     ),
     Fault(
@@ -317,11 +322,18 @@ FAULTS = (
         "pass",
         ("training/test_resume.py",),
     ),
-    Fault("L2-SP pushes away", "training/averages.py", "away, alpha=strength)", "away, alpha=-strength)", ("training/test_averages.py",)),
+    Fault(
+        "L2-SP pushes away",
+        "training/averages.py",
+        "away, alpha=strength)",
+        "away, alpha=-strength)",
+        ("training/test_averages.py",),
+    ),
     Fault(
         "the averaged weights stand still",
         "training/averages.py",
-        "torch._foreach_lerp_(self._means, self._current, 1 - min(_DECAY, (1 + step) / (_FORGETTING + step)))",
+        "torch._foreach_lerp_(self._means, self._current, 1 - min(_DECAY, (1 + step) / "
+        "(_FORGETTING + step)))",
         "pass",
         ("training/test_averages.py",),
     ),
@@ -364,7 +376,8 @@ FAULTS = (
     Fault(
         "arms with unequal budgets",
         "prepare.py",
-        "steps = max(1, round(longest * arm.times)) if train.epochs is None else train.epochs * batches",
+        "steps = max(1, round(longest * arm.times)) if train.epochs is None else train.epochs * "
+        "batches",
         "steps = max(1, plan.steps) if train.epochs is None else train.epochs * batches",
         ("study/test_continue.py",),
     ),
@@ -552,7 +565,13 @@ FAULTS = (
         "        if apart:",
         ("evaluation/test_order.py",),
     ),
-    Fault("blanks around names", "names.py", 'text = name.strip().strip("\\ufeff").strip()', "text = name", ("test_tables.py",)),
+    Fault(
+        "blanks around names",
+        "names.py",
+        'text = name.strip().strip("\\ufeff").strip()',
+        "text = name",
+        ("test_tables.py",),
+    ),
     Fault(
         "formulas in CSV",
         "tables.py",
@@ -567,7 +586,13 @@ FAULTS = (
         "if not all(_DECIMAL.fullmatch(cell)",
         ("test_tables.py",),
     ),
-    Fault("crowds are negatives", "data/coco.py", "sorted(crowded - boxed)", "sorted(crowded & boxed)", ("data/test_wild.py",)),
+    Fault(
+        "crowds are negatives",
+        "data/coco.py",
+        "sorted(crowded - boxed)",
+        "sorted(crowded & boxed)",
+        ("data/test_wild.py",),
+    ),
     Fault(
         "names in other letters dropped",
         "data/file_names.py",
@@ -575,7 +600,13 @@ FAULTS = (
         "return [] or [i for i in {}.get",
         ("data/test_wild.py",),
     ),
-    Fault("masks by above zero", "data/masks.py", "connected(grey > middle)", "connected(grey > 0)", ("data/test_wild.py",)),
+    Fault(
+        "masks by above zero",
+        "data/masks.py",
+        "connected(grey > middle)",
+        "connected(grey > 0)",
+        ("data/test_wild.py",),
+    ),
     Fault(
         "a mask's affine compared with nothing",
         "data/masks.py",
@@ -591,7 +622,11 @@ FAULTS = (
         ("data/test_wild.py",),
     ),
     Fault(
-        "poses read as outlines", "data/outlines.py", "if not all(posed(shares) for _, shares in long):", "if True:", ("data/test_wild.py",)
+        "poses read as outlines",
+        "data/outlines.py",
+        "if not all(posed(shares) for _, shares in long):",
+        "if True:",
+        ("data/test_wild.py",),
     ),
     Fault(
         "files outside the root",
@@ -619,32 +654,65 @@ def copy_checkout(folder: Path) -> None:
 
 
 def run_tests(folder: Path, tests: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
-    """pytest on some files of the copy, which comes before the installed package; ends at the first failure."""
+    """pytest on some files of the copy, which comes before the installed package; ends at the first
+    failure.
+    """
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *(f"tests/{name}" for name in tests)]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--no-header",
+        *(f"tests/{name}" for name in tests),
+    ]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 def first_failure(output: str) -> str:
     """The test that failed, from the summary."""
-    return next((line.split(" - ")[0] for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))), "")
+    return next(
+        (
+            line.split(" - ")[0]
+            for line in output.splitlines()
+            if line.startswith(("FAILED", "ERROR"))
+        ),
+        "",
+    )
 
 
 def main() -> int:
     """The number of faults that no test has noticed."""
-    chosen = [fault for fault in FAULTS if not sys.argv[1:] or any(word in fault.name for word in sys.argv[1:])]
+    chosen = [
+        fault
+        for fault in FAULTS
+        if not sys.argv[1:] or any(word in fault.name for word in sys.argv[1:])
+    ]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "copy"
         folder.mkdir()
         copy_checkout(folder)
         for fault in chosen:
-            count = (folder / "medtransfer" / fault.file).read_text(encoding="utf-8").count(fault.old)
+            count = (
+                (folder / "medtransfer" / fault.file).read_text(encoding="utf-8").count(fault.old)
+            )
             if count != 1:
-                raise SystemExit(f"{fault.name}: {fault.file} holds its text {count} times; correct this script.")
+                raise SystemExit(
+                    f"{fault.name}: {fault.file} holds its text {count} times; correct this script."
+                )
         asked = tuple(dict.fromkeys(test for fault in chosen for test in fault.tests))
         begun = time.perf_counter()
         done = run_tests(folder, asked)
-        print(f"without a fault: {len(asked)} files, {time.perf_counter() - begun:.0f} s, {done.stdout.splitlines()[-1]}", flush=True)
+        print(
+            f"without a fault: {len(asked)} files, {time.perf_counter() - begun:.0f} s, "
+            f"{done.stdout.splitlines()[-1]}",
+            flush=True,
+        )
         if done.returncode:
             raise SystemExit(f"they fail as they are: {done.stdout[-3000:]}{done.stderr[-1000:]}")
         missed = []
@@ -656,11 +724,21 @@ def main() -> int:
             done = run_tests(folder, fault.tests)
             path.write_text(whole, encoding="utf-8")
             if done.returncode not in {0, 1}:
-                raise SystemExit(f"{fault.name}: pytest ended with {done.returncode}: {done.stdout[-3000:]}{done.stderr[-1000:]}")
+                raise SystemExit(
+                    f"{fault.name}: pytest ended with {done.returncode}: "
+                    f"{done.stdout[-3000:]}{done.stderr[-1000:]}"
+                )
             missed += [fault.name] if done.returncode == 0 else []
             failure = first_failure(done.stdout) or "NOT NOTICED"
-            print(f"{number:2} of {len(chosen)}: {fault.name}: {failure} ({time.perf_counter() - begun:.0f} s)", flush=True)
-    print(f"{len(chosen) - len(missed)} of {len(chosen)} faults were noticed" + "".join(f"; not: {name}" for name in missed))
+            print(
+                f"{number:2} of {len(chosen)}: {fault.name}: {failure} "
+                f"({time.perf_counter() - begun:.0f} s)",
+                flush=True,
+            )
+    print(
+        f"{len(chosen) - len(missed)} of {len(chosen)} faults were noticed"
+        + "".join(f"; not: {name}" for name in missed)
+    )
     return len(missed)
 
 

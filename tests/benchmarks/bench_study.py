@@ -1,11 +1,13 @@
 """A whole small study against a plain script for the same number of updates.
 
-The script is written the usual way with MONAI: files decoded in every epoch, transforms image by image, float32,
-`requires_grad = False` for the frozen stages, a validation pass in every epoch, nothing kept. Both freeze by hand
-through the same stage. Usage: bench_study.py [resnet18] [tf_efficientnet_lite0].
+The script is written the usual way with MONAI: files decoded in every epoch, transforms image by
+image, float32, `requires_grad = False` for the frozen stages, a validation pass in every epoch,
+nothing kept. Both freeze by hand through the same stage. Usage: bench_study.py [resnet18]
+[tf_efficientnet_lite0].
 
-ResNet-18 has no weights in the package index, so both sides train it from the same random ones: its seconds are
-measured, its AUC means nothing. EfficientNet-lite0 has its ImageNet weights on both sides.
+ResNet-18 has no weights in the package index, so both sides train it from the same random ones: its
+seconds are measured, its AUC means nothing. EfficientNet-lite0 has its ImageNet weights on both
+sides.
 """
 
 from __future__ import annotations
@@ -22,10 +24,11 @@ from typing import Any
 import medtransfer as mt
 import numpy as np
 import torch
-from medtransfer import prepare, runs
-from medtransfer.config import make_config
-from medtransfer.study import run_study
-from medtransfer.training.engine import use_threads
+from medtransfer.config.study_config import make_config
+from medtransfer.study import run as runs
+from medtransfer.study import settle as prepare
+from medtransfer.study.study import run_study
+from medtransfer.training.device import use_threads
 from monai.data import DataLoader, Dataset
 from monai.transforms import (
     Compose,
@@ -43,7 +46,8 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 PATIENTS, FOLDS, EPOCHS, BATCH = 150, 2, 20, 16
-# Pixels, and the stages frozen by hand: of ResNet-18 through layer3, of EfficientNet-lite0 all but the last seven.
+# Pixels, and the stages frozen by hand: of ResNet-18 through layer3, of EfficientNet-lite0 all but
+# the last seven.
 NETWORKS = {"resnet18": (224, 7), "tf_efficientnet_lite0": (128, 11)}
 
 
@@ -57,33 +61,67 @@ def transforms(size: int, recipe: mt.Recipe | Any, training: bool) -> Compose:
     if training:
         steps += [
             RandFlipd("image", 0.5, 1),
-            RandAffined("image", prob=0.9, rotate_range=0.26, scale_range=(0.15, 0.15), translate_range=(10, 10), padding_mode="border"),
+            RandAffined(
+                "image",
+                prob=0.9,
+                rotate_range=0.26,
+                scale_range=(0.15, 0.15),
+                translate_range=(10, 10),
+                padding_mode="border",
+            ),
             RandAdjustContrastd("image", 0.5, (0.75, 1.35)),
         ]
-    steps += [RepeatChanneld("image", 3), NormalizeIntensityd("image", recipe.mean, recipe.std, channel_wise=True)]
+    steps += [
+        RepeatChanneld("image", 3),
+        NormalizeIntensityd("image", recipe.mean, recipe.std, channel_wise=True),
+    ]
     return Compose(steps)
 
 
-def plain_run(cohort: mt.Cohort, fold: Any, net: mt.Backbone, size: int, frozen: int, steps: int) -> float:
+def plain_run(
+    cohort: mt.Cohort, fold: Any, net: mt.Backbone, size: int, frozen: int, steps: int
+) -> float:
     """Trains as most scripts do; the AUC of the test images."""
     table = cohort.images
-    items = [{"image": path, "target": float(value)} for path, value in zip(table["path"], table["malignant"], strict=True)]
+    items = [
+        {"image": path, "target": float(value)}
+        for path, value in zip(table["path"], table["malignant"], strict=True)
+    ]
     loaders = {}
     for part in ("train", "tune", "test"):
-        data = Dataset([items[row] for row in getattr(fold, part)], transforms(size, net.recipe, part == "train"))
-        loaders[part] = DataLoader(data, batch_size=BATCH, shuffle=part == "train", drop_last=part == "train", num_workers=0)
+        data = Dataset(
+            [items[row] for row in getattr(fold, part)],
+            transforms(size, net.recipe, part == "train"),
+        )
+        loaders[part] = DataLoader(
+            data,
+            batch_size=BATCH,
+            shuffle=part == "train",
+            drop_last=part == "train",
+            num_workers=0,
+        )
     for index in range(frozen):
         for parameter in net.stage_parameters(index):
             parameter.requires_grad = False
     head, last = nn.Linear(net.stages[-1].channels, 1), net.names[-1]
-    optimiser = torch.optim.AdamW([p for p in [*net.parameters(), *head.parameters()] if p.requires_grad], lr=3e-4)
+    optimiser = torch.optim.AdamW(
+        [p for p in [*net.parameters(), *head.parameters()] if p.requires_grad], lr=3e-4
+    )
     loss = nn.BCEWithLogitsLoss()
 
     def score(part: str) -> float:
         net.eval()
         with torch.no_grad():
-            pairs = [(head(net({"image": b["image"].as_tensor()}, [last])[last].mean((2, 3))), b["target"]) for b in loaders[part]]
-        return float(roc_auc_score(torch.cat([t for _, t in pairs]), torch.cat([z for z, _ in pairs])[:, 0]))
+            pairs = [
+                (
+                    head(net({"image": b["image"].as_tensor()}, [last])[last].mean((2, 3))),
+                    b["target"],
+                )
+                for b in loaders[part]
+            ]
+        return float(
+            roc_auc_score(torch.cat([t for _, t in pairs]), torch.cat([z for z, _ in pairs])[:, 0])
+        )
 
     done, best, state = 0, -1.0, None
     while done < steps:
@@ -92,14 +130,31 @@ def plain_run(cohort: mt.Cohort, fold: Any, net: mt.Backbone, size: int, frozen:
             if done == steps:
                 break
             optimiser.zero_grad()
-            logits = head(net({"image": batch["image"].as_tensor()}, [last])[last].mean((2, 3)))[:, 0]
+            logits = head(net({"image": batch["image"].as_tensor()}, [last])[last].mean((2, 3)))[
+                :, 0
+            ]
             loss(logits, batch["target"].float()).backward()
             optimiser.step()
             done += 1
         if (now := score("tune")) > best:
-            best, state = now, {key: value.clone() for key, value in [*net.state_dict().items(), *head.state_dict(prefix="head.").items()]}
+            best, state = (
+                now,
+                {
+                    key: value.clone()
+                    for key, value in [
+                        *net.state_dict().items(),
+                        *head.state_dict(prefix="head.").items(),
+                    ]
+                },
+            )
     net.load_state_dict({key: value for key, value in state.items() if not key.startswith("head.")})
-    head.load_state_dict({key.removeprefix("head."): value for key, value in state.items() if key.startswith("head.")})
+    head.load_state_dict(
+        {
+            key.removeprefix("head."): value
+            for key, value in state.items()
+            if key.startswith("head.")
+        }
+    )
     return score("test")
 
 
@@ -108,7 +163,11 @@ def load(backbone: str, weights: str | None, size: int) -> mt.Backbone:
     if weights is None or backbone != "resnet18":
         return mt.load_backbone(backbone, weights, size=size)
     net = mt.load_backbone(backbone, None, size=size)
-    net.weights = replace(net.weights, source="imagenet", proof={"passed": True, "sentence": "random weights, for timing alone"})
+    net.weights = replace(
+        net.weights,
+        source="imagenet",
+        proof={"passed": True, "sentence": "random weights, for timing alone"},
+    )
     return net
 
 
@@ -117,10 +176,18 @@ def compare(name: str, folder: Path) -> None:
     manifest = folder / "cohort" / "manifest.csv"
     config = make_config(
         {
-            "cohort": {"manifest": str(manifest), "root": str(manifest.parent), "labels": ["malignant"]},
+            "cohort": {
+                "manifest": str(manifest),
+                "root": str(manifest.parent),
+                "labels": ["malignant"],
+            },
             "image": {"size": size, "window": "percentile"},
             "arms": {
-                "imagenet": {"backbone": name, "weights": "imagenet", "plan": {"frozen_stages": frozen}},
+                "imagenet": {
+                    "backbone": name,
+                    "weights": "imagenet",
+                    "plan": {"frozen_stages": frozen},
+                },
                 "scratch": {"backbone": name, "weights": None},
             },
             "protocol": {"folds": FOLDS},
@@ -146,16 +213,32 @@ def compare(name: str, folder: Path) -> None:
         for arm in config.arms:
             begun = time.perf_counter()
             net = load(name, config.arms[arm].weights, size)
-            aucs[arm].append(plain_run(cohort, split.fold(index), net, size, frozen if arm == "imagenet" else 0, updates[arm, index]))
+            aucs[arm].append(
+                plain_run(
+                    cohort,
+                    split.fold(index),
+                    net,
+                    size,
+                    frozen if arm == "imagenet" else 0,
+                    updates[arm, index],
+                )
+            )
             plain[arm] += time.perf_counter() - begun
     for arm in config.arms:
-        print(f"{name}, {arm}: {plain[arm] / ours[arm]:.1f} times the plain script's speed ({ours[arm]:.0f} s against {plain[arm]:.0f} s)")
+        print(
+            f"{name}, {arm}: {plain[arm] / ours[arm]:.1f} times the plain script's speed "
+            f"({ours[arm]:.0f} s against {plain[arm]:.0f} s)"
+        )
     print(
-        f"{name}, whole study: {sum(plain.values()) / whole:.1f} times ({whole:.0f} s, with decoding, audit and report, against "
+        f"{name}, whole study: {sum(plain.values()) / whole:.1f} times ({whole:.0f} s, with "
+        "decoding, audit and report, against "
         f"{sum(plain.values()):.0f} s without)"
     )
     found = {arm: report.data["arms"][arm]["auc"]["estimate"] for arm in config.arms}
-    print(f"  AUC of imagenet: {found['imagenet']:.3f} against {np.mean(aucs['imagenet']):.3f}", flush=True)
+    print(
+        f"  AUC of imagenet: {found['imagenet']:.3f} against {np.mean(aucs['imagenet']):.3f}",
+        flush=True,
+    )
 
 
 def main() -> None:

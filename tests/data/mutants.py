@@ -19,7 +19,7 @@ import nibabel as nib
 import numpy as np
 import SimpleITK
 import tifffile
-from medtransfer.data.inspection import inspect_image
+from medtransfer.data.audit.inspection import inspect_image
 from medtransfer.errors import MedTransferError
 from PIL import Image
 from pydicom.data import get_testdata_file
@@ -35,25 +35,41 @@ def sources() -> dict[str, bytes]:
     found = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size < _SMALL):
         if path.suffix == ".dcm" or "dicomdirtests" in path.parts:
-            found[f"{path.relative_to(folder).as_posix().replace('/', '-')}.dcm".replace(".dcm.dcm", ".dcm")] = path.read_bytes()
+            found[
+                f"{path.relative_to(folder).as_posix().replace('/', '-')}.dcm".replace(
+                    ".dcm.dcm", ".dcm"
+                )
+            ] = path.read_bytes()
     rng = np.random.default_rng(0)
     ramp = (np.arange(48 * 64) % 251).reshape(48, 64)
-    for name, array in (("grey8.png", ramp.astype(np.uint8)), ("grey16.png", (ramp * 200).astype(np.uint16))):
+    for name, array in (
+        ("grey8.png", ramp.astype(np.uint8)),
+        ("grey16.png", (ramp * 200).astype(np.uint16)),
+    ):
         found[name] = _save(Image.fromarray(array), "PNG")
     colour = np.stack([ramp, ramp.T.reshape(48, 64), 255 - ramp], -1).astype(np.uint8)
-    found |= {"colour.png": _save(Image.fromarray(colour), "PNG"), "colour.jpg": _save(Image.fromarray(colour), "JPEG")}
-    found |= {"palette.png": _save(Image.fromarray(colour).quantize(16), "PNG"), "a.bmp": _save(Image.fromarray(colour), "BMP")}
+    found |= {
+        "colour.png": _save(Image.fromarray(colour), "PNG"),
+        "colour.jpg": _save(Image.fromarray(colour), "JPEG"),
+    }
+    found |= {
+        "palette.png": _save(Image.fromarray(colour).quantize(16), "PNG"),
+        "a.bmp": _save(Image.fromarray(colour), "BMP"),
+    }
     stream = io.BytesIO()
     tifffile.imwrite(stream, (ramp * 200).astype(np.uint16), compression="zlib")
     found["a.tif"] = stream.getvalue()
-    volume = nib.Nifti1Image(rng.integers(0, 900, (10, 12, 14)).astype(np.int16), np.diag([1, 1, 2, 1]))
+    volume = nib.Nifti1Image(
+        rng.integers(0, 900, (10, 12, 14)).astype(np.int16), np.diag([1, 1, 2, 1])
+    )
     found["a.nii"] = volume.to_bytes()
     found["a.nii.gz"] = gzip.compress(volume.to_bytes())
     found["a.npz"] = _archive(ramp)
     for suffix in ("nrrd", "mha"):
         with tempfile.TemporaryDirectory() as folder_of_one:
             SimpleITK.WriteImage(
-                SimpleITK.GetImageFromArray(rng.integers(0, 900, (9, 10, 11)).astype(np.int16)), f"{folder_of_one}/a.{suffix}"
+                SimpleITK.GetImageFromArray(rng.integers(0, 900, (9, 10, 11)).astype(np.int16)),
+                f"{folder_of_one}/a.{suffix}",
             )
             found[f"a.{suffix}"] = Path(folder_of_one, f"a.{suffix}").read_bytes()
     rows = "\n".join(f"{i}.png,P{i // 2},{i % 2},site {i % 3},train" for i in range(12))
@@ -63,8 +79,15 @@ def sources() -> dict[str, bytes]:
 
 def _archive(ramp: np.ndarray) -> bytes:
     stream = io.BytesIO()
-    arrays = {f"{part}_images": np.stack([ramp[:28, :28]] * 4).astype(np.uint8) for part in ("train", "val", "test")}
-    np.savez_compressed(stream, **arrays, **{f"{part}_labels": np.array([[0], [1], [0], [1]]) for part in ("train", "val", "test")})
+    arrays = {
+        f"{part}_images": np.stack([ramp[:28, :28]] * 4).astype(np.uint8)
+        for part in ("train", "val", "test")
+    }
+    np.savez_compressed(
+        stream,
+        **arrays,
+        **{f"{part}_labels": np.array([[0], [1], [0], [1]]) for part in ("train", "val", "test")},
+    )
     return stream.getvalue()
 
 
@@ -75,7 +98,9 @@ def _save(image: Image.Image, kind: str) -> bytes:
 
 
 def mutate(data: bytes, rng: np.random.Generator) -> bytes:
-    """One to four changes: bits, bytes, numbers at their limits, pieces cut, doubled, moved; mostly near the beginning."""
+    """One to four changes: bits, bytes, numbers at their limits, pieces cut, doubled, moved; mostly
+    near the beginning.
+    """
     result = bytearray(data)
     for _ in range(int(rng.integers(1, 5))):
         if len(result) < 8:
@@ -88,9 +113,13 @@ def mutate(data: bytes, rng: np.random.Generator) -> bytes:
         elif kind == 1:
             result[at] = int(rng.integers(256))
         elif kind == 2:
-            result[at : at + 4] = int(rng.choice([0, 1, 0x7FFFFFFF, 0xFFFFFFFF, 0x80000000, 0x0000FFFF])).to_bytes(4, "little")
+            result[at : at + 4] = int(
+                rng.choice([0, 1, 0x7FFFFFFF, 0xFFFFFFFF, 0x80000000, 0x0000FFFF])
+            ).to_bytes(4, "little")
         elif kind == 3:
-            result[at : at + 2] = int(rng.choice([0, 1, 0x7FFF, 0xFFFF, 0x8000])).to_bytes(2, "little" if rng.uniform() < 0.5 else "big")
+            result[at : at + 2] = int(rng.choice([0, 1, 0x7FFF, 0xFFFF, 0x8000])).to_bytes(
+                2, "little" if rng.uniform() < 0.5 else "big"
+            )
         elif kind == 4:
             del result[at : at + int(rng.integers(1, 64))]
         elif kind == 5:
@@ -113,7 +142,9 @@ def mutants(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
 
 
 def try_one(path: Path) -> str:
-    """Reads a damaged file as the product would; "" where all is well, else what is wrong with the product."""
+    """Reads a damaged file as the product would; "" where all is well, else what is wrong with the
+    product.
+    """
     begun, before = time.monotonic(), _peak()
     fault = ""
     try:
@@ -143,4 +174,6 @@ def _read(path: Path) -> None:
 
 
 def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if os.uname().sysname == "Darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if os.uname().sysname == "Darwin" else 1024
+    )

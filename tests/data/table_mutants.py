@@ -1,7 +1,9 @@
-"""Damaged tables and annotations: seeded mutations of sound ones, for the fuzz test and the fuzz benchmark.
+"""Damaged tables and annotations: seeded mutations of sound ones, for the fuzz test and the fuzz
+benchmark.
 
-Nothing may come of them but a cohort (or a report) whose account shows what was done, or an error that names the file. A mutation that
-removes, renames or doubles one entry says what the account has to show.
+Nothing may come of them but a cohort (or a report) whose account shows what was done, or an error
+that names the file. A mutation that removes, renames or doubles one entry says what the account has
+to show.
 """
 
 from __future__ import annotations
@@ -14,16 +16,46 @@ from pathlib import Path
 
 import medtransfer as mt
 import numpy as np
-from medtransfer.data.cohort import Cohort
+from medtransfer.data.cohort.cohort import Cohort
 from medtransfer.errors import MedTransferError
-from medtransfer.evaluation.candidates import read_candidates, read_lesions
+from medtransfer.evaluation.tables.candidates import read_candidates, read_lesions
 from PIL import Image
 
 SLOWEST_SECONDS = 5.0
 IMAGES = [f"i{n}.png" for n in range(8)]
 POSITIVE = IMAGES[:5]
-KINDS = ("predictions.csv", "manifest.csv", "boxes.csv", "coco.json", "yolo", "voc", "candidates.csv", "lesions.csv")
-_BYTES = (b"\0", b'"', b";", b",", b"\n", b"\r", b"\t", b"\xff", b"\xe9", b"'", b"=", b" ", b"9", b"-", b".", b"e", b"{", b"}", b"<", b"&")
+KINDS = (
+    "predictions.csv",
+    "manifest.csv",
+    "boxes.csv",
+    "coco.json",
+    "yolo",
+    "voc",
+    "candidates.csv",
+    "lesions.csv",
+)
+_BYTES = (
+    b"\0",
+    b'"',
+    b";",
+    b",",
+    b"\n",
+    b"\r",
+    b"\t",
+    b"\xff",
+    b"\xe9",
+    b"'",
+    b"=",
+    b" ",
+    b"9",
+    b"-",
+    b".",
+    b"e",
+    b"{",
+    b"}",
+    b"<",
+    b"&",
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +63,8 @@ class TableMutant:
     """One damaged source.
 
     Attributes:
-        kind: of `KINDS`. content: of the file; of yolo and voc that of the first image's. change: what was done.
+        kind: of `KINDS`. content: of the file; of yolo and voc that of the first image's. change:
+            what was done.
         entry: what became of one entry: removed, renamed, doubled; "" where bytes were changed.
     """
 
@@ -47,10 +80,16 @@ def sound(kind: str) -> list[str]:
     corners = [(image, 4 + n, 6, 20 + n, 26) for n, image in enumerate(POSITIVE)]
     numbered = [(image, f"p{n}", str(n % 2)) for n, image in enumerate(IMAGES)]
     box = "<bndbox><xmin>{}</xmin><ymin>8</ymin><xmax>30</xmax><ymax>30</ymax></bndbox>"
-    marks = [{"id": n, "image_id": n, "category_id": 1, "bbox": [x, y, c - x, d - y]} for n, (_, x, y, c, d) in enumerate(corners)]
+    marks = [
+        {"id": n, "image_id": n, "category_id": 1, "bbox": [x, y, c - x, d - y]}
+        for n, (_, x, y, c, d) in enumerate(corners)
+    ]
     boxes = ["image,x0,y0,x1,y1", *(",".join(map(str, row)) for row in corners)]
     return {
-        "predictions.csv": ["image,patient,target,probability", *(f"{','.join(row)},{rng.uniform():.6f}" for row in numbered)],
+        "predictions.csv": [
+            "image,patient,target,probability",
+            *(f"{','.join(row)},{rng.uniform():.6f}" for row in numbered),
+        ],
         "manifest.csv": ["image,patient,malignant", *(",".join(row) for row in numbered)],
         "boxes.csv": boxes,
         "lesions.csv": boxes,
@@ -73,7 +112,9 @@ def join(kind: str, entries: list[str]) -> bytes:
 
 
 def table_mutants(seed: int, count: int) -> Iterator[TableMutant]:
-    """As many mutants, each of one source, half with one entry changed and half with bytes changed."""
+    """As many mutants, each of one source, half with one entry changed and half with bytes
+    changed.
+    """
     rng = np.random.default_rng(seed)
     for number in range(count):
         kind = KINDS[number % len(KINDS)]
@@ -90,7 +131,14 @@ def table_mutants(seed: int, count: int) -> Iterator[TableMutant]:
                 name, _, rest = entries[place].partition(",")
                 new = str(
                     rng.choice(
-                        [f"x{name}", name.upper(), name.replace(".png", ".jpg"), f"other/{name}", name.replace("i", "i 0"), "gone.png"]
+                        [
+                            f"x{name}",
+                            name.upper(),
+                            name.replace(".png", ".jpg"),
+                            f"other/{name}",
+                            name.replace("i", "i 0"),
+                            "gone.png",
+                        ]
                     )
                 )
                 entries[place] = f"{new},{rest}"
@@ -99,7 +147,12 @@ def table_mutants(seed: int, count: int) -> Iterator[TableMutant]:
             else:
                 entry = "doubled"
                 entries.insert(place, entries[place])
-            yield TableMutant(kind, join(kind, entries), f"entry {place} {entry}: {entries[min(place, len(entries) - 1)][:60]}", entry)
+            yield TableMutant(
+                kind,
+                join(kind, entries),
+                f"entry {place} {entry}: {entries[min(place, len(entries) - 1)][:60]}",
+                entry,
+            )
             continue
         content = bytearray(join(kind, entries))
         for _ in range(int(rng.integers(1, 6))):
@@ -125,7 +178,9 @@ def write_images(folder: Path) -> None:
 
 
 def try_table(mutant: TableMutant, folder: Path) -> str:
-    """What is wrong with what comes of a mutant, "" where nothing is; `folder` holds the images of `write_images`."""
+    """What is wrong with what comes of a mutant, "" where nothing is; `folder` holds the images of
+    `write_images`.
+    """
     begun = time.monotonic()
     name = {"yolo": "i0.txt", "voc": "i0.xml"}.get(mutant.kind, mutant.kind)
     path = folder / name
@@ -133,7 +188,11 @@ def try_table(mutant: TableMutant, folder: Path) -> str:
     try:
         fault = _read(mutant, folder, path)
     except MedTransferError as error:
-        fault = "" if name.split(".")[0] in str(error) or str(folder) in str(error) else f"an error that names no file: {error}"
+        fault = (
+            ""
+            if name.split(".")[0] in str(error) or str(folder) in str(error)
+            else f"an error that names no file: {error}"
+        )
     except Exception as error:  # the fault that is looked for
         fault = f"{type(error).__name__}: {error}"
     finally:
@@ -151,7 +210,9 @@ def _read(mutant: TableMutant, folder: Path, path: Path) -> str:
     elif mutant.kind in {"candidates.csv", "lesions.csv"}:
         table = (read_candidates if mutant.kind == "candidates.csv" else read_lesions)(path)
         twice = len(table.attrs.get("twice", []))
-        accounts = [{"given": len(table) + twice, "used": len(table), "left_out": [{"count": twice}]}]
+        accounts = [
+            {"given": len(table) + twice, "used": len(table), "left_out": [{"count": twice}]}
+        ]
     else:
         if mutant.kind == "manifest.csv":
             cohort = Cohort.from_csv(path, folder, ["malignant"])
@@ -161,7 +222,11 @@ def _read(mutant: TableMutant, folder: Path, path: Path) -> str:
     for account in accounts:
         if account["given"] != account["used"] + sum(part["count"] for part in account["left_out"]):
             return f"the account does not add up: {account}"
-    given = sum(account["given"] for account in accounts if account.get("what") in {None, "rows", "annotations", "boxes"})
+    given = sum(
+        account["given"]
+        for account in accounts
+        if account.get("what") in {None, "rows", "annotations", "boxes"}
+    )
     change = {"removed": -1, "doubled": 1}.get(mutant.entry, 0)
     if mutant.entry and given != entries + change:
         return f"{given} entries are accounted for, {entries + change} were given"

@@ -8,8 +8,8 @@ import medtransfer as mt
 import numpy as np
 import pandas as pd
 import pytest
-from medtransfer.data.shortcuts import _auc, probe_shortcuts
-from medtransfer.data.sources import open_cohort
+from medtransfer.data.audit.shortcuts import _auc, probe_shortcuts
+from medtransfer.data.cohort.sources import open_cohort
 from PIL import Image
 from pydicom.data import get_testdata_file
 from sklearn.metrics import roc_auc_score
@@ -24,7 +24,9 @@ def flawed(manifest):
     scene = np.kron(rng.integers(0, 200, (12, 14)), np.ones((8, 8))).astype(np.uint8)
     Image.fromarray(scene).save(folder / "0-0.png")
     Image.fromarray(scene).save(folder / "1-0.png", compress_level=1)
-    Image.fromarray(np.clip(scene[:, ::-1] * 0.8 + 20, 0, 255).astype(np.uint8)).save(folder / "2-0.png")
+    Image.fromarray(np.clip(scene[:, ::-1] * 0.8 + 20, 0, 255).astype(np.uint8)).save(
+        folder / "2-0.png"
+    )
     Image.fromarray(np.full((40, 48), 9, np.uint8)).save(folder / "3-0.png")
     (folder / "4-0.png").write_bytes(b"not a picture")
     return mt.Cohort.from_csv(path, folder, ["malignant"])
@@ -34,24 +36,42 @@ def test_every_finding_is_told_with_its_images(flawed):
     found = mt.audit(flawed)
     assert (found.found, found.readable, found.patients) == (12, 11, 12)
     assert found.duplicates == (("0-0.png", "1-0.png"),)
-    assert set(found.near_duplicates) == {("0-0.png", "1-0.png"), ("0-0.png", "2-0.png"), ("1-0.png", "2-0.png")}
+    assert set(found.near_duplicates) == {
+        ("0-0.png", "1-0.png"),
+        ("0-0.png", "2-0.png"),
+        ("1-0.png", "2-0.png"),
+    }
     assert found.clusters == (("0-0.png", "1-0.png", "2-0.png"),)
     kinds = {conflict.kind: conflict for conflict in found.conflicts}
     assert kinds["duplicate"].images == ("0-0.png", "1-0.png")
-    assert kinds["near_duplicate"].detail == "the same pixels under different labels (malignant 0 and 1)"
+    assert (
+        kinds["near_duplicate"].detail
+        == "the same pixels under different labels (malignant 0 and 1)"
+    )
     assert found.unreadable[0][0] == "4-0.png"
     assert ("3-0.png", "constant", "every pixel has the same value") in found.hazards
     assert found.classes == {"malignant = 0": 6, "malignant = 1": 6}
     actions = " ".join(found.actions)
-    for part in ("1 of 12 images cannot be read", "3 pair(s)", "protocol.group=cluster", "flagged constant", "different labels"):
+    for part in (
+        "1 of 12 images cannot be read",
+        "3 pair(s)",
+        "protocol.group=cluster",
+        "flagged constant",
+        "different labels",
+    ):
         assert part in actions
     assert str(flawed.root) not in str(found) + json.dumps(found.to_dict())
-    assert {"unreadable", "duplicates", "near-duplicates", "conflict", "hazard constant"} <= set(found.to_frame()["kind"])
+    assert {"unreadable", "duplicates", "near-duplicates", "conflict", "hazard constant"} <= set(
+        found.to_frame()["kind"]
+    )
 
 
 def test_the_answer_has_the_keys_of_the_contract(flawed):
     answer = json.loads(json.dumps(mt.audit(flawed).to_dict()))
-    keys = "images patients classes unreadable hazards duplicates near_duplicates conflicts shortcuts actions"
+    keys = (
+        "images patients classes unreadable hazards duplicates near_duplicates conflicts "
+        "shortcuts actions"
+    )
     assert set(keys.split()) <= set(answer)
     assert answer["images"] == 12
     assert ["0-0.png", "1-0.png"] in answer["near_duplicates"]
@@ -88,13 +108,21 @@ def test_a_patient_under_two_labels_is_told(manifest):
     path = manifest(patients=6, views=2)
     path.write_text(path.read_text().replace("0-1.png,P0,0", "0-1.png,P0,1"))
     found = mt.audit(mt.Cohort.from_csv(path, path.parent, ["malignant"]))
-    assert [c.images for c in found.conflicts if c.kind == "patient_labels"] == [("0-0.png", "0-1.png")]
+    assert [c.images for c in found.conflicts if c.kind == "patient_labels"] == [
+        ("0-0.png", "0-1.png")
+    ]
 
 
 def table(count=120, seed=0):
     rng = np.random.default_rng(seed)
     y = rng.integers(0, 2, count).astype(float)
-    images = pd.DataFrame({"image": [str(i) for i in range(count)], "patient": [str(i // 2) for i in range(count)], "y": y})
+    images = pd.DataFrame(
+        {
+            "image": [str(i) for i in range(count)],
+            "patient": [str(i // 2) for i in range(count)],
+            "y": y,
+        }
+    )
     facts = pd.DataFrame(
         {
             "error": "",
@@ -172,7 +200,9 @@ def test_the_rank_auc_is_that_of_scikit_learn():
 
 @pytest.mark.slow
 def test_a_folder_of_all_kinds_of_dicom_is_checked_in_silence(capfd):
-    """All files of pydicom and pydicom-data: nothing ends the check, no UID and no remark gets out."""
+    """All files of pydicom and pydicom-data: nothing ends the check, no UID and no remark gets
+    out.
+    """
     for example in ("CT_small.dcm", "RG1_UNCR.dcm"):
         cohort = open_cohort(Path(get_testdata_file(example)).parent, flat=True)
         assert len(cohort) > 40

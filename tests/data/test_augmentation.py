@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from medtransfer.data.augmentation import Augment, Changes, change, draw_changes
+from medtransfer.data.grid.augmentation import Augment, Changes, change, draw_changes
 from monai.transforms import AdjustContrast, Affine
 
 
@@ -46,12 +46,19 @@ def test_a_volume_is_changed_slice_by_slice_all_alike():
         kept = [axis for axis in range(3) if axis != across]
         for index in range(volumes.shape[2 + across]):
             plane = volumes.select(2 + across, index)
-            # Left and right lie along x, the first axis of a volume, which is that of rows in a plane.
-            flipped = torch.where(torch.from_numpy(plain.flip).view(-1, 1, 1, 1), plane.flip(2), plane) if 0 in kept else plane
+            # Left and right lie along x, the first axis of a volume, which is that of rows in a
+            # plane.
+            flipped = (
+                torch.where(torch.from_numpy(plain.flip).view(-1, 1, 1, 1), plane.flip(2), plane)
+                if 0 in kept
+                else plane
+            )
             expected = change(flipped, Changes(**{**vars(plain), "flip": np.zeros(4, bool)}))
             if across == 0:
                 places = np.where(plain.flip, volumes.shape[2] - 1 - index, index)
-                found = torch.stack([volume[:, i] for volume, i in zip(ours, places.tolist(), strict=True)])
+                found = torch.stack(
+                    [volume[:, i] for volume, i in zip(ours, places.tolist(), strict=True)]
+                )
             else:
                 found = ours.select(2 + across, index)
             assert torch.allclose(found, expected, atol=1e-6)
@@ -69,7 +76,13 @@ def test_draws_have_their_ranges_and_chances():
         (changes.brightness, 0.0, 0.5),
     ):
         assert abs((values != rest).mean() - chance) < 0.03
-    bounds = {"turn": np.radians(15), "zoom": 0.15, "shift": 0.08, "contrast": 0.2, "brightness": 0.1}
+    bounds = {
+        "turn": np.radians(15),
+        "zoom": 0.15,
+        "shift": 0.08,
+        "contrast": 0.2,
+        "brightness": 0.1,
+    }
     for name, bound in bounds.items():
         values = getattr(changes, name) - (1.0 if name in {"zoom", "contrast"} else 0.0)
         assert 0.95 * bound < values.max() <= bound
@@ -97,7 +110,10 @@ def test_a_square_stays_in_place():
 
 
 def test_what_the_labels_forbid_is_not_done_and_changes_no_other_draw():
-    usual, still = draw_changes(1, 0, range(400)), draw_changes(1, 0, range(400), augment=Augment("none", 0.0, 0.0))
+    usual, still = (
+        draw_changes(1, 0, range(400)),
+        draw_changes(1, 0, range(400), augment=Augment("none", 0.0, 0.0)),
+    )
     assert not still.flip.any()
     assert not still.flip_rows.any()
     assert (still.turn == 0).all()
@@ -119,8 +135,16 @@ def test_what_the_labels_forbid_is_not_done_and_changes_no_other_draw():
 def test_planes_are_turned_upside_down_where_they_may_be():
     image = torch.arange(12.0).view(1, 1, 3, 4)
     one = np.ones(1)
-    still = {**vars(draw_changes(0, 0, [0], False, Augment("none", 0.0, 0.0))), "zoom": np.ones((1, 2)), "shift": np.zeros((1, 2))}
+    still = {
+        **vars(draw_changes(0, 0, [0], False, Augment("none", 0.0, 0.0))),
+        "zoom": np.ones((1, 2)),
+        "shift": np.zeros((1, 2)),
+    }
     still.pop("flip_rows")
     assert (still["gamma"], still["turn"]) == (one, 0)
-    assert torch.allclose(change(image, Changes(**still, flip_rows=np.ones(1, bool))), image.flip(2), atol=1e-5)
-    assert torch.allclose(change(image, Changes(**still, flip_rows=np.zeros(1, bool))), image, atol=1e-5)
+    assert torch.allclose(
+        change(image, Changes(**still, flip_rows=np.ones(1, bool))), image.flip(2), atol=1e-5
+    )
+    assert torch.allclose(
+        change(image, Changes(**still, flip_rows=np.zeros(1, bool))), image, atol=1e-5
+    )

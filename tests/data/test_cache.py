@@ -13,10 +13,17 @@ import medtransfer as mt
 import numpy as np
 import pytest
 import SimpleITK
-from medtransfer.data import cache
-from medtransfer.data.cache import cache_folder, digest_file, entry_path, read_entry, read_facts, write_entry
-from medtransfer.data.inspection import inspect_image
-from medtransfer.data.transforms import Fixed
+from medtransfer.data.audit.inspection import inspect_image
+from medtransfer.data.grid import cache
+from medtransfer.data.grid.cache import (
+    cache_folder,
+    digest_file,
+    entry_path,
+    read_entry,
+    read_facts,
+    write_entry,
+)
+from medtransfer.data.grid.fixed import Fixed
 
 from forks import PROCESSES
 
@@ -33,9 +40,11 @@ def cohort(manifest):
     return mt.Cohort.from_csv(path, path.parent, ["malignant"])
 
 
-@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=[pytest.mark.process, pytest.mark.xdist_group("plain")])])
+@pytest.mark.parametrize(
+    "jobs", [1, pytest.param(2, marks=[pytest.mark.process, pytest.mark.xdist_group("plain")])]
+)
 def test_entries_are_the_uncached_result_bit_for_bit(own_cache, cohort, jobs, monkeypatch):
-    monkeypatch.setattr("medtransfer.data.inspection._WORTH_TORCH", 0.0)
+    monkeypatch.setattr("medtransfer.data.audit.inspection._WORTH_TORCH", 0.0)
     settings = {"size": 48, "window": "full"}
     facts = mt.inspect_images(cohort, fixed=Fixed(**settings), jobs=jobs)
     plain = mt.fixed_transforms(**settings)
@@ -44,7 +53,9 @@ def test_entries_are_the_uncached_result_bit_for_bit(own_cache, cohort, jobs, mo
     assert facts["image"].tolist() == cohort.images["image"].tolist()
     assert not list(own_cache.rglob("*.part"))
     again = mt.inspect_images(cohort, fixed=Fixed(**settings), jobs=1)
-    assert again.drop(columns=["thumbnail", "picture"]).equals(facts.drop(columns=["thumbnail", "picture"]))
+    assert again.drop(columns=["thumbnail", "picture"]).equals(
+        facts.drop(columns=["thumbnail", "picture"])
+    )
     for column in ("thumbnail", "picture"):
         assert all(np.array_equal(a, b) for a, b in zip(again[column], facts[column], strict=True))
 
@@ -52,7 +63,9 @@ def test_entries_are_the_uncached_result_bit_for_bit(own_cache, cohort, jobs, mo
 def test_an_image_is_decoded_once(own_cache, cohort, monkeypatch):
     read = []
     real = mt.read_image
-    monkeypatch.setattr("medtransfer.data.inspection.read_image", lambda path: read.append(path) or real(path))
+    monkeypatch.setattr(
+        "medtransfer.data.audit.inspection.read_image", lambda path: read.append(path) or real(path)
+    )
     mt.inspect_images(cohort, fixed=Fixed(32))
     assert len(read) == len(cohort)
     mt.inspect_images(cohort, fixed=Fixed(32))
@@ -104,13 +117,17 @@ def test_a_damaged_entry_is_made_again(own_cache, cohort, content):
 
 def write_often(folder: str, number: int) -> None:
     for _ in range(60):
-        write_entry(entry_path(Path(folder), "file", "setting"), np.full((64, 64), number, np.float32))
+        write_entry(
+            entry_path(Path(folder), "file", "setting"), np.full((64, 64), number, np.float32)
+        )
 
 
 @pytest.mark.process
 @pytest.mark.xdist_group("plain")
 def test_writers_do_not_disturb_each_other(own_cache):
-    writers = [PROCESSES.Process(target=write_often, args=(str(own_cache), number)) for number in (1, 2)]
+    writers = [
+        PROCESSES.Process(target=write_often, args=(str(own_cache), number)) for number in (1, 2)
+    ]
     for writer in writers:
         writer.start()
     seen = 0
@@ -133,11 +150,16 @@ def fill(paths: list[str], folder: str, ready: Any) -> None:
 @pytest.mark.process
 @pytest.mark.xdist_group("plain")
 def test_a_kill_while_filling_leaves_no_wrong_entry(own_cache, cohort):
-    """Twenty kills at random moments; whatever is there afterwards is right, and the rest is filled."""
+    """Twenty kills at random moments; whatever is there afterwards is right, and the rest is
+    filled.
+    """
     rng = np.random.default_rng(0)
     paths = cohort.images["path"].tolist()
     plain = {path: mt.fixed_transforms(64)({"image": path})["image"].numpy() for path in paths}
-    entries = {path: Path(entry_path(own_cache, digest_file(Path(path)), repr(Fixed(64)))) for path in paths}
+    entries = {
+        path: Path(entry_path(own_cache, digest_file(Path(path)), repr(Fixed(64))))
+        for path in paths
+    }
     partial = 0
     running = []
     for kill in range(20):
@@ -188,7 +210,9 @@ KEPT: list[np.ndarray] = []
 
 @dataclass(frozen=True)
 class Growing(Fixed):
-    """Lets the first process that comes to it grow by more than joblib allows, and notes in a folder which ones there were."""
+    """Lets the first process that comes to it grow by more than joblib allows, and notes in a
+    folder which ones there were.
+    """
 
     notes: str = ""
 
@@ -202,7 +226,9 @@ class Growing(Fixed):
             if 0 < len(KEPT) < 5:  # not at once: joblib compares with what it saw first
                 KEPT.append(np.ones(25_000_000))
             if not (notes / "renewed").exists():
-                time.sleep(0.6)  # it looks once a second; and there must be work left for the new process
+                time.sleep(
+                    0.6
+                )  # it looks once a second; and there must be work left for the new process
                 processes = sum(path.name.isdigit() for path in notes.iterdir())
                 (notes / "renewed").touch() if processes > 2 else None
         return super().apply(path, image)
@@ -211,13 +237,14 @@ class Growing(Fixed):
 @pytest.mark.process
 @pytest.mark.xdist_group("plain")
 def test_processes_that_die_or_grow_are_renewed_and_nothing_is_lost(own_cache, cohort, monkeypatch):
-    monkeypatch.setattr("medtransfer.data.inspection._WORTH_TORCH", 0.0)
+    monkeypatch.setattr("medtransfer.data.audit.inspection._WORTH_TORCH", 0.0)
     facts = mt.inspect_images(cohort, fixed=Deadly(32), jobs=2).set_index("image")
     assert "killed the process" in facts.loc["5-0.png", "error"]
     assert (facts["error"] != "").sum() == 1
     assert facts.index.tolist() == cohort.images["image"].tolist()
-    # What is left behind does not stop the next cohort in the same process. With warnings as errors, as in these tests,
-    # joblib's own thread ended on its warning of a process that has grown, and the work never.
+    # What is left behind does not stop the next cohort in the same process. With warnings as
+    # errors, as in these tests, joblib's own thread ended on its warning of a process that has
+    # grown, and the work never.
     notes = own_cache / "processes"
     notes.mkdir()
     (notes / f"{os.getpid()}.tests").touch()  # which decodes the first images
@@ -234,7 +261,9 @@ def test_pixels_beside_their_header_are_part_of_the_key(own_cache, tmp_path, suf
     rows = []
     for patient in (1, 2):
         (tmp_path / f"P{patient}").mkdir()
-        image = SimpleITK.GetImageFromArray(np.random.default_rng(patient).integers(0, 99, (9, 10, 11)).astype(np.int16))
+        image = SimpleITK.GetImageFromArray(
+            np.random.default_rng(patient).integers(0, 99, (9, 10, 11)).astype(np.int16)
+        )
         SimpleITK.WriteImage(image, str(tmp_path / f"P{patient}" / f"t2.{suffix}"))
         rows.append(inspect_image(str(tmp_path / f"P{patient}" / f"t2.{suffix}"), own_cache))
     headers = [(tmp_path / f"P{patient}" / f"t2.{suffix}").read_bytes() for patient in (1, 2)]
@@ -250,6 +279,6 @@ def test_a_full_disk_is_no_fault_of_the_image(own_cache, cohort, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("medtransfer.data.inspection.write_entry", full)
+    monkeypatch.setattr("medtransfer.data.audit.inspection.write_entry", full)
     with pytest.raises(OSError, match="No space left"):
         inspect_image(cohort.images["path"][0], own_cache, Fixed(32))

@@ -7,9 +7,9 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-from medtransfer.data.dicom_write import write_grey_dicom
-from medtransfer.data.listing import name_patients
-from medtransfer.data.sources import open_cohort
+from medtransfer.data.cohort.listing import name_patients
+from medtransfer.data.cohort.sources import open_cohort
+from medtransfer.data.images.dicom.writing import write_grey_dicom
 from medtransfer.errors import CohortError, LeakageError
 
 
@@ -26,15 +26,24 @@ def test_class_names_need_the_positive_one(manifest):
     path = manifest(patients=4, views=1, kind=["benign", "malignant"] * 2)
     cohort = mt.Cohort.from_csv(path, path.parent, ["kind"], positive="malignant")
     assert cohort.images["kind"].tolist() == [0, 1, 0, 1]
-    with pytest.raises(CohortError, match=r"row 2: label kind is 'benign'; use 0 or 1 \(or name the positive class"):
+    with pytest.raises(
+        CohortError, match=r"row 2: label kind is 'benign'; use 0 or 1 \(or name the positive class"
+    ):
         mt.Cohort.from_csv(path, path.parent, ["kind"])
-    with pytest.raises(CohortError, match="expected 'cancer' and one other class, found benign, malignant"):
+    with pytest.raises(
+        CohortError, match="expected 'cancer' and one other class, found benign, malignant"
+    ):
         mt.Cohort.from_csv(path, path.parent, ["kind"], positive="cancer")
 
 
 def test_every_fault_is_reported_with_its_row(tmp_path, manifest):
     manifest(patients=2, views=1)
-    rows = ["image,patient,malignant,split", "0-0.png,P0,0,train", "0-0.png,P0,1,train", "none.png,P1,1,test"]
+    rows = [
+        "image,patient,malignant,split",
+        "0-0.png,P0,0,train",
+        "0-0.png,P0,1,train",
+        "none.png,P1,1,test",
+    ]
     text = "\n".join([*rows, "1-0.png,,1,test", ",P2,,test", "1-0.png,P3,2,later"])
     (tmp_path / "bad.csv").write_text(text)
     with pytest.raises(CohortError) as caught:
@@ -106,7 +115,9 @@ def test_labels_cannot_overwrite_other_columns(manifest, write_png):
 def test_no_manifest_and_no_label_say_what_to_do(tmp_path, manifest):
     with pytest.raises(CohortError, match="no such file"):
         mt.Cohort.from_csv(tmp_path / "none.csv", tmp_path, ["malignant"])
-    with pytest.raises(CohortError, match="name at least one label column. Columns here: image, patient, malignant"):
+    with pytest.raises(
+        CohortError, match="name at least one label column. Columns here: image, patient, malignant"
+    ):
         mt.Cohort.from_csv(manifest(), tmp_path)
 
 
@@ -121,7 +132,13 @@ def test_a_patient_in_two_official_parts_is_a_leak(manifest):
 
 
 def test_class_folders_are_read(write_png):
-    for name in ("benign/a.png", "benign/b.png", "malignant/a.png", "malignant/a_mask.png", "malignant/.hidden.png"):
+    for name in (
+        "benign/a.png",
+        "benign/b.png",
+        "malignant/a.png",
+        "malignant/a_mask.png",
+        "malignant/.hidden.png",
+    ):
         root = write_png(name, np.full((8, 8), 7, np.uint8)).parents[1]
     (root / "benign" / "notes.txt").write_text("x")
     cohort = mt.Cohort.from_folders(root, positive="malignant")
@@ -145,7 +162,9 @@ def test_faulty_folders_are_refused(tmp_path, write_png):
     write_png("benign/a.png", np.zeros((8, 8), np.uint8))
     with pytest.raises(CohortError, match="malignant: no image in this folder"):
         mt.Cohort.from_folders(tmp_path)
-    with pytest.raises(CohortError, match="no class folder cancer. Folders in .*: benign, malignant"):
+    with pytest.raises(
+        CohortError, match="no class folder cancer. Folders in .*: benign, malignant"
+    ):
         mt.Cohort.from_folders(tmp_path, ["benign", "cancer"])
 
 
@@ -162,7 +181,7 @@ def test_digest_depends_on_labels_and_patients_alone(manifest):
 
 def test_fingerprint_counts_patients_and_sizes(manifest):
     path = manifest(patients=7, views=2)
-    found = mt.Cohort.from_csv(path, path.parent, ["malignant"]).fingerprint()
+    found = mt.fingerprint(mt.Cohort.from_csv(path, path.parent, ["malignant"]))
     assert found.patients_per_class == {"0": 4, "1": 3}
     assert found.images_per_class == {"0": 8, "1": 6}
     assert (found.shape, found.spacing) == (((40, 40, 40), (48, 48, 48)), ())
@@ -172,7 +191,9 @@ def test_fingerprint_counts_patients_and_sizes(manifest):
 def test_grouping_joins_patients_that_share_pixels(manifest):
     path = manifest(patients=12, views=2)
     cohort = mt.Cohort.from_csv(path, path.parent, ["malignant"])
-    joined = cohort.grouped([("0-0.png", "2-1.png"), ("2-0.png", "4-0.png"), ("1-0.png", "1-1.png")])
+    joined = cohort.grouped(
+        [("0-0.png", "2-1.png"), ("2-0.png", "4-0.png"), ("1-0.png", "1-1.png")]
+    )
     group = dict(zip(joined.images["patient"], joined.images["group"], strict=True))
     assert group["P0"] == group["P2"] == group["P4"] == "P0"
     assert all(group[f"P{i}"] == f"P{i}" for i in (1, 3, 5, 6, 7, 8, 9, 10, 11))
@@ -197,7 +218,17 @@ def test_folds_do_not_depend_on_the_names_of_patients(manifest):
 def write_dicom(path, patient, number, study=""):
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(number).integers(0, 4000, (16, 16)).astype(np.uint16)
-    write_grey_dicom(path, pixels, patient=patient, number=number, spacing=(1, 1), bits=12, photometric="MONOCHROME2", slope=1, intercept=0)
+    write_grey_dicom(
+        path,
+        pixels,
+        patient=patient,
+        number=number,
+        spacing=(1, 1),
+        bits=12,
+        photometric="MONOCHROME2",
+        slope=1,
+        intercept=0,
+    )
     dataset = pydicom.dcmread(path)
     dataset.StudyInstanceUID = f"1.2.{study or number}"
     dataset.PatientName = "Secret^Name"
@@ -206,15 +237,23 @@ def write_dicom(path, patient, number, study=""):
 
 def test_patients_of_dicom_headers_are_hashed(tmp_path):
     for number in range(8):
-        write_dicom(tmp_path / ("benign" if number % 4 < 2 else "malignant") / f"{number}.dcm", f"MRN{number // 2}", number)
+        write_dicom(
+            tmp_path / ("benign" if number % 4 < 2 else "malignant") / f"{number}.dcm",
+            f"MRN{number // 2}",
+            number,
+        )
     cohort = mt.Cohort.from_folders(tmp_path, salt="salt")
     assert cohort.patients_known
     assert cohort.images["patient"].nunique() == 4
     assert "MRN" not in cohort.images.drop(columns="path").to_csv()
     assert mt.Cohort.from_folders(tmp_path, salt="salt").digest == cohort.digest
     assert mt.Cohort.from_folders(tmp_path, salt="other").images["patient"].nunique() == 4
-    assert set(mt.Cohort.from_folders(tmp_path, salt="other").images["patient"]).isdisjoint(cohort.images["patient"])
-    table = "image,malignant\n" + "\n".join(f"{name},{int(name.startswith('m'))}" for name in cohort.images["image"])
+    assert set(mt.Cohort.from_folders(tmp_path, salt="other").images["patient"]).isdisjoint(
+        cohort.images["patient"]
+    )
+    table = "image,malignant\n" + "\n".join(
+        f"{name},{int(name.startswith('m'))}" for name in cohort.images["image"]
+    )
     (tmp_path / "m.csv").write_text(table)
     listed = mt.Cohort.from_csv(tmp_path / "m.csv", tmp_path, ["malignant"], salt="salt")
     assert listed.images["patient"].tolist() == cohort.images["patient"].tolist()
@@ -223,14 +262,33 @@ def test_patients_of_dicom_headers_are_hashed(tmp_path):
 @pytest.mark.parametrize("name", ["ANONYMOUS", ""])
 def test_where_headers_name_no_patient_each_study_is_one_and_that_is_said(tmp_path, name):
     for number in range(8):
-        write_dicom(tmp_path / ("a" if number < 4 else "b") / f"{number}.dcm", name, number, study=str(number // 2))
+        write_dicom(
+            tmp_path / ("a" if number < 4 else "b") / f"{number}.dcm",
+            name,
+            number,
+            study=str(number // 2),
+        )
     cohort = mt.Cohort.from_folders(tmp_path, positive="b")
     assert cohort.images["patient"].nunique() == 4
     assert len(cohort.by_study) == 8
     assert any("each study counts as a patient" in action for action in mt.audit(cohort).actions)
-    names = ["", "P0", "P1", "P1", "P2", "P2", "", ""]  # another file of the first study names its patient
+    names = [
+        "",
+        "P0",
+        "P1",
+        "P1",
+        "P2",
+        "P2",
+        "",
+        "",
+    ]  # another file of the first study names its patient
     for number in range(8):
-        write_dicom(tmp_path / ("a" if number < 4 else "b") / f"{number}.dcm", names[number], number, study=str(number // 2))
+        write_dicom(
+            tmp_path / ("a" if number < 4 else "b") / f"{number}.dcm",
+            names[number],
+            number,
+            study=str(number // 2),
+        )
     assert mt.Cohort.from_folders(tmp_path, positive="b").by_study == ("b/6.dcm", "b/7.dcm")
 
 
@@ -258,7 +316,9 @@ def test_archives_keep_their_split_and_state_their_labels(tmp_path):
     assert cohort.images["malignant"].tolist()[:4] == [1, 0, 1, 0]  # 0 is malignant
     assert cohort.images["split"].value_counts().to_dict() == {"train": 12, "test": 8, "tune": 6}
     assert not cohort.patients_known
-    assert np.array_equal(mt.read_image(cohort.images["path"][14]).array[0], arrays["val_images"][2])
+    assert np.array_equal(
+        mt.read_image(cohort.images["path"][14]).array[0], arrays["val_images"][2]
+    )
     assert mt.split_cohort(cohort).official
     other = tmp_path / "unknown.npz"
     np.savez(other, **arrays)
@@ -273,7 +333,9 @@ def test_archives_keep_their_split_and_state_their_labels(tmp_path):
 def test_volumes_of_archives_and_colour(tmp_path):
     arrays = {}
     for part in ("train", "val", "test"):
-        arrays[f"{part}_images"] = np.random.default_rng(1).integers(0, 255, (4, 28, 28, 28)).astype(np.uint8)
+        arrays[f"{part}_images"] = (
+            np.random.default_rng(1).integers(0, 255, (4, 28, 28, 28)).astype(np.uint8)
+        )
         arrays[f"{part}_labels"] = np.array([[0], [1], [0], [1]])
     np.savez(tmp_path / "nodulemnist3d_64.npz", **arrays)
     cohort = mt.Cohort.from_medmnist(tmp_path / "nodulemnist3d_64.npz")
@@ -298,7 +360,9 @@ def test_what_is_to_be_checked_is_recognised(manifest, write_png, tmp_path):
 
 def test_one_broken_file_does_not_hide_whose_the_others_are(tmp_path, write_png):
     for number in range(8):
-        write_dicom(tmp_path / ("a" if number < 4 else "b") / f"{number}.dcm", f"MRN{number // 2}", number)
+        write_dicom(
+            tmp_path / ("a" if number < 4 else "b") / f"{number}.dcm", f"MRN{number // 2}", number
+        )
     (tmp_path / "a" / "broken.dcm").write_bytes(b"no dicom")
     cohort = mt.Cohort.from_folders(tmp_path, positive="b")
     assert cohort.patients_known
@@ -311,7 +375,9 @@ def test_one_broken_file_does_not_hide_whose_the_others_are(tmp_path, write_png)
 
 
 def test_one_patient_has_one_name_however_the_headers_are_filled():
-    named = name_patients([("HOSP|123", "s1"), ("|123", "s2"), ("", "s2"), ("HOSP|9", "s3"), ("", "")], "salt")
+    named = name_patients(
+        [("HOSP|123", "s1"), ("|123", "s2"), ("", "s2"), ("HOSP|9", "s3"), ("", "")], "salt"
+    )
     assert named[0] == named[1] == named[2] != named[3]
     assert named[4] == ""
     constant = name_patients([("|1", "s"), ("|2", "s"), ("", "s")], "salt")
@@ -324,9 +390,17 @@ def test_masks_of_volumes_are_no_images(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         for name in ("x.nii.gz", "x_mask.nii.gz", "y.nii.gz"):
-            nib.save(nib.Nifti1Image(np.zeros((8, 8, 8), np.float32), np.eye(4)), tmp_path / folder / name)
+            nib.save(
+                nib.Nifti1Image(np.zeros((8, 8, 8), np.float32), np.eye(4)),
+                tmp_path / folder / name,
+            )
     cohort = mt.Cohort.from_folders(tmp_path, positive="b")
-    assert cohort.images["image"].tolist() == ["a/x.nii.gz", "a/y.nii.gz", "b/x.nii.gz", "b/y.nii.gz"]
+    assert cohort.images["image"].tolist() == [
+        "a/x.nii.gz",
+        "a/y.nii.gz",
+        "b/x.nii.gz",
+        "b/y.nii.gz",
+    ]
     assert ("a/x_mask.nii.gz", "mask of another image") in cohort.ignored
 
 

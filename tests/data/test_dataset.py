@@ -3,22 +3,27 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from medtransfer.data.cache import cache_folder
-from medtransfer.data.dataset import ImageSource
-from medtransfer.data.inspection import inspect_image
-from medtransfer.data.transforms import Fixed, normalise
+from medtransfer.data.audit.inspection import inspect_image
+from medtransfer.data.grid.cache import cache_folder
+from medtransfer.data.grid.fixed import Fixed, normalise
+from medtransfer.data.grid.source import ImageSource
 from medtransfer.errors import ImageError
 
 
 @pytest.fixture
 def cached(write_png):
     rng = np.random.default_rng(0)
-    paths = [str(write_png(f"{i}.png", rng.integers(0, 255, (30, 50)).astype(np.uint8))) for i in range(6)]
+    paths = [
+        str(write_png(f"{i}.png", rng.integers(0, 255, (30, 50)).astype(np.uint8)))
+        for i in range(6)
+    ]
     return paths, [inspect_image(path, cache_folder(), Fixed(32))["entry"] for path in paths]
 
 
 def source_of(entries, seed=0, mean=(0.5,), std=(0.5,)):
-    return ImageSource(entries, np.arange(len(entries), dtype=np.float32)[:, None], mean, std, seed=seed)
+    return ImageSource(
+        entries, np.arange(len(entries), dtype=np.float32)[:, None], mean, std, seed=seed
+    )
 
 
 def test_an_entry_that_is_gone_is_named(tmp_path):
@@ -42,7 +47,9 @@ def test_batches_are_normalised_and_keep_rows(cached):
     assert batch["targets"].tolist() == [[5], [1]]
     raw = torch.from_numpy(np.load(cached[1][5]))[0]
     for channel in range(3):
-        assert torch.allclose(batch["features"]["image"][0, channel], (raw - mean[channel]) / std[channel], atol=1e-5)
+        assert torch.allclose(
+            batch["features"]["image"][0, channel], (raw - mean[channel]) / std[channel], atol=1e-5
+        )
 
 
 def test_normalise_repeats_grey_and_keeps_colour():
@@ -58,7 +65,9 @@ def test_normalise_repeats_grey_and_keeps_colour():
 def test_grey_and_colour_images_share_a_batch(tmp_path):
     np.save(tmp_path / "grey.npy", np.full((1, 4, 4), 0.5, np.float32))
     np.save(tmp_path / "colour.npy", np.ones((3, 4, 4), np.float32))
-    images = source_of([tmp_path / "grey.npy", tmp_path / "colour.npy"], mean=(0.5,) * 3, std=(0.5,) * 3).load([0, 1])["features"]["image"]
+    images = source_of(
+        [tmp_path / "grey.npy", tmp_path / "colour.npy"], mean=(0.5,) * 3, std=(0.5,) * 3
+    ).load([0, 1])["features"]["image"]
     assert images.shape == (2, 3, 4, 4)
     assert images[0].abs().max() == 0
     assert (images[1] == 1).all()

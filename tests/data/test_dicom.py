@@ -1,4 +1,6 @@
-"""Every hazard of DICOM files, each on a real file that shows it. Values are worked by hand with `pydicom.pixels`."""
+"""Every hazard of DICOM files, each on a real file that shows it. Values are worked by hand with
+`pydicom.pixels`.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +11,24 @@ import time
 import numpy as np
 import pydicom
 import pytest
-from medtransfer.data.dicom_write import write_grey_dicom
-from medtransfer.data.reading import read_image
+from medtransfer.data.images.dicom.writing import write_grey_dicom
+from medtransfer.data.images.reading import read_image
 from medtransfer.errors import ImageError
 from pydicom.data import get_testdata_file
-from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, convert_color_space, pixel_array
+from pydicom.pixels import (
+    apply_color_lut,
+    apply_modality_lut,
+    apply_voi_lut,
+    convert_color_space,
+    pixel_array,
+)
 from pydicom.sequence import Sequence
 
 RAMP = np.arange(64 * 80, dtype=np.uint16).reshape(64, 80)
 FOLDERS = os.path.dirname(get_testdata_file("DICOMDIR"))
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom's own remarks, where the test calls it
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::UserWarning"
+)  # pydicom's own remarks, where the test calls it
 
 
 def real(name):
@@ -30,7 +40,15 @@ def real(name):
 def write(path, **changes):
     """A 12-bit grey ramp, with elements set or (None) removed."""
     write_grey_dicom(
-        path, RAMP % 4096, patient="P", number=1, spacing=(0.5, 0.25), bits=12, photometric="MONOCHROME2", slope=1, intercept=0
+        path,
+        RAMP % 4096,
+        patient="P",
+        number=1,
+        spacing=(0.5, 0.25),
+        bits=12,
+        photometric="MONOCHROME2",
+        slope=1,
+        intercept=0,
     )
     dataset = pydicom.dcmread(path)
     for keyword, value in changes.items():
@@ -50,12 +68,18 @@ def codes(image):
 
 
 def test_missing_slices_are_refused_not_averaged():
-    with pytest.raises(ImageError, match=r"uneven: 202.5 mm between 17106 and 17136, where 1.25 mm is usual in 4 slices"):
+    with pytest.raises(
+        ImageError,
+        match=r"uneven: 202.5 mm between 17106 and 17136, where 1.25 mm is usual in 4 slices",
+    ):
         read_image(os.path.join(FOLDERS, "77654033", "CT2"))
 
 
 def test_rotating_projections_are_no_volume():
-    with pytest.raises(ImageError, match="7 images, in 7 series or orientations, no two of them parallel: not a volume"):
+    with pytest.raises(
+        ImageError,
+        match="7 images, in 7 series or orientations, no two of them parallel: not a volume",
+    ):
         read_image(os.path.join(FOLDERS, "98892003", "MR700"))
 
 
@@ -72,7 +96,9 @@ def test_descending_instance_numbers_give_the_same_volume():
     files = [pydicom.dcmread(os.path.join(folder, name)) for name in os.listdir(folder)]
     files.sort(key=lambda d: float(d.ImagePositionPatient[2]))
     assert [int(d.InstanceNumber) for d in files] == [10, 9, 8, 7, 6]
-    by_hand = np.stack([d.pixel_array * float(d.RescaleSlope) + float(d.RescaleIntercept) for d in files])
+    by_hand = np.stack(
+        [d.pixel_array * float(d.RescaleSlope) + float(d.RescaleIntercept) for d in files]
+    )
     assert image.array.shape == (1, 16, 16, 5)
     # RAS: x to the right and y to the front, where DICOM's columns run left and its rows back.
     assert np.array_equal(image.array[0], by_hand.transpose(2, 1, 0)[::-1, ::-1])
@@ -94,7 +120,10 @@ def test_enhanced_ct_is_rescaled_by_its_functional_groups():
     rescale = shared.PixelValueTransformationSequence[0]
     assert (rescale.RescaleSlope, rescale.RescaleIntercept) == (1, -1024)
     image = read_image(real("eCT_Supplemental"))
-    heights = [float(f.PlanePositionSequence[0].ImagePositionPatient[2]) for f in dataset.PerFrameFunctionalGroupsSequence]
+    heights = [
+        float(f.PlanePositionSequence[0].ImagePositionPatient[2])
+        for f in dataset.PerFrameFunctionalGroupsSequence
+    ]
     assert sorted(heights) == pytest.approx([-159, -149], abs=0.6)
     by_hand = apply_modality_lut(dataset.pixel_array, rescale)[np.argsort(heights)]
     assert image.array.shape == (1, 512, 512, 2)
@@ -104,7 +133,9 @@ def test_enhanced_ct_is_rescaled_by_its_functional_groups():
     # A map of blood flow is no CT in HU, whatever the modality.
     with pytest.raises(ImageError, match="not CT in HU"):
         read_image(real("eCT_Supplemental"), "brain")
-    assert image.spacing == pytest.approx((*(float(v) for v in shared.PixelMeasuresSequence[0].PixelSpacing), 10.0))
+    assert image.spacing == pytest.approx(
+        (*(float(v) for v in shared.PixelMeasuresSequence[0].PixelSpacing), 10.0)
+    )
     assert image.array.min() == -1024
 
 
@@ -128,7 +159,13 @@ def test_tables_are_looked_up_without_wrapping(tmp_path):
     eight = (np.arange(4096) // 16).astype("u1").tobytes()
     path = write(tmp_path / "1.dcm", VOILUTSequence=Sequence([table([4096, 0, 8], eight)]))
     assert np.allclose(read_image(path, "from_header").array[0], (RAMP % 4096 // 16) / 255)
-    path = write(tmp_path / "2.dcm", RescaleSlope=None, RescaleIntercept=None, RescaleType=None, PixelRepresentation=1)
+    path = write(
+        tmp_path / "2.dcm",
+        RescaleSlope=None,
+        RescaleIntercept=None,
+        RescaleType=None,
+        PixelRepresentation=1,
+    )
     dataset = pydicom.dcmread(path)
     stored = (RAMP % 4096).astype(np.int64) - 2048
     dataset.PixelData = stored.astype("<i2").tobytes()
@@ -187,7 +224,9 @@ def test_palettes_become_colour(name):
         dataset.file_meta = pydicom.dataset.FileMetaDataset()
         dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
     image = read_image(real(name))
-    assert np.array_equal(image.array, np.moveaxis(apply_color_lut(dataset.pixel_array, dataset), -1, 0))
+    assert np.array_equal(
+        image.array, np.moveaxis(apply_color_lut(dataset.pixel_array, dataset), -1, 0)
+    )
     assert image.array.shape[0] == 3
 
 
@@ -208,7 +247,9 @@ def test_frames_of_a_film_come_first():
 
 def test_signed_pixels_of_an_unsigned_stream_are_mended_and_tilt_is_told():
     image = read_image(real("J2K_pixelrep_mismatch"))
-    stream = pydicom.encaps.get_frame(pydicom.dcmread(real("J2K_pixelrep_mismatch")).PixelData, 0, number_of_frames=1)
+    stream = pydicom.encaps.get_frame(
+        pydicom.dcmread(real("J2K_pixelrep_mismatch")).PixelData, 0, number_of_frames=1
+    )
     import imagecodecs
 
     raw = imagecodecs.jpeg2k_decode(stream).astype(np.int64)
@@ -228,7 +269,8 @@ def test_monochrome_twins_give_equal_pixels(tmp_path, window):
     one = write(tmp_path / "1.dcm", PhotometricInterpretation="MONOCHROME1")
     dataset = pydicom.dcmread(one)
     dataset.PixelData = (4095 - RAMP % 4096).astype("<u2").tobytes()
-    # PS3.3 C.11.2.1.2: the mirror of center - 0.5 is 4095 - (center - 0.5), so the twin's center is 4096 - center.
+    # PS3.3 C.11.2.1.2: the mirror of center - 0.5 is 4095 - (center - 0.5), so the twin's center is
+    # 4096 - center.
     dataset.WindowCenter, dataset.WindowWidth = 4096 - 1500, 800
     dataset.save_as(one)
     assert np.allclose(read_image(one, window).array, read_image(two, window).array, atol=1e-6)
@@ -236,7 +278,9 @@ def test_monochrome_twins_give_equal_pixels(tmp_path, window):
 
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
 def test_windows_of_the_header_agree_with_pydicom(tmp_path, function):
-    path = write(tmp_path / "1.dcm", WindowCenter=[1500, 100], WindowWidth=[800, 50], VOILUTFunction=function)
+    path = write(
+        tmp_path / "1.dcm", WindowCenter=[1500, 100], WindowWidth=[800, 50], VOILUTFunction=function
+    )
     dataset = pydicom.dcmread(path)
     by_hand = apply_voi_lut(apply_modality_lut(dataset.pixel_array, dataset), dataset) / 4095
     assert np.allclose(read_image(path, "from_header").array[0], by_hand, atol=1e-5)
@@ -275,10 +319,22 @@ def test_ybr_is_converted_once():
     raw = pixel_array(real("SC_ybr_full_422_uncompressed"), raw=True)
     assert tuple(raw[5, 50]) == (76, 85, 255)
     assert tuple(image.array[:, 5, 50]) == (254, 0, 0)
-    assert np.array_equal(image.array, np.moveaxis(convert_color_space(raw, "YBR_FULL", "RGB"), -1, 0))
+    assert np.array_equal(
+        image.array, np.moveaxis(convert_color_space(raw, "YBR_FULL", "RGB"), -1, 0)
+    )
 
 
-@pytest.mark.parametrize("name", ["JPGExtended", "JPEG-lossy", "JPEG-LL", "bad_sequence", "JPGLosslessP14SV1_1s_1f_8b", "SC_rgb_jpeg_gdcm"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "JPGExtended",
+        "JPEG-lossy",
+        "JPEG-LL",
+        "bad_sequence",
+        "JPGLosslessP14SV1_1s_1f_8b",
+        "SC_rgb_jpeg_gdcm",
+    ],
+)
 def test_lossless_and_twelve_bit_jpeg_are_decoded(name):
     image = read_image(real(name))
     assert image.array.std() > 1
@@ -316,18 +372,22 @@ def test_an_unknown_compression_is_named(tmp_path):
     dataset.PixelData = pydicom.encaps.encapsulate([b"\0" * 64])
     dataset["PixelData"].is_undefined_length = True
     dataset.save_as(path)
-    with pytest.raises(ImageError, match=r"HEVC.*\(1\.2\.840\.10008\.1\.2\.4\.107\) cannot be decoded"):
+    with pytest.raises(
+        ImageError, match=r"HEVC.*\(1\.2\.840\.10008\.1\.2\.4\.107\) cannot be decoded"
+    ):
         read_image(path)
 
 
 def test_a_missing_decoder_is_named_with_its_package(monkeypatch):
-    from medtransfer.data import dicom_pixels
+    from medtransfer.data.images.dicom import pixels as dicom_pixels
 
     def no_plugin(*_, **__):
         raise RuntimeError("Unable to decompress: all plugins are missing dependencies")
 
     monkeypatch.setattr(dicom_pixels, "pixel_array", no_plugin)
-    with pytest.raises(ImageError, match=r"JPEG 2000.*1\.2\.840\.10008\.1\.2\.4\.90.*Install pylibjpeg-openjpeg"):
+    with pytest.raises(
+        ImageError, match=r"JPEG 2000.*1\.2\.840\.10008\.1\.2\.4\.90.*Install pylibjpeg-openjpeg"
+    ):
         read_image(real("MR_small_jp2klossless"))
 
 
@@ -343,9 +403,17 @@ def test_a_stream_larger_than_its_header_is_refused_before_decoding(tmp_path):
     ("changes", "spacing", "source"),
     [
         ({}, (0.5, 0.25), "PixelSpacing"),
-        ({"PixelSpacing": None, "ImagerPixelSpacing": [0.2, 0.1]}, (0.2, 0.1), "ImagerPixelSpacing"),
         (
-            {"PixelSpacing": None, "ImagerPixelSpacing": [0.2, 0.1], "EstimatedRadiographicMagnificationFactor": 2},
+            {"PixelSpacing": None, "ImagerPixelSpacing": [0.2, 0.1]},
+            (0.2, 0.1),
+            "ImagerPixelSpacing",
+        ),
+        (
+            {
+                "PixelSpacing": None,
+                "ImagerPixelSpacing": [0.2, 0.1],
+                "EstimatedRadiographicMagnificationFactor": 2,
+            },
             (0.1, 0.05),
             "ImagerPixelSpacing",
         ),
@@ -370,7 +438,11 @@ def region(delta, units=3):
 
 def test_a_spacing_that_repeats_the_detector_is_corrected_for_magnification(tmp_path):
     """A mammogram magnified 1.8 times: objects are smaller than they look."""
-    same = {"Modality": "MG", "ImagerPixelSpacing": [0.5, 0.25], "EstimatedRadiographicMagnificationFactor": 1.8}
+    same = {
+        "Modality": "MG",
+        "ImagerPixelSpacing": [0.5, 0.25],
+        "EstimatedRadiographicMagnificationFactor": 1.8,
+    }
     image = read_image(write(tmp_path / "1.dcm", **same))
     assert image.spacing == pytest.approx((0.5 / 1.8, 0.25 / 1.8))
     assert "detector_spacing" in codes(image)
@@ -385,24 +457,40 @@ def test_an_aspect_ratio_without_a_spacing_is_kept(tmp_path):
 
 
 def test_ultrasound_regions_give_the_spacing_where_they_agree(tmp_path):
-    one = write(tmp_path / "1.dcm", PixelSpacing=None, SequenceOfUltrasoundRegions=Sequence([region(0.01)]))
+    one = write(
+        tmp_path / "1.dcm", PixelSpacing=None, SequenceOfUltrasoundRegions=Sequence([region(0.01)])
+    )
     assert read_image(one).spacing == pytest.approx((0.2, 0.1))  # cm to mm
-    two = write(tmp_path / "2.dcm", PixelSpacing=None, SequenceOfUltrasoundRegions=Sequence([region(0.01), region(0.03)]))
+    two = write(
+        tmp_path / "2.dcm",
+        PixelSpacing=None,
+        SequenceOfUltrasoundRegions=Sequence([region(0.01), region(0.03)]),
+    )
     assert read_image(two).provenance["spacing_from"] == "none"
-    other = write(tmp_path / "3.dcm", PixelSpacing=None, SequenceOfUltrasoundRegions=Sequence([region(0.01, units=4)]))
+    other = write(
+        tmp_path / "3.dcm",
+        PixelSpacing=None,
+        SequenceOfUltrasoundRegions=Sequence([region(0.01, units=4)]),
+    )
     assert read_image(other).provenance["spacing_from"] == "none"
 
 
 def test_hazards_are_told_per_file(tmp_path):
     assert "burned_in" in codes(read_image(write(tmp_path / "1.dcm", BurnedInAnnotation="YES")))
-    assert "burned_in_unknown" in codes(read_image(write(tmp_path / "2.dcm", BurnedInAnnotation=None)))
+    assert "burned_in_unknown" in codes(
+        read_image(write(tmp_path / "2.dcm", BurnedInAnnotation=None))
+    )
     assert not codes(read_image(write(tmp_path / "3.dcm")))
     overlay = read_image(real("MR-SIEMENS-DICOM-WithOverlays"))
     assert "overlay" in codes(overlay)
-    assert np.array_equal(overlay.array[0], pydicom.dcmread(real("MR-SIEMENS-DICOM-WithOverlays")).pixel_array)
+    assert np.array_equal(
+        overlay.array[0], pydicom.dcmread(real("MR-SIEMENS-DICOM-WithOverlays")).pixel_array
+    )
     assert "lossy" in codes(read_image(real("JPEGLSNearLossless_08")))
     assert "lossy" not in codes(read_image(real("MR_small_jpeg_ls_lossless")))
-    sided = read_image(write(tmp_path / "4.dcm", ImageLaterality="L", ViewPosition="MLO", Laterality="R"))
+    sided = read_image(
+        write(tmp_path / "4.dcm", ImageLaterality="L", ViewPosition="MLO", Laterality="R")
+    )
     assert (sided.provenance["laterality"], sided.provenance["view"]) == ("L", "MLO")
 
 

@@ -1,4 +1,6 @@
-"""What annotation tools, spreadsheets and statistics programs write: names they add to, systems they leave out, words for nothing."""
+"""What annotation tools, spreadsheets and statistics programs write: names they add to, systems
+they leave out, words for nothing.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +11,15 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
-from medtransfer.data.annotations import read_annotations
-from medtransfer.data.cohort import Cohort
-from medtransfer.data.dicom_write import write_grey_dicom
-from medtransfer.data.masks import read_lesions
-from medtransfer.data.sources import open_cohort
+from medtransfer.data.annotations.masks import read_lesions
+from medtransfer.data.annotations.sources import read_annotations
+from medtransfer.data.cohort.cohort import Cohort
+from medtransfer.data.cohort.sources import open_cohort
+from medtransfer.data.images.dicom.writing import write_grey_dicom
 from medtransfer.errors import CohortError, PredictionsError
 from medtransfer.evaluation import evaluate
-from medtransfer.evaluation.candidates import read_lesions as read_lesion_table
-from medtransfer.evaluation.detection import evaluate_boxes
+from medtransfer.evaluation.analyses.lesions import evaluate_boxes
+from medtransfer.evaluation.tables.candidates import read_lesions as read_lesion_table
 from PIL import Image
 
 BOX = ["x0", "y0", "x1", "y1"]
@@ -27,12 +29,18 @@ def pictures(folder: Path, names):
     folder.mkdir(parents=True, exist_ok=True)
     for i, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.random.default_rng(i).integers(0, 255, (80, 96), dtype=np.uint8)).save(folder / name)
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (80, 96), dtype=np.uint8)).save(
+            folder / name
+        )
     return list(names)
 
 
 def coco(path: Path, names, marks, **more):
-    content = {"images": [{"id": i, "file_name": n} for i, n in enumerate(names)], "categories": [{"id": 1, "name": "mass"}], **more}
+    content = {
+        "images": [{"id": i, "file_name": n} for i, n in enumerate(names)],
+        "categories": [{"id": 1, "name": "mass"}],
+        **more,
+    }
     path.write_text(json.dumps(content | {"annotations": marks}))
     return str(path)
 
@@ -44,11 +52,22 @@ def mark(image, **more):
 # Names
 
 
-@pytest.mark.parametrize("name", ["c1_png.rf.0a1b2c3d4e5f.jpg", "1a2b3c4d-c1.png", "images/1a2b3c4d-c1.png", "c1 (1).png", "c1 copy.png"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "c1_png.rf.0a1b2c3d4e5f.jpg",
+        "1a2b3c4d-c1.png",
+        "images/1a2b3c4d-c1.png",
+        "c1 (1).png",
+        "c1 copy.png",
+    ],
+)
 def test_names_that_exporters_add_to_are_near_ones(tmp_path, name):
     names = pictures(tmp_path / "images", ["c0.png", "c1.png"])
     with pytest.raises(CohortError, match=r"which is not here; is it c1.png\?"):
-        Cohort.from_boxes(tmp_path / "images", coco(tmp_path / "m.json", [names[0], name], [mark(0), mark(1)]))
+        Cohort.from_boxes(
+            tmp_path / "images", coco(tmp_path / "m.json", [names[0], name], [mark(0), mark(1)])
+        )
 
 
 @pytest.mark.parametrize("word", ["yolo", "masks"])
@@ -63,7 +82,9 @@ def test_annotation_files_with_added_names_are_near_ones_too(tmp_path, word):
             Cohort.from_boxes(tmp_path, word)
         return
     for name in ("c0.png", "c1_segmentation.png"):  # as ISIC names them: the mask of c1
-        Image.fromarray(np.pad(np.full((8, 8), 255, np.uint8), ((30, 42), (40, 48)))).save(folder / name)
+        Image.fromarray(np.pad(np.full((8, 8), 255, np.uint8), ((30, 42), (40, 48)))).save(
+            folder / name
+        )
     assert Cohort.from_boxes(tmp_path, word).images["lesion"].tolist() == [1, 1]
 
 
@@ -74,7 +95,11 @@ def test_an_image_of_another_part_is_not_that_of_the_same_name(tmp_path):
     pd.DataFrame(rows, columns=["image", *BOX]).to_csv(tmp_path / "b.csv", index=False)
     with pytest.raises(CohortError, match="row 3: no image 'val/c1.png' in the cohort"):
         Cohort.from_boxes(tmp_path / "images" / "train", str(tmp_path / "b.csv"))
-    source = coco(tmp_path / "m.json", ["train/c0.png", "val/c0.png", "val/c1.png"], [mark(0), mark(1), mark(2)])
+    source = coco(
+        tmp_path / "m.json",
+        ["train/c0.png", "val/c0.png", "val/c1.png"],
+        [mark(0), mark(1), mark(2)],
+    )
     cohort = Cohort.from_boxes(tmp_path / "images" / "train", source)
     assert cohort.images["lesion"].tolist() == [1, 0]
     assert len(cohort.boxes) == 1
@@ -90,15 +115,34 @@ def test_two_names_of_one_image_are_refused(tmp_path):
 
 def test_masks_beside_images_are_no_images(tmp_path):
     for kind in ("benign", "malignant"):
-        pictures(tmp_path / kind, ["a.png", "a_segmentation.png", "b.png", "b-mask.png", "c.png", "c_seg.png", "c_seg_1.png", "d_mask.png"])
+        pictures(
+            tmp_path / kind,
+            [
+                "a.png",
+                "a_segmentation.png",
+                "b.png",
+                "b-mask.png",
+                "c.png",
+                "c_seg.png",
+                "c_seg_1.png",
+                "d_mask.png",
+            ],
+        )
     cohort = Cohort.from_folders(tmp_path)
-    assert [Path(name).name for name in cohort.images["image"][:4]] == ["a.png", "b.png", "c.png", "d_mask.png"]  # d_mask is of no d
+    assert [Path(name).name for name in cohort.images["image"][:4]] == [
+        "a.png",
+        "b.png",
+        "c.png",
+        "d_mask.png",
+    ]  # d_mask is of no d
 
 
 def test_files_of_other_endings_among_annotations_are_counted(tmp_path):
     pictures(tmp_path / "images", ["c0.png", "c1.png"])
     (tmp_path / "masks").mkdir()
-    Image.fromarray(np.pad(np.full((8, 8), 255, np.uint8), ((30, 42), (40, 48)))).save(tmp_path / "masks" / "c0.png")
+    Image.fromarray(np.pad(np.full((8, 8), 255, np.uint8), ((30, 42), (40, 48)))).save(
+        tmp_path / "masks" / "c0.png"
+    )
     (tmp_path / "masks" / "other.npy").write_bytes(b"x")
     (account,) = [a for a in Cohort.from_boxes(tmp_path, "masks").accounts if a.what == "masks"]
     assert (account.given, account.used) == (2, 1)
@@ -111,8 +155,12 @@ def test_files_of_other_endings_among_annotations_are_counted(tmp_path):
 def test_masks_of_nnunet_belong_to_the_image_of_the_first_channel(tmp_path):
     pictures(tmp_path / "imagesTr", ["v_001_0000.png", "v_002_0000.png"])
     (tmp_path / "labelsTr").mkdir()
-    Image.fromarray(np.pad(np.ones((8, 8), np.uint8), ((30, 42), (40, 48)))).save(tmp_path / "labelsTr" / "v_001.png")
-    assert Cohort.from_boxes(tmp_path / "imagesTr", "masks:../labelsTr").images["lesion"].tolist() == [1, 0]
+    Image.fromarray(np.pad(np.ones((8, 8), np.uint8), ((30, 42), (40, 48)))).save(
+        tmp_path / "labelsTr" / "v_001.png"
+    )
+    assert Cohort.from_boxes(tmp_path / "imagesTr", "masks:../labelsTr").images[
+        "lesion"
+    ].tolist() == [1, 0]
 
 
 def test_two_annotations_of_one_image_that_differ_are_refused(tmp_path):
@@ -137,7 +185,9 @@ def test_folders_of_parts_are_no_classes_and_alike_ones_are_asked_about(tmp_path
 
 def test_a_manifest_names_the_near_file(tmp_path):
     pictures(tmp_path, ["c0.png", "c1.png"])
-    pd.DataFrame({"image": ["c0.png", "c1.jpg"], "patient": ["1", "2"], "y": [0, 1]}).to_csv(tmp_path / "m.csv", index=False)
+    pd.DataFrame({"image": ["c0.png", "c1.jpg"], "patient": ["1", "2"], "y": [0, 1]}).to_csv(
+        tmp_path / "m.csv", index=False
+    )
     with pytest.raises(CohortError, match=r"row 3: no file .*c1.jpg; is it c1.png\?"):
         Cohort.from_csv(tmp_path / "m.csv", tmp_path, ["y"])
 
@@ -147,9 +197,16 @@ def test_a_manifest_names_the_near_file(tmp_path):
 
 def test_coco_without_bbox_with_text_ids_and_in_other_encodings(tmp_path):
     names = pictures(tmp_path / "images", ["c0.png", "é.png"])
-    outline = {"id": 1, "image_id": "1", "category_id": "1", "segmentation": [[30, 20, 60, 20, 60, 50]]}
+    outline = {
+        "id": 1,
+        "image_id": "1",
+        "category_id": "1",
+        "segmentation": [[30, 20, 60, 20, 60, 50]],
+    }
     source = Path(coco(tmp_path / "m.json", names, [outline]))
-    source.write_bytes(json.dumps(json.loads(source.read_text()), ensure_ascii=False).encode("utf-16"))
+    source.write_bytes(
+        json.dumps(json.loads(source.read_text()), ensure_ascii=False).encode("utf-16")
+    )
     boxes = Cohort.from_boxes(tmp_path / "images", str(source)).boxes
     assert boxes[["image", *BOX]].to_numpy().tolist() == [["é.png", 30, 20, 60, 50]]
     source.write_text("[1, 2]")
@@ -160,12 +217,19 @@ def test_coco_without_bbox_with_text_ids_and_in_other_encodings(tmp_path):
 def test_an_area_shows_a_bbox_of_two_corners(tmp_path):
     names = pictures(tmp_path / "images", ["c0.png"])
     with pytest.raises(CohortError, match="by its area, its bbox holds two corners"):
-        Cohort.from_boxes(tmp_path / "images", coco(tmp_path / "m.json", names, [mark(0, bbox=[10, 12, 30, 28], area=320)]))
+        Cohort.from_boxes(
+            tmp_path / "images",
+            coco(tmp_path / "m.json", names, [mark(0, bbox=[10, 12, 30, 28], area=320)]),
+        )
 
 
 def test_labels_of_boxes_are_told_and_those_that_say_nothing_asked_about(tmp_path):
     names = pictures(tmp_path, ["c0.png", "c1.png", "c2.png"])
-    rows = [(names[0], 1, 1, 9, 9, "mass"), (names[1], 1, 1, 9, 9, "No finding"), (names[2], 2, 2, 9, 9, "Mass")]
+    rows = [
+        (names[0], 1, 1, 9, 9, "mass"),
+        (names[1], 1, 1, 9, 9, "No finding"),
+        (names[2], 2, 2, 9, 9, "Mass"),
+    ]
     pd.DataFrame(rows, columns=["image", *BOX, "label"]).to_csv(tmp_path / "b.csv", index=False)
     images = pd.DataFrame({"image": names, "path": [str(tmp_path / name) for name in names]})
     read = read_annotations("b.csv", images, tmp_path)
@@ -174,12 +238,22 @@ def test_labels_of_boxes_are_told_and_those_that_say_nothing_asked_about(tmp_pat
     with pytest.raises(CohortError, match="the labels mass and Mass look alike"):
         read_annotations("b.csv", images, tmp_path, kinds=["mass"])
     read = read_annotations("b.csv", images, tmp_path, kinds=["mass", "Mass"])
-    assert any("1 of 3 images have no box, and count as without lesion" in note for note in read.notes)
+    assert any(
+        "1 of 3 images have no box, and count as without lesion" in note for note in read.notes
+    )
 
 
 def test_boxes_of_kaggle_and_words_for_no_box(tmp_path):
     names = pictures(tmp_path, ["c0.png", "c1.png"])
-    table = pd.DataFrame({"patientId": names, "x": [1, np.nan], "y": [2, np.nan], "width": [20, np.nan], "height": [10, np.nan]})
+    table = pd.DataFrame(
+        {
+            "patientId": names,
+            "x": [1, np.nan],
+            "y": [2, np.nan],
+            "width": [20, np.nan],
+            "height": [10, np.nan],
+        }
+    )
     table.to_csv(tmp_path / "b.csv", index=False)
     images = pd.DataFrame({"image": names, "path": [str(tmp_path / name) for name in names]})
     with pytest.raises(CohortError, match="x1 = x \\+ width"):
@@ -224,17 +298,33 @@ def test_residues_alone_are_nothing():
 @pytest.mark.parametrize("word", ["NA", "unknown", "NaN", "-"])
 def test_a_word_for_nobody_is_no_patient(tmp_path, word):
     names = pictures(tmp_path, ["a.png", "b.png"])
-    pd.DataFrame({"image": names, "patient": ["p1", word], "y": [0, 1]}).to_csv(tmp_path / "m.csv", index=False)
+    pd.DataFrame({"image": names, "patient": ["p1", word], "y": [0, 1]}).to_csv(
+        tmp_path / "m.csv", index=False
+    )
     with pytest.raises(CohortError, match=f"row 3: patient is {word}"):
         Cohort.from_csv(tmp_path / "m.csv", tmp_path, ["y"])
     with pytest.raises(PredictionsError, match=f"row 3: patient is {word}"):
-        evaluate(pd.DataFrame({"patient": ["p1", word], "target": [0, 1], "probability": [0.1, 0.9]}))
+        evaluate(
+            pd.DataFrame({"patient": ["p1", word], "target": [0, 1], "probability": [0.1, 0.9]})
+        )
 
 
 def test_one_series_of_two_patients_is_refused(tmp_path):
     for i in range(6):
-        facts = {"spacing": (1, 1), "bits": 12, "photometric": "MONOCHROME2", "slope": 1, "intercept": 0}
-        write_grey_dicom(tmp_path / f"{i}.dcm", np.full((16, 16), i, np.uint16), patient="AB"[i // 3], number=i, **facts)
+        facts = {
+            "spacing": (1, 1),
+            "bits": 12,
+            "photometric": "MONOCHROME2",
+            "slope": 1,
+            "intercept": 0,
+        }
+        write_grey_dicom(
+            tmp_path / f"{i}.dcm",
+            np.full((16, 16), i, np.uint16),
+            patient="AB"[i // 3],
+            number=i,
+            **facts,
+        )
         dataset = pydicom.dcmread(tmp_path / f"{i}.dcm")
         dataset.SeriesInstanceUID, dataset.ImagePositionPatient = "1.2.3", [0, 0, 3 * i]
         dataset.ImageOrientationPatient, dataset.PixelSpacing = [1, 0, 0, 0, 1, 0], [1, 1]
@@ -249,7 +339,9 @@ def test_one_series_of_two_patients_is_refused(tmp_path):
 def test_predictions_of_r_with_row_names_decimal_commas_and_na(tmp_path):
     rows = [f'"{n}";"p{n}";{n % 2};{("NA" if n == 4 else f"0,{10 + n}")}' for n in range(1, 9)]
     rows[3] = '"4";"p4";NA;0,14'
-    (tmp_path / "p.csv").write_text('"";"patient";"target";"probability"\n' + "\n".join(rows) + "\n")
+    (tmp_path / "p.csv").write_text(
+        '"";"patient";"target";"probability"\n' + "\n".join(rows) + "\n"
+    )
     report = evaluate(tmp_path / "p.csv", bootstrap=100).to_dict()
     (account,) = report["accounts"]
     assert (account["given"], account["used"]) == (8, 7)
@@ -258,7 +350,12 @@ def test_predictions_of_r_with_row_names_decimal_commas_and_na(tmp_path):
 
 def test_parts_have_their_usual_names_and_grades_are_numbers():
     frame = pd.DataFrame(
-        {"patient": list("abcd"), "part": ["Test", "test", "val", "Validation"], "target": [0, 1, 0, 1], "probability": 0.5}
+        {
+            "patient": list("abcd"),
+            "part": ["Test", "test", "val", "Validation"],
+            "target": [0, 1, 0, 1],
+            "probability": 0.5,
+        }
     )
     assert evaluate(frame, bootstrap=100).to_dict()["images"] == 2
     with pytest.raises(PredictionsError, match=r"4\.1, 4\.2 and 4\.3 for 4a, 4b and 4c"):
@@ -267,17 +364,31 @@ def test_parts_have_their_usual_names_and_grades_are_numbers():
 
 def test_scores_of_several_images_are_joined_by_order_alone():
     rng = np.random.default_rng(0)
-    frame = pd.DataFrame({"patient": [f"p{i // 2}" for i in range(120)], "target": np.repeat(rng.integers(0, 2, 60), 2)})
+    frame = pd.DataFrame(
+        {
+            "patient": [f"p{i // 2}" for i in range(120)],
+            "target": np.repeat(rng.integers(0, 2, 60), 2),
+        }
+    )
     frame["score"] = rng.normal(size=120) + frame["target"]
     first, second = (
-        evaluate(frame.assign(score=score), bootstrap=100, unit="patient").to_dict()["arms"]["model"]["auc"]["estimate"]
+        evaluate(frame.assign(score=score), bootstrap=100, unit="patient").to_dict()["arms"][
+            "model"
+        ]["auc"]["estimate"]
         for score in (frame["score"], np.exp(3 * frame["score"]) + 7)
     )
     assert first == second
 
 
 def test_unused_columns_are_named():
-    frame = pd.DataFrame({"patient": list("abcd"), "target": [0, 1, 0, 1], "probability": [0.1, 0.8, 0.3, 0.6], "reader1": [1, 4, 2, 5]})
+    frame = pd.DataFrame(
+        {
+            "patient": list("abcd"),
+            "target": [0, 1, 0, 1],
+            "probability": [0.1, 0.8, 0.3, 0.6],
+            "reader1": [1, 4, 2, 5],
+        }
+    )
     assert "columns not used: reader1" in str(evaluate(frame, bootstrap=100))
 
 
@@ -303,7 +414,12 @@ def test_lesions_under_other_names_doubled_or_against_the_targets(tmp_path):
     boxes, found = lesions_of(images[:3])
     for other in ("images/i1.png", "i1", "I1.PNG"):
         with pytest.raises(PredictionsError, match=r"is it i1.png of the predictions"):
-            evaluate_boxes(tested, found, boxes.assign(image=boxes["image"].replace("i1.png", other)), bootstrap=100)
+            evaluate_boxes(
+                tested,
+                found,
+                boxes.assign(image=boxes["image"].replace("i1.png", other)),
+                bootstrap=100,
+            )
     pd.concat([boxes, boxes]).to_csv(tmp_path / "b.csv", index=False)
     assert len(read_lesion_table(tmp_path / "b.csv")) == 3
     report = evaluate_boxes(tested, found, tmp_path / "b.csv", bootstrap=100)

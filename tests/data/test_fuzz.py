@@ -6,7 +6,9 @@ import pytest
 from mutants import mutants, sources, try_one
 from table_mutants import table_mutants, try_table, write_images
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # libraries remark on damaged files; errors are what counts
+pytestmark = pytest.mark.filterwarnings(
+    "ignore"
+)  # libraries remark on damaged files; errors are what counts
 
 
 def test_damaged_files_give_an_image_or_an_error_that_names_them(tmp_path):

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
-from medtransfer.data.augmentation import Augment
-from medtransfer.data.cohort import Cohort
-from medtransfer.data.laterality import allowed_changes, labels_of_a_side, tell_sides
+from medtransfer.data.cohort.cohort import Cohort
+from medtransfer.data.cohort.laterality import allowed_changes, labels_of_a_side, tell_sides
+from medtransfer.data.grid.augmentation import Augment
 
 
 def cohort(tmp_path, label="malignant", **columns):
@@ -21,7 +21,10 @@ def test_a_label_that_names_a_side_is_noticed(tmp_path, label):
     found = cohort(tmp_path, label)
     assert labels_of_a_side(found) == [label]
     assert "not mirrored" in tell_sides(found)[0]
-    assert "images are mirrored all the same (augment.flip=left_right)" in tell_sides(found, "left_right")[0]
+    assert (
+        "images are mirrored all the same (augment.flip=left_right)"
+        in tell_sides(found, "left_right")[0]
+    )
     assert tell_sides(found, "none") == ()
     assert allowed_changes(found) == Augment("none")
     assert allowed_changes(found, "all", 5, 0.5) == Augment("all", 5, 0.5)
@@ -36,4 +39,10 @@ def test_others_are_not(tmp_path, label):
 def test_a_column_that_names_a_side_is_noticed(tmp_path):
     assert tell_sides(cohort(tmp_path)) == ()
     found = tell_sides(cohort(tmp_path, laterality=list("LRLR")))
-    assert found == ("column laterality: it may say which side an image shows. If a label depends on the side, set augment.flip=none.",)
+    assert found == (
+        (
+            "column laterality: it may say which side an image shows. If a label depends on "
+            "the side, "
+            "set augment.flip=none."
+        ),
+    )

@@ -9,9 +9,9 @@ import numpy as np
 import psutil
 import pytest
 import tifffile
-from medtransfer.data import limits
-from medtransfer.data.limits import memory_bytes, refuse_implausible, refuse_slivers
-from medtransfer.data.reading import read_image
+from medtransfer.data.images import limits
+from medtransfer.data.images.limits import memory_bytes, refuse_implausible, refuse_slivers
+from medtransfer.data.images.reading import read_image
 from medtransfer.errors import ImageError
 from PIL import Image as Pillow
 
@@ -31,7 +31,9 @@ def test_ordinary_files_may_take_half_of_the_memory(tmp_path, machine):
     machine(24 * GB)
     refuse_implausible(tmp_path, (1_000_000_000,), 10**9)
     with pytest.raises(
-        ImageError, match=r"1000000001 values do not fit in memory: reading them needs 12 GB; images of up to 1,000 million"
+        ImageError,
+        match=r"1000000001 values do not fit in memory: reading them needs 12 GB; images of up to "
+        r"1,000 million",
     ):
         refuse_implausible(tmp_path, (1_000_000_001,), 10**9)
     machine(48 * GB)
@@ -41,7 +43,11 @@ def test_ordinary_files_may_take_half_of_the_memory(tmp_path, machine):
 def test_files_that_unfold_strongly_share_a_quarter_of_the_memory(tmp_path, machine):
     machine(24 * GB, processors=2)
     refuse_implausible(tmp_path, (13_500, 13_500), 200_000)
-    with pytest.raises(ImageError, match=r"30000 x 30000 values do not fit in memory: reading them needs 11 GB; .* 900 values per byte"):
+    with pytest.raises(
+        ImageError,
+        match=r"30000 x 30000 values do not fit in memory: reading them needs 11 GB; .* 900 "
+        r"values per byte",
+    ):
         refuse_implausible(tmp_path, (30_000, 30_000), 1_000_000)
     with pytest.raises(ImageError, match=r"1100 x 1100 x 1100 values do not fit"):
         refuse_implausible(tmp_path, (1_100, 1_100, 1_100), 1_300_000)
@@ -69,7 +75,11 @@ def test_the_limit_is_told_before_anything_is_unfolded(tmp_path, machine):
     data[40:48] = np.array([3, 400, 400, 400], "<i2").tobytes()
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress(bytes(data) + bytes(400**3 - 512)))
     for name in ("a.png", "a.tif", "a.nii.gz"):
-        with pytest.raises(ImageError, match=rf"{name}: its .* do not fit in memory: reading them needs .* GB; images of up to") as caught:
+        with pytest.raises(
+            ImageError,
+            match=rf"{name}: its .* do not fit in memory: reading them needs .* GB; images of up "
+            r"to",
+        ) as caught:
             read_image(tmp_path / name)
         assert "PNG" not in str(caught.value)
 
@@ -89,11 +99,23 @@ def test_a_picture_beyond_the_limit_of_pillow_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("line", "files", "granted"),
     [
-        ("0::/job/step\n", {"job/step/memory.max": "max\n", "job/memory.max": "5000000000\n"}, 5 * GB),
+        (
+            "0::/job/step\n",
+            {"job/step/memory.max": "max\n", "job/memory.max": "5000000000\n"},
+            5 * GB,
+        ),
         ("0::/\n", {"memory.max": "3000000000\n"}, 3 * GB),
         ("0::/\n", {"memory.max": "max\n"}, None),
-        ("4:cpu:/x\n9:memory:/x\n", {"memory/x/memory.limit_in_bytes": "7000000000\n", "x/memory.max": "1"}, 7 * GB),
-        ("9:cpu,memory:/gone\n", {"memory/memory.limit_in_bytes": "9223372036854771712\n"}, 9223372036854771712),
+        (
+            "4:cpu:/x\n9:memory:/x\n",
+            {"memory/x/memory.limit_in_bytes": "7000000000\n", "x/memory.max": "1"},
+            7 * GB,
+        ),
+        (
+            "9:cpu,memory:/gone\n",
+            {"memory/memory.limit_in_bytes": "9223372036854771712\n"},
+            9223372036854771712,
+        ),
         ("nonsense\n", {}, None),
     ],
 )
@@ -104,7 +126,11 @@ def test_the_memory_is_what_the_control_groups_grant(tmp_path, monkeypatch, line
     (tmp_path / "self").write_text(line)
     real = limits.Path
     monkeypatch.setattr(limits, "_CGROUPS", tmp_path)
-    monkeypatch.setattr(limits, "Path", lambda name: tmp_path / "self" if name == "/proc/self/cgroup" else real(name))
+    monkeypatch.setattr(
+        limits,
+        "Path",
+        lambda name: tmp_path / "self" if name == "/proc/self/cgroup" else real(name),
+    )
     assert limits._granted() == ([] if granted is None else [granted])
     memory_bytes.cache_clear()
     total = psutil.virtual_memory().total
@@ -113,7 +139,8 @@ def test_the_memory_is_what_the_control_groups_grant(tmp_path, monkeypatch, line
 
 
 @pytest.mark.parametrize(
-    ("space", "message"), [((3, 1000), "at least 8 x 8"), ((8, 401), "50 times as long"), ((2, 9, 7), "at least 8 x 8")]
+    ("space", "message"),
+    [((3, 1000), "at least 8 x 8"), ((8, 401), "50 times as long"), ((2, 9, 7), "at least 8 x 8")],
 )
 def test_slivers_are_refused_with_their_reason(tmp_path, space, message):
     with pytest.raises(ImageError, match=message):

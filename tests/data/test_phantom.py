@@ -18,7 +18,11 @@ def phantom(tmp_path_factory):
 
 def test_the_same_seed_writes_the_same_bytes(phantom, tmp_path):
     mt.write_phantom(tmp_path, 40, seed=1)
-    names = [path.relative_to(phantom.parent).as_posix() for path in phantom.parent.rglob("*") if path.is_file()]
+    names = [
+        path.relative_to(phantom.parent).as_posix()
+        for path in phantom.parent.rglob("*")
+        if path.is_file()
+    ]
     assert len(names) > 100
     same, different, failed = filecmp.cmpfiles(phantom.parent, tmp_path, names, shallow=False)
     assert len(same) == len(names), (different, failed)
@@ -43,9 +47,19 @@ def test_boxes_and_masks_are_true(phantom):
     assert set(boxes.index) == set(table.index[table["lesion"] != "none"])
     contrast = []
     for name, box in boxes.iterrows():
-        mask = np.asarray(Image.open(phantom.parent / name.replace("images", "masks").replace(".dcm", ".png"))) > 0
+        mask = (
+            np.asarray(
+                Image.open(phantom.parent / name.replace("images", "masks").replace(".dcm", ".png"))
+            )
+            > 0
+        )
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        assert (box.x0, box.y0, box.x1, box.y1) == (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+        assert (box.x0, box.y0, box.x1, box.y1) == (
+            columns[0],
+            rows[0],
+            columns[-1] + 1,
+            rows[-1] + 1,
+        )
         pixels = mt.read_image(phantom.parent / name).array[0]
         contrast.append(pixels[mask].mean() / pixels[~mask].mean())
     assert np.median(contrast) < 0.7  # lesions are dark, whatever the photometric interpretation

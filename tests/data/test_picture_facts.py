@@ -9,7 +9,7 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from medtransfer.data.reading import read_image
+from medtransfer.data.images.reading import read_image
 from medtransfer.errors import ImageError
 from PIL import Image as Pillow
 
@@ -75,7 +75,11 @@ def test_portable_maps_keep_their_values(tmp_path, top, plain):
     for stored in (DEEP.astype(int) % (top + 1), COLOUR.astype(int) % (top + 1)):
         kind = (3 if stored.ndim == 3 else 2) if plain else (6 if stored.ndim == 3 else 5)
         head = f"P{kind}\n# made by Doe, Jane\n40 32\n# more\n{top}\n".encode()
-        body = " ".join(map(str, stored.ravel())).encode() if plain else stored.astype("u1" if top < 256 else ">u2").tobytes()
+        body = (
+            " ".join(map(str, stored.ravel())).encode()
+            if plain
+            else stored.astype("u1" if top < 256 else ">u2").tobytes()
+        )
         (tmp_path / "a.pnm").write_bytes(head + body)
         image = read_image(tmp_path / "a.pnm")
         assert np.array_equal(image.array, np.moveaxis(np.atleast_3d(stored), -1, 0))
@@ -105,12 +109,19 @@ def test_an_orientation_of_no_meaning_is_told(tmp_path):
 # TIFF
 
 
-@pytest.mark.parametrize("kind", [{"subfiletype": 1}, {"subfiletype": 4}, {"extratags": [(255, 3, 1, 2, True)]}])
+@pytest.mark.parametrize(
+    "kind", [{"subfiletype": 1}, {"subfiletype": 4}, {"extratags": [(255, 3, 1, 2, True)]}]
+)
 def test_thumbnails_are_no_pages(tmp_path, kind):
     with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
         writer.write(DEEP, metadata=None)
         small = GREY[:16, :20] > 100 if kind.get("subfiletype") == 4 else GREY[:16, :20]
-        writer.write(small, metadata=None, photometric="mask" if small.dtype == bool else "minisblack", **kind)
+        writer.write(
+            small,
+            metadata=None,
+            photometric="mask" if small.dtype == bool else "minisblack",
+            **kind,
+        )
     image = read_image(tmp_path / "a.tif")
     assert np.array_equal(image.array[0], DEEP)
     assert "1 page(s) are thumbnails or masks" in told(image)
@@ -124,7 +135,13 @@ def test_thumbnails_are_no_pages(tmp_path, kind):
 def test_images_by_the_metadata_of_the_writer(tmp_path):
     path = tmp_path / "a.tif"
     stack = np.stack([GREY] * 3)
-    tifffile.imwrite(path, stack, description="ImageJ=1.53\nimages=3\nslices=3\n", metadata=None, photometric="minisblack")
+    tifffile.imwrite(
+        path,
+        stack,
+        description="ImageJ=1.53\nimages=3\nslices=3\n",
+        metadata=None,
+        photometric="minisblack",
+    )
     with pytest.raises(ImageError, match="holds 3 pages"):
         read_image(path)
     # As ImageJ writes large stacks: one page, and the others behind it without pages of their own.
@@ -136,12 +153,20 @@ def test_images_by_the_metadata_of_the_writer(tmp_path):
     tifffile.imwrite(path, GREY, description=ome.format(z=4), metadata=None)
     with pytest.raises(ImageError, match="its metadata state 4 images, and it holds 1 page"):
         read_image(path)
-    for options in ({"description": ome.format(z=1), "metadata": None}, {"imagej": True}, {"ome": True}, {}):
+    for options in (
+        {"description": ome.format(z=1), "metadata": None},
+        {"imagej": True},
+        {"ome": True},
+        {},
+    ):
         tifffile.imwrite(path, GREY, **options)
         assert np.array_equal(read_image(path).array[0], GREY)
 
 
-@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"tile": (16, 16)}, {"compression": "lzw", "rowsperstrip": 8}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"compression": "zlib"}, {"tile": (16, 16)}, {"compression": "lzw", "rowsperstrip": 8}],
+)
 def test_strips_and_tiles_that_are_not_there(tmp_path, options):
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, DEEP, **options)
@@ -180,7 +205,11 @@ def test_samples_of_several_kinds_are_refused(tmp_path):
 
 @pytest.mark.parametrize("kind", [np.int16, np.float32, np.float64, np.uint32])
 def test_signed_floating_and_wide_samples_keep_their_values(tmp_path, kind):
-    values = (DEEP.astype(np.int64) - 30000).astype(kind) if np.dtype(kind).kind != "u" else DEEP.astype(kind)
+    values = (
+        (DEEP.astype(np.int64) - 30000).astype(kind)
+        if np.dtype(kind).kind != "u"
+        else DEEP.astype(kind)
+    )
     tifffile.imwrite(tmp_path / "a.tif", values)
     assert np.array_equal(read_image(tmp_path / "a.tif").array[0], values.astype(np.float32))
 

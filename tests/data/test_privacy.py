@@ -1,4 +1,6 @@
-"""Nothing that a header says of a person, a place or a date leaves the readers: of no format, readable or damaged."""
+"""Nothing that a header says of a person, a place or a date leaves the readers: of no format,
+readable or damaged.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,21 @@ import numpy as np
 import pydicom
 import pytest
 import tifffile
-from medtransfer.data.dicom_write import write_grey_dicom
-from medtransfer.data.logs import without_values
-from medtransfer.data.reading import read_image
+from medtransfer.data.images.dicom.writing import write_grey_dicom
+from medtransfer.data.images.quiet import without_values
+from medtransfer.data.images.reading import read_image
 from medtransfer.errors import ImageError
 from mutants import mutate
 from PIL import Image as Pillow
 from PIL import PngImagePlugin
 
-NAME, NUMBER, DATE, UID, PLACE = "Quackenbush^Zoë".replace("ë", "e"), "MRN4711QX", "19470815", "9.9.8.7.6.5.4321", "St Elsewhere"
+NAME, NUMBER, DATE, UID, PLACE = (
+    "Quackenbush^Zoë".replace("ë", "e"),
+    "MRN4711QX",
+    "19470815",
+    "9.9.8.7.6.5.4321",
+    "St Elsewhere",
+)
 SECRETS = (NAME, "Quackenbush", NUMBER, DATE, UID, PLACE, "Elsewhere")
 TEXT = f"{NAME} {NUMBER} {DATE} {UID} {PLACE}"
 GREY = np.random.default_rng(0).integers(0, 255, (24, 32), dtype=np.uint8)
@@ -28,10 +36,25 @@ VOLUME = np.random.default_rng(1).integers(0, 900, (10, 12, 14)).astype(np.int16
 
 def dicom(path):
     write_grey_dicom(
-        path, GREY.astype(np.uint16), patient=NUMBER, number=1, spacing=(1, 1), bits=12, photometric="MONOCHROME2", slope=1, intercept=0
+        path,
+        GREY.astype(np.uint16),
+        patient=NUMBER,
+        number=1,
+        spacing=(1, 1),
+        bits=12,
+        photometric="MONOCHROME2",
+        slope=1,
+        intercept=0,
     )
     dataset = pydicom.dcmread(path)
-    for keyword in ("PatientName", "InstitutionName", "ImageComments", "StudyDescription", "SeriesDescription", "ProtocolName"):
+    for keyword in (
+        "PatientName",
+        "InstitutionName",
+        "ImageComments",
+        "StudyDescription",
+        "SeriesDescription",
+        "ProtocolName",
+    ):
         setattr(dataset, keyword, NAME if keyword == "PatientName" else TEXT[:60])
     dataset.PatientBirthDate = dataset.StudyDate = DATE
     dataset.StudyInstanceUID = dataset.SeriesInstanceUID = dataset.FrameOfReferenceUID = UID
@@ -50,15 +73,24 @@ def nifti(path):
 
 
 def nrrd(path):
-    text = f"NRRD0004\n# {TEXT}\ncontent: {TEXT}\ntype: short\ndimension: 3\nspace: left-posterior-superior\nsizes: 10 12 14\n"
-    text += f'space directions: (1,0,0) (0,1,0) (0,0,2)\nlabels: "{NAME}" "y" "z"\nendian: little\nencoding: raw\nPatient:={TEXT}\n\n'
+    text = (
+        f"NRRD0004\n# {TEXT}\ncontent: {TEXT}\ntype: short\ndimension: 3\nspace: "
+        "left-posterior-superior\nsizes: 10 12 14\n"
+    )
+    text += f'space directions: (1,0,0) (0,1,0) (0,0,2)\nlabels: "{NAME}" "y" "z"\nendian: little\nencoding: raw\nPatient:={TEXT}\n\n'  # noqa: E501
     path.write_bytes(text.encode() + VOLUME.tobytes(order="F"))
 
 
 def meta(path):
-    text = f"ObjectType = Image\nComment = {TEXT}\nNDims = 3\nName = {NAME}\nPatientID = {NUMBER}\nStudyDate = {DATE}\nBinaryData = True\n"
+    text = (
+        f"ObjectType = Image\nComment = {TEXT}\nNDims = 3\nName = {NAME}\nPatientID = "
+        f"{NUMBER}\nStudyDate = {DATE}\nBinaryData = True\n"
+    )
     text += "TransformMatrix = 1 0 0 0 1 0 0 0 1\n"
-    text += "ElementSpacing = 1 1 2\nDimSize = 10 12 14\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+    text += (
+        "ElementSpacing = 1 1 2\nDimSize = 10 12 14\nElementType = MET_SHORT\nElementDataFile = "
+        "LOCAL\n"
+    )
     path.write_bytes(text.encode() + VOLUME.tobytes(order="F"))
 
 
@@ -69,7 +101,13 @@ def detached(path):
 
 def exif():
     tags = Pillow.Exif()
-    tags[0x013B], tags[0x010E], tags[0x8298], tags[0x0132], tags[0x0112] = NAME, TEXT, PLACE, DATE, 6
+    tags[0x013B], tags[0x010E], tags[0x8298], tags[0x0132], tags[0x0112] = (
+        NAME,
+        TEXT,
+        PLACE,
+        DATE,
+        6,
+    )
     tags.get_ifd(0x8825)[29] = DATE
     tags.get_ifd(0x8769)[0x9286] = TEXT.encode()
     return tags
@@ -100,11 +138,16 @@ def pgm(path):
 
 
 def plain_pgm(path):
-    path.write_bytes(f"P2\n# {TEXT}\n32 24\n255\n{' '.join(map(str, GREY.ravel()))}\n# {TEXT}\n".encode())
+    path.write_bytes(
+        f"P2\n# {TEXT}\n32 24\n255\n{' '.join(map(str, GREY.ravel()))}\n# {TEXT}\n".encode()
+    )
 
 
 def tiff(path):
-    tags = [(tag, 2, 0, text, True) for tag, text in ((315, NAME), (269, TEXT), (316, PLACE), (306, DATE))]
+    tags = [
+        (tag, 2, 0, text, True)
+        for tag, text in ((315, NAME), (269, TEXT), (316, PLACE), (306, DATE))
+    ]
     tifffile.imwrite(path, GREY, description=TEXT, software=PLACE, extratags=tags, metadata=None)
 
 
@@ -121,8 +164,10 @@ def archive(path):
 
 
 FILES = {
-    "a.dcm": dicom, "a.nii": nifti, "a.nii.gz": nifti, "a.nrrd": nrrd, "a.mha": meta, "a.mhd": detached, "a.png": png, "a.jpg": jpeg,
-    "a.webp": webp, "a.gif": gif, "a.pgm": pgm, "plain.pgm": plain_pgm, "a.tif": tiff, "a.jp2": jp2, "a.npz": archive,
+    "a.dcm": dicom, "a.nii": nifti, "a.nii.gz": nifti, "a.nrrd": nrrd, "a.mha": meta,
+    "a.mhd": detached, "a.png": png, "a.jpg": jpeg,
+    "a.webp": webp, "a.gif": gif, "a.pgm": pgm, "plain.pgm": plain_pgm, "a.tif": tiff,
+    "a.jp2": jp2, "a.npz": archive,
 }  # fmt: skip
 
 
@@ -147,20 +192,35 @@ def test_nothing_that_identifies_leaves_a_reader(tmp_path, name, caplog, capfd):
     assert name.endswith(("gz", "npz")) or b"Quackenbush" in content
     seen = [shown(path)]
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    # Cut everywhere, changed at random, and with what was planted moved into the fields of the header.
-    damaged = [content[: len(content) * part // 12] for part in range(12)] + [mutate(content, rng) for _ in range(60)]
+    # Cut everywhere, changed at random, and with what was planted moved into the fields of the
+    # header.
+    damaged = [content[: len(content) * part // 12] for part in range(12)] + [
+        mutate(content, rng) for _ in range(60)
+    ]
     at = [int(rng.integers(0, min(len(content), 1500))) for _ in range(30)]
-    damaged += [content[:place] + TEXT.encode() + content[place + len(TEXT) * (place % 2) :] for place in at]
+    damaged += [
+        content[:place] + TEXT.encode() + content[place + len(TEXT) * (place % 2) :] for place in at
+    ]
     for data in damaged:
         path.write_bytes(data)
         seen.append(shown(path))
     streams = capfd.readouterr()
-    found = {secret for secret in SECRETS for text in [*seen, caplog.text, streams.out, streams.err] if secret in text}
+    found = {
+        secret
+        for secret in SECRETS
+        for text in [*seen, caplog.text, streams.out, streams.err]
+        if secret in text
+    }
     assert not found, [text for text in seen if any(secret in text for secret in SECRETS)][:3]
 
 
 def test_files_that_are_no_images_are_not_quoted(tmp_path):
-    for content in (f"<html>{TEXT}</html>", TEXT, f'{{"patient": "{NAME}"}}', f"version https://git-lfs {TEXT}"):
+    for content in (
+        f"<html>{TEXT}</html>",
+        TEXT,
+        f'{{"patient": "{NAME}"}}',
+        f"version https://git-lfs {TEXT}",
+    ):
         for name in ("a.png", "a.dcm", "a.nii.gz", "a"):
             (tmp_path / name).write_text(content)
             assert not any(secret in shown(tmp_path / name) for secret in SECRETS)
@@ -179,7 +239,13 @@ def test_values_of_defined_terms_are_not_free_text(tmp_path):
     path = tmp_path / "a.dcm"
     dicom(path)
     dataset = pydicom.dcmread(path)
-    for keyword in ("Modality", "ViewPosition", "ImageLaterality", "BurnedInAnnotation", "PresentationLUTShape"):
+    for keyword in (
+        "Modality",
+        "ViewPosition",
+        "ImageLaterality",
+        "BurnedInAnnotation",
+        "PresentationLUTShape",
+    ):
         setattr(dataset, keyword, "Quackenbush")
     dataset.save_as(path)
     assert "Quackenbush" not in shown(path)

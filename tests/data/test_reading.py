@@ -5,10 +5,10 @@ import numpy as np
 import pydicom
 import pytest
 import tifffile
-from medtransfer.data.dicom_write import write_grey_dicom
-from medtransfer.data.image import turn_array, unturn_array
-from medtransfer.data.loading import ImageReader
-from medtransfer.data.reading import read_image
+from medtransfer.data.grid.monai import ImageReader
+from medtransfer.data.images.dicom.writing import write_grey_dicom
+from medtransfer.data.images.image import turn_array, unturn_array
+from medtransfer.data.images.reading import read_image
 from medtransfer.errors import ConfigError, ImageError
 from monai.transforms import LoadImage, LoadImaged
 from PIL import Image as Pillow
@@ -51,9 +51,14 @@ def test_dicom_keeps_units_spacing_and_axes(tmp_path):
     assert "P" not in map(str, image.provenance.values())
 
 
-@pytest.mark.parametrize(("slope", "intercept", "signed"), [(1, 0, False), (2.5, -7, False), (1, -1024, True), (-1, 50, True)])
+@pytest.mark.parametrize(
+    ("slope", "intercept", "signed"),
+    [(1, 0, False), (2.5, -7, False), (1, -1024, True), (-1, 50, True)],
+)
 def test_inversion_mirrors_the_stored_range(tmp_path, slope, intercept, signed):
-    """y -> max + min - y over the range the file can hold; worked by hand from the stored values."""
+    """y -> max + min - y over the range the file can hold; worked by hand from the stored
+    values.
+    """
     path = dicom(tmp_path / "1.dcm", photometric="MONOCHROME2", slope=slope, intercept=intercept)
     dataset = pydicom.dcmread(path)
     dataset.PhotometricInterpretation = "MONOCHROME1"
@@ -122,7 +127,10 @@ def test_pictures_of_every_mode(tmp_path):
         "grey_as_rgb.png": (Pillow.fromarray(np.stack([grey] * 3, -1)), 1),
         "palette.png": (Pillow.fromarray(colour).quantize(32), 3),
         "bilevel.png": (Pillow.fromarray(grey > 30), 1),
-        "rgba.png": (Pillow.fromarray(np.concatenate([colour, np.full((8, 8, 1), 255, np.uint8)], -1)), 3),
+        "rgba.png": (
+            Pillow.fromarray(np.concatenate([colour, np.full((8, 8, 1), 255, np.uint8)], -1)),
+            3,
+        ),
         "rgb.tif": (Pillow.fromarray(colour), 3),
         "rgb.bmp": (Pillow.fromarray(colour), 3),
     }
@@ -196,7 +204,9 @@ def test_missing_folder_and_nan_are_refused(tmp_path):
     tifffile.imwrite(tmp_path / "nan.tif", array)
     with pytest.raises(ImageError, match="1 pixels are NaN"):
         read_image(tmp_path / "nan.tif")
-    tifffile.imwrite(tmp_path / "pages.tif", np.zeros((5, 16, 16), np.uint8), photometric="minisblack")
+    tifffile.imwrite(
+        tmp_path / "pages.tif", np.zeros((5, 16, 16), np.uint8), photometric="minisblack"
+    )
     with pytest.raises(ImageError, match="pages|neither"):
         read_image(tmp_path / "pages.tif")
 
@@ -237,7 +247,9 @@ def test_tiffs_are_turned_as_pillow_turns_them(tmp_path, orientation):
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "deep.png", "colour.png", "tif", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_turns_of_the_orientation_tag_lead_from_the_file_to_the_image_and_back(tmp_path, suffix, orientation):
+def test_turns_of_the_orientation_tag_lead_from_the_file_to_the_image_and_back(
+    tmp_path, suffix, orientation
+):
     """The deep PNG is one that Pillow cannot hold; the tag counts there too."""
     array, path = np.arange(16 * 24, dtype=np.uint8).reshape(16, 24) // 2, tmp_path / f"a.{suffix}"
     exif = Pillow.Exif()
@@ -257,10 +269,16 @@ def test_turns_of_the_orientation_tag_lead_from_the_file_to_the_image_and_back(t
         path.write_bytes(deep[:33] + chunk[at : at + length] + deep[33:])
     else:
         options = {"jpg": {"quality": 100}, "webp": {"lossless": True}}.get(suffix, {})
-        Pillow.fromarray(colour if suffix == "colour.png" else array).save(path, exif=exif, **options)
+        Pillow.fromarray(colour if suffix == "colour.png" else array).save(
+            path, exif=exif, **options
+        )
     image = read_image(path)
     turn, stored = image.provenance["turn"], image.provenance["stored_shape"]
-    raw = np.asarray(Pillow.open(path)) if suffix != "deep.png" else imagecodecs.png_decode(path.read_bytes())
+    raw = (
+        np.asarray(Pillow.open(path))
+        if suffix != "deep.png"
+        else imagecodecs.png_decode(path.read_bytes())
+    )
     raw = raw[..., 0] if raw.ndim == 3 else raw
     if suffix == "tif":
         raw = array
@@ -277,7 +295,13 @@ def test_alpha_and_unexplained_channels_of_tiffs(tmp_path):
     image = read_image(tmp_path / "a.tif").array
     assert image[0, 0, 0] == 0
     assert image[0, 11, 11] == pytest.approx(200 * 200 / 255, abs=0.01)
-    tifffile.imwrite(tmp_path / "b.tif", array[..., :2], photometric="minisblack", extrasamples=["unspecified"], planarconfig="contig")
+    tifffile.imwrite(
+        tmp_path / "b.tif",
+        array[..., :2],
+        photometric="minisblack",
+        extrasamples=["unspecified"],
+        planarconfig="contig",
+    )
     with pytest.raises(ImageError, match="does not explain"):
         read_image(tmp_path / "b.tif")
 
@@ -299,7 +323,9 @@ def test_window_maps_to_the_unit_interval():
     assert np.allclose(image.array, np.clip((raw + 160) / 400, 0, 1), atol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore")  # LoadImaged sets up MONAI's own readers too, which miss packages
+@pytest.mark.filterwarnings(
+    "ignore"
+)  # LoadImaged sets up MONAI's own readers too, which miss packages
 def test_the_monai_reader_gives_what_read_image_gives(tmp_path):
     path = str(dicom(tmp_path / "1.dcm", photometric="MONOCHROME1"))
     loaded = LoadImaged("image", reader=ImageReader(), image_only=False)({"image": path})
@@ -308,7 +334,9 @@ def test_the_monai_reader_gives_what_read_image_gives(tmp_path):
     with pytest.raises(ImageError):
         ImageReader().read(get_testdata_file("rtplan.dcm"))
     with pytest.raises(ImageError, match="holds a dose"):
-        LoadImage()(get_testdata_file("rtdose.dcm"), reader=ImageReader())  # no other reader is asked
+        LoadImage()(
+            get_testdata_file("rtdose.dcm"), reader=ImageReader()
+        )  # no other reader is asked
     with pytest.raises(ConfigError):
         ImageReader("nonsense")
     assert repr(read_image(path)) == "Image(DICOM, (1, 64, 80), 0.5 x 0.25 mm, -100 to 8090)"

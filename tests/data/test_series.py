@@ -11,8 +11,8 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK
-from medtransfer.data.image import turn_array, unturn_array
-from medtransfer.data.reading import read_image
+from medtransfer.data.images.image import turn_array, unturn_array
+from medtransfer.data.images.reading import read_image
 from medtransfer.errors import ImageError
 
 AXIAL = (1.0, 0, 0, 0, 1, 0)
@@ -26,9 +26,19 @@ def rows_of(orientation):
 
 
 def write_series(
-    folder, volume, spacing=(2.5, 0.6, 0.8), orientation=AXIAL, origin=(-10.0, 20.0, 30.0), shear=0.0, uid="1.2.3", names=None, **changes
+    folder,
+    volume,
+    spacing=(2.5, 0.6, 0.8),
+    orientation=AXIAL,
+    origin=(-10.0, 20.0, 30.0),
+    shear=0.0,
+    uid="1.2.3",
+    names=None,
+    **changes,
 ):
-    """CT slices of a (slice, row, column) volume of stored values; `shear` mm along the columns per slice."""
+    """CT slices of a (slice, row, column) volume of stored values; `shear` mm along the columns per
+    slice.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     _, column, normal = rows_of(orientation)
     for number, pixels in enumerate(volume):
@@ -38,11 +48,20 @@ def write_series(
         dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = pydicom.uid.CTImageStorage
         instance = pydicom.uid.generate_uid(entropy_srcs=[uid, str(orientation), str(number)])
         dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = instance
-        dataset.SeriesInstanceUID, dataset.StudyInstanceUID, dataset.FrameOfReferenceUID = uid, "1.2", "1.2.9"
+        dataset.SeriesInstanceUID, dataset.StudyInstanceUID, dataset.FrameOfReferenceUID = (
+            uid,
+            "1.2",
+            "1.2.9",
+        )
         dataset.PatientID, dataset.Modality, dataset.InstanceNumber = "P", "CT", number + 1
         dataset.Rows, dataset.Columns = pixels.shape
         dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 0
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = (
+            16,
+            16,
+            15,
+            0,
+        )
         dataset.PixelSpacing = list(spacing[1:])
         dataset.SliceThickness = spacing[0]
         dataset.ImageOrientationPatient = list(orientation)
@@ -52,7 +71,9 @@ def write_series(
         dataset.PixelData = pixels.astype("<u2").tobytes()
         for keyword, value in changes.items():
             setattr(dataset, keyword, value)
-        dataset.save_as(folder / (names[number] if names else f"{number:03d}.dcm"), enforce_file_format=True)
+        dataset.save_as(
+            folder / (names[number] if names else f"{number:03d}.dcm"), enforce_file_format=True
+        )
     return folder
 
 
@@ -65,7 +86,9 @@ def world(image, index):
     return (image.affine @ [*index, 1])[:3]
 
 
-@pytest.mark.parametrize("orientation", [AXIAL, OBLIQUE, (0, 1.0, 0, 0, 0, -1.0), (-1.0, 0, 0, 0, 1.0, 0)])
+@pytest.mark.parametrize(
+    "orientation", [AXIAL, OBLIQUE, (0, 1.0, 0, 0, 0, -1.0), (-1.0, 0, 0, 0, 1.0, 0)]
+)
 def test_every_voxel_lies_where_its_slice_says(tmp_path, volume, orientation):
     image = read_image(write_series(tmp_path, volume, orientation=orientation))
     row, column, normal = rows_of(orientation)
@@ -78,10 +101,17 @@ def test_every_voxel_lies_where_its_slice_says(tmp_path, volume, orientation):
     assert np.allclose(image.spacing, np.linalg.norm(image.affine[:3, :3], axis=0))
 
 
-@pytest.mark.parametrize("orientation", [AXIAL, OBLIQUE, (0, 1.0, 0, 0, 0, -1.0), (-1.0, 0, 0, 0, 1.0, 0), (0, 1.0, 0, 1.0, 0, 0)])
+@pytest.mark.parametrize(
+    "orientation",
+    [AXIAL, OBLIQUE, (0, 1.0, 0, 0, 0, -1.0), (-1.0, 0, 0, 0, 1.0, 0), (0, 1.0, 0, 1.0, 0, 0)],
+)
 def test_turns_lead_from_columns_rows_and_slices_to_the_volume(tmp_path, volume, orientation):
     """The slices are named in reverse: the order of the file is by position, not by name."""
-    image = read_image(write_series(tmp_path, volume, orientation=orientation, names=[f"{9 - n}.dcm" for n in range(7)]))
+    image = read_image(
+        write_series(
+            tmp_path, volume, orientation=orientation, names=[f"{9 - n}.dcm" for n in range(7)]
+        )
+    )
     turn, stored = image.provenance["turn"], image.provenance["stored_shape"]
     raw = volume.transpose(2, 1, 0)
     assert stored == [24, 20, 7]
@@ -94,7 +124,10 @@ def test_a_straightened_stack_has_no_turn(tmp_path, volume):
     assert image.provenance["turn"] is None
     assert image.provenance["stored_shape"] == [24, 20, 7]
     plane = read_image(tmp_path / "000.dcm")
-    assert (plane.provenance["turn"], plane.provenance["stored_shape"]) == ([[0, 1], [1, 1]], [20, 24])
+    assert (plane.provenance["turn"], plane.provenance["stored_shape"]) == (
+        [[0, 1], [1, 1]],
+        [20, 24],
+    )
 
 
 def test_geometry_agrees_with_simpleitk_and_highdicom(tmp_path, volume):
@@ -103,7 +136,9 @@ def test_geometry_agrees_with_simpleitk_and_highdicom(tmp_path, volume):
     reader = SimpleITK.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path)))
     theirs = reader.Execute()
-    high = highdicom.get_volume_from_series([pydicom.dcmread(p) for p in sorted(tmp_path.iterdir())], apply_real_world_transform=False)
+    high = highdicom.get_volume_from_series(
+        [pydicom.dcmread(p) for p in sorted(tmp_path.iterdir())], apply_real_world_transform=False
+    )
     seen = 0
     for index in np.ndindex(*image.array.shape[1:]):
         if sum(index) % 7:
@@ -129,7 +164,9 @@ def test_shuffled_and_renamed_files_give_the_same_volume(tmp_path, volume):
     # Written head first and with rows and columns turned round: other files, the same patient.
     turned = (-1.0, 0, 0, 0, -1.0, 0)
     origin = (-10 + 23 * 0.8, 20 + 19 * 0.6, 30 + 6 * 2.5)
-    third = write_series(tmp_path / "c", volume[::-1, ::-1, ::-1], orientation=turned, origin=origin)
+    third = write_series(
+        tmp_path / "c", volume[::-1, ::-1, ::-1], orientation=turned, origin=origin
+    )
     for number, path in enumerate(sorted(third.iterdir())):
         dataset = pydicom.dcmread(path)
         dataset.ImagePositionPatient = [origin[0], origin[1], origin[2] - number * 2.5]
@@ -142,9 +179,14 @@ def test_dicom_and_nifti_of_one_volume_agree(tmp_path, volume):
     image = read_image(write_series(tmp_path / "dicom", volume, orientation=OBLIQUE))
     row, column, normal = rows_of(OBLIQUE)
     affine = np.eye(4)
-    affine[:3, :3] = np.diag([-1, -1, 1]) @ np.stack([row * 0.8, column * 0.6, normal * 2.5], axis=1)
+    affine[:3, :3] = np.diag([-1, -1, 1]) @ np.stack(
+        [row * 0.8, column * 0.6, normal * 2.5], axis=1
+    )
     affine[:3, 3] = np.diag([-1, -1, 1]) @ [-10.0, 20.0, 30.0]
-    nib.save(nib.Nifti1Image((volume.transpose(2, 1, 0) - 1024.0).astype(np.int16), affine), tmp_path / "v.nii.gz")
+    nib.save(
+        nib.Nifti1Image((volume.transpose(2, 1, 0) - 1024.0).astype(np.int16), affine),
+        tmp_path / "v.nii.gz",
+    )
     other = read_image(tmp_path / "v.nii.gz")
     assert other.array.shape == image.array.shape
     assert np.abs(other.array - image.array).max() <= 1
@@ -168,11 +210,15 @@ def test_gaps_repeats_and_copies(tmp_path, volume):
     folder = write_series(tmp_path / "a", volume)
     shutil.copy(folder / "003.dcm", folder / "copy.dcm")
     image = read_image(folder)
-    assert ("copies", "1 file(s) are copies of others and are left out") in image.provenance["hazards"]
+    assert ("copies", "1 file(s) are copies of others and are left out") in image.provenance[
+        "hazards"
+    ]
     assert image.array.shape == (1, 24, 20, 7)
     (folder / "003.dcm").unlink()
     (folder / "copy.dcm").unlink()
-    with pytest.raises(ImageError, match=r"5 mm between 002.dcm and 004.dcm, where 2.5 mm is usual in 6 slices"):
+    with pytest.raises(
+        ImageError, match=r"5 mm between 002.dcm and 004.dcm, where 2.5 mm is usual in 6 slices"
+    ):
         read_image(folder)
     write_series(folder, volume)
     write_series(folder, volume[:3], names=["e0", "e1", "e2"])
@@ -180,7 +226,9 @@ def test_gaps_repeats_and_copies(tmp_path, volume):
         dataset = pydicom.dcmread(folder / name)
         dataset.SOPInstanceUID = f"1.2.{name[1]}"
         dataset.save_as(folder / name)
-    with pytest.raises(ImageError, match="3 slice.s. lie where another one lies.*several time points"):
+    with pytest.raises(
+        ImageError, match="3 slice.s. lie where another one lies.*several time points"
+    ):
         read_image(folder)
 
 
@@ -190,9 +238,14 @@ def test_the_largest_series_is_taken_and_the_rest_told(tmp_path, volume):
     write_series(tmp_path / "other", volume[:3], uid="1.2.4")
     image = read_image(tmp_path)
     assert image.array.shape == (1, 24, 20, 7)
-    assert ("left_out", "5 of 12 slices belong to other series, orientations or grids and are left out") in image.provenance["hazards"]
+    assert (
+        "left_out",
+        "5 of 12 slices belong to other series, orientations or grids and are left out",
+    ) in image.provenance["hazards"]
     write_series(tmp_path / "twin", volume, uid="1.2.5")
-    with pytest.raises(ImageError, match=r"2 stacks of 7 slices each. Name one as .*#[0-9a-f]{8}") as caught:
+    with pytest.raises(
+        ImageError, match=r"2 stacks of 7 slices each. Name one as .*#[0-9a-f]{8}"
+    ) as caught:
         read_image(tmp_path)
     assert "1.2.5" not in str(caught.value)
     tag = str(caught.value).split("#")[1][:8]
@@ -203,7 +256,9 @@ def test_the_largest_series_is_taken_and_the_rest_told(tmp_path, volume):
 
 @pytest.mark.parametrize("angle", [22.0, -15.0])
 def test_a_tilted_stack_is_straightened(tmp_path, angle):
-    """A ball in space, cut by sheared slices: after straightening its centre lies where it was put."""
+    """A ball in space, cut by sheared slices: after straightening its centre lies where it was
+    put.
+    """
     depth, height, width = 24, 60, 60
     step = 2.0
     shear = step * np.tan(np.radians(angle))
@@ -211,9 +266,14 @@ def test_a_tilted_stack_is_straightened(tmp_path, angle):
     x, y, z = j * 1.0, i * 1.0 + k * shear, k * step
     centre = np.array([30.0, 30.0 + 0.5 * depth * shear, 24.0])
     ball = ((x - centre[0]) ** 2 + (y - centre[1]) ** 2 + (z - centre[2]) ** 2) < 10**2
-    folder = write_series(tmp_path, np.where(ball, 2000, 0), spacing=(step, 1.0, 1.0), origin=(0, 0, 0), shear=shear)
+    folder = write_series(
+        tmp_path, np.where(ball, 2000, 0), spacing=(step, 1.0, 1.0), origin=(0, 0, 0), shear=shear
+    )
     image = read_image(folder)
-    assert any(code == "gantry_tilt" and f"{abs(angle):.1f} degrees" in text for code, text in image.provenance["hazards"])
+    assert any(
+        code == "gantry_tilt" and f"{abs(angle):.1f} degrees" in text
+        for code, text in image.provenance["hazards"]
+    )
     columns = image.affine[:3, :3] / np.linalg.norm(image.affine[:3, :3], axis=0)
     assert np.allclose(columns.T @ columns, np.eye(3), atol=1e-6)
     inside = np.argwhere(image.array[0] > 0)
@@ -258,7 +318,9 @@ def test_a_series_over_subfolders_is_one_image_of_a_class(tmp_path, volume):
         (second / f"{number:03d}.dcm").unlink()
     write_series(tmp_path / "sick" / "other", volume, uid="1.2.4")
     write_series(tmp_path / "well" / "x", volume, uid="1.2.5")
-    write_series(tmp_path / "well" / "x", volume, uid="1.2.6", names=[f"second{i}.dcm" for i in range(7)])
+    write_series(
+        tmp_path / "well" / "x", volume, uid="1.2.6", names=[f"second{i}.dcm" for i in range(7)]
+    )
     cohort = mt.Cohort.from_folders(tmp_path, positive="sick")
     names = cohort.images["image"].tolist()
     assert names[:2] == ["sick/disc", "sick/other"]
@@ -270,16 +332,26 @@ def test_a_series_over_subfolders_is_one_image_of_a_class(tmp_path, volume):
 
 def test_anisotropy_is_told(tmp_path, volume):
     image = read_image(write_series(tmp_path, volume, spacing=(5.0, 0.6, 0.8)))
-    assert ("anisotropic", "slices lie 8.3 times as far apart as pixels") in image.provenance["hazards"]
+    assert ("anisotropic", "slices lie 8.3 times as far apart as pixels") in image.provenance[
+        "hazards"
+    ]
 
 
 def enhanced(path, volume, order, drop_position=False, repeat=False):
     """One multi-frame file with the slices in the given order."""
     dataset = pydicom.dcmread(write_series(path.parent / "one", volume[:1]) / "000.dcm")
-    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = pydicom.uid.EnhancedCTImageStorage
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = (
+        pydicom.uid.EnhancedCTImageStorage
+    )
     dataset.NumberOfFrames = len(order)
     dataset.PixelData = volume[order].astype("<u2").tobytes()
-    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"):
+    for keyword in (
+        "ImagePositionPatient",
+        "ImageOrientationPatient",
+        "PixelSpacing",
+        "RescaleSlope",
+        "RescaleIntercept",
+    ):
         delattr(dataset, keyword)
     measures, orientation = pydicom.Dataset(), pydicom.Dataset()
     measures.PixelSpacing, orientation.ImageOrientationPatient = [0.6, 0.8], list(AXIAL)
@@ -314,6 +386,9 @@ def test_frames_are_sorted_and_rescaled_each_by_its_own_values(tmp_path, volume)
     by_position = (volume * np.arange(1, 8)[:, None, None] - 1024.0).transpose(2, 1, 0)
     assert np.array_equal(turn_array(by_position, image.provenance["turn"]), image.array[0])
     film = read_image(enhanced(tmp_path / "p.dcm", volume, order, drop_position=True))
-    assert (film.provenance["turn"], film.provenance["stored_shape"]) == ([[0, 1], [1, 1], [2, 1]], [7, 20, 24])
+    assert (film.provenance["turn"], film.provenance["stored_shape"]) == (
+        [[0, 1], [1, 1], [2, 1]],
+        [7, 20, 24],
+    )
     assert film.provenance["axes"] == "frame, row, column"
     assert np.array_equal(film.array[0, 1], volume[0] * 1 - 1024.0)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import SimpleITK
 import tifffile
-from medtransfer.data.dicom import is_dicom
-from medtransfer.data.dicom_write import write_grey_dicom
-from medtransfer.data.medmnist import is_archive
-from medtransfer.data.reading import is_image_file, read_image
-from medtransfer.data.signatures import kind_of, why_no_image
-from medtransfer.data.volumes import detached_pixels, pixels_of_another
+from medtransfer.data.images.dicom.header import is_dicom
+from medtransfer.data.images.dicom.writing import write_grey_dicom
+from medtransfer.data.images.medmnist import is_archive
+from medtransfer.data.images.reading import is_image_file, read_image
+from medtransfer.data.images.signatures import kind_of, why_no_image
+from medtransfer.data.images.volumes import detached_pixels, pixels_of_another
 from medtransfer.errors import ImageError
 from PIL import Image as Pillow
 from pydicom.data import get_testdata_file
@@ -30,7 +30,15 @@ def write(folder, kind):
     path = folder / f"source.{kind}"
     if kind == "dcm":
         write_grey_dicom(
-            path, GREY.astype(np.uint16), patient="P", number=1, spacing=(1, 1), bits=12, photometric="MONOCHROME2", slope=1, intercept=0
+            path,
+            GREY.astype(np.uint16),
+            patient="P",
+            number=1,
+            spacing=(1, 1),
+            bits=12,
+            photometric="MONOCHROME2",
+            slope=1,
+            intercept=0,
         )
     elif kind in {"nii", "nii.gz"}:
         nib.save(nib.Nifti1Image(VOLUME, np.diag([-1, -1, 2, 1])), path)
@@ -51,14 +59,30 @@ def write(folder, kind):
 
 
 KINDS = {
-    "png": "PNG", "jpg": "JPEG", "bmp": "BMP", "gif": "GIF", "webp": "WebP", "jp2": "JPEG 2000", "pgm": "PNM", "tif": "TIFF",
-    "big.tif": "TIFF", "dcm": "DICOM", "nii": "NIfTI", "nii.gz": "NIfTI", "nii2": "NIfTI", "nrrd": "NRRD", "mha": "MetaImage",
+    "png": "PNG", "jpg": "JPEG", "bmp": "BMP", "gif": "GIF", "webp": "WebP", "jp2": "JPEG 2000",
+    "pgm": "PNM", "tif": "TIFF",
+    "big.tif": "TIFF", "dcm": "DICOM", "nii": "NIfTI", "nii.gz": "NIfTI", "nii2": "NIfTI",
+    "nrrd": "NRRD", "mha": "MetaImage",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "name", ["x.png", "x.jpg", "x.tif", "x.dcm", "x.nii", "x.nii.gz", "x.mha", "x.npz", "x", "x.txt", "x.PNG", "IM0001"]
+    "name",
+    [
+        "x.png",
+        "x.jpg",
+        "x.tif",
+        "x.dcm",
+        "x.nii",
+        "x.nii.gz",
+        "x.mha",
+        "x.npz",
+        "x",
+        "x.txt",
+        "x.PNG",
+        "IM0001",
+    ],
 )
 def test_a_whole_file_is_read_under_any_name(tmp_path, kind, name):
     source = write(tmp_path, kind)
@@ -78,8 +102,10 @@ def test_a_whole_file_is_read_under_any_name(tmp_path, kind, name):
 
 @pytest.mark.parametrize(
     ("ending", "kind"),
-    [("jfif", "JPEG"), ("jpe", "JPEG"), ("jif", "JPEG"), ("webp", "WEBP"), ("gif", "GIF"), ("jp2", "JPEG2000"), ("j2k", "JPEG2000"),
-     ("jpx", "JPEG2000"), ("pgm", "PPM"), ("pnm", "PPM"), ("dib", "DIB"), ("JPG", "JPEG"), ("TIFF", "TIFF")],
+    [("jfif", "JPEG"), ("jpe", "JPEG"), ("jif", "JPEG"), ("webp", "WEBP"), ("gif", "GIF"),
+    ("jp2", "JPEG2000"), ("j2k", "JPEG2000"),
+     ("jpx", "JPEG2000"), ("pgm", "PPM"), ("pnm", "PPM"), ("dib", "DIB"), ("JPG", "JPEG"),
+     ("TIFF", "TIFF")],
 )  # fmt: skip
 def test_unusual_endings_are_images(tmp_path, ending, kind):
     path = tmp_path / f"a.{ending}"
@@ -93,18 +119,32 @@ def test_unusual_endings_are_images(tmp_path, ending, kind):
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGB"])
 def test_portable_maps_of_every_mode(tmp_path, mode):
-    picture = Pillow.fromarray(np.stack([GREY, GREY.T.reshape(24, 32), 255 - GREY], -1)).convert(mode)
+    picture = Pillow.fromarray(np.stack([GREY, GREY.T.reshape(24, 32), 255 - GREY], -1)).convert(
+        mode
+    )
     picture.save(tmp_path / "a.pnm")
     expected = np.asarray(picture).astype(float)
-    assert np.array_equal(read_image(tmp_path / "a.pnm").array, np.moveaxis(np.atleast_3d(expected), -1, 0))
+    assert np.array_equal(
+        read_image(tmp_path / "a.pnm").array, np.moveaxis(np.atleast_3d(expected), -1, 0)
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "content", "cause", "remedy"),
     [
-        ("a.nii.gz", b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 12345\n", "Git LFS pointer", "git lfs pull"),
+        (
+            "a.nii.gz",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 12345\n",
+            "Git LFS pointer",
+            "git lfs pull",
+        ),
         ("a.png", b"../../.git/annex/objects/zz/MD5E-s1--0/x", "git-annex pointer", "annex get"),
-        ("a.jpg", b"\xef\xbb\xbf\n<!DOCTYPE html><html><body>Sign in</body></html>", "web page", "Download the file again"),
+        (
+            "a.jpg",
+            b"\xef\xbb\xbf\n<!DOCTYPE html><html><body>Sign in</body></html>",
+            "web page",
+            "Download the file again",
+        ),
         ("a.dcm", b"<html><head><title>403</title>", "web page", "Download the file again"),
         ("a.png", b'{"error": "not found"}', "JSON", "Download the file again"),
         ("a.png", b"", "empty", "again"),
@@ -155,7 +195,14 @@ def test_archives_of_images_and_of_arrays_are_told_apart(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"patient,image\nP1,a.png\n", b"P1,2,3\n", b"BM,a\n1,2\n" + b" " * 40, b"name = value\n", b"# Notes\n"]
+    "content",
+    [
+        b"patient,image\nP1,a.png\n",
+        b"P1,2,3\n",
+        b"BM,a\n1,2\n" + b" " * 40,
+        b"name = value\n",
+        b"# Notes\n",
+    ],
 )
 def test_tables_and_notes_are_no_images(tmp_path, content):
     for name in ("a.csv", "a.txt", "a.md", "a"):
@@ -181,7 +228,9 @@ def test_dicom_without_a_mark_is_known_by_its_first_element(tmp_path):
 
     dataset = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
     reference = read_image(get_testdata_file("CT_small.dcm")).array
-    for number, (implicit, syntax) in enumerate([(False, pydicom.uid.ExplicitVRLittleEndian), (True, pydicom.uid.ImplicitVRLittleEndian)]):
+    for number, (implicit, syntax) in enumerate(
+        [(False, pydicom.uid.ExplicitVRLittleEndian), (True, pydicom.uid.ImplicitVRLittleEndian)]
+    ):
         with (tmp_path / f"IM{number}").open("wb") as stream:
             file = pydicom.filebase.DicomFileLike(stream)
             file.is_implicit_VR, file.is_little_endian = implicit, True
@@ -206,7 +255,10 @@ def test_pixels_of_another_header_are_accounted_for(tmp_path):
     (tmp_path / "lone.raw").write_bytes(b"\x01\x02")
     assert pixels_of_another(tmp_path / "lone.raw") is None
     (tmp_path / "pair.img").unlink()
-    with pytest.raises(ImageError, match=r"pair\.hdr: is the header of a pair, and its pixels .pair\.img. are not beside it"):
+    with pytest.raises(
+        ImageError,
+        match=r"pair\.hdr: is the header of a pair, and its pixels .pair\.img. are not beside it",
+    ):
         read_image(tmp_path / "pair.hdr")
     text = (tmp_path / "m.mhd").read_text().replace("m.raw", "slice%03d.raw 1 10 1")
     (tmp_path / "p.mhd").write_text(text)

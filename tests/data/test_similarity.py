@@ -4,18 +4,24 @@ import itertools
 
 import numpy as np
 import pytest
-from medtransfer.data.inspection import make_thumbnail
-from medtransfer.data.similarity import cluster_pairs, near_duplicates
+from medtransfer.data.audit.inspection import make_thumbnail
+from medtransfer.data.audit.similarity import near_duplicates
+from medtransfer.data.cohort.clusters import cluster_pairs
 from scipy.ndimage import gaussian_filter
 
 
 def tissue(seed, shape=(200, 240)):
     rng = np.random.default_rng(seed)
-    return sum(gaussian_filter(rng.normal(size=shape), s) * s for s in (2, 6, 20)).astype(np.float32)
+    return sum(gaussian_filter(rng.normal(size=shape), s) * s for s in (2, 6, 20)).astype(
+        np.float32
+    )
 
 
 def pairs_of(arrays, features=None):
-    return [(a, b) for a, b, _ in near_duplicates([make_thumbnail(array[None]) for array in arrays], features)]
+    return [
+        (a, b)
+        for a, b, _ in near_duplicates([make_thumbnail(array[None]) for array in arrays], features)
+    ]
 
 
 def test_changes_that_keep_the_pixels_are_seen_through():
@@ -39,9 +45,14 @@ def test_changes_that_keep_the_pixels_are_seen_through():
 
 
 def test_images_of_one_view_are_not_the_same_image():
-    """Different patients in one view agree in the large (correlation 0.98 here), not in the detail."""
+    """Different patients in one view agree in the large (correlation 0.98 here), not in the
+    detail.
+    """
     view = gaussian_filter(np.random.default_rng(0).normal(size=(200, 240)), 25) * 100
-    arrays = [(view + 0.12 * view.std() * tissue(seed) / tissue(seed).std()).astype(np.float32) for seed in range(1, 6)]
+    arrays = [
+        (view + 0.12 * view.std() * tissue(seed) / tissue(seed).std()).astype(np.float32)
+        for seed in range(1, 6)
+    ]
     small = [make_thumbnail(array[None]).ravel() for array in arrays]
     assert np.corrcoef(small[0], small[1])[0, 1] > 0.97
     assert pairs_of(arrays) == []
@@ -54,10 +65,17 @@ def test_a_frame_that_all_images_share_makes_no_duplicates(kind, spread):
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:200, :200]
     radius = np.hypot(y + 16, x - 100)
-    inside = np.hypot(y - 100, x - 100) < 86 if kind == "disc" else (radius < 200) & (radius > 40) & (np.abs(x - 100) < 0.7 * (y + 16))
+    inside = (
+        np.hypot(y - 100, x - 100) < 86
+        if kind == "disc"
+        else (radius < 200) & (radius > 40) & (np.abs(x - 100) < 0.7 * (y + 16))
+    )
     arrays = []
     for _ in range(30):
-        texture = sum(t / t.std() for t in (gaussian_filter(rng.normal(size=inside.shape), s) for s in (2.5, 9)))
+        texture = sum(
+            t / t.std()
+            for t in (gaussian_filter(rng.normal(size=inside.shape), s) for s in (2.5, 9))
+        )
         arrays.append(np.where(inside, 100 + spread * texture, 0).astype(np.float32))
     small = [make_thumbnail(array[None]).ravel() for array in arrays]
     assert np.corrcoef(small[0], small[1])[0, 1] > 0.9
@@ -70,7 +88,10 @@ def test_the_candidates_lose_nothing_against_all_pairs():
     arrays = []
     for seed in range(30):
         base = tissue(seed, (96, 96))
-        arrays += [base, base + 0.15 * base.std() * gaussian_filter(rng.normal(size=base.shape), 1) * 3]
+        arrays += [
+            base,
+            base + 0.15 * base.std() * gaussian_filter(rng.normal(size=base.shape), 1) * 3,
+        ]
     thumbnails = [make_thumbnail(a[None]) for a in arrays]
     found = {(a, b): c for a, b, c in near_duplicates(thumbnails)}
     assert len(found) >= 20
@@ -94,7 +115,9 @@ def test_volumes_are_compared_as_volumes():
 def test_unreadable_and_constant_images_have_no_twin():
     thumbnail = make_thumbnail(tissue(0)[None])
     flat = np.zeros((64, 64), np.float32)
-    assert [(a, b) for a, b, _ in near_duplicates([None, flat, flat, thumbnail, thumbnail])] == [(3, 4)]
+    assert [(a, b) for a, b, _ in near_duplicates([None, flat, flat, thumbnail, thumbnail])] == [
+        (3, 4)
+    ]
     assert near_duplicates([]) == []
 
 
@@ -103,7 +126,9 @@ def test_embeddings_add_candidates_that_are_still_confirmed():
     rng = np.random.default_rng(1)
     noise = rng.normal(size=(64, 64)).astype(np.float32) * 100
     twin = (noise + 0.1 * 100 * rng.normal(size=(64, 64))).astype(np.float32)
-    low = 250 * np.outer(np.cos(np.pi * 3 * (np.arange(64) + 0.5) / 64), np.ones(64)).astype(np.float32)
+    low = 250 * np.outer(np.cos(np.pi * 3 * (np.arange(64) + 0.5) / 64), np.ones(64)).astype(
+        np.float32
+    )
     stranger = rng.normal(size=(64, 64)).astype(np.float32)
     thumbnails = [noise, twin, stranger, low]
     features = np.array([[1, 0], [1, 0.01], [1, 0.02], [0, 1]], np.float32)

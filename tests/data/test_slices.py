@@ -4,11 +4,11 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from medtransfer.data.augmentation import change, draw_changes
-from medtransfer.data.dataset import ImageSource
-from medtransfer.data.reading import read_image
-from medtransfer.data.slices import Slices, cut, present_slices
-from medtransfer.data.transforms import Fixed, normalise
+from medtransfer.data.grid.augmentation import change, draw_changes
+from medtransfer.data.grid.fixed import Fixed, normalise
+from medtransfer.data.grid.slices import Slices, cut, present_slices
+from medtransfer.data.grid.source import ImageSource
+from medtransfer.data.images.reading import read_image
 from medtransfer.errors import ConfigError, ImageError
 
 
@@ -30,7 +30,11 @@ def apply(path, **settings):
 def test_slices_lie_as_radiologists_see_them(plane, up, left):
     """A volume whose brightness grows towards the patient's right, front or head."""
     ramps = dict(
-        zip(("right", "front", "head"), torch.meshgrid(torch.arange(4.0), torch.arange(5.0), torch.arange(6.0), indexing="ij"), strict=True)
+        zip(
+            ("right", "front", "head"),
+            torch.meshgrid(torch.arange(4.0), torch.arange(5.0), torch.arange(6.0), indexing="ij"),
+            strict=True,
+        )
     )
     rows, columns = cut(ramps[up][None], plane)[:, 0], cut(ramps[left][None], plane)[:, 0]
     assert (rows.diff(dim=1) == -1).all()
@@ -54,13 +58,17 @@ def test_neighbours_become_channels():
 
 
 def test_slices_at_a_spacing_in_mm(tmp_path):
-    """80 mm of volume: at 8 mm ten slices, each the mean of the two it covers, in the middle of the stack."""
+    """80 mm of volume: at 8 mm ten slices, each the mean of the two it covers, in the middle of the
+    stack.
+    """
     path = volume_file(tmp_path)
     grid, placement = apply(path, size=32, slices=Slices(14, 8.0), window="full")
     assert grid.shape == (1, 32, 32, 14)
     assert placement.resized == (32, 24, 10)
     assert present_slices(grid, "axial").tolist() == [False] * 2 + [True] * 10 + [False] * 2
-    with pytest.raises(ImageError, match=r"has 20 slices 4 mm apart, more than image.slices 14. Raise"):
+    with pytest.raises(
+        ImageError, match=r"has 20 slices 4 mm apart, more than image.slices 14. Raise"
+    ):
         apply(path, size=32, slices=Slices(14, 4.0))
 
 
@@ -76,7 +84,10 @@ def test_slices_spread_over_the_volume_but_none_is_made_up(tmp_path):
     assert torch.allclose(scaled, (array - array.min()) / (array.max() - array.min()), atol=1e-6)
 
 
-@pytest.mark.parametrize(("plane", "shape", "resized"), [("coronal", (32, 12, 32), (16, 12, 32)), ("sagittal", (12, 32, 32), (12, 12, 32))])
+@pytest.mark.parametrize(
+    ("plane", "shape", "resized"),
+    [("coronal", (32, 12, 32), (16, 12, 32)), ("sagittal", (12, 32, 32), (12, 12, 32))],
+)
 def test_other_planes(tmp_path, plane, shape, resized):
     grid, placement = apply(volume_file(tmp_path), size=32, slices=Slices(12, plane=plane))
     assert tuple(grid.shape[1:]) == shape
@@ -86,7 +97,11 @@ def test_other_planes(tmp_path, plane, shape, resized):
 def test_spacing_in_the_plane_and_across(tmp_path):
     path = volume_file(tmp_path)
     assert apply(path, size=32, spacing=2.0, slices=Slices(12, 8.0))[1].resized == (20, 15, 10)
-    assert apply(path, size=32, spacing=(2.0, 2.0, 10.0), slices=Slices(12))[1].resized == (20, 15, 8)
+    assert apply(path, size=32, spacing=(2.0, 2.0, 10.0), slices=Slices(12))[1].resized == (
+        20,
+        15,
+        8,
+    )
     with pytest.raises(ImageError, match="has 3 dimensions, image.spacing has 2 values"):
         apply(path, size=32, spacing=(2.0, 2.0), slices=Slices(12, 8.0))
     with pytest.raises(ImageError, match="is 80 mm thick, one slice at image.slice_spacing 200"):
@@ -97,7 +112,16 @@ def test_spacing_in_the_plane_and_across(tmp_path):
         Fixed(32, slices=Slices(12, 8.0)).place(image, "bare.nii")
 
 
-@pytest.mark.parametrize("wrong", [{"count": 0}, {"count": True}, {"spacing": -1.0}, {"spacing": float("nan")}, {"plane": "oblique"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"count": 0},
+        {"count": True},
+        {"spacing": -1.0},
+        {"spacing": float("nan")},
+        {"plane": "oblique"},
+    ],
+)
 def test_wrong_slices_are_refused(wrong):
     with pytest.raises(ConfigError, match="slices is|slice_spacing is|plane is"):
         Slices(**wrong)
@@ -106,10 +130,20 @@ def test_wrong_slices_are_refused(wrong):
 def source_of(tmp_path, ndim, slab=1, channels=3, plane="axial"):
     entries = []
     for number in range(3):
-        grid, _ = apply(volume_file(tmp_path, name=f"{number}.nii.gz"), size=24, slices=Slices(22, plane=plane))
+        grid, _ = apply(
+            volume_file(tmp_path, name=f"{number}.nii.gz"), size=24, slices=Slices(22, plane=plane)
+        )
         np.save(tmp_path / f"{number}.npy", grid.numpy())
         entries.append(tmp_path / f"{number}.npy")
-    return ImageSource(entries, np.zeros((3, 1), np.float32), (0.5,) * channels, (0.25,) * channels, ndim, plane, slab)
+    return ImageSource(
+        entries,
+        np.zeros((3, 1), np.float32),
+        (0.5,) * channels,
+        (0.25,) * channels,
+        ndim,
+        plane,
+        slab,
+    )
 
 
 def test_one_grid_serves_networks_of_planes_and_of_volumes(tmp_path):
@@ -120,7 +154,9 @@ def test_one_grid_serves_networks_of_planes_and_of_volumes(tmp_path):
     assert planes["present"].sum(1).tolist() == [20, 20]
     slab = source_of(tmp_path, 2, slab=5, channels=5).load([0, 1])
     assert slab["features"]["image"].shape == (2, 22, 5, 24, 24)
-    assert torch.equal(slab["features"]["image"][:, 1:21, 2], planes["features"]["image"][:, 1:21, 0])
+    assert torch.equal(
+        slab["features"]["image"][:, 1:21, 2], planes["features"]["image"][:, 1:21, 0]
+    )
 
 
 def test_volumes_are_turned_within_their_slices(tmp_path):

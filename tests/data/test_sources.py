@@ -6,8 +6,8 @@ import medtransfer as mt
 import numpy as np
 import pandas as pd
 import pytest
-from medtransfer.data.classes import guess_positive, match_classes
-from medtransfer.data.sources import open_cohort, open_second
+from medtransfer.data.cohort.classes import guess_positive, match_classes
+from medtransfer.data.cohort.sources import open_cohort, open_second
 from medtransfer.errors import CohortError
 from PIL import Image
 
@@ -20,12 +20,17 @@ def folders(root, *names, images=3):
     for number, name in enumerate(names):
         (root / name).mkdir(parents=True)
         for i in range(images):
-            Image.fromarray(rng.integers(40 * number, 40 * number + 30, (16, 16), dtype=np.uint8)).save(root / name / f"{i}.png")
+            Image.fromarray(
+                rng.integers(40 * number, 40 * number + 30, (16, 16), dtype=np.uint8)
+            ).save(root / name / f"{i}.png")
     return root
 
 
 def positives(cohort):
-    return {image.split("/")[0] for image in cohort.images.loc[cohort.images[cohort.labels[0]] == 1, "image"]}
+    return {
+        image.split("/")[0]
+        for image in cohort.images.loc[cohort.images[cohort.labels[0]] == 1, "image"]
+    }
 
 
 @pytest.mark.parametrize(
@@ -51,11 +56,14 @@ def test_words_that_cannot_be_mistaken_name_the_positive_class(tmp_path, names, 
     if positive is None:
         with pytest.raises(CohortError, match="which of .* counts as 1"):
             mt.Cohort.from_folders(root, list(names))
-        # To be looked at, they need no positive class: each is a label, and the check asks which counts as 1.
+        # To be looked at, they need no positive class: each is a label, and the check asks which
+        # counts as 1.
         cohort = open_cohort(root)
         assert cohort.labels == tuple(sorted(names))
         checked = mt.audit(cohort)
-        assert checked.actions[0].startswith(f"which of {' and '.join(sorted(names))} counts as 1 is not known: name it (--positive ")
+        assert checked.actions[0].startswith(
+            f"which of {' and '.join(sorted(names))} counts as 1 is not known: name it (--positive "
+        )
         assert "1 means" not in str(checked)
         assert {shortcut.label for shortcut in checked.shortcuts} <= {min(names)}
     for order in (names, names[::-1]):
@@ -78,15 +86,24 @@ def test_the_same_folders_in_another_order_mean_the_same(tmp_path):
 
 def test_folders_beside_those_of_the_study_are_left_out(tmp_path):
     root = folders(tmp_path / "second", "benign", "malignant", "normal")
-    assert {image.split("/")[0] for image in open_second(root, **STUDY).images["image"]} == {"benign", "malignant"}
+    assert {image.split("/")[0] for image in open_second(root, **STUDY).images["image"]} == {
+        "benign",
+        "malignant",
+    }
 
 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("Benign", "Malignant"), "Is 'Benign' the study's 'benign'\\? Is 'Malignant' the study's 'malignant'\\?"),
+        (
+            ("Benign", "Malignant"),
+            "Is 'Benign' the study's 'benign'\\? Is 'Malignant' the study's 'malignant'\\?",
+        ),
         (("benign", "malignent"), "Is 'malignent' the study's 'malignant'\\?"),
-        (("normal", "tumour"), "holds the classes normal, tumour, the study was trained on benign and malignant"),
+        (
+            ("normal", "tumour"),
+            "holds the classes normal, tumour, the study was trained on benign and malignant",
+        ),
         (("a", "b"), "Classes are matched by name"),
         (("benign",), "holds no two class folders"),
     ],
@@ -104,21 +121,31 @@ def test_names_said_aloud_are_believed(tmp_path):
     with pytest.raises(CohortError, match="no class folder cancer"):
         open_second(root, **STUDY, positive="cancer")
     three = folders(tmp_path / "third", "cancer", "cyst", "normal")
-    with pytest.raises(CohortError, match="cancer counts as 1, and which of cyst, normal counts as 0"):
+    with pytest.raises(
+        CohortError, match="cancer counts as 1, and which of cyst, normal counts as 0"
+    ):
         open_second(three, **STUDY, positive="cancer")
 
 
 @pytest.mark.parametrize("known", [STUDY, {**STUDY, "classes": ()}])
 def test_what_the_study_counts_as_0_is_not_believed_to_be_1(tmp_path, known):
-    with pytest.raises(CohortError, match="benign was to count as 1, but in the study 1 means malignant, which is the opposite of it"):
+    with pytest.raises(
+        CohortError,
+        match="benign was to count as 1, but in the study 1 means malignant, which is the "
+        "opposite of it",
+    ):
         open_second(folders(tmp_path / "second", "benign", "malignant"), **known, positive="benign")
-    with pytest.raises(CohortError, match="in the study malignant counts as 1, not cyst. Leave --positive out"):
+    with pytest.raises(
+        CohortError, match="in the study malignant counts as 1, not cyst. Leave --positive out"
+    ):
         open_second(folders(tmp_path / "third", "cyst", "malignant"), **known, positive="cyst")
 
 
 def manifest(root, **columns):
     folders(root, "images", images=4)
-    table = pd.DataFrame({"image": [f"images/{i}.png" for i in range(4)], "patient": list("PQRS"), **columns})
+    table = pd.DataFrame(
+        {"image": [f"images/{i}.png" for i in range(4)], "patient": list("PQRS"), **columns}
+    )
     table.to_csv(root / "m.csv", index=False)
     return root / "m.csv"
 
@@ -126,16 +153,26 @@ def manifest(root, **columns):
 def test_manifests_are_matched_by_the_name_of_the_column(tmp_path):
     numbers = open_second(manifest(tmp_path / "a", malignant=[0, 1, 1, 0]), **STUDY)
     assert numbers.images["malignant"].tolist() == [0, 1, 1, 0]
-    with pytest.raises(CohortError, match="no column malignant, which is the study's label. Columns here: lesion"):
+    with pytest.raises(
+        CohortError, match="no column malignant, which is the study's label. Columns here: lesion"
+    ):
         open_second(manifest(tmp_path / "b", lesion=[0, 1, 1, 0]), **STUDY)
     said = open_second(tmp_path / "b" / "m.csv", **STUDY, labels=["lesion"])
     assert said.labels == ("malignant",)
-    with pytest.raises(CohortError, match="benign was to count as 1, but in the study 1 means malignant, which is the opposite"):
+    with pytest.raises(
+        CohortError,
+        match="benign was to count as 1, but in the study 1 means malignant, which is the opposite",
+    ):
         open_second(manifest(tmp_path / "e", benign=[0, 1, 1, 0]), **STUDY, labels=["benign"])
-    words = open_second(manifest(tmp_path / "c", malignant=["malignant", "benign", "benign", "malignant"]), **STUDY)
+    words = open_second(
+        manifest(tmp_path / "c", malignant=["malignant", "benign", "benign", "malignant"]), **STUDY
+    )
     assert words.images["malignant"].tolist() == [1, 0, 0, 1]
     with pytest.raises(CohortError, match="Is 'Malignant' the study's 'malignant'"):
-        open_second(manifest(tmp_path / "d", malignant=["Malignant", "benign", "benign", "Malignant"]), **STUDY)
+        open_second(
+            manifest(tmp_path / "d", malignant=["Malignant", "benign", "benign", "Malignant"]),
+            **STUDY,
+        )
     believed = open_second(tmp_path / "d" / "m.csv", **STUDY, positive="Malignant")
     assert believed.images["malignant"].tolist() == [1, 0, 0, 1]
 
@@ -147,9 +184,15 @@ DISEASE = {"label": "disease", "classes": ("control", "disease"), "meaning": "di
 def test_a_class_that_counts_as_0_in_the_study_counts_as_1_nowhere(tmp_path, name):
     said = "was to count as 1, but in the study"
     with pytest.raises(CohortError, match=said):
-        open_second(manifest(tmp_path / "numbers", **{name: [0, 1, 1, 0]}), **DISEASE, labels=[name])
+        open_second(
+            manifest(tmp_path / "numbers", **{name: [0, 1, 1, 0]}), **DISEASE, labels=[name]
+        )
     with pytest.raises(CohortError, match=said):
-        open_second(manifest(tmp_path / "words", disease=[name, "disease", "disease", name]), **DISEASE, positive=name)
+        open_second(
+            manifest(tmp_path / "words", disease=[name, "disease", "disease", name]),
+            **DISEASE,
+            positive=name,
+        )
     for second in ("disease", "sick"):
         with pytest.raises(CohortError, match=said):
             open_second(folders(tmp_path / second, name, second), **DISEASE, positive=name)
@@ -157,7 +200,9 @@ def test_a_class_that_counts_as_0_in_the_study_counts_as_1_nowhere(tmp_path, nam
 
 def test_another_name_of_what_counts_as_1_is_believed(tmp_path):
     known = {"label": "grade2", "classes": ("grade1", "grade2"), "meaning": "grade2"}
-    assert positives(open_second(folders(tmp_path / "a", "Grade 1", "Grade 2"), **known, positive="Grade 2")) == {"Grade 2"}
+    assert positives(
+        open_second(folders(tmp_path / "a", "Grade 1", "Grade 2"), **known, positive="Grade 2")
+    ) == {"Grade 2"}
     with pytest.raises(CohortError, match="in the study grade1 counts as 0, and 1 means grade2"):
         open_second(tmp_path / "a", **known, positive="Grade 1")
 

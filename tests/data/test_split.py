@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from medtransfer.data.cohort import Cohort
-from medtransfer.data.split import Split, split_cohort
+from medtransfer.data.cohort.cohort import Cohort
+from medtransfer.data.cohort.split import Split, split_cohort
 from medtransfer.errors import CohortError, LeakageError
 
 
@@ -16,7 +16,10 @@ def make_cohort(patients: int, views: list[int], positive_share: float, **column
     rows = []
     for p in range(patients):
         label = float(p < positive_share * patients)
-        rows += [{"image": f"{p}-{v}", "patient": f"P{p}", "path": "", "y": label} for v in range(views[p % len(views)])]
+        rows += [
+            {"image": f"{p}-{v}", "patient": f"P{p}", "path": "", "y": label}
+            for v in range(views[p % len(views)])
+        ]
     return Cohort(pd.DataFrame(rows).assign(**columns), ("y",), Path())
 
 
@@ -62,7 +65,12 @@ def test_the_seed_decides():
 
 def test_an_official_split_is_honoured():
     official = ["train"] * 20 + ["tune"] * 10 + ["test"] * 10
-    cohort = make_cohort(40, [1], 0.5).images.sample(frac=1, random_state=0).reset_index(drop=True).assign(split=official)
+    cohort = (
+        make_cohort(40, [1], 0.5)
+        .images.sample(frac=1, random_state=0)
+        .reset_index(drop=True)
+        .assign(split=official)
+    )
     split = split_cohort(Cohort(cohort, ("y",), Path()), folds=5)
     assert split.official
     assert split.parts["fold_0"].tolist() == official
@@ -71,7 +79,12 @@ def test_an_official_split_is_honoured():
 
 def test_an_official_split_without_tune_part_keeps_its_test_part():
     official = np.array(["train", "test"])[np.arange(40) % 2]
-    images = make_cohort(40, [1], 0.5).images.sample(frac=1, random_state=0).reset_index(drop=True).assign(split=official)
+    images = (
+        make_cohort(40, [1], 0.5)
+        .images.sample(frac=1, random_state=0)
+        .reset_index(drop=True)
+        .assign(split=official)
+    )
     parts = split_cohort(Cohort(images, ("y",), Path())).parts["fold_0"].to_numpy()
     assert ((parts == "test") == (official == "test")).all()
     assert 2 <= (parts == "tune").sum() <= 6
@@ -79,10 +92,14 @@ def test_an_official_split_without_tune_part_keeps_its_test_part():
 
 def test_a_shared_patient_is_a_leak():
     cohort = make_cohort(4, [2], 0.5)
-    parts = cohort.images[["image", "patient"]].assign(fold_0=["train", "test", "train", "train", "tune", "tune", "test", "test"])
+    parts = cohort.images[["image", "patient"]].assign(
+        fold_0=["train", "test", "train", "train", "tune", "tune", "test", "test"]
+    )
     with pytest.raises(LeakageError, match="patient P0 in fold 0: train, test"):
         Split(parts, 0, "")
-    twice = cohort.images[["image", "patient"]].assign(fold_0=["test"] * 2 + ["train"] * 6, fold_1=["test"] * 2 + ["train"] * 6)
+    twice = cohort.images[["image", "patient"]].assign(
+        fold_0=["test"] * 2 + ["train"] * 6, fold_1=["test"] * 2 + ["train"] * 6
+    )
     with pytest.raises(LeakageError, match="patient P0: tested in fold 0 and fold 1"):
         Split(twice, 0, "")
 

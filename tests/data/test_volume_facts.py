@@ -1,4 +1,6 @@
-"""Facts that a volume's header states twice, one test per row of the tables in `nifti` and `itk_facts`."""
+"""Facts that a volume's header states twice, one test per row of the tables in `nifti` and
+`itk_facts`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK
-from medtransfer.data.reading import read_image
+from medtransfer.data.images.reading import read_image
 from medtransfer.errors import ImageError
 from test_volumes import AFFINE, ARRAY, nifti, patched
 
@@ -51,7 +53,9 @@ def test_bytes_of_the_file_against_its_sizes(tmp_path, name):
     image = read_image(put(content + bytes(100)))
     assert np.array_equal(image.array[0], ARRAY[::-1, ::-1])
     assert "100 bytes behind the voxels" in told(image)
-    with pytest.raises(ImageError, match=r"2 more volume.s. follow those that dim in its header counts"):
+    with pytest.raises(
+        ImageError, match=r"2 more volume.s. follow those that dim in its header counts"
+    ):
         read_image(put(content + ARRAY.tobytes() * 2))
 
 
@@ -77,16 +81,22 @@ def test_voxel_sizes_against_the_sform(tmp_path, sizes):
 
 
 def test_voxel_sizes_rounded_to_three_digits_are_no_difference(tmp_path):
-    assert not codes(read_image(patched(nifti(tmp_path / "a.nii"), 80, "<f4", [0.8004, 0.5996, 2.499])))
+    assert not codes(
+        read_image(patched(nifti(tmp_path / "a.nii"), 80, "<f4", [0.8004, 0.5996, 2.499]))
+    )
 
 
 @pytest.mark.parametrize("form", [0, 1])
 def test_voxel_sizes_where_they_alone_count(tmp_path, form):
     def write(sizes):
-        return patched(patched(without_forms(nifti(tmp_path / "a.nii")), 252, "<i2", form), 80, "<f4", sizes)
+        return patched(
+            patched(without_forms(nifti(tmp_path / "a.nii")), 252, "<i2", form), 80, "<f4", sizes
+        )
 
     for sizes in ([0.8, 0, 2.5], [NAN, 0.6, 2.5], [np.inf, 0.6, 2.5]):
-        with pytest.raises(ImageError, match="pixdim states voxels of .* and no sform states their size"):
+        with pytest.raises(
+            ImageError, match="pixdim states voxels of .* and no sform states their size"
+        ):
             read_image(write(sizes))
     image = read_image(write([-0.8, 0.6, 2.5]))
     assert image.spacing == pytest.approx((0.8, 0.6, 2.5))
@@ -107,11 +117,17 @@ def test_a_unit_of_no_known_code_is_told(tmp_path):
 def test_both_byte_orders_and_axes_of_length_one(tmp_path, order):
     header = nib.Nifti1Header(endianness=order)
     header.set_data_dtype(f"{order}i2")
-    nib.save(nib.Nifti1Image(ARRAY[..., None, None].astype(f"{order}i2"), AFFINE, header), tmp_path / "a.nii")
+    nib.save(
+        nib.Nifti1Image(ARRAY[..., None, None].astype(f"{order}i2"), AFFINE, header),
+        tmp_path / "a.nii",
+    )
     assert np.array_equal(read_image(tmp_path / "a.nii").array[0], ARRAY[::-1, ::-1])
 
 
-@pytest.mark.parametrize(("kind", "named"), [([("R", "u1"), ("G", "u1"), ("B", "u1")], "colours"), (np.complex64, "complex numbers")])
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [([("R", "u1"), ("G", "u1"), ("B", "u1")], "colours"), (np.complex64, "complex numbers")],
+)
 def test_what_is_no_number_is_named(tmp_path, kind, named):
     with pytest.raises(ImageError, match=f"holds {named}, not one number per voxel"):
         read_image(nifti(tmp_path / "a.nii", np.zeros((8, 9, 10), kind)))
@@ -121,20 +137,48 @@ def test_what_is_no_number_is_named(tmp_path, kind, named):
 
 
 def nrrd(path, data=None, **fields):
-    base = {"type": "short", "dimension": "3", "sizes": "12 14 10", "space": "left-posterior-superior", "endian": "little"}
-    base |= {"space directions": "(2,0,0) (0,2,0) (0,0,3)", "space origin": "(0,0,0)", "encoding": "raw"} | fields
-    base = {name: base.pop(name) for name in ("type", "dimension", "space dimension") if name in base} | base
-    text = "NRRD0004\n" + "".join(f"{name}: {value}\n" for name, value in base.items() if value) + "\n"
+    base = {
+        "type": "short",
+        "dimension": "3",
+        "sizes": "12 14 10",
+        "space": "left-posterior-superior",
+        "endian": "little",
+    }
+    base |= {
+        "space directions": "(2,0,0) (0,2,0) (0,0,3)",
+        "space origin": "(0,0,0)",
+        "encoding": "raw",
+    } | fields
+    base = {
+        name: base.pop(name) for name in ("type", "dimension", "space dimension") if name in base
+    } | base
+    text = (
+        "NRRD0004\n" + "".join(f"{name}: {value}\n" for name, value in base.items() if value) + "\n"
+    )
     path.write_bytes(text.encode() + (ARRAY.tobytes(order="F") if data is None else data))
     return path
 
 
 def meta(path, data=None, **fields):
-    base = {"ObjectType": "Image", "NDims": "3", "BinaryData": "True", "CompressedData": "False", "TransformMatrix": "1 0 0 0 1 0 0 0 1"}
-    base |= {"Offset": "0 0 0", "ElementSpacing": "2 2 3", "DimSize": "12 14 10", "ElementType": "MET_SHORT"}
+    base = {
+        "ObjectType": "Image",
+        "NDims": "3",
+        "BinaryData": "True",
+        "CompressedData": "False",
+        "TransformMatrix": "1 0 0 0 1 0 0 0 1",
+    }
+    base |= {
+        "Offset": "0 0 0",
+        "ElementSpacing": "2 2 3",
+        "DimSize": "12 14 10",
+        "ElementType": "MET_SHORT",
+    }
     base |= {"ElementDataFile": "LOCAL"} | fields
     base["ElementDataFile"] = base.pop("ElementDataFile")  # the last one, always
-    path.write_bytes("".join(f"{k} = {v}\n" for k, v in base.items() if v).encode() + (ARRAY.tobytes(order="F") if data is None else data))
+    path.write_bytes(
+        "".join(f"{k} = {v}\n" for k, v in base.items() if v).encode()
+        + (ARRAY.tobytes(order="F") if data is None else data)
+    )
     return path
 
 
@@ -151,7 +195,9 @@ def test_both_writers_are_right(tmp_path):
 
 @pytest.mark.parametrize("write", [nrrd, meta])
 def test_bytes_of_pixels_against_their_sizes(tmp_path, write):
-    with pytest.raises(ImageError, match="is truncated: the header claims 3360 bytes of pixels, and 3300 are there"):
+    with pytest.raises(
+        ImageError, match="is truncated: the header claims 3360 bytes of pixels, and 3300 are there"
+    ):
         read_image(write(tmp_path / "a", RAW[:3300]))
     image = read_image(write(tmp_path / "a", RAW + bytes(9)))
     assert np.array_equal(image.array[0], ARRAY[::-1, ::-1])
@@ -168,7 +214,10 @@ def test_detached_pixels_are_compared_and_missed(tmp_path):
         with pytest.raises(ImageError, match="is truncated"):
             read_image(path)
         path = write(tmp_path / f"a.{suffix}", b"", **{change: "Doe_Jane.raw"})
-        with pytest.raises(ImageError, match=f"a.{suffix}: its header names a file with the pixels that is not there. Put it") as caught:
+        with pytest.raises(
+            ImageError,
+            match=f"a.{suffix}: its header names a file with the pixels that is not there. Put it",
+        ) as caught:
             read_image(path)
         assert "Doe" not in str(caught.value)
     (tmp_path / "a.nhdr").unlink()
@@ -184,24 +233,30 @@ def test_detached_pixels_are_compared_and_missed(tmp_path):
         (meta, {"DimSize": "12 140"}, "NDims is 3, and DimSize has 2 numbers"),
         (meta, {"ElementSpacing": "1 1"}, "NDims is 3, and ElementSpacing has 2 numbers"),
         (nrrd, {"spacings": "2 2 3"}, "both spacings and space directions"),
-        (nrrd, {"space directions": "", "spacings": "0 1 1"}, "spacings holds a distance that is 0, negative or not finite"),
+        (nrrd, {"space directions": "", "spacings": "0 1 1"}, ("spacings holds a distance that is "
+                                                              "0, negative or not finite")),
         (nrrd, {"space directions": "", "spacings": "-1 1 1"}, "spacings holds a distance"),
-        (nrrd, {"space directions": "", "spacings": "nan 1 1"}, "spacings is not a number .nan. along one axis"),
+        (nrrd, {"space directions": "", "spacings": "nan 1 1"}, ("spacings is not a number .nan. "
+                                                                "along one axis")),
         (nrrd, {"space directions": "(0,0,0) (0,2,0) (0,0,3)"}, "space directions are singular"),
-        (nrrd, {"space directions": "(nan,0,0) (0,2,0) (0,0,3)"}, "space directions are singular or not finite"),
+        (nrrd, {"space directions": "(nan,0,0) (0,2,0) (0,0,3)"}, ("space directions are singular "
+                                                                  "or not finite")),
         (meta, {"ElementSpacing": "0 1 1"}, "ElementSpacing holds a distance"),
         (meta, {"ElementSpacing": "nan 1 1"}, "ElementSpacing holds a distance"),
         (meta, {"ElementSpacing": "", "ElementSize": "1 -1 1"}, "ElementSize holds a distance"),
         (meta, {"TransformMatrix": "1 0 0 1 0 0 0 0 1"}, "TransformMatrix are singular"),
-        (meta, {"CompressedData": "True"}, "CompressedData is True, and the pixels are not compressed"),
+        (meta, {"CompressedData": "True"}, ("CompressedData is True, and the pixels are not "
+                                           "compressed")),
         (nrrd, {"endian": ""}, "its header lacks endian"),
         (nrrd, {"type": ""}, "its header lacks type"),
         (nrrd, {"encoding": ""}, "its header lacks encoding"),
         (meta, {"ElementType": ""}, "its header lacks ElementType"),
         (meta, {"DimSize": ""}, "its header lacks DimSize"),
-        (meta, {"ElementNumberOfChannels": "3", "DimSize": "4 14 10"}, "holds 3 value.s. per voxel .colours, vectors"),
+        (meta, {"ElementNumberOfChannels": "3", "DimSize": "4 14 10"}, ("holds 3 value.s. per "
+                                                                       "voxel .colours, vectors")),
         (nrrd, {"sizes": "3 4 14 10", "dimension": "4", "kinds": "vector domain domain domain",
-                "space directions": "none (2,0,0) (0,2,0) (0,0,3)"}, "holds 3 value.s. per voxel .colours, vectors"),
+                "space directions": "none (2,0,0) (0,2,0) (0,0,3)"}, ("holds 3 value.s. per voxel "
+                                                                     ".colours, vectors")),
         (meta, {"ElementSpacing": "Doe 1 1"}, "its field ElementSpacing does not hold numbers"),
     ],
 )  # fmt: skip
@@ -216,15 +271,26 @@ def test_compressed_pixels_that_are_not_called_so(tmp_path):
         read_image(meta(tmp_path / "a.mha", zlib.compress(RAW)))
     squeezed = zlib.compress(RAW)
     for size in ("", str(len(squeezed) - 1)):
-        with pytest.raises(ImageError, match=f"CompressedDataSize is {'wrong' if size else 'missing'}. Set it to {len(squeezed)}"):
-            read_image(meta(tmp_path / "b.mha", squeezed, CompressedData="True", CompressedDataSize=size))
+        with pytest.raises(
+            ImageError,
+            match=f"CompressedDataSize is {'wrong' if size else 'missing'}. Set it to "
+            f"{len(squeezed)}",
+        ):
+            read_image(
+                meta(tmp_path / "b.mha", squeezed, CompressedData="True", CompressedDataSize=size)
+            )
     right = {"CompressedData": "True", "CompressedDataSize": str(len(squeezed))}
     image = read_image(meta(tmp_path / "b.mha", squeezed + bytes(9), **right))
     assert np.array_equal(image.array[0], ARRAY[::-1, ::-1])
     (tmp_path / "b.zraw").write_bytes(squeezed)
-    path = meta(tmp_path / "b.mhd", b"", **{**right, "CompressedDataSize": "", "ElementDataFile": "b.zraw"})
+    path = meta(
+        tmp_path / "b.mhd", b"", **{**right, "CompressedDataSize": "", "ElementDataFile": "b.zraw"}
+    )
     assert np.array_equal(read_image(path).array[0], ARRAY[::-1, ::-1])
-    assert np.array_equal(read_image(nrrd(tmp_path / "b.nrrd", gzip.compress(RAW), encoding="gzip")).array[0], ARRAY[::-1, ::-1])
+    assert np.array_equal(
+        read_image(nrrd(tmp_path / "b.nrrd", gzip.compress(RAW), encoding="gzip")).array[0],
+        ARRAY[::-1, ::-1],
+    )
     flipped = bytearray(squeezed)
     flipped[-12] ^= 0x55
     zipped = bytearray(gzip.compress(RAW))
@@ -259,14 +325,24 @@ def test_differences_of_one_reading_are_told(tmp_path, write, fields, code, spac
 
 def test_nan_for_all_spacings_and_words_in_comments_state_none(tmp_path):
     for number, fields in enumerate(({"spacings": "nan nan nan"}, {"content": "spacing unknown"})):
-        image = read_image(nrrd(tmp_path / f"{number}.nrrd", **{"space directions": "", "space": "", "space origin": ""} | fields))
+        image = read_image(
+            nrrd(
+                tmp_path / f"{number}.nrrd",
+                **{"space directions": "", "space": "", "space origin": ""} | fields,
+            )
+        )
         assert image.provenance["spacing_from"] == "none"
 
 
 def test_byte_orders_and_a_fourth_axis_of_length_one(tmp_path):
     swapped = ARRAY.astype(">i2").tobytes(order="F")
-    assert np.array_equal(read_image(nrrd(tmp_path / "a.nrrd", swapped, endian="big")).array[0], ARRAY[::-1, ::-1])
-    assert np.array_equal(read_image(meta(tmp_path / "a.mha", swapped, BinaryDataByteOrderMSB="True")).array[0], ARRAY[::-1, ::-1])
+    assert np.array_equal(
+        read_image(nrrd(tmp_path / "a.nrrd", swapped, endian="big")).array[0], ARRAY[::-1, ::-1]
+    )
+    assert np.array_equal(
+        read_image(meta(tmp_path / "a.mha", swapped, BinaryDataByteOrderMSB="True")).array[0],
+        ARRAY[::-1, ::-1],
+    )
     image = SimpleITK.JoinSeries([SimpleITK.GetImageFromArray(ARRAY)])
     assert image.GetDimension() == 4
     for suffix in ("mha", "nrrd"):

@@ -6,8 +6,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK
-from medtransfer.data.image import turn_array, unturn_array
-from medtransfer.data.reading import read_image
+from medtransfer.data.images.image import turn_array, unturn_array
+from medtransfer.data.images.reading import read_image
 from medtransfer.errors import ImageError
 
 ARRAY = np.random.default_rng(0).integers(-500, 500, (12, 14, 10)).astype(np.int16)
@@ -45,7 +45,9 @@ def test_volumes_are_turned_to_ras_without_interpolation(tmp_path, suffix):
 def test_any_orientation_gives_the_same_volume(tmp_path, codes):
     """The reference is nibabel's own canonical form."""
     source = nib.Nifti1Image(ARRAY, AFFINE)
-    change = nib.orientations.ornt_transform(nib.io_orientation(AFFINE), nib.orientations.axcodes2ornt(codes))
+    change = nib.orientations.ornt_transform(
+        nib.io_orientation(AFFINE), nib.orientations.axcodes2ornt(codes)
+    )
     turned = source.as_reoriented(change)
     nib.save(turned, tmp_path / "t.nii")
     image = read_image(tmp_path / "t.nii")
@@ -57,7 +59,9 @@ def test_any_orientation_gives_the_same_volume(tmp_path, codes):
 def test_scaling_of_zero_or_nan_means_none(tmp_path):
     path = nifti(tmp_path / "v.nii")
     for value in (0.0, np.nan):
-        assert np.array_equal(read_image(patched(path, 112, "<f4", value)).array[0], ARRAY[::-1, ::-1])
+        assert np.array_equal(
+            read_image(patched(path, 112, "<f4", value)).array[0], ARRAY[::-1, ::-1]
+        )
     image = read_image(patched(path, 112, "<f4", [2.0, -7.0]))
     assert np.array_equal(image.array[0], ARRAY[::-1, ::-1] * 2.0 - 7.0)
     assert image.provenance["steps"] == ["rescaled by 2 and -7"]
@@ -132,7 +136,10 @@ def test_nrrd_and_metaimage_lie_where_simpleitk_puts_them(tmp_path, suffix):
 
 
 def test_a_spacing_that_is_not_stated_is_told(tmp_path):
-    (tmp_path / "a.nrrd").write_bytes(b"NRRD0004\ntype: uchar\ndimension: 3\nsizes: 9 10 11\nencoding: raw\n\n" + bytes(range(99)) * 10)
+    (tmp_path / "a.nrrd").write_bytes(
+        b"NRRD0004\ntype: uchar\ndimension: 3\nsizes: 9 10 11\nencoding: raw\n\n"
+        + bytes(range(99)) * 10
+    )
     image = read_image(tmp_path / "a.nrrd")
     assert image.array.shape == (1, 9, 10, 11)
     assert image.provenance["spacing_from"] == "none"
@@ -144,7 +151,10 @@ def test_faulty_volumes_are_refused(tmp_path):
     for name in ("a.nii.gz", "b.nrrd"):
         with pytest.raises(ImageError, match=f"{name}: not a readable volume"):
             read_image(tmp_path / name)
-    path = nifti(tmp_path / "nan.nii", ARRAY.astype(np.float32) / np.where(ARRAY[0, 0, 0] == ARRAY, np.nan, 1))
+    path = nifti(
+        tmp_path / "nan.nii",
+        ARRAY.astype(np.float32) / np.where(ARRAY[0, 0, 0] == ARRAY, np.nan, 1),
+    )
     with pytest.raises(ImageError, match="are NaN or infinite"):
         read_image(path)
     colour = np.zeros((8, 8, 8), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
@@ -160,7 +170,9 @@ def test_faulty_volumes_are_refused(tmp_path):
 
 
 ORIENTATIONS = [
-    "".join(letters) for axes in itertools.permutations(("RL", "AP", "SI")) for letters in itertools.product(*axes)
+    "".join(letters)
+    for axes in itertools.permutations(("RL", "AP", "SI"))
+    for letters in itertools.product(*axes)
 ]  # of 3! orders and 2**3 directions
 
 
@@ -169,7 +181,9 @@ def test_turns_lead_from_the_file_to_the_image_and_back(tmp_path, depth):
     assert len(ORIENTATIONS) == 48
     for codes in ORIENTATIONS:
         source = nib.Nifti1Image(ARRAY[:, :, :depth], AFFINE)
-        change = nib.orientations.ornt_transform(nib.io_orientation(AFFINE), nib.orientations.axcodes2ornt(codes))
+        change = nib.orientations.ornt_transform(
+            nib.io_orientation(AFFINE), nib.orientations.axcodes2ornt(codes)
+        )
         turned = source.as_reoriented(change)
         nib.save(turned, tmp_path / "t.nii")
         raw = np.asanyarray(turned.dataobj)

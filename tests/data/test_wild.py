@@ -1,7 +1,9 @@
-"""Files as people have them: what is handed over is used, or its absence is told; facts that a file states twice are compared.
+"""Files as people have them: what is handed over is used, or its absence is told; facts that a file
+states twice are compared.
 
-Each test writes one situation; the letters are those of the kinds: A what does not match, B a fact compared with nothing, C a coordinate
-system assumed, D one identity in two spellings, H a refusal with the wrong cause, I masks, L limits and links.
+Each test writes one situation; the letters are those of the kinds: A what does not match, B a fact
+compared with nothing, C a coordinate system assumed, D one identity in two spellings, H a refusal
+with the wrong cause, I masks, L limits and links.
 """
 
 from __future__ import annotations
@@ -17,14 +19,14 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from medtransfer.cli import app
-from medtransfer.data.annotations import read_annotations
-from medtransfer.data.audit import audit
-from medtransfer.data.cohort import Cohort
-from medtransfer.data.dicom_write import write_grey_dicom
-from medtransfer.data.inspection import inspect_images
-from medtransfer.data.masks import read_lesions
-from medtransfer.data.sources import open_cohort
+from medtransfer.cli.app import app
+from medtransfer.data.annotations.masks import read_lesions
+from medtransfer.data.annotations.sources import read_annotations
+from medtransfer.data.audit.audit import audit
+from medtransfer.data.audit.inspection import inspect_images
+from medtransfer.data.cohort.cohort import Cohort
+from medtransfer.data.cohort.sources import open_cohort
+from medtransfer.data.images.dicom.writing import write_grey_dicom
 from medtransfer.errors import CohortError, ImageError
 from PIL import Image
 from scipy.ndimage import gaussian_filter
@@ -37,7 +39,9 @@ def pictures(folder: Path, names, size=(96, 80), exif=None):
     folder.mkdir(parents=True, exist_ok=True)
     for i, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        picture = Image.fromarray(np.random.default_rng(i).integers(0, 255, size[::-1], dtype=np.uint8))
+        picture = Image.fromarray(
+            np.random.default_rng(i).integers(0, 255, size[::-1], dtype=np.uint8)
+        )
         tags = Image.Exif()
         if exif:
             tags[0x0112] = exif
@@ -47,7 +51,15 @@ def pictures(folder: Path, names, size=(96, 80), exif=None):
 
 def coco(path: Path, names, annotations, **more):
     images = [{"id": i, "file_name": name, **more} for i, name in enumerate(names)]
-    path.write_text(json.dumps({"images": images, "categories": [{"id": 1, "name": "tumour"}], "annotations": annotations}))
+    path.write_text(
+        json.dumps(
+            {
+                "images": images,
+                "categories": [{"id": 1, "name": "tumour"}],
+                "annotations": annotations,
+            }
+        )
+    )
 
 
 def mark(i, image, bbox=(10, 12, 20, 16), **more):
@@ -81,7 +93,10 @@ def test_images_whose_only_annotation_is_a_crowd_are_neither_positive_nor_negati
     cohort, findings = checked(Cohort.from_boxes(tmp_path / "images", str(tmp_path / "m.json")))
     assert cohort.images["image"].tolist() == ["c0.png", "c3.png", "c4.png", "c5.png"]
     assert cohort.images["lesion"].tolist() == [1, 1, 0, 0]
-    assert any("2 image(s), such as c1.png, are left out: annotated as a crowd" in action for action in findings.actions)
+    assert any(
+        "2 image(s), such as c1.png, are left out: annotated as a crowd" in action
+        for action in findings.actions
+    )
     (account,) = [a for a in findings.accounts if a.what == "annotations"]
     assert (account.given, account.used, account.left_out[0].count) == (4, 2, 2)
     assert_adds_up(findings)
@@ -102,7 +117,11 @@ def test_names_of_annotations_in_other_spellings_are_matched_and_told(tmp_path, 
     names = pictures(tmp_path / "images", ["a 1.png", "b2.png", "é6.PNG"])
     coco(tmp_path / "m.json", [SPELT[how](name) for name in names], [mark(i, i) for i in range(2)])
     cohort = Cohort.from_boxes(tmp_path / "images", str(tmp_path / "m.json"))
-    assert dict(zip(cohort.images["image"], cohort.images["lesion"], strict=True)) == {"a 1.png": 1, "b2.png": 1, "é6.PNG": 0}
+    assert dict(zip(cohort.images["image"], cohort.images["lesion"], strict=True)) == {
+        "a 1.png": 1,
+        "b2.png": 1,
+        "é6.PNG": 0,
+    }
     assert any("spelt otherwise" in note for note in cohort.notes)
 
 
@@ -119,7 +138,10 @@ def test_annotations_of_other_images_are_counted_and_images_beyond_the_list_aske
     coco(tmp_path / "m.json", [*names[:2], "elsewhere.png"], [mark(0, 0), mark(1, 2)])
     _, findings = checked(Cohort.from_boxes(tmp_path / "images", str(tmp_path / "m.json")))
     assert any("of an image that is not here" in str(account) for account in findings.accounts)
-    assert any("1 image(s) are not listed in m.json, such as new.png" in action for action in findings.actions)
+    assert any(
+        "1 image(s) are not listed in m.json, such as new.png" in action
+        for action in findings.actions
+    )
     assert_adds_up(findings)
 
 
@@ -156,9 +178,13 @@ def test_pictures_of_every_ending_count_and_the_rest_is_told_by_ending(tmp_path)
     (tmp_path / "malignant" / "notes.txt").write_text("plain")
     (tmp_path / "malignant" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "malignant" / "noending").write_bytes((tmp_path / "benign" / "a.png").read_bytes())
-    cohort, findings = checked(mt.Cohort.from_folders(tmp_path, ["benign", "malignant"], outside=True))
+    cohort, findings = checked(
+        mt.Cohort.from_folders(tmp_path, ["benign", "malignant"], outside=True)
+    )
     assert len(cohort) == 10
-    assert [image for image, _ in findings.unreadable] == ["malignant/gone.png"]  # by its ending it is an image
+    assert [image for image, _ in findings.unreadable] == [
+        "malignant/gone.png"
+    ]  # by its ending it is an image
     reasons = dict(cohort.ignored)
     assert reasons["malignant/f.xyz"].startswith("not an image")
     assert "heic" in reasons["malignant/e.heic"].lower()
@@ -192,9 +218,13 @@ def test_an_annotation_file_with_nearly_the_name_of_an_image_is_no_negative(tmp_
             (folder / f"{stem}.txt").write_text("0 .5 .5 .2 .2\n")
         elif word == "voc":
             box = "<bndbox><xmin>10</xmin><ymin>10</ymin><xmax>30</xmax><ymax>30</ymax></bndbox>"
-            (folder / f"{stem}.xml").write_text(f"<annotation><object><name>x</name>{box}</object></annotation>")
+            (folder / f"{stem}.xml").write_text(
+                f"<annotation><object><name>x</name>{box}</object></annotation>"
+            )
         else:
-            Image.fromarray(np.pad(np.full((8, 8), 255, np.uint8), ((30, 42), (40, 48)))).save(folder / f"{stem}.png")
+            Image.fromarray(np.pad(np.full((8, 8), 255, np.uint8), ((30, 42), (40, 48)))).save(
+                folder / f"{stem}.png"
+            )
 
     annotate("scan 1")
     annotate("scan_2")
@@ -211,7 +241,9 @@ def test_an_annotation_file_with_nearly_the_name_of_an_image_is_no_negative(tmp_
 def test_manifests_find_their_images_in_other_spellings(tmp_path):
     pictures(tmp_path / "images", ["Bild é1.PNG", "b.png"])
     names = ["images\\" + unicodedata.normalize("NFD", "bild é1.png"), "./images/b.png"]
-    pd.DataFrame({"image": names, "patient": ["1", "2"], "y": [0, 1]}).to_csv(tmp_path / "m.csv", index=False)
+    pd.DataFrame({"image": names, "patient": ["1", "2"], "y": [0, 1]}).to_csv(
+        tmp_path / "m.csv", index=False
+    )
     cohort = Cohort.from_csv(tmp_path / "m.csv", tmp_path, ["y"])
     assert cohort.images["image"].tolist()[0] == "images/Bild é1.PNG"
     assert any("spelt otherwise in the manifest" in note for note in cohort.notes)
@@ -256,13 +288,17 @@ def test_a_mask_that_lies_elsewhere_by_its_affine_is_refused(tmp_path):
     volume(tmp_path / "masks/v.nii.gz", mask, moved)
     with pytest.raises(CohortError, match=r"lies up to 7 voxels off its image"):
         Cohort.from_boxes(tmp_path / "images", "masks:../masks")
-    volume(tmp_path / "masks/v.nii.gz", mask[::-1].copy(), np.diag([1.0, -1.0, 2.0, 1.0]) @ np.eye(4))
+    volume(
+        tmp_path / "masks/v.nii.gz", mask[::-1].copy(), np.diag([1.0, -1.0, 2.0, 1.0]) @ np.eye(4)
+    )
     with pytest.raises(CohortError, match="off its image"):
         Cohort.from_boxes(tmp_path / "images", "masks:../masks")
 
 
 def test_boxes_follow_the_exif_turn_where_the_stated_size_says_so(tmp_path):
-    names = pictures(tmp_path / "images", ["a.jpg"], size=(96, 60), exif=6)  # shown 60 wide, 96 high
+    names = pictures(
+        tmp_path / "images", ["a.jpg"], size=(96, 60), exif=6
+    )  # shown 60 wide, 96 high
     shown = mt.read_image(tmp_path / "images/a.jpg").array.shape[1:]
     assert shown == (96, 60)
     box = (10, 12, 20, 16)
@@ -272,13 +308,18 @@ def test_boxes_follow_the_exif_turn_where_the_stated_size_says_so(tmp_path):
         cohort, _ = checked(Cohort.from_boxes(tmp_path / "images", str(tmp_path / "m.json")))
         results[name] = cohort.boxes[BOX].to_numpy().tolist()[0]
     assert results["shown"] == [10, 12, 30, 28]
-    # Orientation 6: the first column of the file is the top row as shown; column x becomes row x, row y becomes column 60 - y.
+    # Orientation 6: the first column of the file is the top row as shown; column x becomes row x,
+    # row y becomes column 60 - y.
     assert results["stored"] == [60 - 28, 10, 60 - 12, 30]
     coco(tmp_path / "m.json", names, [mark(0, 0, box)])
-    with pytest.raises(CohortError, match="turned by its EXIF tag; were its boxes drawn before the turn"):
+    with pytest.raises(
+        CohortError, match="turned by its EXIF tag; were its boxes drawn before the turn"
+    ):
         checked(Cohort.from_boxes(tmp_path / "images", str(tmp_path / "m.json")))
     for axes, expected in (("file", results["stored"]), ("ras", results["shown"])):
-        cohort, _ = checked(Cohort.from_boxes(tmp_path / "images", str(tmp_path / "m.json"), axes=axes))
+        cohort, _ = checked(
+            Cohort.from_boxes(tmp_path / "images", str(tmp_path / "m.json"), axes=axes)
+        )
         assert cohort.boxes[BOX].to_numpy().tolist()[0] == expected
 
 
@@ -290,8 +331,12 @@ def test_boxes_in_the_order_of_the_file_hold_their_lesion_for_every_turn(tmp_pat
     tags = Image.Exif()
     tags[0x0112] = exif
     Image.fromarray(stored).save(tmp_path / "images/a.png", exif=tags)
-    pd.DataFrame([("a.png", 10, 12, 30, 28)], columns=["image", *BOX]).to_csv(tmp_path / "b.csv", index=False)
-    cohort, _ = checked(Cohort.from_boxes(tmp_path / "images", str(tmp_path / "b.csv"), axes="file"))
+    pd.DataFrame([("a.png", 10, 12, 30, 28)], columns=["image", *BOX]).to_csv(
+        tmp_path / "b.csv", index=False
+    )
+    cohort, _ = checked(
+        Cohort.from_boxes(tmp_path / "images", str(tmp_path / "b.csv"), axes="file")
+    )
     x0, y0, x1, y1 = cohort.boxes[BOX].to_numpy(int)[0]
     array = mt.read_image(tmp_path / "images/a.png").array[0]
     assert array[y0:y1, x0:x1].min() == 250
@@ -303,7 +348,9 @@ def test_a_size_that_is_not_that_of_the_picture_is_refused(tmp_path):
     coco(tmp_path / "m.json", names, [mark(0, 0)], width=192, height=160)
     with pytest.raises(CohortError, match="of an image of 192 x 160 pixels, and it has 96 x 80"):
         checked(Cohort.from_boxes(tmp_path / "images", str(tmp_path / "m.json")))
-    table = pd.DataFrame([("a.png", 1, 2, 9, 9, 48, 40)], columns=["image", *BOX, "width", "height"])
+    table = pd.DataFrame(
+        [("a.png", 1, 2, 9, 9, 48, 40)], columns=["image", *BOX, "width", "height"]
+    )
     table.to_csv(tmp_path / "b.csv", index=False)
     with pytest.raises(CohortError, match="of an image of 48 x 40"):
         checked(Cohort.from_boxes(tmp_path / "images", str(tmp_path / "b.csv")))
@@ -312,10 +359,10 @@ def test_a_size_that_is_not_that_of_the_picture_is_refused(tmp_path):
 def test_voc_states_size_and_file_name(tmp_path):
     pictures(tmp_path / "images", ["a.png", "b.png"])
     (tmp_path / "Annotations").mkdir()
-    box = "<object><name>x</name><bndbox><xmin>10</xmin><ymin>10</ymin><xmax>30</xmax><ymax>30</ymax></bndbox></object>"
+    box = "<object><name>x</name><bndbox><xmin>10</xmin><ymin>10</ymin><xmax>30</xmax><ymax>30</ymax></bndbox></object>"  # noqa: E501
 
     def write(name, size):
-        text = f"<annotation><filename>{name}</filename><size><width>{size[0]}</width><height>{size[1]}</height></size>{box}</annotation>"
+        text = f"<annotation><filename>{name}</filename><size><width>{size[0]}</width><height>{size[1]}</height></size>{box}</annotation>"  # noqa: E501
         (tmp_path / "Annotations" / "a.xml").write_text(text)
 
     write("a.png", (96, 80))
@@ -328,7 +375,10 @@ def test_voc_states_size_and_file_name(tmp_path):
     with pytest.raises(CohortError, match="says that it is of b.png"):
         Cohort.from_boxes(tmp_path, "voc")
     write("old-name.png", (96, 80))
-    assert any("name another image than theirs" in note for note in Cohort.from_boxes(tmp_path, "voc").notes)
+    assert any(
+        "name another image than theirs" in note
+        for note in Cohort.from_boxes(tmp_path, "voc").notes
+    )
 
 
 def test_a_bbox_of_two_corners_contradicts_its_outline(tmp_path):
@@ -337,7 +387,9 @@ def test_a_bbox_of_two_corners_contradicts_its_outline(tmp_path):
     coco(tmp_path / "m.json", names, [mark(0, 0, (30, 20, 30, 30), segmentation=outline)])
     assert len(Cohort.from_boxes(tmp_path / "images", str(tmp_path / "m.json")).boxes) == 1
     coco(tmp_path / "m.json", names, [mark(0, 0, (30, 20, 60, 50), segmentation=outline)])
-    with pytest.raises(CohortError, match="bbox and outline disagree; it seems to hold two corners"):
+    with pytest.raises(
+        CohortError, match="bbox and outline disagree; it seems to hold two corners"
+    ):
         Cohort.from_boxes(tmp_path / "images", str(tmp_path / "m.json"))
 
 
@@ -349,7 +401,9 @@ def test_shares_where_pixels_are_meant_are_refused(tmp_path):
     coco(tmp_path / "m.json", names, [mark(i, i, (0.2, 0.3, 0.25, 0.2)) for i in range(3)])
     with pytest.raises(CohortError, match="are they shares of the image"):
         Cohort.from_boxes(tmp_path / "images", str(tmp_path / "m.json"))
-    pd.DataFrame([("c0.png", 0.2, 0.3, 0.5, 0.6)], columns=["image", *BOX]).to_csv(tmp_path / "b.csv", index=False)
+    pd.DataFrame([("c0.png", 0.2, 0.3, 0.5, 0.6)], columns=["image", *BOX]).to_csv(
+        tmp_path / "b.csv", index=False
+    )
     with pytest.raises(CohortError, match="are they shares of the image"):
         Cohort.from_boxes(tmp_path / "images", str(tmp_path / "b.csv"))
 
@@ -363,16 +417,24 @@ def yolo(tmp_path, *lines):
 
 
 def test_lines_of_yolo_are_told_apart_by_the_whole_source(tmp_path):
-    assert yolo(tmp_path, "0 .5 .5 .2 .2 .9", "0 .5 .5 .2 .2 .7").notes[0].endswith("a confidence behind the box, which is not used")
+    assert (
+        yolo(tmp_path, "0 .5 .5 .2 .2 .9", "0 .5 .5 .2 .2 .7")
+        .notes[0]
+        .endswith("a confidence behind the box, which is not used")
+    )
     assert "number of a track" in yolo(tmp_path, "0 .5 .5 .2 .2 17", "0 .5 .5 .2 .2 18").notes[0]
     pose = "0 .5 .5 .4 .4 .4 .4 .6 .6"
-    with pytest.raises(CohortError, match="may be an outline of 4 points, or a box with 2 keypoints"):
+    with pytest.raises(
+        CohortError, match="may be an outline of 4 points, or a box with 2 keypoints"
+    ):
         yolo(tmp_path, pose, pose)
     with pytest.raises(CohortError, match="boxes with keypoints are not read"):
         yolo(tmp_path, "0 .5 .5 .4 .4 .4 .4 2 .6 .6 2 .5 .5 2")
     outline = yolo(tmp_path, "0 .1 .1 .3 .1 .3 .4 .1 .4", "0 .5 .5 .9 .5 .9 .9 .7 .95 .5 .9")
     assert outline.boxes[BOX].to_numpy().round(6).tolist() == [[10, 10, 30, 40], [50, 50, 90, 95]]
-    with pytest.raises(CohortError, match="YOLO has shares of the image, from 0 to 1, and these are pixels"):
+    with pytest.raises(
+        CohortError, match="YOLO has shares of the image, from 0 to 1, and these are pixels"
+    ):
         yolo(tmp_path, "0 50 50 20 20", "0 40 50 20 20")
 
 
@@ -390,27 +452,50 @@ def test_boxes_of_volumes_in_every_accepted_system_hold_the_lesion(tmp_path, aff
     image = mt.read_image(tmp_path / "images/v.nii.gz")
     where = np.argwhere(image.array[0] > 100)
     ras = (*where.min(0)[:2], *(where.max(0)[:2] + 1), where.min(0)[2], where.max(0)[2] + 1)
-    for axes, row in (("file", (5, 8, 12, 16, 4, 8)), ("mm", (low[0], low[1], high[0], high[1], low[2], high[2])), ("ras", ras)):
+    for axes, row in (
+        ("file", (5, 8, 12, 16, 4, 8)),
+        ("mm", (low[0], low[1], high[0], high[1], low[2], high[2])),
+        ("ras", ras),
+    ):
         pd.DataFrame([("v.nii.gz", *row)], columns=columns).to_csv(tmp_path / "b.csv", index=False)
-        cohort, findings = checked(Cohort.from_boxes(tmp_path / "images", str(tmp_path / "b.csv"), axes=axes))
-        assert cohort.boxes[columns[1:]].to_numpy().round(6).tolist()[0] == [float(v) for v in ras], axes
+        cohort, findings = checked(
+            Cohort.from_boxes(tmp_path / "images", str(tmp_path / "b.csv"), axes=axes)
+        )
+        assert cohort.boxes[columns[1:]].to_numpy().round(6).tolist()[0] == [
+            float(v) for v in ras
+        ], axes
         assert not any("cohort.axes" in action for action in findings.actions)
     cohort, findings = checked(Cohort.from_boxes(tmp_path / "images", str(tmp_path / "b.csv")))
-    assert any("Set cohort.axes to ras if they are right" in a for a in findings.actions) == (affine != (1, 1, 1))
+    assert any("Set cohort.axes to ras if they are right" in a for a in findings.actions) == (
+        affine != (1, 1, 1)
+    )
 
 
 def test_implausible_boxes_are_told(tmp_path):
     names = pictures(tmp_path / "images", ["a.png", "b.png", "c.png"])
-    coco(tmp_path / "m.json", names, [mark(0, 0, (10, 10, 0.4, 20)), mark(1, 1, (1, 1, 94, 78)), mark(2, 2, (10, 10, 20, 20))])
+    coco(
+        tmp_path / "m.json",
+        names,
+        [mark(0, 0, (10, 10, 0.4, 20)), mark(1, 1, (1, 1, 94, 78)), mark(2, 2, (10, 10, 20, 20))],
+    )
     _, findings = checked(Cohort.from_boxes(tmp_path / "images", str(tmp_path / "m.json")))
-    assert any("have a side below one pixel, or are one pixel, such as in a.png" in action for action in findings.actions)
-    assert any("take more than 80 % of their image, such as in b.png" in action for action in findings.actions)
+    assert any(
+        "have a side below one pixel, or are one pixel, such as in a.png" in action
+        for action in findings.actions
+    )
+    assert any(
+        "take more than 80 % of their image, such as in b.png" in action
+        for action in findings.actions
+    )
 
 
 def test_check_draws_boxes_on_planes_and_volumes(tmp_path):
     names = pictures(tmp_path / "images", ["a.png", "b.png"])
     coco(tmp_path / "m.json", names, [mark(0, 0)])
-    config = "task: detection\ncohort: {root: %s, boxes: %s}\narms:\n  scratch: {backbone: tf_efficientnet_lite0, weights: none}\n"
+    config = (
+        "task: detection\ncohort: {root: %s, boxes: %s}\narms:\n  scratch: "
+        "{backbone: tf_efficientnet_lite0, weights: none}\n"
+    )
     (tmp_path / "s.yaml").write_text(config % (tmp_path / "images", tmp_path / "m.json"))
     result = invoke("check", tmp_path / "s.yaml", "--output", tmp_path / "out", "--quiet")
     assert result.exit_code == 0, result.output
@@ -427,10 +512,18 @@ def test_patients_that_look_alike_are_asked_about(tmp_path, other):
     names = pictures(tmp_path / "images", [f"Bild {i}.png" for i in range(12)])
     stem = "p{}" if other == "P{}" else "{}"
     people = [(other if i % 2 else stem).format(i // 2) for i in range(12)]
-    pd.DataFrame({"image": names, "patient": people, "y": [i // 2 % 2 for i in range(12)]}).to_csv(tmp_path / "m.csv", index=False)
+    pd.DataFrame({"image": names, "patient": people, "y": [i // 2 % 2 for i in range(12)]}).to_csv(
+        tmp_path / "m.csv", index=False
+    )
     cohort, findings = checked(Cohort.from_csv(tmp_path / "m.csv", tmp_path / "images", ["y"]))
-    assert any("6 group(s) of patients whose ids look alike" in action for action in findings.actions)
-    with pytest.raises(CohortError, match=r"(?s)6 group\(s\) of patients whose ids look alike.*cohort.look_alikes=same, or different"):
+    assert any(
+        "6 group(s) of patients whose ids look alike" in action for action in findings.actions
+    )
+    with pytest.raises(
+        CohortError,
+        match=r"(?s)6 group\(s\) of patients whose ids look alike.*cohort.look_alikes=same, or "
+        r"different",
+    ):
         cohort.told_apart("ask")
     assert cohort.told_apart("same").images["patient"].nunique() == 6
     assert cohort.told_apart("different").images["patient"].nunique() == 12
@@ -443,7 +536,9 @@ def test_patients_that_look_alike_are_asked_about(tmp_path, other):
 def test_blanks_and_composed_letters_are_one_patient_without_a_question(tmp_path):
     names = pictures(tmp_path / "images", [f"{i}.png" for i in range(4)])
     people = ["é1", " e\u03011 ", "p2", "p2\u00a0"]
-    pd.DataFrame({"image": names, "patient": people, "y": [0, 0, 1, 1]}).to_csv(tmp_path / "m.csv", index=False)
+    pd.DataFrame({"image": names, "patient": people, "y": [0, 0, 1, 1]}).to_csv(
+        tmp_path / "m.csv", index=False
+    )
     cohort = Cohort.from_csv(tmp_path / "m.csv", tmp_path / "images", ["y"])
     assert cohort.images["patient"].nunique() == 2
     assert cohort.alike == ()
@@ -473,9 +568,15 @@ def test_patients_of_a_manifest_are_compared_with_those_of_the_headers(tmp_path)
 
     assert "headers" not in actions(table)
     split = table.assign(patient=["p0", "p9", "p1", "p1", "p2", "p2"])
-    assert "such as 0.dcm and 1.dcm, are of one patient by their headers, and several in the manifest" in actions(split)
+    assert (
+        "such as 0.dcm and 1.dcm, are of one patient by their headers, and several in the manifest"
+        in actions(split)
+    )
     joined = table.assign(patient=["p0", "p0", "p0", "p0", "p2", "p2"])
-    assert "such as 0.dcm and 2.dcm, are of one patient in the manifest, and several by their headers" in actions(joined)
+    assert (
+        "such as 0.dcm and 2.dcm, are of one patient in the manifest, and several by their headers"
+        in actions(joined)
+    )
     assert "H0" not in actions(split) + actions(joined)
 
 
@@ -494,7 +595,7 @@ def boxes_of(values):
 
 
 def mt_boxes(lesions):
-    from medtransfer.data.boxes import box_regions
+    from medtransfer.data.annotations.boxes import box_regions
 
     return box_regions(lesions)
 
@@ -509,15 +610,41 @@ WHOLE = (30, 20, 50, 40)
         ("0 and 1", lambda: disc() // 255, [WHOLE]),
         ("neither 0", lambda: np.where(disc() > 0, 200, 64), [WHOLE]),
         ("blurred", lambda: np.round(gaussian_filter(disc().astype(float), 3)), [WHOLE]),
-        ("antialiased", lambda: np.where(disc() > 0, 255, 0) - 127 * ((disc() > 0) & ~(np.roll(disc(), 1, 0) > 0)), [WHOLE]),
+        (
+            "antialiased",
+            lambda: (
+                np.where(disc() > 0, 255, 0) - 127 * ((disc() > 0) & ~(np.roll(disc(), 1, 0) > 0))
+            ),
+            [WHOLE],
+        ),
         ("residues", lambda: np.where(disc() > 0, 1, 1e-6 * (np.arange(80)[:, None] % 2)), [WHOLE]),
         ("shares", lambda: gaussian_filter(disc() / 255.0, 2), [WHOLE]),
-        ("instances", lambda: disc() // 255 + (disc() > 0) * (np.arange(96) >= 40), [(30, 20, 40, 40), (40, 20, 50, 40)]),
-        ("grey instances", lambda: (disc() > 0) * np.where(np.arange(96) >= 40, 200, 100), [(30, 20, 40, 40), (40, 20, 50, 40)]),
-        ("core in its rim", lambda: disc() // 255 + (gaussian_filter(disc().astype(float), 4) > 200), [WHOLE]),
+        (
+            "instances",
+            lambda: disc() // 255 + (disc() > 0) * (np.arange(96) >= 40),
+            [(30, 20, 40, 40), (40, 20, 50, 40)],
+        ),
+        (
+            "grey instances",
+            lambda: (disc() > 0) * np.where(np.arange(96) >= 40, 200, 100),
+            [(30, 20, 40, 40), (40, 20, 50, 40)],
+        ),
+        (
+            "core in its rim",
+            lambda: disc() // 255 + (gaussian_filter(disc().astype(float), 4) > 200),
+            [WHOLE],
+        ),
         ("nothing", lambda: np.zeros((80, 96)), []),
-        ("colours", lambda: np.stack([disc(), disc() * (np.arange(96) >= 40), 0 * disc()], -1), [(30, 20, 40, 40), (40, 20, 50, 40)]),
-        ("white and red", lambda: np.where(disc()[..., None] > 0, [200, 0, 0], [255, 255, 255]), [WHOLE]),
+        (
+            "colours",
+            lambda: np.stack([disc(), disc() * (np.arange(96) >= 40), 0 * disc()], -1),
+            [(30, 20, 40, 40), (40, 20, 50, 40)],
+        ),
+        (
+            "white and red",
+            lambda: np.where(disc()[..., None] > 0, [200, 0, 0], [255, 255, 255]),
+            [WHOLE],
+        ),
     ],
 )
 def test_what_the_values_of_a_mask_mean(name, make, expected):
@@ -558,9 +685,19 @@ def test_files_outside_the_root_are_refused_unless_they_are_meant(tmp_path):
     pictures(tmp_path / "elsewhere", ["a.png", "b.png"])
     pictures(tmp_path / "root", ["c.png"])
     (tmp_path / "root" / "link.png").symlink_to(tmp_path / "elsewhere" / "a.png")
-    rows = pd.DataFrame({"image": ["c.png", "../elsewhere/b.png", "link.png"], "patient": list("123"), "y": [0, 1, 1]})
+    rows = pd.DataFrame(
+        {
+            "image": ["c.png", "../elsewhere/b.png", "link.png"],
+            "patient": list("123"),
+            "y": [0, 1, 1],
+        }
+    )
     rows.to_csv(tmp_path / "m.csv", index=False)
-    with pytest.raises(CohortError, match=r"(?s)row 3: ../elsewhere/b.png lies outside.*row 4: link.png lies outside.*cohort.outside=true"):
+    with pytest.raises(
+        CohortError,
+        match=r"(?s)row 3: ../elsewhere/b.png lies outside.*row 4: link.png lies "
+        r"outside.*cohort.outside=true",
+    ):
         Cohort.from_csv(tmp_path / "m.csv", tmp_path / "root", ["y"])
     assert len(Cohort.from_csv(tmp_path / "m.csv", tmp_path / "root", ["y"], outside=True)) == 3
     with pytest.raises(CohortError, match="links that lead out of it, such as link.png"):
@@ -568,7 +705,9 @@ def test_files_outside_the_root_are_refused_unless_they_are_meant(tmp_path):
     assert len(open_cohort(tmp_path / "root", outside=True)) == 2
 
 
-def test_control_characters_in_names_are_shown_as_codes_and_refused_before_anything_is_trained(tmp_path):
+def test_control_characters_in_names_are_shown_as_codes_and_refused_before_anything_is_trained(
+    tmp_path,
+):
     pictures(tmp_path / "root" / "a", ["x.png", "y\r.png", "z\x1b[31m.png"])
     pictures(tmp_path / "root" / "b", ["x.png", "y.png"])
     cohort, findings = checked(Cohort.from_folders(tmp_path / "root", ["a", "b"], "b"))

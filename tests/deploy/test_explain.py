@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from medtransfer.deploy.explain import heat_maps, read_map
-from medtransfer.evaluation.localisation import evaluate_localisation
-from medtransfer.models.catalog import load_backbone
+from medtransfer.evaluation.analyses.localisation import evaluate_localisation
+from medtransfer.inference.heat_maps import heat_maps, read_map
+from medtransfer.models.catalog.catalog import load_backbone
 from medtransfer.tasks.classification import Classification
-from medtransfer.training.engine import make_engine
+from medtransfer.training.device import make_engine
 from monai.visualize import GradCAM
 from torch import nn
 
@@ -31,7 +31,12 @@ class Seen(nn.Module):
 def batch_of(x, slices: int = 1):
     count = len(x)
     present = torch.ones(count, slices, dtype=torch.bool)
-    return {"features": {"image": x}, "present": present, "targets": torch.zeros(count, 1), "rows": torch.arange(count)}
+    return {
+        "features": {"image": x},
+        "present": present,
+        "targets": torch.zeros(count, 1),
+        "rows": torch.arange(count),
+    }
 
 
 def network(name: str, read: str = "last", size: int = 64):
@@ -49,7 +54,9 @@ def test_maps_are_those_of_monai():
     mine = heat_maps(net, head, [batch_of(x)], make_engine("cpu", "fp32"))
     layer = f"net.network.{net.stages[-1].operations[-1]}"
     camera = GradCAM(Seen(net, head), layer, postprocessing=lambda y: y)
-    theirs = np.concatenate([camera(x=x[i : i + 1], class_idx=0).detach().numpy() for i in range(3)])[:, 0]
+    theirs = np.concatenate(
+        [camera(x=x[i : i + 1], class_idx=0).detach().numpy() for i in range(3)]
+    )[:, 0]
     highest = theirs.reshape(3, -1).max(1)
     assert (highest > 0).any()
     for m, t, h in zip(mine, theirs, highest, strict=True):
@@ -62,7 +69,9 @@ def test_maps_are_those_of_monai():
 def test_any_chain_has_maps(name, read):
     size = 224 if "224" in name else 64
     net, head = network(name, read, size)
-    maps = heat_maps(net, head, [batch_of(torch.randn(2, 3, size, size))], make_engine("cpu", "fp32"))
+    maps = heat_maps(
+        net, head, [batch_of(torch.randn(2, 3, size, size))], make_engine("cpu", "fp32")
+    )
     assert maps.shape == (2, size, size)
     assert maps.min() >= 0
     assert np.isfinite(maps).all()
@@ -70,7 +79,9 @@ def test_any_chain_has_maps(name, read):
 
 def test_slices_of_a_volume_have_a_map_each():
     net, head = network("resnet18")
-    maps = heat_maps(net, head, [batch_of(torch.randn(2, 5, 3, 64, 64), 5)], make_engine("cpu", "fp32"))
+    maps = heat_maps(
+        net, head, [batch_of(torch.randn(2, 5, 3, 64, 64), 5)], make_engine("cpu", "fp32")
+    )
     assert maps.shape == (2, 5, 64, 64)
     assert maps.reshape(2, -1).max(1).tolist() == pytest.approx([1, 1])
 
@@ -89,14 +100,67 @@ def test_a_map_is_read_by_hand():
 
 
 def test_localisation_by_hand():
-    lesions = pd.DataFrame([("a", 0, 0, 10, 10), ("b", 40, 40, 60, 60), ("b", 0, 0, 4, 4)], columns=["image", "x0", "y0", "x1", "y1"])
+    lesions = pd.DataFrame(
+        [("a", 0, 0, 10, 10), ("b", 40, 40, 60, 60), ("b", 0, 0, 4, 4)],
+        columns=["image", "x0", "y0", "x1", "y1"],
+    )
     size = {"width": 100, "height": 100}
     rows = [
-        {"arm": "m", "image": "a", "patient": "p", "x": 5, "y": 5, "x0": 0, "y0": 0, "x1": 10, "y1": 20, **size},  # overlap 0.5
-        {"arm": "m", "image": "b", "patient": "q", "x": 80, "y": 5, "x0": 50, "y0": 50, "x1": 60, "y1": 60, **size},  # overlap 0.25
-        {"arm": "m", "image": "c", "patient": "r", "x": 1, "y": 1, "x0": 0, "y0": 0, "x1": 9, "y1": 9, **size},  # no lesion: does not count
-        {"arm": "n", "image": "a", "patient": "p", **dict.fromkeys(["x", "y", "x0", "y0", "x1", "y1"], np.nan), **size},
-        {"arm": "n", "image": "b", "patient": "q", "x": 50, "y": 50, "x0": 40, "y0": 40, "x1": 60, "y1": 60, **size},
+        {
+            "arm": "m",
+            "image": "a",
+            "patient": "p",
+            "x": 5,
+            "y": 5,
+            "x0": 0,
+            "y0": 0,
+            "x1": 10,
+            "y1": 20,
+            **size,
+        },  # overlap 0.5
+        {
+            "arm": "m",
+            "image": "b",
+            "patient": "q",
+            "x": 80,
+            "y": 5,
+            "x0": 50,
+            "y0": 50,
+            "x1": 60,
+            "y1": 60,
+            **size,
+        },  # overlap 0.25
+        {
+            "arm": "m",
+            "image": "c",
+            "patient": "r",
+            "x": 1,
+            "y": 1,
+            "x0": 0,
+            "y0": 0,
+            "x1": 9,
+            "y1": 9,
+            **size,
+        },  # no lesion: does not count
+        {
+            "arm": "n",
+            "image": "a",
+            "patient": "p",
+            **dict.fromkeys(["x", "y", "x0", "y0", "x1", "y1"], np.nan),
+            **size,
+        },
+        {
+            "arm": "n",
+            "image": "b",
+            "patient": "q",
+            "x": 50,
+            "y": 50,
+            "x0": 40,
+            "y0": 40,
+            "x1": 60,
+            "y1": 60,
+            **size,
+        },
     ]
     found = evaluate_localisation(pd.DataFrame(rows).assign(seed=0, fold=0), lesions, 200)
     assert (found["images"], found["lesions"], found["centre"]) == (2, 3, 0.5)
@@ -111,7 +175,12 @@ def test_a_study_with_boxes_says_where_its_classifiers_looked(studies):
     manifest = studies.cohort(24, 0)
     study = studies.finished(
         manifest,
-        cohort={"manifest": str(manifest), "root": str(manifest.parent), "labels": ["malignant"], "boxes": "boxes.csv"},
+        cohort={
+            "manifest": str(manifest),
+            "root": str(manifest.parent),
+            "labels": ["malignant"],
+            "boxes": "boxes.csv",
+        },
         arms={"imagenet": ARMS["imagenet"], "features": {"kind": "features"}},
         **changed(SETTINGS, image={"size": 64}, report={"gallery": True}),
     )
@@ -126,7 +195,12 @@ def test_a_study_with_boxes_says_where_its_classifiers_looked(studies):
     page = (study.out / "report.html").read_text()
     assert "Where the networks looked" in page
     gallery = json.loads((study.out / "gallery.json").read_text())
-    shown = [row for arm in gallery["arms"] for kind in ("false_positives", "false_negatives") for row in arm[kind]]
+    shown = [
+        row
+        for arm in gallery["arms"]
+        for kind in ("false_positives", "false_negatives")
+        for row in arm[kind]
+    ]
     assert gallery["heat"] == any(row["heat"] for row in shown)
     (formulas,) = [arm for arm in gallery["arms"] if arm["arm"] == "features"]
     errors = [row for kind in ("false_positives", "false_negatives") for row in formulas[kind]]

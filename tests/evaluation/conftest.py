@@ -7,5 +7,7 @@ import pytest
 
 @pytest.fixture
 def coarse_smooth_ece(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves the smooth ECE right to 1/32: its digits take a third of the time of an evaluation, and test_calibration.py asks for them."""
-    monkeypatch.setattr("medtransfer.evaluation.calibration._HALVINGS", 5)
+    """Leaves the smooth ECE right to 1/32: its digits take a third of the time of an evaluation,
+    and test_calibration.py asks for them.
+    """
+    monkeypatch.setattr("medtransfer.evaluation.metrics.calibration._HALVINGS", 5)

@@ -1,4 +1,6 @@
-"""Arms that were trained until level: what is compared, what is beside it, and what the sentences say."""
+"""Arms that were trained until level: what is compared, what is beside it, and what the sentences
+say.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,10 @@ import pandas as pd
 import pytest
 from medtransfer.errors import PredictionsError
 from medtransfer.evaluation import evaluate
-from medtransfer.evaluation.budgets import levelled_arms, split_budgets
-from medtransfer.evaluation.detection import evaluate_boxes
-from medtransfer.evaluation.predictions import check_predictions
+from medtransfer.evaluation.analyses.budgets import levelled_arms, split_budgets
+from medtransfer.evaluation.analyses.lesions import evaluate_boxes
 from medtransfer.evaluation.sentences import headline
+from medtransfer.evaluation.tables.predictions import check_predictions
 
 pytestmark = pytest.mark.usefixtures("coarse_smooth_ece")
 
@@ -45,17 +47,31 @@ def table():
 
 def test_both_are_compared_as_if_each_were_alone(table):
     report = evaluate(table, bootstrap=100).to_dict()
-    level = evaluate(table[table["budget"] != "same"].drop(columns="budget"), bootstrap=100).to_dict()
-    same = evaluate(table[table["budget"] != "level"].drop(columns="budget"), bootstrap=100).to_dict()
-    assert {arm: entry["auc"] for arm, entry in report["arms"].items()} == {arm: entry["auc"] for arm, entry in level["arms"].items()}
-    assert [pair["delta_auc"] for pair in report["comparisons"]] == [pair["delta_auc"] for pair in level["comparisons"]]
+    level = evaluate(
+        table[table["budget"] != "same"].drop(columns="budget"), bootstrap=100
+    ).to_dict()
+    same = evaluate(
+        table[table["budget"] != "level"].drop(columns="budget"), bootstrap=100
+    ).to_dict()
+    assert {arm: entry["auc"] for arm, entry in report["arms"].items()} == {
+        arm: entry["auc"] for arm, entry in level["arms"].items()
+    }
+    assert [pair["delta_auc"] for pair in report["comparisons"]] == [
+        pair["delta_auc"] for pair in level["comparisons"]
+    ]
     early = report["at_budget"]
     for arm, entry in early["arms"].items():
         assert entry["auc"]["estimate"] == same["arms"][arm]["auc"]["estimate"]
         assert entry["brier"] == pytest.approx(same["arms"][arm]["brier"])
-    # Pairs without an arm that went on are what they are; the others are corrected among themselves.
-    assert [(pair["a"], pair["b"]) for pair in early["comparisons"]] == [("imagenet", "scratch"), ("scratch", "x")]
-    first = next(pair for pair in same["comparisons"] if (pair["a"], pair["b"]) == ("imagenet", "scratch"))
+    # Pairs without an arm that went on are what they are; the others are corrected among
+    # themselves.
+    assert [(pair["a"], pair["b"]) for pair in early["comparisons"]] == [
+        ("imagenet", "scratch"),
+        ("scratch", "x"),
+    ]
+    first = next(
+        pair for pair in same["comparisons"] if (pair["a"], pair["b"]) == ("imagenet", "scratch")
+    )
     assert early["comparisons"][0]["delta_auc"]["estimate"] == first["delta_auc"]["estimate"]
     assert early["comparisons"][0]["delta_auc"]["low"] == pytest.approx(first["delta_auc"]["low"])
     assert early["comparisons"][0]["delta_auc"]["p"] == pytest.approx(first["delta_auc"]["p"])
@@ -95,13 +111,17 @@ def test_an_arm_of_another_budget_is_not_compared_at_the_same_one(table):
     other = table.copy()
     other.loc[other["arm"] == "x", "budget"] = "other"
     report = evaluate(other, bootstrap=100).to_dict()
-    assert [(pair["a"], pair["b"]) for pair in report["at_budget"]["comparisons"]] == [("imagenet", "scratch")]
+    assert [(pair["a"], pair["b"]) for pair in report["at_budget"]["comparisons"]] == [
+        ("imagenet", "scratch")
+    ]
     assert list(report["at_budget"]["arms"]) == ["imagenet", "scratch"]
     assert len(report["comparisons"]) == 3
 
 
 def test_detectors_need_the_column_in_both_tables():
-    truth = pd.DataFrame({"image": [f"i{i}" for i in range(0, 120, 3)], "x0": 1.0, "y0": 1.0, "x1": 9.0, "y1": 9.0})
+    truth = pd.DataFrame(
+        {"image": [f"i{i}" for i in range(0, 120, 3)], "x0": 1.0, "y0": 1.0, "x1": 9.0, "y1": 9.0}
+    )
     tables = [
         rows("a", 1.0, budget="").assign(seed=0),
         rows("s", 1.0, budget="level").assign(seed=0),
@@ -111,15 +131,28 @@ def test_detectors_need_the_column_in_both_tables():
     candidates = predictions.assign(x0=1.0, y0=1.0, x1=9.0, y1=9.0)
     candidates.loc[candidates["budget"] == "same", "x0"] = 8.5  # nothing is found at the budget
     found = evaluate_boxes(predictions, candidates, truth, bootstrap=100)
-    assert found["at_budget"]["arms"]["a"]["ap_50"]["estimate"] == found["arms"]["a"]["ap_50"]["estimate"] > 0
-    assert found["arms"]["s"]["ap_50"]["estimate"] > 0 == found["at_budget"]["arms"]["s"]["ap_50"]["estimate"]
+    assert (
+        found["at_budget"]["arms"]["a"]["ap_50"]["estimate"]
+        == found["arms"]["a"]["ap_50"]["estimate"]
+        > 0
+    )
+    assert (
+        found["arms"]["s"]["ap_50"]["estimate"]
+        > 0
+        == found["at_budget"]["arms"]["s"]["ap_50"]["estimate"]
+    )
     assert found["at_budget"]["comparisons"][0]["verdict"].startswith("At the same budget: ")
-    with pytest.raises(PredictionsError, match="the predictions of s have rows at the end of the budget"):
+    with pytest.raises(
+        PredictionsError, match="the predictions of s have rows at the end of the budget"
+    ):
         evaluate_boxes(predictions, candidates.drop(columns="budget"), truth, bootstrap=100)
 
 
 def test_another_column_of_that_name_is_refused(table):
-    with pytest.raises(PredictionsError, match="column budget holds '100'; it says level, same, other or nothing. Rename it"):
+    with pytest.raises(
+        PredictionsError,
+        match="column budget holds '100'; it says level, same, other or nothing. Rename it",
+    ):
         check_predictions(table.assign(budget="100"))
     twice = pd.concat([table, table[table["budget"] == "same"]])
     with pytest.raises(PredictionsError, match="is there twice"):
@@ -135,5 +168,7 @@ def test_a_seed_that_changes_nothing_does_not_count(table):
     assert any("does not count as another" in warning for warning in both["warnings"])
     # Where one arm varies, it is paired with the other seed by seed.
     moved = twice.copy()
-    moved.loc[(moved["seed"] == 1) & (moved["arm"] == "x"), "logit"] += np.random.default_rng(0).normal(size=120)
+    moved.loc[(moved["seed"] == 1) & (moved["arm"] == "x"), "logit"] += np.random.default_rng(
+        0
+    ).normal(size=120)
     assert evaluate(moved, bootstrap=100).to_dict()["seeds"] == 2

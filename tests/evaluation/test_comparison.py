@@ -3,13 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from medtransfer.evaluation import calibration as cal
-from medtransfer.evaluation import evaluate, influence
-from medtransfer.evaluation.discrimination import weighted_auc, weighted_average_precision
-from medtransfer.evaluation.estimate import estimate
-from medtransfer.evaluation.resample import Draws, Question, draw_values, tabulate
-from medtransfer.evaluation.sample_size import advise, required_n, required_n_slope
-from medtransfer.evaluation.scores import Scores, align_scores, by_patient
+from medtransfer.evaluation import evaluate
+from medtransfer.evaluation.analyses.sample_size import advise, required_n, required_n_slope
+from medtransfer.evaluation.intervals import influence
+from medtransfer.evaluation.intervals.estimate import estimate
+from medtransfer.evaluation.intervals.resample import Draws, Question, draw_values, tabulate
+from medtransfer.evaluation.metrics import calibration as cal
+from medtransfer.evaluation.metrics.discrimination import weighted_auc, weighted_average_precision
+from medtransfer.evaluation.tables.scores import Scores, align_scores, by_patient
 from scipy.special import expit
 from scipy.stats import t as student
 
@@ -17,7 +18,12 @@ pytestmark = pytest.mark.usefixtures("coarse_smooth_ece")
 
 
 def test_all_deltas_are_there_and_agree_with_the_arms(scores):
-    report = evaluate(scores({"a": 1.5, "b": 0.5, "c": 0.4}, seeds=2, folds=4), bootstrap=300, margin=0.05, threshold=0.3).to_dict()
+    report = evaluate(
+        scores({"a": 1.5, "b": 0.5, "c": 0.4}, seeds=2, folds=4),
+        bootstrap=300,
+        margin=0.05,
+        threshold=0.3,
+    ).to_dict()
     assert [(c["a"], c["b"]) for c in report["comparisons"]] == [("a", "b"), ("a", "c"), ("b", "c")]
     for c in report["comparisons"]:
         for metric in ("auc", "brier", "log_loss", "average_precision"):
@@ -25,13 +31,22 @@ def test_all_deltas_are_there_and_agree_with_the_arms(scores):
             assert c[f"delta_{metric}"]["estimate"] == pytest.approx(a - b, abs=1e-12)
         assert {"estimate", "low", "high", "p"} <= set(c["delta_slope"])
         assert {"estimate", "low", "high", "p", "threshold"} <= set(c["delta_net_benefit"])
-        assert all(c[key]["p"] is None for key in c if key.startswith("delta_") and key != "delta_auc")
+        assert all(
+            c[key]["p"] is None for key in c if key.startswith("delta_") and key != "delta_auc"
+        )
         assert c["delta_auc"]["p_holm"] >= c["delta_auc"]["p"]
         margin = c["non_inferiority"]
         assert margin["coverage"] == pytest.approx(1 - 0.05 / 3)
         assert margin["low"] < c["delta_auc"]["low"] < c["delta_auc"]["high"] < margin["high"]
-        assert (margin["shown"], margin["shown_reverse"]) == (margin["low"] > -0.05, margin["high"] < 0.05)
-        assert c["delta_auc"]["folds"]["low"] < c["delta_auc"]["folds"]["estimate"] < c["delta_auc"]["folds"]["high"]
+        assert (margin["shown"], margin["shown_reverse"]) == (
+            margin["low"] > -0.05,
+            margin["high"] < 0.05,
+        )
+        assert (
+            c["delta_auc"]["folds"]["low"]
+            < c["delta_auc"]["folds"]["estimate"]
+            < c["delta_auc"]["folds"]["high"]
+        )
     assert "for 3 comparisons" in report["comparisons"][0]["verdict"]
     assert "non-inferior" in report["comparisons"][0]["verdict"]
 
@@ -57,12 +72,19 @@ def test_the_mean_over_folds_is_nadeau_and_bengio(scores):
     test = table[table["part"] == "test"]
     from sklearn.metrics import roc_auc_score
 
-    parts = {key: roc_auc_score(rows["target"], rows["logit"]) for key, rows in test.groupby(["arm", "fold"])}
+    parts = {
+        key: roc_auc_score(rows["target"], rows["logit"])
+        for key, rows in test.groupby(["arm", "fold"])
+    }
     differences = [parts["a", fold] - parts["b", fold] for fold in range(4)]
     tune = (table["part"] == "tune").sum() / 2 / 4  # of each model
-    ratio = np.mean([(test["fold"] == f).sum() / 2 / ((test["fold"] != f).sum() / 2 - tune) for f in range(4)])
+    ratio = np.mean(
+        [(test["fold"] == f).sum() / 2 / ((test["fold"] != f).sum() / 2 - tune) for f in range(4)]
+    )
     half = student.ppf(0.975, 3) * np.sqrt(np.var(differences, ddof=1) * (1 / 4 + ratio))
-    assert (folds["estimate"], folds["high"]) == pytest.approx((np.mean(differences), np.mean(differences) + half))
+    assert (folds["estimate"], folds["high"]) == pytest.approx(
+        (np.mean(differences), np.mean(differences) + half)
+    )
 
 
 def test_arms_with_other_numbers_of_seeds_are_compared_over_patients(scores):
@@ -92,8 +114,15 @@ def test_many_scores_are_drawn_in_levels_without_harm():
     table = tabulate(logit, target, np.ones(30_000), np.arange(30_000), 30_000)
     assert len(table.logit) <= 2 * 4096
     ones = np.ones((1, 30_000))
-    for metric in (weighted_auc, weighted_average_precision, cal.weighted_brier, cal.weighted_log_loss):
-        assert metric(table.logit, table.target, table.total)[0] == pytest.approx(metric(logit, target, ones)[0], abs=2e-4)
+    for metric in (
+        weighted_auc,
+        weighted_average_precision,
+        cal.weighted_brier,
+        cal.weighted_log_loss,
+    ):
+        assert metric(table.logit, table.target, table.total)[0] == pytest.approx(
+            metric(logit, target, ones)[0], abs=2e-4
+        )
     names = np.arange(30_000).astype(object)
     arm = Scores("a", (0,), names, names, target, target[None] * 0, logit[None], ones[0])
     draws = Draws(arm.patients, 40, 0)
@@ -140,14 +169,22 @@ def test_patients_joined_by_hand():
 def test_both_units_are_shown(scores):
     table = scores({"a": 1.0, "b": 0.5}, views=3)
     by_image = evaluate(table, bootstrap=100, unit="image").to_dict()
-    by_patient_ = evaluate(table, bootstrap=100).to_dict()  # where patients have several images, they are what is counted
+    by_patient_ = evaluate(
+        table, bootstrap=100
+    ).to_dict()  # where patients have several images, they are what is counted
     assert by_image["other_unit"]["unit"] == "patient, mean of the images"
     assert (by_patient_["unit"], by_patient_["aggregate"]) == ("patient", "mean")
     assert by_image["images"] == by_patient_["other_unit"]["cases"] == 360
     assert by_patient_["images"] == by_image["other_unit"]["cases"] == 120
     for arm in ("a", "b"):
-        assert by_image["other_unit"]["arms"][arm]["auc"]["estimate"] == by_patient_["arms"][arm]["auc"]["estimate"]
-        assert by_patient_["other_unit"]["arms"][arm]["auc"]["estimate"] == by_image["arms"][arm]["auc"]["estimate"]
+        assert (
+            by_image["other_unit"]["arms"][arm]["auc"]["estimate"]
+            == by_patient_["arms"][arm]["auc"]["estimate"]
+        )
+        assert (
+            by_patient_["other_unit"]["arms"][arm]["auc"]["estimate"]
+            == by_image["arms"][arm]["auc"]["estimate"]
+        )
         for key in ("intercept", "observed_expected"):
             again = by_image["other_unit"]["arms"][arm]["recalibrated"][key]["estimate"]
             assert again == by_patient_["arms"][arm]["recalibrated"]["calibration"][key]["estimate"]
@@ -172,11 +209,15 @@ def test_sizes_for_a_validation():
     assert set(advice["needed"]) == {"auc", "observed_expected", "slope", "net_benefit"}
     assert advice["patients"] == max(advice["needed"].values())
     assert advise(None, 0.0, logit, logit > 0, None)["patients"] is None
-    # A case-control sample tells of the population that it is drawn from: logits there, and as many positives as there.
+    # A case-control sample tells of the population that it is drawn from: logits there, and as many
+    # positives as there.
     truth = rng.normal(size=400_000) - 3 + 2 * (here := rng.random(400_000) < 0.05)
     whole = 2 * truth + 4 + np.log(0.05 / 0.95)
     cases = np.r_[np.flatnonzero(here), np.flatnonzero(~here)[: here.sum()]]
-    sampled, population = (advise(0.9, 0.05, whole[rows], here[rows], None)["needed"]["slope"] for rows in (cases, slice(None)))
+    sampled, population = (
+        advise(0.9, 0.05, whole[rows], here[rows], None)["needed"]["slope"]
+        for rows in (cases, slice(None))
+    )
     assert sampled == pytest.approx(population, rel=0.03)
     with pytest.raises(ValueError, match="no information"):
         required_n_slope(np.zeros(5))
@@ -184,8 +225,19 @@ def test_sizes_for_a_validation():
 
 def test_a_patient_of_whom_an_image_is_unknown_is_negative_only_if_all_are():
     base = {"arm": "a", "probability": 0.4}
-    rows = [("P", 0), ("P", np.nan), ("Q", 1), ("Q", np.nan), ("R", 0), ("R", 0), ("S", 1), ("S", 1)]
-    table = pd.DataFrame([{**base, "patient": p, "image": f"{p}{i}", "target": t} for i, (p, t) in enumerate(rows)])
+    rows = [
+        ("P", 0),
+        ("P", np.nan),
+        ("Q", 1),
+        ("Q", np.nan),
+        ("R", 0),
+        ("R", 0),
+        ("S", 1),
+        ("S", 1),
+    ]
+    table = pd.DataFrame(
+        [{**base, "patient": p, "image": f"{p}{i}", "target": t} for i, (p, t) in enumerate(rows)]
+    )
     table["probability"] = np.linspace(0.2, 0.8, len(table))
     report = evaluate(table, bootstrap=100).to_dict()
     assert (report["unit"], report["images"], report["positive_images"]) == ("patient", 3, 2)
@@ -199,5 +251,7 @@ def test_labels_of_images_are_joined_by_noisy_or(scores):
     report = evaluate(mixed, bootstrap=100).to_dict()
     assert (report["unit"], report["aggregate"]) == ("patient", "noisy_or")
     # Where every patient is positive there is nothing to compare patients by.
-    every = table.assign(target=(table.groupby(["fold", "part", "patient"]).cumcount() == 0).astype(int))
+    every = table.assign(
+        target=(table.groupby(["fold", "part", "patient"]).cumcount() == 0).astype(int)
+    )
     assert evaluate(every, bootstrap=100).to_dict()["unit"] == "image"

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from medtransfer.evaluation import influence
-from medtransfer.evaluation.discrimination import (
+from medtransfer.evaluation.intervals import influence
+from medtransfer.evaluation.intervals.variance import quantile
+from medtransfer.evaluation.metrics.discrimination import (
     auc_interval,
     precision_recall_curve,
     roc_curve,
@@ -14,7 +15,6 @@ from medtransfer.evaluation.discrimination import (
     weighted_average_precision,
     weighted_partial_auc,
 )
-from medtransfer.evaluation.spread import quantile
 from scipy.stats import t as student
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -33,7 +33,8 @@ SCORE = np.array([0.1, 0.4, 0.4, 0.8, 0.3])
 
 
 def test_auc_of_a_hand_worked_case():
-    # Six pairs: (.4, .1) 1, (.4, .4) 1/2, (.8, .1) 1, (.8, .4) 1, (.3, .1) 1, (.3, .4) 0 -> 4.5 / 6.
+    # Six pairs: (.4, .1) 1, (.4, .4) 1/2, (.8, .1) 1, (.8, .4) 1, (.3, .1) 1, (.3, .4) 0 -> 4.5 /
+    # 6.
     assert weighted_auc(SCORE, TARGET, np.ones((1, 5)))[0] == pytest.approx(4.5 / 6)
 
 
@@ -47,15 +48,21 @@ def test_weighted_metrics_equal_scikit_learn(score, weight, target):
     if not (weight[target == 1].sum() and weight[target == 0].sum()):
         assert np.isnan(weighted_auc(score, target, weight[None])[0])
         return
-    assert weighted_auc(score, target, weight[None])[0] == pytest.approx(roc_auc_score(target, score, sample_weight=weight), abs=1e-12)
+    assert weighted_auc(score, target, weight[None])[0] == pytest.approx(
+        roc_auc_score(target, score, sample_weight=weight), abs=1e-12
+    )
     expected = average_precision_score(target, score, sample_weight=weight)
-    assert weighted_average_precision(score, target, weight[None])[0] == pytest.approx(expected, abs=1e-12)
+    assert weighted_average_precision(score, target, weight[None])[0] == pytest.approx(
+        expected, abs=1e-12
+    )
 
 
 def delong_by_definition(score: np.ndarray, target: np.ndarray) -> tuple[float, float]:
     x, y = score[target == 1], score[target == 0]
     psi = (x[:, None] > y) + 0.5 * (x[:, None] == y)
-    return float(psi.mean()), float(psi.mean(1).var(ddof=1) / len(x) + psi.mean(0).var(ddof=1) / len(y))
+    return float(psi.mean()), float(
+        psi.mean(1).var(ddof=1) / len(x) + psi.mean(0).var(ddof=1) / len(y)
+    )
 
 
 def test_fast_delong_equals_its_definition():
@@ -97,9 +104,13 @@ def test_clustered_variance_agrees_with_bootstrap_over_patients():
     target = rng.integers(0, 2, (patients, views))  # images of both classes within a patient
     score = (target + effect[:, None] + 0.5 * rng.normal(size=target.shape)).ravel()
     code = np.repeat(np.arange(patients), views)
-    weights = rng.multinomial(patients, np.full(patients, 1 / patients), 4000)[:, code].astype(float)
+    weights = rng.multinomial(patients, np.full(patients, 1 / patients), 4000)[:, code].astype(
+        float
+    )
     bootstrap = weighted_auc(score, target.ravel(), weights).std(ddof=1)
-    assert np.sqrt(of_auc(score, target.ravel(), code).variance) == pytest.approx(bootstrap, rel=0.08)
+    assert np.sqrt(of_auc(score, target.ravel(), code).variance) == pytest.approx(
+        bootstrap, rel=0.08
+    )
 
 
 def test_interval_is_delong_on_the_logit_scale():
@@ -116,7 +127,9 @@ def test_interval_is_delong_on_the_logit_scale():
 
 
 def test_few_patients_widen_the_interval():
-    """With 12 patients of a class their variance is known badly: Student's t takes the place of the normal distribution."""
+    """With 12 patients of a class their variance is known badly: Student's t takes the place of the
+    normal distribution.
+    """
     rng = np.random.default_rng(9)
     target = np.repeat([0, 1], [100, 12])
     score = rng.normal(size=112) + 1.2 * target
@@ -140,12 +153,17 @@ def test_perfect_separation_is_not_certainty(n):
 
 
 def test_newcombe_bounds_solve_their_equation():
-    from medtransfer.evaluation.discrimination import _newcombe
+    from medtransfer.evaluation.metrics.discrimination import _newcombe
 
     low, high = _newcombe(0.8, np.array([[12, 20]]))
     middle = (12 + 20) / 2 - 1
     for bound in (low, high):
-        variance = bound * (1 - bound) * (1 + middle * (1 - bound) / (2 - bound) + middle * bound / (1 + bound)) / (12 * 20)
+        variance = (
+            bound
+            * (1 - bound)
+            * (1 + middle * (1 - bound) / (2 - bound) + middle * bound / (1 + bound))
+            / (12 * 20)
+        )
         assert (0.8 - bound) ** 2 == pytest.approx(1.959964**2 * variance, rel=1e-5)
     assert low < 0.8 < high
 
@@ -154,16 +172,29 @@ def test_averaging_seeds_gives_the_mean_auc():
     rng = np.random.default_rng(5)
     target = rng.integers(0, 2, 50)
     scores = rng.normal(size=(3, 50)) + target
-    assert of_auc(scores, target).value == pytest.approx(np.mean([roc_auc_score(target, s) for s in scores]))
+    assert of_auc(scores, target).value == pytest.approx(
+        np.mean([roc_auc_score(target, s) for s in scores])
+    )
 
 
 def test_curves_run_from_corner_to_corner():
     curve = roc_curve(make_scores(SCORE, TARGET))
-    assert (curve["false_positive_rate"][0], curve["false_positive_rate"][-1], curve["sensitivity"][-1]) == (0, 1, 1)
+    assert (
+        curve["false_positive_rate"][0],
+        curve["false_positive_rate"][-1],
+        curve["sensitivity"][-1],
+    ) == (0, 1, 1)
     assert np.all(np.diff(curve["sensitivity"]) >= 0)
     other = precision_recall_curve(make_scores(SCORE, TARGET))
-    assert (other["recall"][-1], other["precision"][0], other["precision"][-1]) == (1, 1, pytest.approx(3 / 4))
-    assert roc_curve(make_scores(SCORE, np.ones(5, int))) == {"false_positive_rate": [], "sensitivity": []}
+    assert (other["recall"][-1], other["precision"][0], other["precision"][-1]) == (
+        1,
+        1,
+        pytest.approx(3 / 4),
+    )
+    assert roc_curve(make_scores(SCORE, np.ones(5, int))) == {
+        "false_positive_rate": [],
+        "sensitivity": [],
+    }
 
 
 def test_the_interval_holds_the_variance_between_seeds():
@@ -187,15 +218,21 @@ def test_weights_mean_repetition(score, weight, target):
         return
     ones = np.ones((1, len(rows)))
     for metric in (weighted_auc, weighted_partial_auc, weighted_average_precision):
-        assert metric(score, target, weight[None])[0] == pytest.approx(metric(score[rows], target[rows], ones)[0], abs=1e-12)
-    assert influence.auc(score, target, weight, np.zeros(25, int))[0] == pytest.approx(roc_auc_score(target[rows], score[rows]), abs=1e-12)
+        assert metric(score, target, weight[None])[0] == pytest.approx(
+            metric(score[rows], target[rows], ones)[0], abs=1e-12
+        )
+    assert influence.auc(score, target, weight, np.zeros(25, int))[0] == pytest.approx(
+        roc_auc_score(target[rows], score[rows]), abs=1e-12
+    )
 
 
 def test_partial_auc_equals_scikit_learn():
     rng = np.random.default_rng(8)
     target = rng.integers(0, 2, 90)
     score = np.round(rng.normal(size=90) + target, 1)
-    assert weighted_partial_auc(score, target, np.ones((1, 90)))[0] == pytest.approx(roc_auc_score(target, score, max_fpr=0.2), abs=1e-12)
+    assert weighted_partial_auc(score, target, np.ones((1, 90)))[0] == pytest.approx(
+        roc_auc_score(target, score, max_fpr=0.2), abs=1e-12
+    )
 
 
 def fold_aucs(score, target, fold):
@@ -203,7 +240,9 @@ def fold_aucs(score, target, fold):
 
 
 def test_scores_of_different_models_are_never_ranked_together():
-    """Two models, worked by hand: 2 of 2 and 3 of 4 pairs in order give 5 of 6; a shift of one model changes nothing."""
+    """Two models, worked by hand: 2 of 2 and 3 of 4 pairs in order give 5 of 6; a shift of one
+    model changes nothing.
+    """
     target, fold = np.array([1, 0, 0, 1, 1, 0, 0]), np.array([0, 0, 0, 1, 1, 1, 1])
     score = np.array([0.9, 0.2, 0.4, 5.0, 1.0, 2.0, 0.0])
     for moved in (score, score + 100.0 * fold, np.where(fold == 1, 3 * score, score)):
@@ -234,7 +273,9 @@ def test_the_influences_are_those_of_a_jackknife():
         step = 1e-6
         weight = np.ones(200)
         weight[row] += step
-        assert (influence.auc(score, target, weight, fold)[0] - value) / step == pytest.approx(own[row], abs=1e-6)
+        assert (influence.auc(score, target, weight, fold)[0] - value) / step == pytest.approx(
+            own[row], abs=1e-6
+        )
 
 
 def test_of_a_fold_of_one_positive_the_variance_is_known_from_the_others():
@@ -251,6 +292,12 @@ def test_of_a_fold_of_one_positive_the_variance_is_known_from_the_others():
 
 
 def test_newcombe_of_several_folds_is_that_of_each_with_its_share():
-    interval = auc_interval(of_auc(np.r_[1.0, 0.0, 0.1, 1.0, 0.0, 0.1], np.array([1, 0, 0, 1, 0, 0]), fold=np.array([0, 0, 0, 1, 1, 1])))
+    interval = auc_interval(
+        of_auc(
+            np.r_[1.0, 0.0, 0.1, 1.0, 0.0, 0.1],
+            np.array([1, 0, 0, 1, 0, 0]),
+            fold=np.array([0, 0, 0, 1, 1, 1]),
+        )
+    )
     whole = auc_interval(of_auc(np.r_[1.0, 0.0, 0.1], np.array([1, 0, 0])))
     assert whole["low"] < interval["low"] < 1 == interval["high"]

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from medtransfer.errors import PredictionsError
 from medtransfer.evaluation import evaluate
-from medtransfer.evaluation.subgroups import band
+from medtransfer.evaluation.analyses.subgroups import band
 from scipy.special import softmax
 from sklearn.metrics import log_loss, roc_auc_score
 
@@ -15,12 +15,18 @@ pytestmark = pytest.mark.usefixtures("coarse_smooth_ece")
 
 
 def with_columns(table, **columns):
-    about = pd.DataFrame({"patient": sorted(set(table["patient"]), key=lambda p: int(p[1:]))}).assign(**columns)
+    about = pd.DataFrame(
+        {"patient": sorted(set(table["patient"]), key=lambda p: int(p[1:]))}
+    ).assign(**columns)
     return table.merge(about, on="patient")
 
 
 def test_a_subgroup_is_an_evaluation_of_its_rows(scores):
-    table = with_columns(scores({"a": 1.0, "b": 0.5}, patients=200), sex=["f", "f", "m", "m"] * 50, age=np.arange(200))
+    table = with_columns(
+        scores({"a": 1.0, "b": 0.5}, patients=200),
+        sex=["f", "f", "m", "m"] * 50,
+        age=np.arange(200),
+    )
     report = evaluate(table, bootstrap=100, subgroups=["sex", "age"]).to_dict()
     groups = {(row["column"], row["group"]): row for row in report["subgroups"]}
     assert len(groups) == 5
@@ -31,12 +37,18 @@ def test_a_subgroup_is_an_evaluation_of_its_rows(scores):
         assert women["arms"][arm]["auc"] == pytest.approx(
             {k: v for k, v in alone["arms"][arm]["auc"].items() if k in women["arms"][arm]["auc"]}
         )
-        assert women["arms"][arm]["slope"]["estimate"] == pytest.approx(alone["arms"][arm]["calibration"]["slope"]["estimate"])
+        assert women["arms"][arm]["slope"]["estimate"] == pytest.approx(
+            alone["arms"][arm]["calibration"]["slope"]["estimate"]
+        )
     men = groups["sex", "m"]
     difference = women["arms"]["a"]["auc"]["estimate"] - men["arms"]["a"]["auc"]["estimate"]
     assert women["arms"]["a"]["auc_difference"]["estimate"] == pytest.approx(difference)
     assert women["interaction"]["estimate"] == pytest.approx(-men["interaction"]["estimate"])
-    assert women["interaction"]["low"] < women["interaction"]["estimate"] < women["interaction"]["high"]
+    assert (
+        women["interaction"]["low"]
+        < women["interaction"]["estimate"]
+        < women["interaction"]["high"]
+    )
     assert "p" not in women["interaction"]
     # Of two groups the intervals hold together at 95 %, and one test says whether they differ.
     single = women["arms"]["a"]["auc_difference"]
@@ -93,8 +105,12 @@ def test_classes_that_exclude_each_other():
     table, truth, p = classes_table()
     report = evaluate(table, bootstrap=200).to_dict()
     arm = report["arms"]["a"]
-    assert arm["auc"]["estimate"] == pytest.approx(roc_auc_score(truth, p, multi_class="ovr", average="macro"), abs=1e-9)
-    assert arm["auc_one_against_one"]["estimate"] == pytest.approx(roc_auc_score(truth, p, multi_class="ovo", average="macro"), abs=1e-9)
+    assert arm["auc"]["estimate"] == pytest.approx(
+        roc_auc_score(truth, p, multi_class="ovr", average="macro"), abs=1e-9
+    )
+    assert arm["auc_one_against_one"]["estimate"] == pytest.approx(
+        roc_auc_score(truth, p, multi_class="ovo", average="macro"), abs=1e-9
+    )
     assert arm["auc"]["low"] < arm["auc"]["estimate"] < arm["auc"]["high"]
     str(evaluate(table, bootstrap=100))
     assert arm["accuracy"]["share"] == pytest.approx((p.argmax(1) == truth).mean())
@@ -130,7 +146,11 @@ def test_labels_that_stand_for_themselves_with_unknown_targets(scores):
     means = [report["labels"][label]["arms"]["a"]["auc"]["estimate"] for label in ("edema", "mass")]
     assert report["arms"]["a"]["auc"]["estimate"] == pytest.approx(np.mean(means))
     (comparison,) = report["comparisons"]
-    assert comparison["delta_auc"]["low"] < comparison["delta_auc"]["estimate"] < comparison["delta_auc"]["high"]
+    assert (
+        comparison["delta_auc"]["low"]
+        < comparison["delta_auc"]["estimate"]
+        < comparison["delta_auc"]["high"]
+    )
     assert "auc_one_against_one" not in report["arms"]["a"]
 
 
@@ -138,7 +158,9 @@ def test_the_mean_over_labels_knows_that_they_share_patients(scores):
     """The same label twice carries no more than once."""
     once = scores({"a": 1.0})
     twice = pd.concat([once.assign(label="x"), once.assign(label="y")], ignore_index=True)
-    first, second = (evaluate(t, bootstrap=100).to_dict()["arms"]["a"]["auc"] for t in (once, twice))
+    first, second = (
+        evaluate(t, bootstrap=100).to_dict()["arms"]["a"]["auc"] for t in (once, twice)
+    )
     assert second["estimate"] == pytest.approx(first["estimate"])
     assert second["high"] - second["low"] == pytest.approx(first["high"] - first["low"], rel=0.03)
 
@@ -154,7 +176,10 @@ def test_outliers_are_counted_and_their_errors_compared(scores):
     assert found["flagged"]["estimate"] == pytest.approx(0.1)
     assert found["difference"]["low"] > 0.2
     assert found["brier_flagged"]["estimate"] > found["brier_others"]["estimate"]
-    assert evaluate(table.drop(columns="typical"), bootstrap=100).to_dict()["arms"]["a"]["outliers"] is None
+    assert (
+        evaluate(table.drop(columns="typical"), bootstrap=100).to_dict()["arms"]["a"]["outliers"]
+        is None
+    )
 
 
 def test_log_loss_of_one_label_is_scikit_learns():

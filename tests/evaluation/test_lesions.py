@@ -1,4 +1,6 @@
-"""Detection numbers agree with COCO's evaluation, with MONAI's FROC and with cases worked by hand."""
+"""Detection numbers agree with COCO's evaluation, with MONAI's FROC and with cases worked by
+hand.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from medtransfer.errors import PredictionsError
-from medtransfer.evaluation.candidates import read_candidates, read_lesions
-from medtransfer.evaluation.detection import describe_arm, evaluate_boxes
-from medtransfer.evaluation.matching import average_precision, centres_inside, match, overlaps
-from medtransfer.evaluation.ranking import RATES, froc, froc_curve
+from medtransfer.evaluation.analyses.lesions import describe_arm, evaluate_boxes
+from medtransfer.evaluation.metrics.boxes import RATES, froc, froc_curve
+from medtransfer.evaluation.metrics.matching import (
+    average_precision,
+    centres_inside,
+    match,
+    overlaps,
+)
+from medtransfer.evaluation.tables.candidates import read_candidates, read_lesions
 
 COLUMNS = ["x0", "y0", "x1", "y1"]
 
@@ -33,14 +40,23 @@ def draw(seed: int, images: int = 30, volumes: bool = False):
         far = rng.uniform(0, 80, (rng.integers(0, 5), axes))
         boxes = np.concatenate([near, near[:1] + 1, np.concatenate([far, far + 20], 1)])
         # Steps of a tenth: there are ties.
-        score = np.round(np.concatenate([rng.normal(1, 1, len(boxes) - len(far)), rng.normal(0, 1, len(far))]), 1)
+        score = np.round(
+            np.concatenate([rng.normal(1, 1, len(boxes) - len(far)), rng.normal(0, 1, len(far))]), 1
+        )
         candidates.append((boxes, score + 1e-9 * image))
     return lesions, candidates
 
 
 def by_hand(lesions, candidates, least):
-    hits = [match(boxes, score, own, least) >= 0 for own, (boxes, score) in zip(lesions, candidates, strict=True)]
-    return np.concatenate([score for _, score in candidates]), np.concatenate(hits), sum(map(len, lesions))
+    hits = [
+        match(boxes, score, own, least) >= 0
+        for own, (boxes, score) in zip(lesions, candidates, strict=True)
+    ]
+    return (
+        np.concatenate([score for _, score in candidates]),
+        np.concatenate(hits),
+        sum(map(len, lesions)),
+    )
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -49,13 +65,28 @@ def test_average_precision_is_that_of_coco(seed):
     from faster_coco_eval import COCO, COCOeval_faster
 
     lesions, candidates = draw(seed)
-    # pycocotools lets candidates of one score through in the order of the file; here they are one operating point: no two are alike.
-    apart = iter(1e-6 * np.random.default_rng(seed).permutation(sum(len(score) for _, score in candidates)))
-    candidates = [(boxes, score + np.array([next(apart) for _ in score])) for boxes, score in candidates]
-    truth = {"images": [{"id": i + 1, "width": 200, "height": 200} for i in range(len(lesions))], "categories": [{"id": 1, "name": "x"}]}
+    # pycocotools lets candidates of one score through in the order of the file; here they are one
+    # operating point: no two are alike.
+    apart = iter(
+        1e-6 * np.random.default_rng(seed).permutation(sum(len(score) for _, score in candidates))
+    )
+    candidates = [
+        (boxes, score + np.array([next(apart) for _ in score])) for boxes, score in candidates
+    ]
+    truth = {
+        "images": [{"id": i + 1, "width": 200, "height": 200} for i in range(len(lesions))],
+        "categories": [{"id": 1, "name": "x"}],
+    }
     marks = [(i + 1, box, box[2:] - box[:2]) for i, own in enumerate(lesions) for box in own]
     truth["annotations"] = [
-        {"id": n + 1, "image_id": i, "category_id": 1, "bbox": [*b[:2], *side], "area": float(np.prod(side)), "iscrowd": 0}
+        {
+            "id": n + 1,
+            "image_id": i,
+            "category_id": 1,
+            "bbox": [*b[:2], *side],
+            "area": float(np.prod(side)),
+            "iscrowd": 0,
+        }
         for n, (i, b, side) in enumerate(marks)
     ]
     rows = [
@@ -68,7 +99,9 @@ def test_average_precision_is_that_of_coco(seed):
     evaluation.params.iouThrs = np.array([0.1, 0.3, 0.5, 0.75])
     evaluation.run()
     expected = evaluation.eval["precision"][:, :, 0, 0, -1].mean(1)
-    mine = [average_precision(*by_hand(lesions, candidates, least)) for least in (0.1, 0.3, 0.5, 0.75)]
+    mine = [
+        average_precision(*by_hand(lesions, candidates, least)) for least in (0.1, 0.3, 0.5, 0.75)
+    ]
     assert mine == pytest.approx(expected, abs=1e-6)
     assert 0.1 < mine[2] < 0.95
 
@@ -93,7 +126,9 @@ def test_froc_is_that_of_monai(seed):
 
 def test_matching_by_hand():
     lesions = np.array([[0, 0, 10, 10], [20, 20, 30, 30]], float)
-    candidates = np.array([[0, 0, 10, 8], [0, 0, 10, 10], [24, 24, 40, 40], [21, 21, 30, 30]], float)
+    candidates = np.array(
+        [[0, 0, 10, 8], [0, 0, 10, 10], [24, 24, 40, 40], [21, 21, 30, 30]], float
+    )
     assert overlaps(candidates, lesions)[:, 0].tolist() == pytest.approx([0.8, 1.0, 0.0, 0.0])
     score = np.array([0.9, 0.8, 0.7, 0.6])
     # The first takes the lesion; the better one finds it taken. The third overlaps by 36 / 320.
@@ -104,7 +139,9 @@ def test_matching_by_hand():
     assert match(candidates[:0], score[:0], lesions).tolist() == []
     assert match(candidates, score, lesions[:0]).tolist() == [-1] * 4
     # 2 of 3 lesions: precision 1, 1/2, 2/3; recall 1/3, 1/3, 2/3 -> 34 points at 1 and 33 at 2/3.
-    assert average_precision(np.array([3.0, 2.0, 1.0]), np.array([True, False, True]), 3) == pytest.approx((34 + 33 * 2 / 3) / 101)
+    assert average_precision(
+        np.array([3.0, 2.0, 1.0]), np.array([True, False, True]), 3
+    ) == pytest.approx((34 + 33 * 2 / 3) / 101)
     assert np.isnan(average_precision(np.zeros(1), np.zeros(1, bool), 0))
     assert average_precision(np.zeros(0), np.zeros(0, bool), 4) == 0.0
 
@@ -121,7 +158,9 @@ def test_froc_by_hand():
 @given(st.integers(0, 10_000), st.booleans())
 def test_weights_are_repetitions(seed, volumes):
     lesions, drawn = draw(seed, 8, volumes)
-    candidates = [(boxes, score + 1e-5 * np.arange(len(score))) for boxes, score in drawn]  # no ties, whose order would matter
+    candidates = [
+        (boxes, score + 1e-5 * np.arange(len(score))) for boxes, score in drawn
+    ]  # no ties, whose order would matter
     times = np.random.default_rng(seed).integers(0, 3, 8)
     if not sum(t * len(own) for t, own in zip(times, lesions, strict=True)):
         return
@@ -140,16 +179,39 @@ def tables(seeds: int = 1, images: int = 90, volumes: bool = False):
         for seed in range(seeds):
             lesions, candidates = draw(3, images, volumes)
             rng = np.random.default_rng([noise, seed])
-            for i, (own, (boxes_of_image, score)) in enumerate(zip(lesions, candidates, strict=True)):
+            for i, (own, (boxes_of_image, score)) in enumerate(
+                zip(lesions, candidates, strict=True)
+            ):
                 box = boxes_of_image + 12 * noise * (i % 2)
                 part = "tune" if i // 2 % 3 == 0 else "test"
-                rows.append((arm, seed, 0, part, f"i{i}", f"p{i // 2}", "lesion", int(len(own) > 0), float(rng.normal())))
+                rows.append(
+                    (
+                        arm,
+                        seed,
+                        0,
+                        part,
+                        f"i{i}",
+                        f"p{i // 2}",
+                        "lesion",
+                        int(len(own) > 0),
+                        float(rng.normal()),
+                    )
+                )
                 about = {"arm": arm, "seed": seed, "fold": 0, "part": part, "image": f"i{i}"}
                 for b, one in zip(box, score, strict=True):
-                    found.append({**about, **dict(zip(columns, b, strict=True)), "logit": one + noise * rng.normal(0, 3)})
+                    found.append(
+                        {
+                            **about,
+                            **dict(zip(columns, b, strict=True)),
+                            "logit": one + noise * rng.normal(0, 3),
+                        }
+                    )
                 if arm == "good" and seed == 0:
                     boxes += [dict(zip(columns, b, strict=True)) | {"image": f"i{i}"} for b in own]
-    predictions = pd.DataFrame(rows, columns=["arm", "seed", "fold", "part", "image", "patient", "label", "target", "logit"])
+    predictions = pd.DataFrame(
+        rows,
+        columns=["arm", "seed", "fold", "part", "image", "patient", "label", "target", "logit"],
+    )
     return predictions, pd.DataFrame(found), pd.DataFrame(boxes)
 
 
@@ -163,16 +225,22 @@ def test_the_report_of_two_arms(seeds, volumes):
     for entry in (good, poor):
         for key in ("ap_10", "ap_50", "map", "cpm", "sensitivity_1"):
             assert 0 <= entry[key]["low"] < entry[key]["estimate"] < entry[key]["high"] <= 1, key
-        assert entry["ap_10"]["estimate"] >= entry["ap_30"]["estimate"] >= entry["ap_50"]["estimate"]
+        assert (
+            entry["ap_10"]["estimate"] >= entry["ap_30"]["estimate"] >= entry["ap_50"]["estimate"]
+        )
         if not volumes:  # else too few are found on the tune part
-            assert entry["calibration"]["observed_expected"]["estimate"] == pytest.approx(1, abs=0.5)
+            assert entry["calibration"]["observed_expected"]["estimate"] == pytest.approx(
+                1, abs=0.5
+            )
         assert sum(size["lesions"] for size in entry["by_size"]) == report["lesions"]
     delta = report["comparisons"][0]["delta_ap_50"]
     assert delta["estimate"] == pytest.approx(good["ap_50"]["estimate"] - poor["ap_50"]["estimate"])
     assert delta["low"] > 0
     assert delta["p"] < 0.05
     start = "As these models were trained, " if seeds == 1 else ""
-    assert report["comparisons"][0]["verdict"].startswith(f"{start}good finds lesions better than poor: average precision")
+    assert report["comparisons"][0]["verdict"].startswith(
+        f"{start}good finds lesions better than poor: average precision"
+    )
     assert describe_arm("good", good).startswith("good finds")
     json.dumps(report, allow_nan=False)
 
@@ -183,7 +251,9 @@ def test_equal_arms_are_not_told_apart():
     twice = [pd.concat([table, table.assign(arm="twin")]) for table in alone]
     report = evaluate_boxes(*twice, boxes, bootstrap=200)
     assert report["comparisons"][0]["delta_ap_50"]["low"] is None
-    assert report["comparisons"][0]["verdict"].startswith("Cannot tell whether good or twin finds lesions better")
+    assert report["comparisons"][0]["verdict"].startswith(
+        "Cannot tell whether good or twin finds lesions better"
+    )
 
 
 def test_edges():
@@ -194,18 +264,26 @@ def test_edges():
     with pytest.raises(PredictionsError, match="no test image has a lesion"):
         evaluate_boxes(predictions, candidates, boxes[boxes["image"] == "nowhere"], bootstrap=100)
     with pytest.raises(PredictionsError, match="tested on different images"):
-        evaluate_boxes(predictions[~((predictions["arm"] == "poor") & (predictions["image"] == "i2"))], candidates, boxes)
+        evaluate_boxes(
+            predictions[~((predictions["arm"] == "poor") & (predictions["image"] == "i2"))],
+            candidates,
+            boxes,
+        )
     with pytest.raises(PredictionsError, match="overlap is 0"):
         evaluate_boxes(predictions, candidates, boxes, overlap=0)
     own = predictions[predictions["patient"] == "p2"]
-    one = evaluate_boxes(own, candidates[candidates["image"].isin(own["image"])], boxes, bootstrap=100)
+    one = evaluate_boxes(
+        own, candidates[candidates["image"].isin(own["image"])], boxes, bootstrap=100
+    )
     json.dumps(one, allow_nan=False)
     assert one["patients"] == 1
 
 
 def test_tables_are_read_strictly(tmp_path):
     _, candidates, boxes = tables()
-    candidates.assign(probability=0.5).drop(columns=["logit", "arm", "seed", "fold", "part"]).to_csv(tmp_path / "c.csv", index=False)
+    candidates.assign(probability=0.5).drop(
+        columns=["logit", "arm", "seed", "fold", "part"]
+    ).to_csv(tmp_path / "c.csv", index=False)
     table = read_candidates(tmp_path / "c.csv")
     assert set(table["arm"]) == {"model"}
     assert set(table["logit"]) == {0.0}
@@ -225,8 +303,14 @@ def test_tables_are_read_strictly(tmp_path):
 def test_candidates_that_belong_to_nothing_are_refused():
     predictions, candidates, boxes = tables()
     for changed, message in (
-        (candidates.assign(arm="other"), "arm.s. of the candidates are not in the predictions, such as other"),
-        (candidates.assign(image="images/" + candidates["image"]), "image.s. of the candidates are not in the predictions"),
+        (
+            candidates.assign(arm="other"),
+            "arm.s. of the candidates are not in the predictions, such as other",
+        ),
+        (
+            candidates.assign(image="images/" + candidates["image"]),
+            "image.s. of the candidates are not in the predictions",
+        ),
         (candidates[candidates["arm"] == "good"], "poor, seed 0, has no candidate at all"),
         (candidates.assign(z0=0.0, z1=1.0), "one has z0 and z1"),
     ):
@@ -238,14 +322,21 @@ def test_candidates_that_belong_to_nothing_are_refused():
     nameless = candidates[candidates["arm"] == "good"].assign(arm="model")
     assert list(evaluate_boxes(alone, nameless, boxes, bootstrap=100)["arms"]) == ["good"]
     labels = pd.concat([alone, alone.assign(label="other")])
-    twice, once = (evaluate_boxes(t, nameless, boxes, bootstrap=100)["arms"]["good"] for t in (labels, alone))
+    twice, once = (
+        evaluate_boxes(t, nameless, boxes, bootstrap=100)["arms"]["good"] for t in (labels, alone)
+    )
     assert twice["ap_50"] == once["ap_50"]
 
 
 def test_names_stay_text(tmp_path):
-    table = pd.DataFrame([("007", "NA", 0, 0, 5, 5, 0.5)], columns=["arm", "image", "x0", "y0", "x1", "y1", "probability"])
+    table = pd.DataFrame(
+        [("007", "NA", 0, 0, 5, 5, 0.5)],
+        columns=["arm", "image", "x0", "y0", "x1", "y1", "probability"],
+    )
     table.to_csv(tmp_path / "c.csv", index=False)
-    assert read_candidates(tmp_path / "c.csv")[["arm", "image"]].to_numpy().tolist() == [["007", "NA"]]
+    assert read_candidates(tmp_path / "c.csv")[["arm", "image"]].to_numpy().tolist() == [
+        ["007", "NA"]
+    ]
     table.assign(part="Test").to_csv(tmp_path / "c.csv", index=False)
     with pytest.raises(PredictionsError, match="row 2: part is 'Test'"):
         read_candidates(tmp_path / "c.csv")
@@ -258,12 +349,16 @@ def test_sensitivity_by_size_follows_the_threshold_of_all_ties():
     predictions, candidates, boxes = tables()
     alone = predictions[predictions["arm"] == "good"]
     flat = candidates[candidates["arm"] == "good"].assign(logit=1.0)
-    many = pd.concat([flat, *[flat.assign(x0=flat["x0"] + 200, x1=flat["x1"] + 200 + i) for i in range(4)]])
+    many = pd.concat(
+        [flat, *[flat.assign(x0=flat["x0"] + 200, x1=flat["x1"] + 200 + i) for i in range(4)]]
+    )
     entry = evaluate_boxes(alone, many, boxes, bootstrap=100)["arms"]["good"]
     assert [size["sensitivity"]["estimate"] for size in entry["by_size"]] == [0.0] * 3
     equal = boxes.assign(x1=boxes["x0"] + 10, y1=boxes["y0"] + 10)
     found = evaluate_boxes(alone, flat, equal, bootstrap=100)["arms"]["good"]["by_size"]
-    assert [size["lesions"] for size in found] == [len(equal[equal["image"].isin(alone.loc[alone["part"] == "test", "image"])])]
+    assert [size["lesions"] for size in found] == [
+        len(equal[equal["image"].isin(alone.loc[alone["part"] == "test", "image"])])
+    ]
 
 
 def test_a_perfect_detector_is_described():
@@ -272,5 +367,6 @@ def test_a_perfect_detector_is_described():
     perfect = boxes.assign(arm="good", seed=0, fold=0, part="test", logit=3.0)
     entry = evaluate_boxes(alone, perfect, boxes, bootstrap=100)["arms"]["good"]
     assert describe_arm("good", entry) == (
-        "good finds 100 % of the lesions at one false positive per image; average precision at an overlap of 0.5: 1.000."
+        "good finds 100 % of the lesions at one false positive per image; average precision at an "
+        "overlap of 0.5: 1.000."
     )

@@ -7,9 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from medtransfer.errors import PredictionsError
 from medtransfer.evaluation import evaluate
-from medtransfer.evaluation.recalibration import METHODS, Map, adjust_prevalence, fit_map, fit_maps, make_comparable, recalibrate
-from medtransfer.evaluation.scores import align_scores
-from medtransfer.evaluation.tuning import pair_tune
+from medtransfer.evaluation.metrics.recalibration import (
+    METHODS,
+    Map,
+    adjust_prevalence,
+    fit_map,
+    fit_maps,
+    make_comparable,
+    recalibrate,
+)
+from medtransfer.evaluation.tables.scores import align_scores
+from medtransfer.evaluation.tables.tuning import pair_tune
 from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
@@ -25,9 +33,16 @@ def sample(seed=0, n=4000):
 @given(factor=st.floats(0.4, 3.0), shift=st.floats(-1.0, 1.0))
 def test_platt_undoes_scale_and_shift(factor, shift):
     truth, target = sample()
-    plain, fitted = fit_map("platt", truth, target), fit_map("platt", factor * truth + shift, target)
-    assert (plain.parameters["factor"], plain.parameters["shift"]) == (pytest.approx(1, abs=0.1), pytest.approx(0, abs=0.1))
-    # But for the weak priors, it does not matter how the logits were distorted; that of the shift takes a share of it.
+    plain, fitted = (
+        fit_map("platt", truth, target),
+        fit_map("platt", factor * truth + shift, target),
+    )
+    assert (plain.parameters["factor"], plain.parameters["shift"]) == (
+        pytest.approx(1, abs=0.1),
+        pytest.approx(0, abs=0.1),
+    )
+    # But for the weak priors, it does not matter how the logits were distorted; that of the shift
+    # takes a share of it.
     assert np.abs(fitted.apply(factor * truth + shift) - plain.apply(truth)).max() < 0.2
 
 
@@ -48,7 +63,9 @@ def test_beta_holds_platt_and_treats_both_ends_apart():
     # With a = b it is Platt's map: a (log p - log(1 - p)) + shift.
     same = fit_map("platt", truth, target)
     a, shift = same.parameters["factor"], same.parameters["shift"]
-    assert Map("beta", {"a": a, "b": a, "shift": shift}).apply(truth) == pytest.approx(same.apply(truth))
+    assert Map("beta", {"a": a, "b": a, "shift": shift}).apply(truth) == pytest.approx(
+        same.apply(truth)
+    )
 
 
 def test_isotonic_equals_scikit_learn():
@@ -81,7 +98,9 @@ def test_auto_stays_with_platt_unless_another_wins(scores):
 
 
 def of_models(models=5, patients=150, prevalence=0.3, over=2.0, apart=0.0, shifted=0.0, seed=0):
-    """A cross-validated arm that is over-confident about the prevalence; scales and shifts of its models differ."""
+    """A cross-validated arm that is over-confident about the prevalence; scales and shifts of its
+    models differ.
+    """
     rng = np.random.default_rng(seed)
     target = (rng.permutation(patients) < round(prevalence * patients)).astype(int)
     middle = np.log(prevalence / (1 - prevalence))
@@ -92,15 +111,35 @@ def of_models(models=5, patients=150, prevalence=0.3, over=2.0, apart=0.0, shift
         fold[rows] = rng.permutation(np.arange(len(rows)) % models)
     frames = []
     for model in range(models):
-        logit = over * np.exp(apart * rng.normal()) * (truth - middle) + middle + shifted * rng.normal()
+        logit = (
+            over * np.exp(apart * rng.normal()) * (truth - middle) + middle + shifted * rng.normal()
+        )
         others = rng.permutation(np.flatnonzero(fold != model))
-        tune = np.concatenate([others[target[others] == value][: max(1, round(0.2 * (target[others] == value).sum()))] for value in (0, 1)])
+        tune = np.concatenate(
+            [
+                others[target[others] == value][
+                    : max(1, round(0.2 * (target[others] == value).sum()))
+                ]
+                for value in (0, 1)
+            ]
+        )
         for part, rows in (("test", np.flatnonzero(fold == model)), ("tune", tune)):
             names = [f"P{row}" for row in rows]
             frames.append(
-                pd.DataFrame({"fold": model, "part": part, "patient": names, "image": names, "target": target[rows], "logit": logit[rows]})
+                pd.DataFrame(
+                    {
+                        "fold": model,
+                        "part": part,
+                        "patient": names,
+                        "image": names,
+                        "target": target[rows],
+                        "logit": logit[rows],
+                    }
+                )
             )
-    return pd.concat(frames, ignore_index=True).assign(arm="a", seed=0, label="y", probability=lambda t: expit(t["logit"]))
+    return pd.concat(frames, ignore_index=True).assign(
+        arm="a", seed=0, label="y", probability=lambda t: expit(t["logit"])
+    )
 
 
 def test_a_model_learns_from_tune_rows_of_all_but_not_of_patients_that_it_tests():
@@ -119,7 +158,9 @@ def test_a_model_learns_from_tune_rows_of_all_but_not_of_patients_that_it_tests(
     mine = changed["patient"].isin(set(scores.patients[cells[0].inside]))
     changed.loc[mine, "target"] = 1 - changed.loc[mine, "target"]
     again = pair_tune(*aligned(changed))
-    first, second = (fit_maps("platt", c.logit, c.target, c.weight, c.model) for c in (cells[0], again[0]))
+    first, second = (
+        fit_maps("platt", c.logit, c.target, c.weight, c.model) for c in (cells[0], again[0])
+    )
     assert first == second
 
 
@@ -142,8 +183,12 @@ def test_tune_rows_of_models_that_differ_are_made_comparable():
     for model in make_comparable(scores, tune):
         reference = model.tune[model.cell.model == model.cell.number]
         others = model.tune[model.cell.model != model.cell.number]
-        assert np.quantile(others, [0.25, 0.5, 0.75]) == pytest.approx(np.quantile(reference, [0.25, 0.5, 0.75]), abs=0.5)
-        assert model.undo.undo(model.test[0]) == pytest.approx(scores.logit[0, model.cell.inside][0])
+        assert np.quantile(others, [0.25, 0.5, 0.75]) == pytest.approx(
+            np.quantile(reference, [0.25, 0.5, 0.75]), abs=0.5
+        )
+        assert model.undo.undo(model.test[0]) == pytest.approx(
+            scores.logit[0, model.cell.inside][0]
+        )
 
 
 @pytest.mark.slow
@@ -157,7 +202,8 @@ def test_after_recalibration_slope_and_mean_are_right_on_average(prevalence, pat
         middle = np.log(prevalence / (1 - prevalence))
         for cell in pair_tune(scores, tune):
             fitted = new.maps[cell.seed, cell.fold]
-            # The slope of the truth on the map's logits, and the mean of its probabilities, in a large population.
+            # The slope of the truth on the map's logits, and the mean of its probabilities, in a
+            # large population.
             rng = np.random.default_rng(seed)
             target = (rng.random(4000) < prevalence).astype(int)
             truth = middle + 1.5 * (1.5 * target + rng.normal(size=4000)) - 1.125
@@ -170,17 +216,25 @@ def test_after_recalibration_slope_and_mean_are_right_on_average(prevalence, pat
 
 @pytest.mark.slow
 def test_nothing_leaks_where_labels_are_independent_of_images():
-    """Noise stays noise: sensitivity + specificity is 1, coverage what is asked, and no log-loss below that of the prevalence."""
+    """Noise stays noise: sensitivity + specificity is 1, coverage what is asked, and no log-loss
+    below that of the prevalence.
+    """
     found = []
     for seed in range(20):
         table = of_models(patients=150, prevalence=0.5, seed=seed)
         rng = np.random.default_rng(seed)
         table["logit"] = rng.normal(size=len(table))
-        entry = evaluate(table.drop(columns="probability"), bootstrap=100, coverage=0.8).to_dict()["arms"]["a"]
+        entry = evaluate(table.drop(columns="probability"), bootstrap=100, coverage=0.8).to_dict()[
+            "arms"
+        ]["a"]
         point = next(p for p in entry["operating_points"] if p["rule"] == "youden")
         sets = entry["prediction_sets"]["coverage"]["estimate"]
         found.append(
-            (point["sensitivity"]["estimate"] + point["specificity"]["estimate"], sets, entry["recalibrated"]["log_loss"]["estimate"])
+            (
+                point["sensitivity"]["estimate"] + point["specificity"]["estimate"],
+                sets,
+                entry["recalibrated"]["log_loss"]["estimate"],
+            )
         )
     sums, coverage, loss = np.mean(found, axis=0)
     assert sums == pytest.approx(1, abs=0.04)
@@ -200,21 +254,29 @@ def test_every_method_is_fitted_on_tune_rows_only(scores):
     changed.loc[test, "target"] = 1 - changed.loc[test, "target"]
     for method in METHODS[:3]:
         first, second = (recalibrate(*aligned(t), method) for t in (table, changed))
-        assert [m.parameters for m in first.maps.values()] == [m.parameters for m in second.maps.values()]
+        assert [m.parameters for m in first.maps.values()] == [
+            m.parameters for m in second.maps.values()
+        ]
         assert len(first.maps) == 2
 
 
 def test_the_report_says_what_was_chosen(scores):
-    entry = evaluate(scores({"a": 1.0}), bootstrap=100, recalibration="platt").to_dict()["arms"]["a"]["recalibrated"]
+    entry = evaluate(scores({"a": 1.0}), bootstrap=100, recalibration="platt").to_dict()["arms"][
+        "a"
+    ]["recalibrated"]
     assert (entry["method"], entry["chosen"]) == ("platt", "set by hand")
     assert {"seed", "fold", "factor", "shift"} == set(entry["maps"][0])
-    entry = evaluate(scores({"a": 1.0}), bootstrap=100, recalibration="temperature").to_dict()["arms"]["a"]["recalibrated"]
+    entry = evaluate(scores({"a": 1.0}), bootstrap=100, recalibration="temperature").to_dict()[
+        "arms"
+    ]["a"]["recalibrated"]
     assert {"seed", "fold", "temperature", "centre"} == set(entry["maps"][0])
 
 
 def test_prevalence_moves_the_logit_by_the_odds():
     # 20 % against 50 %: odds 1/4 against 1.
-    assert adjust_prevalence(np.array([0.0, 2.0]), 0.5, 0.2) == pytest.approx([-np.log(4), 2 - np.log(4)])
+    assert adjust_prevalence(np.array([0.0, 2.0]), 0.5, 0.2) == pytest.approx(
+        [-np.log(4), 2 - np.log(4)]
+    )
     truth, target = sample(n=200_000)
     keep = (target == 1) | (np.random.default_rng(1).random(len(target)) < 0.2)
     prevalence, wanted = target.mean(), target[keep].mean()
@@ -229,4 +291,6 @@ def test_rows_of_tune_parts_that_lack_a_class_leave_the_arm_as_it_is(scores):
     assert report["arms"]["a"]["recalibrated"] is None
     assert report["arms"]["a"]["operating_points"] == []
     assert report["arms"]["a"]["prediction_sets"] is None
-    assert isinstance(pd.DataFrame(report["arms"]["a"]["curves"]["histogram"]["negative"]), pd.DataFrame)
+    assert isinstance(
+        pd.DataFrame(report["arms"]["a"]["curves"]["histogram"]["negative"]), pd.DataFrame
+    )

@@ -1,4 +1,6 @@
-"""Every number against R (pROC 1.18, rms) and Python packages of other authors; see reference/make_cases.py."""
+"""Every number against R (pROC 1.18, rms) and Python packages of other authors; see
+reference/make_cases.py.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from medtransfer.evaluation import calibration as cal
 from medtransfer.evaluation import evaluate
-from medtransfer.evaluation.comparison import holm
-from medtransfer.evaluation.sample_size import required_n, required_n_net_benefit, required_n_observed_expected, required_n_slope
-from medtransfer.evaluation.sites import pool_sites
-from medtransfer.evaluation.spread import quantile
-from medtransfer.evaluation.utility import THRESHOLDS, wilson
+from medtransfer.evaluation.analyses.comparison import holm
+from medtransfer.evaluation.analyses.sample_size import (
+    required_n,
+    required_n_net_benefit,
+    required_n_observed_expected,
+    required_n_slope,
+)
+from medtransfer.evaluation.analyses.sites import pool_sites
+from medtransfer.evaluation.intervals.variance import quantile
+from medtransfer.evaluation.metrics import calibration as cal
+from medtransfer.evaluation.metrics.utility import THRESHOLDS, wilson
 
 from scored import estimate_of, make_scores
 
@@ -24,7 +31,9 @@ CASES = pd.read_csv(HERE / "cases.csv")
 
 @pytest.fixture(scope="module")
 def report():
-    table = pd.concat([CASES[["patient", "target"]].assign(arm=m, probability=CASES[m]) for m in ("a", "b")])
+    table = pd.concat(
+        [CASES[["patient", "target"]].assign(arm=m, probability=CASES[m]) for m in ("a", "b")]
+    )
     return evaluate(table, bootstrap=200).to_dict()
 
 
@@ -57,7 +66,9 @@ def test_discrimination_and_calibration_equal_r(report, model):
     # rms finds its slope with a looser stop.
     assert calibration["slope"]["estimate"] == pytest.approx(EXPECTED[f"{model}.slope"], abs=1e-6)
     # It can do without bins; the bandwidth of relplot is a multiple of 1/1024.
-    assert entry["smooth_ece"]["estimate"] == pytest.approx(EXPECTED[f"{model}.smooth_ece"], abs=1e-3)
+    assert entry["smooth_ece"]["estimate"] == pytest.approx(
+        EXPECTED[f"{model}.smooth_ece"], abs=1e-3
+    )
 
 
 def test_variances_and_the_paired_test_equal_proc(report):
@@ -72,7 +83,9 @@ def test_variances_and_the_paired_test_equal_proc(report):
     difference = found["a"] - found["b"]
     shared = (found["a"].variance + found["b"].variance - difference.variance) / 2
     assert shared == pytest.approx(EXPECTED["paired.covariance"], rel=1e-8)
-    assert difference.value / np.sqrt(difference.variance) == pytest.approx(EXPECTED["paired.z"], rel=1e-8)
+    assert difference.value / np.sqrt(difference.variance) == pytest.approx(
+        EXPECTED["paired.z"], rel=1e-8
+    )
     (comparison,) = report["comparisons"]
     assert comparison["delta_auc"]["p_delong"] == pytest.approx(EXPECTED["paired.p"], rel=1e-8)
     assert comparison["delta_auc"]["p"] == pytest.approx(EXPECTED["paired.p"], rel=1e-8)
@@ -90,14 +103,20 @@ def test_net_benefit_equals_dcurves(report, model):
 def test_calibration_errors_equal_those_of_their_authors(model):
     logit, target, one = of(model)
     edges = np.arange(1, 10) / 10 + 0.0005
-    assert cal.weighted_l2_ece(logit, target, one, edges)[0] ** 2 == pytest.approx(EXPECTED[f"{model}.l2_ece_squared"], abs=1e-12)
+    assert cal.weighted_l2_ece(logit, target, one, edges)[0] ** 2 == pytest.approx(
+        EXPECTED[f"{model}.l2_ece_squared"], abs=1e-12
+    )
     smoothed = cal.smoothed_error(cal._residual_spectrum(logit, target, one), np.array([0.1]))[0]
-    assert smoothed == pytest.approx(EXPECTED[f"{model}.smooth_ece_at_0.1"], abs=2e-6)  # both on a grid
+    assert smoothed == pytest.approx(
+        EXPECTED[f"{model}.smooth_ece_at_0.1"], abs=2e-6
+    )  # both on a grid
 
 
 def test_wilson_and_holm_equal_r():
     found = wilson(37 / 50, 50)
-    assert (found["low"], found["high"]) == pytest.approx((EXPECTED["wilson.low"], EXPECTED["wilson.high"]), abs=1e-8)
+    assert (found["low"], found["high"]) == pytest.approx(
+        (EXPECTED["wilson.low"], EXPECTED["wilson.high"]), abs=1e-8
+    )
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([EXPECTED[f"holm.{i}"] for i in (1, 2, 3)])
     assert holm([None, 0.02]) == [None, 0.04]
 
@@ -122,7 +141,10 @@ def test_the_variance_between_sites_solves_its_equation_whatever_the_rounding():
     rng = np.random.default_rng(0)
     for _ in range(300):
         sites = rng.integers(2, 12)
-        effects, variances = rng.normal(1, rng.choice([0.01, 0.3, 2]), sites), rng.uniform(0.01, 0.2, sites)
+        effects, variances = (
+            rng.normal(1, rng.choice([0.01, 0.3, 2]), sites),
+            rng.uniform(0.01, 0.2, sites),
+        )
         between = pool_sites(effects, variances)["between"]
         weight = 1 / (variances + between)
         excess = weight @ (effects - weight @ effects / weight.sum()) ** 2 - (sites - 1)
@@ -130,7 +152,9 @@ def test_the_variance_between_sites_solves_its_equation_whatever_the_rounding():
 
 
 def ledell(score, target, fold):
-    """cvAUC and its standard error as R's cvAUC::ci.cvAUC has them (LeDell et al. 2015, section 4), term by term."""
+    """cvAUC and its standard error as R's cvAUC::ci.cvAUC has them (LeDell et al. 2015, section 4),
+    term by term.
+    """
     of_one, of_none = 1 / (target == 1).mean(), 1 / (target == 0).mean()
     values, squares = [], []
     for k in np.unique(fold):
@@ -149,7 +173,9 @@ def ledell(score, target, fold):
 
 
 def test_the_auc_within_models_is_that_of_cvauc():
-    """R's cvAUC cannot be had here, so it is followed by hand; with folds of one make its mean over folds is that over pairs."""
+    """R's cvAUC cannot be had here, so it is followed by hand; with folds of one make its mean over
+    folds is that over pairs.
+    """
     rng = np.random.default_rng(3)
     target = np.tile(np.repeat([0, 1], [60, 40]), 5)
     fold = np.repeat(np.arange(5), 100)
@@ -164,10 +190,19 @@ def test_the_auc_within_models_is_that_of_cvauc():
 def test_sizes_of_a_validation_equal_pmvalsampsize():
     expected = pd.read_csv(HERE / "validation_sizes.csv").set_index("name")["value"]
     rng = np.random.default_rng(0)
-    for name, (prevalence, auc, mean, spread) in {"rare": (0.018, 0.8, -5, 2.5), "common": (0.3, 0.75, -1, 1.2)}.items():
+    for name, (prevalence, auc, mean, spread) in {
+        "rare": (0.018, 0.8, -5, 2.5),
+        "common": (0.3, 0.75, -1, 1.2),
+    }.items():
         # It steps through standard errors of 0.0001, and simulates the linear predictor.
-        assert required_n_observed_expected(prevalence) == pytest.approx(expected[f"{name}.observed_expected"], rel=0.005)
-        assert required_n_slope(rng.normal(mean, spread, 1_000_000)) == pytest.approx(expected[f"{name}.slope"], rel=0.005)
+        assert required_n_observed_expected(prevalence) == pytest.approx(
+            expected[f"{name}.observed_expected"], rel=0.005
+        )
+        assert required_n_slope(rng.normal(mean, spread, 1_000_000)) == pytest.approx(
+            expected[f"{name}.slope"], rel=0.005
+        )
         assert required_n(auc, prevalence) == expected[f"{name}.auc"]
     rates = [expected[f"common.{key}"] for key in ("sensitivity", "specificity")]
-    assert required_n_net_benefit(*rates, 0.3, 0.2) == pytest.approx(expected["common.net_benefit"], rel=0.01)
+    assert required_n_net_benefit(*rates, 0.3, 0.2) == pytest.approx(
+        expected["common.net_benefit"], rel=0.01
+    )

@@ -5,14 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from medtransfer.evaluation import evaluate
-from medtransfer.evaluation.conformal import conformal_threshold
-from medtransfer.evaluation.utility import THRESHOLDS, lock_threshold, net_benefit, wilson
+from medtransfer.evaluation.analyses.conformal import conformal_threshold
+from medtransfer.evaluation.metrics.utility import THRESHOLDS, lock_threshold, net_benefit, wilson
 from scipy.stats import binomtest, norm
 
 
 def test_thresholds_of_a_hand_worked_case():
     score, target = np.array([-2.0, -1.0, 0.0, 1.0, 2.0, 3.0]), np.array([0, 0, 1, 0, 1, 1])
-    # Three positives at 0, 2, 3: a new one lies below the lowest with a chance of 1 in 4, below the second with 2 in 4.
+    # Three positives at 0, 2, 3: a new one lies below the lowest with a chance of 1 in 4, below the
+    # second with 2 in 4.
     assert lock_threshold(score, target, "sensitivity", 0.8) == -np.inf
     assert lock_threshold(score, target, "sensitivity", 0.75) == 0.0
     assert lock_threshold(score, target, "sensitivity", 0.5) == 2.0
@@ -29,7 +30,10 @@ def test_a_sensitivity_is_reached_on_average(positives):
     reached = []
     for _ in range(3000):
         cut = lock_threshold(
-            np.r_[rng.normal(size=positives) + 1, rng.normal(size=50)], np.repeat([1, 0], [positives, 50]), "sensitivity", 0.9
+            np.r_[rng.normal(size=positives) + 1, rng.normal(size=50)],
+            np.repeat([1, 0], [positives, 50]),
+            "sensitivity",
+            0.9,
         )
         reached.append(norm.sf(cut - 1))
     assert 0.895 < np.mean(reached) < 0.93
@@ -51,7 +55,9 @@ def test_copies_of_a_patient_move_no_threshold(seed, least):
 
 def test_operating_points_are_those_of_the_test_rows(scores):
     table = scores({"a": 1.0}, patients=200)
-    entry = evaluate(table, bootstrap=200, prevalences=[0.1], threshold=0.3, recalibration="platt").to_dict()["arms"]["a"]
+    entry = evaluate(
+        table, bootstrap=200, prevalences=[0.1], threshold=0.3, recalibration="platt"
+    ).to_dict()["arms"]["a"]
     points = {point["rule"]: point for point in entry["operating_points"]}
     assert set(points) == {"sensitivity", "specificity", "youden", "probability"}
     test = table[table["part"] == "test"]
@@ -61,9 +67,20 @@ def test_operating_points_are_those_of_the_test_rows(scores):
         logit = test["logit"].to_numpy()
         if point["rule"] == "probability":
             for name, use in (("factor", np.multiply), ("shift", np.add)):
-                logit = use(logit, test["fold"].map({m["fold"]: m[name] for m in entry["recalibrated"]["maps"]}).to_numpy())
+                logit = use(
+                    logit,
+                    test["fold"]
+                    .map({m["fold"]: m[name] for m in entry["recalibrated"]["maps"]})
+                    .to_numpy(),
+                )
             cuts = {0: 0.3, 1: 0.3}
-        called = logit >= test["fold"].map({fold: np.log(cut / (1 - cut)) for fold, cut in cuts.items()}).to_numpy() - 1e-12
+        called = (
+            logit
+            >= test["fold"]
+            .map({fold: np.log(cut / (1 - cut)) for fold, cut in cuts.items()})
+            .to_numpy()
+            - 1e-12
+        )
         assert point["sensitivity"]["estimate"] == pytest.approx(called[truth].mean())
         assert point["specificity"]["estimate"] == pytest.approx((~called)[~truth].mean())
         assert point["ppv"]["estimate"] == pytest.approx(truth[called].mean())
@@ -71,14 +88,21 @@ def test_operating_points_are_those_of_the_test_rows(scores):
         assert point["flagged"]["estimate"] == pytest.approx(called.mean())
         assert point["number_needed_to_read"]["estimate"] == pytest.approx(1 / truth[called].mean())
         found, quiet = point["sensitivity"]["estimate"], point["specificity"]["estimate"]
-        assert point["at_prevalence"][0]["ppv"]["estimate"] == pytest.approx(0.1 * found / (0.1 * found + 0.9 * (1 - quiet)))
+        assert point["at_prevalence"][0]["ppv"]["estimate"] == pytest.approx(
+            0.1 * found / (0.1 * found + 0.9 * (1 - quiet))
+        )
         assert point["sensitivity"]["method"] == "Wilson"
 
 
 def test_wilson_equals_scipy_and_never_collapses():
     for hits, size in ((37, 50), (0, 12), (12, 12)):
-        found, expected = wilson(hits / size, size), binomtest(hits, size).proportion_ci(method="wilson")
-        assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high), abs=1e-9)
+        found, expected = (
+            wilson(hits / size, size),
+            binomtest(hits, size).proportion_ci(method="wilson"),
+        )
+        assert (found["low"], found["high"]) == pytest.approx(
+            (expected.low, expected.high), abs=1e-9
+        )
     assert wilson(1.0, 12)["low"] < 0.8
     assert wilson(float("nan"), 0)["estimate"] is None
 
@@ -87,8 +111,13 @@ def test_intervals_keep_patients_together(scores):
     table = scores({"a": 0.8})
     import pandas as pd
 
-    copies = pd.concat([table.assign(image=table["image"] + f"-{i}") for i in range(6)], ignore_index=True)
-    once, many = (evaluate(t, bootstrap=800).to_dict()["arms"]["a"]["operating_points"][0]["sensitivity"] for t in (table, copies))
+    copies = pd.concat(
+        [table.assign(image=table["image"] + f"-{i}") for i in range(6)], ignore_index=True
+    )
+    once, many = (
+        evaluate(t, bootstrap=800).to_dict()["arms"]["a"]["operating_points"][0]["sensitivity"]
+        for t in (table, copies)
+    )
     assert many["estimate"] == pytest.approx(once["estimate"])
     assert many["high"] - many["low"] == pytest.approx(once["high"] - once["low"], rel=0.25)
 
@@ -96,17 +125,23 @@ def test_intervals_keep_patients_together(scores):
 def test_net_benefit_of_a_hand_worked_case():
     p, target = np.array([0.1, 0.6, 0.7, 0.9]), np.array([0, 0, 1, 1])
     found = net_benefit()(np.log(p / (1 - p)), target, np.ones((1, 4)))[0]
-    at = {threshold: found[np.argmin(np.abs(THRESHOLDS - threshold))] for threshold in (0.5, 0.05, 0.8)}
+    at = {
+        threshold: found[np.argmin(np.abs(THRESHOLDS - threshold))]
+        for threshold in (0.5, 0.05, 0.8)
+    }
     assert at[0.5] == pytest.approx(2 / 4 - 1 / 4)
     assert at[0.05] == pytest.approx(2 / 4 - 2 / 4 * 0.05 / 0.95)
     assert at[0.8] == pytest.approx(1 / 4)
-    # Of cases and controls, for patients of whom one in ten is positive: sensitivity 1, specificity 1/2 at 0.5.
+    # Of cases and controls, for patients of whom one in ten is positive: sensitivity 1, specificity
+    # 1/2 at 0.5.
     there = net_benefit(0.1)(np.log(p / (1 - p)), target, np.ones((1, 4)))[0]
     assert there[np.argmin(np.abs(THRESHOLDS - 0.5))] == pytest.approx(1.0 * 0.1 - 0.5 * 0.9)
 
 
 def test_a_case_control_cohort_is_judged_at_the_prevalence_it_is_meant_for():
-    """Half of the cohort is positive, one patient in fifty will be: net benefit is that of such patients."""
+    """Half of the cohort is positive, one patient in fifty will be: net benefit is that of such
+    patients.
+    """
     import pandas as pd
 
     rng = np.random.default_rng(0)
@@ -119,10 +154,16 @@ def test_a_case_control_cohort_is_judged_at_the_prevalence_it_is_meant_for():
     real = np.log(0.02 / 0.98) + 1.5 * (1.5 * population + rng.normal(size=400_000)) - 1.125
     called = real >= np.log(0.05 / 0.95)
     expected = (called & population).mean() - (called & ~population).mean() * 0.05 / 0.95
-    assert report["decision_curves"]["arms"]["model"]["estimate"][place] == pytest.approx(expected, abs=1e-3)
+    assert report["decision_curves"]["arms"]["model"]["estimate"][place] == pytest.approx(
+        expected, abs=1e-3
+    )
     assert report["decision_curves"]["all"][place] == pytest.approx(0.02 - 0.98 * 0.05 / 0.95)
-    point = next(p for p in report["arms"]["model"]["operating_points"] if p["rule"] == "probability")
-    assert point["at_prevalence"][0]["ppv"]["estimate"] == pytest.approx(population[called].mean(), abs=0.02)
+    point = next(
+        p for p in report["arms"]["model"]["operating_points"] if p["rule"] == "probability"
+    )
+    assert point["at_prevalence"][0]["ppv"]["estimate"] == pytest.approx(
+        population[called].mean(), abs=0.02
+    )
 
 
 def test_sets_of_a_hand_worked_case():
@@ -132,7 +173,9 @@ def test_sets_of_a_hand_worked_case():
     assert conformal_threshold(np.log(p / (1 - p)), np.ones(9, int), 0.95) == np.inf  # too few rows
     # Each patient counts once, whatever the number of his images.
     z, copies = np.log(p / (1 - p)), np.arange(1, 10)
-    again = conformal_threshold(np.repeat(z, copies), np.ones(45, int), 0.8, np.ones(45), np.repeat(np.arange(9), copies))
+    again = conformal_threshold(
+        np.repeat(z, copies), np.ones(45, int), 0.8, np.ones(45), np.repeat(np.arange(9), copies)
+    )
     assert again == pytest.approx(0.8)
 
 
@@ -147,15 +190,21 @@ def test_sets_hold_later_images_of_a_patient_too():
         harder = np.tile([2.0, 0.7, 0.7], 300)
         logit = harder * (2 * target - 1) + rng.normal(size=900)
         part = np.where(np.arange(300) < 150, "tune", "test").repeat(3)
-        table = pd.DataFrame({"patient": np.arange(300).repeat(3), "target": target, "logit": logit, "part": part})
-        sets = evaluate(table, bootstrap=100, unit="image").to_dict()["arms"]["model"]["prediction_sets"]
+        table = pd.DataFrame(
+            {"patient": np.arange(300).repeat(3), "target": target, "logit": logit, "part": part}
+        )
+        sets = evaluate(table, bootstrap=100, unit="image").to_dict()["arms"]["model"][
+            "prediction_sets"
+        ]
         covered.append(sets["coverage"]["estimate"])
     assert np.mean(covered) == pytest.approx(0.905, abs=0.02)
 
 
 @pytest.mark.slow
 def test_prediction_sets_hold_the_truth_as_often_as_promised():
-    """Over cohorts, the mean coverage of either class is at least that asked for, and not much more."""
+    """Over cohorts, the mean coverage of either class is at least that asked for, and not much
+    more.
+    """
     import pandas as pd
 
     rng = np.random.default_rng(0)
@@ -164,8 +213,14 @@ def test_prediction_sets_hold_the_truth_as_often_as_promised():
         target = rng.integers(0, 2, 400)
         logit = 1.2 * (2 * target - 1) + 1.5 * rng.normal(size=400)
         part = np.where(np.arange(400) < 200, "tune", "test")
-        table = pd.DataFrame({"patient": range(400), "target": target, "logit": logit, "part": part})
-        sets = evaluate(table, bootstrap=100, coverage=0.8).to_dict()["arms"]["model"]["prediction_sets"]
-        assert sets["certain"]["estimate"] + sets["uncertain"]["estimate"] + sets["empty"]["estimate"] == pytest.approx(1)
+        table = pd.DataFrame(
+            {"patient": range(400), "target": target, "logit": logit, "part": part}
+        )
+        sets = evaluate(table, bootstrap=100, coverage=0.8).to_dict()["arms"]["model"][
+            "prediction_sets"
+        ]
+        assert sets["certain"]["estimate"] + sets["uncertain"]["estimate"] + sets["empty"][
+            "estimate"
+        ] == pytest.approx(1)
         found.append([sets[key]["estimate"] for key in ("coverage_positive", "coverage_negative")])
     assert np.mean(found, axis=0) == pytest.approx([0.805, 0.805], abs=0.025)

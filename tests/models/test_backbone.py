@@ -7,8 +7,8 @@ import pytest
 import timm
 import torch
 from medtransfer.errors import WeightsError
-from medtransfer.models.chain import Stage, mean_over_space
-from medtransfer.models.heads import LinearHead
+from medtransfer.models.chain.chain import Stage, mean_over_space
+from medtransfer.models.heads.linear import LinearHead
 
 # One of every family that must have an exact chain, the smallest, with the number of its stages.
 EXACT = {
@@ -41,7 +41,8 @@ EXACT = {
 }
 
 
-# Sides of the images that an architecture was built for; 518 pixels would take a minute. All others take any side.
+# Sides of the images that an architecture was built for; 518 pixels would take a minute. All others
+# take any side.
 FIXED = {
     "vit_tiny_patch16_224": 224,
     "deit_tiny_patch16_224": 224,
@@ -53,20 +54,36 @@ SIDE = 128
 
 
 # Of each kind of layout one.
-QUICK = {"resnet18", "tf_efficientnet_lite0", "convnext_atto", "vit_tiny_patch16_224", "monai_resnet10"}
+QUICK = {
+    "resnet18",
+    "tf_efficientnet_lite0",
+    "convnext_atto",
+    "vit_tiny_patch16_224",
+    "monai_resnet10",
+}
 
 
 # Each is built once, in one process.
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(name, marks=[pytest.mark.xdist_group(name), *([] if name in QUICK else [pytest.mark.slow])]) for name in EXACT],
+    params=[
+        pytest.param(
+            name,
+            marks=[pytest.mark.xdist_group(name), *([] if name in QUICK else [pytest.mark.slow])],
+        )
+        for name in EXACT
+    ],
 )
 def backbone(request):
     return mt.load_backbone(request.param, seed=3, size=FIXED.get(request.param, SIDE))
 
 
 def image(backbone, seed=1):
-    side = backbone.recipe.size if backbone.name == "crossvit_tiny_240" else FIXED.get(backbone.name, SIDE)
+    side = (
+        backbone.recipe.size
+        if backbone.name == "crossvit_tiny_240"
+        else FIXED.get(backbone.name, SIDE)
+    )
     space = (side, side) if backbone.ndim == 2 else (20, 48, 48)
     return torch.randn(2, 3, *space, generator=torch.Generator().manual_seed(seed))
 
@@ -90,7 +107,9 @@ def test_the_chain_is_the_network_bit_for_bit(backbone):
 
 
 def test_the_chain_is_the_network_in_training_too(backbone):
-    """Batch statistics are used and moved, random depths drawn, as in the network itself; and gradients are the same."""
+    """Batch statistics are used and moved, random depths drawn, as in the network itself; and
+    gradients are the same.
+    """
     x = image(backbone)
     found = []
     for way in ("chain", "network"):
@@ -103,7 +122,13 @@ def test_the_chain_is_the_network_in_training_too(backbone):
             out = pooled_by_the_network(twin, out) if "neck" in twin.names else out
         out.square().mean().backward()
         gradients = [None if p.grad is None else p.grad for p in twin.network.parameters()]
-        found.append((out.detach(), [g for g in gradients if g is not None], dict(twin.network.named_buffers())))
+        found.append(
+            (
+                out.detach(),
+                [g for g in gradients if g is not None],
+                dict(twin.network.named_buffers()),
+            )
+        )
         # Nothing in the network lies idle: what no stage runs was taken out.
         assert all(g is not None for g in gradients)
     assert torch.equal(found[0][0], found[1][0])
@@ -119,9 +144,12 @@ def test_prefix_and_suffix_at_every_cut_equal_the_whole(backbone):
     with torch.inference_mode():
         whole = backbone({"image": x}, backbone.names)
         assert list(whole) == backbone.names
-        # From each cut one stage on, which proves every suffix by induction; some suffixes as a whole too.
+        # From each cut one stage on, which proves every suffix by induction; some suffixes as a
+        # whole too.
         for cut, following in zip(backbone.names, backbone.names[1:], strict=False):
-            assert torch.equal(backbone({cut: whole[cut]}, [following])[following], whole[following])
+            assert torch.equal(
+                backbone({cut: whole[cut]}, [following])[following], whole[following]
+            )
         for cut in (backbone.names[0], backbone.names[len(backbone.names) // 2]):
             assert torch.equal(backbone({cut: whole[cut]}, [last])[last], whole[last])
 
@@ -143,7 +171,9 @@ def test_taps_have_the_stated_channels_and_reductions(backbone):
 
 
 def test_every_parameter_belongs_to_one_stage(backbone):
-    counted = sum(p.numel() for i in range(len(backbone.stages)) for p in backbone.stage_parameters(i))
+    counted = sum(
+        p.numel() for i in range(len(backbone.stages)) for p in backbone.stage_parameters(i)
+    )
     assert counted == sum(p.numel() for p in backbone.parameters())
 
 
@@ -157,7 +187,9 @@ def test_an_architecture_without_a_chain_becomes_one_stage():
         assert torch.equal(net({"image": x}, ["whole"])["whole"], net.network.forward_features(x))
     net.freeze(1)
     assert not any(p.requires_grad for p in net.parameters())
-    assert not any(m.training for m in net.train().network.modules() if list(m.parameters(recurse=False)))
+    assert not any(
+        m.training for m in net.train().network.modules() if list(m.parameters(recurse=False))
+    )
 
 
 def test_features_at_several_resolutions_are_pooled_as_in_training():
@@ -166,7 +198,9 @@ def test_features_at_several_resolutions_are_pooled_as_in_training():
     x = image(net)
     with torch.inference_mode():
         whole = net({"image": x}, ["whole"])["whole"]
-        assert torch.equal(whole, net.network.forward_head(net.network.forward_features(x), pre_logits=True))
+        assert torch.equal(
+            whole, net.network.forward_head(net.network.forward_features(x), pre_logits=True)
+        )
 
 
 def test_frozen_is_frozen_parameters_and_buffers():
@@ -181,8 +215,11 @@ def test_frozen_is_frozen_parameters_and_buffers():
         if name.startswith(f"{op}.")
     }
     assert len(frozen) > 50
-    # Weight decay and momentum move parameters without gradients too, if they are given to the optimiser.
-    optimiser = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=0.1, weight_decay=0.5)
+    # Weight decay and momentum move parameters without gradients too, if they are given to the
+    # optimiser.
+    optimiser = torch.optim.AdamW(
+        [p for p in net.parameters() if p.requires_grad], lr=0.1, weight_decay=0.5
+    )
     net.train()
     for _ in range(2):
         out = net({"image": torch.randn(4, 3, 64, 64)}, [net.names[-1]])[net.names[-1]]
@@ -190,7 +227,9 @@ def test_frozen_is_frozen_parameters_and_buffers():
         optimiser.step()
     after = net.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in frozen)
-    moved = [key for key in before if key not in frozen and not torch.equal(before[key], after[key])]
+    moved = [
+        key for key in before if key not in frozen and not torch.equal(before[key], after[key])
+    ]
     assert len(moved) == len(before) - len(frozen)
 
 
@@ -226,7 +265,9 @@ def test_a_copy_is_independent():
         twin.network.conv1.weight.zero_()
     x = torch.randn(1, 3, 64, 64)
     net.eval(), twin.eval()
-    assert not torch.equal(net({"image": x}, ["stem"])["stem"], twin({"image": x}, ["stem"])["stem"])
+    assert not torch.equal(
+        net({"image": x}, ["stem"])["stem"], twin({"image": x}, ["stem"])["stem"]
+    )
 
 
 def test_wrong_names_are_refused():
@@ -241,7 +282,9 @@ def test_wrong_names_are_refused():
 
 
 def test_random_weights_depend_on_the_seed_alone():
-    first, again, other = (mt.load_backbone("resnet18", seed=s).network.conv1.weight for s in (1, 1, 2))
+    first, again, other = (
+        mt.load_backbone("resnet18", seed=s).network.conv1.weight for s in (1, 1, 2)
+    )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     state = torch.get_rng_state()
@@ -280,7 +323,9 @@ def test_slices_run_through_the_chain_one_by_one():
             for name, tap in taps.items():
                 assert torch.allclose(tap[:, number], alone[name], atol=1e-5)
         # A cached prefix of slices is continued as a prefix of images is.
-        assert torch.equal(net({middle: taps[middle]}, [net.names[-1]])[net.names[-1]], taps[net.names[-1]])
+        assert torch.equal(
+            net({middle: taps[middle]}, [net.names[-1]])[net.names[-1]], taps[net.names[-1]]
+        )
 
 
 @pytest.mark.parametrize("pooling", ["attention", "mean", "max"])

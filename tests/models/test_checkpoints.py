@@ -1,4 +1,6 @@
-"""Files of weights as people have them: prefixes, wrappers, several networks, other endings, and damaged ones."""
+"""Files of weights as people have them: prefixes, wrappers, several networks, other endings, and
+damaged ones.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,9 @@ import timm
 import torch
 from checkpoint_mutants import checkpoint_mutants, originals, try_checkpoint
 from medtransfer.errors import WeightsError
-from medtransfer.models.files import read_tensors, split_network
-from medtransfer.models.heads import LinearHead
-from medtransfer.record import describe_backbone
+from medtransfer.models.heads.linear import LinearHead
+from medtransfer.models.weights.files import read_tensors, split_network
+from medtransfer.study.record import describe_backbone
 from medtransfer.training.checkpoint import save_weights
 
 from networks import SMALL
@@ -35,8 +37,11 @@ FC = ("fc.bias", "fc.weight")
 @pytest.fixture(autouse=True)
 def _unproved(monkeypatch):
     """Whether weights are trained ones is asked in test_weights.py; here they are random."""
-    monkeypatch.setattr("medtransfer.models.catalog.prove", lambda *_: {"passed": True, "sentence": "not looked at"})
-    monkeypatch.setattr("medtransfer.models.catalog._proofs", {})
+    monkeypatch.setattr(
+        "medtransfer.models.catalog.catalog.prove",
+        lambda *_: {"passed": True, "sentence": "not looked at"},
+    )
+    monkeypatch.setattr("medtransfer.models.catalog.catalog._proofs", {})
 
 
 def tensors_of(seed: int) -> dict[str, torch.Tensor]:
@@ -92,7 +97,11 @@ def test_prefixes_come_off_in_any_order_and_depth(tmp_path, prefix):
 
 def test_layers_around_a_layer_come_off_inside_the_names(tmp_path):
     """torch.compile of a part of the network, DataParallel around its features."""
-    around = {"layer1.": "layer1._orig_mod.", "layer2.0.": "layer2.0.module.", "layer3.": "layer3._fsdp_wrapped_module._orig_mod."}
+    around = {
+        "layer1.": "layer1._orig_mod.",
+        "layer2.0.": "layer2.0.module.",
+        "layer3.": "layer3._fsdp_wrapped_module._orig_mod.",
+    }
     tensors = dict(A)
     for plain, wrapped in around.items():
         tensors = {key.replace(plain, wrapped): value for key, value in tensors.items()}
@@ -102,17 +111,24 @@ def test_layers_around_a_layer_come_off_inside_the_names(tmp_path):
 
 
 def test_a_prefix_on_some_names_alone(tmp_path):
-    mixed = {(f"module.{key}" if key.startswith("layer") else key): value for key, value in A.items()}
+    mixed = {
+        (f"module.{key}" if key.startswith("layer") else key): value for key, value in A.items()
+    }
     assert_holds(load(saved(mixed, tmp_path / "w.pth")), A)
 
 
 def test_two_tensors_of_one_name_are_a_fault(tmp_path):
     key = "conv1.0.weight"
     twice = {**behind("module.", A), key: B[key]}
-    with pytest.raises(WeightsError, match=rf"{key}: is in the file twice, as module\.{key} and {key}, with different numbers"):
+    with pytest.raises(
+        WeightsError,
+        match=rf"{key}: is in the file twice, as module\.{key} and {key}, with different numbers",
+    ):
         load(saved(twice, tmp_path / "w.pth"))
     # The same numbers: nothing is lost. In classifiers: neither is needed, and both are listed.
-    assert_holds(load(saved({**behind("module.", A), key: A[key].clone()}, tmp_path / "same.pth")), A)
+    assert_holds(
+        load(saved({**behind("module.", A), key: A[key].clone()}, tmp_path / "same.pth")), A
+    )
     net = load(saved({**behind("module.", A), "fc.weight": B["fc.weight"]}, tmp_path / "head.pth"))
     assert_holds(net, A)
     assert net.weights.unused == (*FC, "module.fc.weight")
@@ -135,8 +151,28 @@ TRAINING = {
 @pytest.mark.parametrize(
     "wrapper",
     [
-        *("state_dict", "model_state_dict", "model", "network", "net", "model_ema", "ema", "state_dict_ema", "ema_state_dict", "teacher"),
-        *("student", "params", "params_ema", "weights", "backbone", "encoder", "generator", "anything"),
+        *(
+            "state_dict",
+            "model_state_dict",
+            "model",
+            "network",
+            "net",
+            "model_ema",
+            "ema",
+            "state_dict_ema",
+            "ema_state_dict",
+            "teacher",
+        ),
+        *(
+            "student",
+            "params",
+            "params_ema",
+            "weights",
+            "backbone",
+            "encoder",
+            "generator",
+            "anything",
+        ),
     ],
 )
 def test_a_wrapper_of_any_name_is_opened(tmp_path, wrapper):
@@ -147,24 +183,40 @@ def test_a_wrapper_of_any_name_is_opened(tmp_path, wrapper):
 
 
 def test_wrappers_nest_to_any_depth_and_may_hold_themselves(tmp_path):
-    content: dict[str, object] = {"checkpoint": {"ema": {"module": {"state_dict": behind("model.", A), "decay": 0.9}}, **TRAINING}}
+    content: dict[str, object] = {
+        "checkpoint": {
+            "ema": {"module": {"state_dict": behind("model.", A), "decay": 0.9}},
+            **TRAINING,
+        }
+    }
     content["again"] = content
     assert_holds(load(saved(content, tmp_path / "w.pth")), A)
 
 
 def test_a_head_beside_the_one_network_is_part_of_it(tmp_path):
-    net = load(saved({"backbone": A, "classifier": {"weight": torch.ones(2, 3), "bias": torch.ones(2)}}, tmp_path / "w.pth"))
+    net = load(
+        saved(
+            {"backbone": A, "classifier": {"weight": torch.ones(2, 3), "bias": torch.ones(2)}},
+            tmp_path / "w.pth",
+        )
+    )
     assert_holds(net, A)
     assert net.weights.unused == ("classifier.bias", "classifier.weight", *FC)
 
 
 def test_a_network_that_is_named_like_a_head_is_none(tmp_path):
-    with pytest.raises(WeightsError, match=r"holds 2 networks: features \(92 tensors\), classifier \(92 tensors\)"):
+    with pytest.raises(
+        WeightsError, match=r"holds 2 networks: features \(92 tensors\), classifier \(92 tensors\)"
+    ):
         load(saved({"features": A, "classifier": B}, tmp_path / "w.pth"))
 
 
 def test_what_is_no_tensor_in_a_state_dict_is_left_out_and_listed(tmp_path):
-    net = load(saved({**A, "epoch": 3, "name": "x", "nothing": None, "options": {"a": 1}}, tmp_path / "w.pth"))
+    net = load(
+        saved(
+            {**A, "epoch": 3, "name": "x", "nothing": None, "options": {"a": 1}}, tmp_path / "w.pth"
+        )
+    )
     assert_holds(net, A)
     assert net.weights.unused == ("epoch", *FC, "name", "nothing", "options")
 
@@ -181,13 +233,19 @@ def test_what_is_no_tensor_in_a_state_dict_is_left_out_and_listed(tmp_path):
     ],
 )
 def test_what_a_file_without_networks_holds_is_said(tmp_path, content, what):
-    with pytest.raises(WeightsError, match=rf"not a plain state_dict of tensors, but {what}\. Save .*torch\.save\(model\.state_dict\(\)"):
+    with pytest.raises(
+        WeightsError,
+        match=rf"not a plain state_dict of tensors, but {what}\. Save "
+        r".*torch\.save\(model\.state_dict\(\)",
+    ):
         load(saved(content, tmp_path / "w.pth"))
 
 
 def test_a_whole_model_is_refused(tmp_path):
     with pytest.raises(
-        WeightsError, match=r"of the class torch.nn.modules.linear.Linear, and is refused.*torch\.save\(model\.state_dict\(\)"
+        WeightsError,
+        match=r"of the class torch.nn.modules.linear.Linear, and is "
+        r"refused.*torch\.save\(model\.state_dict\(\)",
     ):
         load(saved(torch.nn.Linear(2, 2), tmp_path / "w.pth"))
     (tmp_path / "plain.pkl").write_bytes(pickle.dumps({"a": 1}))
@@ -199,15 +257,30 @@ def test_a_whole_model_is_refused(tmp_path):
 
 SEVERAL = {
     "timm": ({"state_dict": A, "state_dict_ema": B, **TRAINING}, ("state_dict", "state_dict_ema")),
-    "dino": ({"student": behind("module.backbone.", A), "teacher": behind("backbone.", B), **TRAINING}, ("student", "teacher")),
-    "flat": ({**behind("student.", A), **behind("teacher.", B)}, ("student", "teacher")),
-    "flat behind prefixes": (
-        {"state_dict": {**behind("module.student.backbone.", A), **behind("module.teacher.backbone.", B), "module.center": torch.ones(1)}},
+    "dino": (
+        {"student": behind("module.backbone.", A), "teacher": behind("backbone.", B), **TRAINING},
         ("student", "teacher"),
     ),
-    "wrapped twice": ({"model": {"state_dict": A}, "model_ema": {"state_dict": B}}, ("model", "model_ema")),
+    "flat": ({**behind("student.", A), **behind("teacher.", B)}, ("student", "teacher")),
+    "flat behind prefixes": (
+        {
+            "state_dict": {
+                **behind("module.student.backbone.", A),
+                **behind("module.teacher.backbone.", B),
+                "module.center": torch.ones(1),
+            }
+        },
+        ("student", "teacher"),
+    ),
+    "wrapped twice": (
+        {"model": {"state_dict": A}, "model_ema": {"state_dict": B}},
+        ("model", "model_ema"),
+    ),
     "averaged": ({**behind("net.", A), **behind("net_ema.", B)}, ("net", "net_ema")),
-    "momentum": ({**behind("backbone.", A), **behind("momentum_backbone.", B)}, ("backbone", "momentum_backbone")),
+    "momentum": (
+        {**behind("backbone.", A), **behind("momentum_backbone.", B)},
+        ("backbone", "momentum_backbone"),
+    ),
     "of any name": ({**behind("left.", A), **behind("right.", B)}, ("left", "right")),
     "counted": ({**behind("models.0.", A), **behind("models.1.", B)}, ("models.0", "models.1")),
     "one without a name": ({**behind("copy.", A), **B}, ("copy", "top")),
@@ -218,21 +291,28 @@ SEVERAL = {
 def test_of_several_networks_one_is_asked_for_and_never_chosen(tmp_path, kind):
     content, names = SEVERAL[kind]
     path = saved(content, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"holds 2 networks: .*Name the one to use, such as weights: file:.*w\.pth#") as caught:
+    with pytest.raises(
+        WeightsError,
+        match=r"holds 2 networks: .*Name the one to use, such as weights: file:.*w\.pth#",
+    ) as caught:
         load(path)
     for name, tensors in zip(names, (A, B), strict=True):
         assert f"{name} (92 tensors)" in str(caught.value)
         net = load(path, f"#{name}")
         assert_holds(net, tensors)
         assert net.weights.source == f"file:w.pth#{name}"
-        assert name == "top" or any(f"network {name} taken" in change for change in net.weights.changes)
+        assert name == "top" or any(
+            f"network {name} taken" in change for change in net.weights.changes
+        )
 
 
 def test_networks_of_different_architectures_are_told_apart(tmp_path):
     """Only one of them fits, and still nobody has said that it is the one that is meant."""
     other = timm.create_model("test_vit").state_dict()
     path = saved({"teacher": other, "student": A}, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=rf"teacher \({len(other)} tensors\), student \(92 tensors\)"):
+    with pytest.raises(
+        WeightsError, match=rf"teacher \({len(other)} tensors\), student \(92 tensors\)"
+    ):
         load(path)
     assert_holds(load(path, "#student"), A)
     with pytest.raises(WeightsError, match="cannot be filled; nothing was loaded"):
@@ -241,11 +321,19 @@ def test_networks_of_different_architectures_are_told_apart(tmp_path):
 
 def test_a_network_that_is_not_in_the_file(tmp_path):
     path = saved({"student": A, "teacher": B}, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"holds no network 'tutor'\. It holds student \(92 tensors\), teacher \(92 tensors\)"):
+    with pytest.raises(
+        WeightsError,
+        match=r"holds no network 'tutor'\. It holds student \(92 tensors\), teacher \(92 tensors\)",
+    ):
         load(path, "#tutor")
-    with pytest.raises(WeightsError, match="holds no network 'tutor', but one without a name. Leave #tutor out"):
+    with pytest.raises(
+        WeightsError, match="holds no network 'tutor', but one without a name. Leave #tutor out"
+    ):
         load(saved(A, tmp_path / "one.pth"), "#tutor")
-    deep = saved({"a": {"student": A, "teacher": B}, "b": {"student": B, "teacher": A}}, tmp_path / "deep.pth")
+    deep = saved(
+        {"a": {"student": A, "teacher": B}, "b": {"student": B, "teacher": A}},
+        tmp_path / "deep.pth",
+    )
     with pytest.raises(WeightsError, match="holds several networks 'student'"):
         load(deep, "#student")
     assert_holds(load(deep, "#b.student"), B)
@@ -263,7 +351,11 @@ def test_networks_of_the_same_numbers_are_one(tmp_path):
 
 
 def test_mocos_encoder_of_queries_is_the_published_one(tmp_path):
-    content = {**behind("module.encoder_q.", A), **behind("module.encoder_k.", B), "module.queue": torch.ones(2, 2)}
+    content = {
+        **behind("module.encoder_q.", A),
+        **behind("module.encoder_k.", B),
+        "module.queue": torch.ones(2, 2),
+    }
     path = saved({"state_dict": content, **TRAINING}, tmp_path / "w.pth.tar")
     net = load(path)
     assert_holds(net, A)
@@ -276,7 +368,8 @@ def test_networks_of_one_file_are_proved_apart(tmp_path, monkeypatch):
     """They share the file's digest."""
     path = saved({"student": A, "teacher": B}, tmp_path / "w.pth")
     monkeypatch.setattr(
-        "medtransfer.models.catalog.prove", lambda net, *_: {"first": float(next(net.network.parameters()).detach().flatten()[0])}
+        "medtransfer.models.catalog.catalog.prove",
+        lambda net, *_: {"first": float(next(net.network.parameters()).detach().flatten()[0])},
     )
     assert load(path, "#student").weights.proof != load(path, "#teacher").weights.proof
 
@@ -304,7 +397,9 @@ def file_of(kind: str) -> bytes:
     return stream.getvalue()
 
 
-@pytest.mark.parametrize("ending", [".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".h5", ".pth.tar", ".model", ""])
+@pytest.mark.parametrize(
+    "ending", [".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".h5", ".pth.tar", ".model", ""]
+)
 @pytest.mark.parametrize("kind", ["safetensors", "torch", "older torch"])
 def test_files_are_told_by_their_first_bytes(tmp_path, kind, ending):
     path = tmp_path / f"w{ending}"
@@ -320,7 +415,14 @@ def zipped(files: dict[str, bytes]) -> bytes:
     return stream.getvalue()
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, lzma.compress, lambda data: zipped({"README.md": b"text", "folder/w.pth": data})])
+@pytest.mark.parametrize(
+    "pack",
+    [
+        gzip.compress,
+        lzma.compress,
+        lambda data: zipped({"README.md": b"text", "folder/w.pth": data}),
+    ],
+)
 @pytest.mark.parametrize("kind", ["safetensors", "torch"])
 def test_packed_files_are_read(tmp_path, kind, pack):
     for name in ("w.pth", "w.zip"):
@@ -330,7 +432,10 @@ def test_packed_files_are_read(tmp_path, kind, pack):
 
 def test_archives_that_cannot_be_read_say_why(tmp_path):
     contents = {
-        "two.zip": (zipped({"a.pth": b"1", "b.pth": b"2"}), r"a zip with 2 files of weights \(a.pth, b.pth\)"),
+        "two.zip": (
+            zipped({"a.pth": b"1", "b.pth": b"2"}),
+            r"a zip with 2 files of weights \(a.pth, b.pth\)",
+        ),
         "none.zip": (zipped({"a.txt": b"1", "b.txt": b"2"}), "a zip with no file of weights"),
         "growing.pth": (gzip.compress(bytes(30_000_000)), "unpacks to more than 20 times its size"),
         "cut.pth": (gzip.compress(file_of("torch"))[:-5000], "its archive is damaged"),
@@ -349,15 +454,17 @@ def test_keras_files_under_other_names(tmp_path):
     assert read_tensors(other)["conv/kernel"].shape == (3, 3, 3, 8)
     with pytest.raises(WeightsError, match="Keras files are read as RadImageNet's"):
         load(other)
-    with h5py.File(tmp_path / "huge.h5", "w") as file:  # never written, and so of no size in the file
+    with h5py.File(
+        tmp_path / "huge.h5", "w"
+    ) as file:  # never written, and so of no size in the file
         file.create_dataset("conv/conv/kernel:0", shape=(10**5, 10**6), dtype="f4", chunks=(10, 10))
-    with pytest.raises(WeightsError, match="claims 400000000000 bytes, more than the file has room for"):
+    with pytest.raises(
+        WeightsError, match="claims 400000000000 bytes, more than the file has room for"
+    ):
         read_tensors(tmp_path / "huge.h5")
 
 
-LFS = (
-    b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
-)
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"  # noqa: E501
 
 
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors", "w.h5", "w.bin"])
@@ -365,8 +472,14 @@ LFS = (
     ("content", "message"),
     [
         (LFS, "a pointer of Git LFS.*Run `git lfs pull`"),
-        (b"<!DOCTYPE html><html>Quota exceeded", "a web page that was saved in place of the file.*Download it again"),
-        (b"\n <html lang='de'>", "a web page that was saved in place of the file.*Download it again"),
+        (
+            b"<!DOCTYPE html><html>Quota exceeded",
+            "a web page that was saved in place of the file.*Download it again",
+        ),
+        (
+            b"\n <html lang='de'>",
+            "a web page that was saved in place of the file.*Download it again",
+        ),
         (b"", "it is empty.*Download it again"),
         (b"\x93NUMPY\x01\x00", "an array of NumPy"),
         (b"Rar!\x1a\x07", "a packed file.*Unpack it"),
@@ -385,7 +498,10 @@ def test_what_was_saved_in_place_of_a_file_with_a_digest_in_its_name(tmp_path):
 
 
 def test_a_cut_file_says_so(tmp_path):
-    for kind, message in (("safetensors", "1000 bytes are missing at its end"), ("torch", "bytes are missing at its end")):
+    for kind, message in (
+        ("safetensors", "1000 bytes are missing at its end"),
+        ("torch", "bytes are missing at its end"),
+    ):
         (tmp_path / "w.pth").write_bytes(file_of(kind)[:-1000])
         with pytest.raises(WeightsError, match=rf"{message}\)\. Download it again"):
             load(tmp_path / "w.pth")
@@ -394,7 +510,12 @@ def test_a_cut_file_says_so(tmp_path):
 def test_a_model_trained_here_is_known_under_any_name(tmp_path):
     """Else its images could be tested with it."""
     net = load(saved(A, tmp_path / "w.pth"))
-    save_weights(tmp_path / "weights.safetensors", net, LinearHead(net.stages[-1], 1), {**describe_backbone(net), "tap": "x"})
+    save_weights(
+        tmp_path / "weights.safetensors",
+        net,
+        LinearHead(net.stages[-1], 1),
+        {**describe_backbone(net), "tap": "x"},
+    )
     data = (tmp_path / "weights.safetensors").read_bytes()
     for name, content in (("renamed.pth", data), ("packed.gz", gzip.compress(data))):
         (tmp_path / name).write_bytes(content)
@@ -416,7 +537,10 @@ def test_floating_point_is_converted(tmp_path, kind):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda v: torch.quantize_per_tensor(v, 0.1, 0, torch.qint8), "quantised numbers of the kind torch.qint8"),
+        (
+            lambda v: torch.quantize_per_tensor(v, 0.1, 0, torch.qint8),
+            "quantised numbers of the kind torch.qint8",
+        ),
         (lambda v: v.to_sparse(), r"a sparse tensor \(torch.sparse_coo"),
         (lambda v: v.to(torch.complex64), "numbers of the kind torch.complex64"),
         (lambda v: v.to(torch.int32), "numbers of the kind torch.int32"),
@@ -428,13 +552,21 @@ def test_floating_point_is_converted(tmp_path, kind):
 def test_other_numbers_are_named(tmp_path, change, message):
     key = "conv1.0.weight"
     path = saved(behind("module.", {**A, key: change(A[key])}), tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=rf"{key}: {message}.* in the file, torch.float32 in the network"):
+    with pytest.raises(
+        WeightsError, match=rf"{key}: {message}.* in the file, torch.float32 in the network"
+    ):
         load(path)
 
 
 def test_tied_and_strided_tensors_are_read(tmp_path):
-    tensors = {key: value.transpose(0, 1).contiguous().transpose(0, 1) if value.ndim > 1 else value for key, value in A.items()}
-    tensors |= {"tied.weight": tensors["conv1.0.weight"], "bn1.weight": torch.ones(1).expand(A["bn1.weight"].shape)}
+    tensors = {
+        key: value.transpose(0, 1).contiguous().transpose(0, 1) if value.ndim > 1 else value
+        for key, value in A.items()
+    }
+    tensors |= {
+        "tied.weight": tensors["conv1.0.weight"],
+        "bn1.weight": torch.ones(1).expand(A["bn1.weight"].shape),
+    }
     net = load(saved(tensors, tmp_path / "w.pth"))
     assert_holds(net, tensors)
     assert net.weights.unused == (*FC, "tied.weight")
@@ -444,7 +576,9 @@ def test_tied_and_strided_tensors_are_read(tmp_path):
 
 
 def claimed(seen: int) -> bytes:
-    """A torch file whose list of tensors says that a storage has `seen` more elements than it has."""
+    """A torch file whose list of tensors says that a storage has `seen` more elements than it
+    has.
+    """
     stream, target = io.BytesIO(), io.BytesIO()
     torch.save({"conv1.0.weight": torch.arange(200.0)}, stream)
     with zipfile.ZipFile(stream) as old, zipfile.ZipFile(target, "w") as new:
@@ -461,7 +595,10 @@ def claimed(seen: int) -> bytes:
 def test_a_storage_smaller_than_its_tensor_is_refused(tmp_path, seen):
     """torch takes the number on trust and reads what lies behind in memory."""
     (tmp_path / "w.pth").write_bytes(claimed(seen))
-    with pytest.raises(WeightsError, match=rf"the storage 0 would take {4 * (200 + seen)} bytes, and the file has room for 800"):
+    with pytest.raises(
+        WeightsError,
+        match=rf"the storage 0 would take {4 * (200 + seen)} bytes, and the file has room for 800",
+    ):
         read_tensors(tmp_path / "w.pth")
     (tmp_path / "w.pth").write_bytes(claimed(0))
     assert torch.equal(read_tensors(tmp_path / "w.pth")["conv1.0.weight"], torch.arange(200.0))
@@ -475,8 +612,14 @@ def repeated(times: int) -> dict[str, torch.Tensor]:
     ("content", "message"),
     [
         ({**A, "more": torch.zeros(1).expand(10**12)}, "more would take 4000000000000 bytes"),
-        ({**A, "conv1.0.weight": torch.zeros(1).expand(10**7, 10**5)}, "conv1.0.weight would take 4000000000000 bytes"),
-        ({"a": torch.zeros(20_000).as_strided((9_999, 9_999), (1, 1))}, "a would take 399920004 bytes"),
+        (
+            {**A, "conv1.0.weight": torch.zeros(1).expand(10**7, 10**5)},
+            "conv1.0.weight would take 4000000000000 bytes",
+        ),
+        (
+            {"a": torch.zeros(20_000).as_strided((9_999, 9_999), (1, 1))},
+            "a would take 399920004 bytes",
+        ),
         (repeated(40), "would take .* bytes, and the file has room for"),
     ],
 )
@@ -485,7 +628,9 @@ def test_tensors_that_repeat_their_numbers_take_no_memory(tmp_path, content, mes
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(WeightsError, match=message):
         load(path)
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * (1 if sys.platform == "darwin" else 1024)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * (
+        1 if sys.platform == "darwin" else 1024
+    )
     assert grown < 200_000_000
 
 
@@ -498,7 +643,10 @@ def test_headers_that_claim_more_than_the_file_has(tmp_path):
     with pytest.raises(WeightsError, match="not a readable weights file"):
         load(tmp_path / "w.safetensors")
     packed = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(file_of("torch"))) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+    with (
+        zipfile.ZipFile(io.BytesIO(file_of("torch"))) as old,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new,
+    ):
         for name in old.namelist():
             new.writestr(name, bytes(10**8) if name.endswith("data/0") else old.read(name))
     (tmp_path / "packed.pth").write_bytes(packed.getvalue())
@@ -523,5 +671,8 @@ def test_damaged_checkpoints_give_the_files_numbers_or_an_error_that_names_them(
         faults += [f"{change}: {fault}"] if fault else []
         path.unlink()
     assert not faults, "\n".join(faults)
-    first, again = ([path.read_bytes() for path, _ in checkpoint_mutants(seed=2, count=9, folder=tmp_path)] for _ in range(2))
+    first, again = (
+        [path.read_bytes() for path, _ in checkpoint_mutants(seed=2, count=9, folder=tmp_path)]
+        for _ in range(2)
+    )
     assert first == again

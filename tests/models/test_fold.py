@@ -3,7 +3,7 @@ from __future__ import annotations
 import medtransfer as mt
 import pytest
 import torch
-from medtransfer.models.fold import fold_norms
+from medtransfer.models.chain.fold import fold_norms
 from torch import nn
 
 NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
@@ -28,7 +28,11 @@ def settled(name, size):
         ("resnet18", (3, 64, 64), 0),
         ("tf_efficientnet_lite0", (3, 64, 64), 0),
         ("monai_resnet10", (3, 16, 32, 32), 0),
-        ("densenet121", (3, 64, 64), 62),  # its norms come before the convolutions, but for the second in every layer
+        (
+            "densenet121",
+            (3, 64, 64),
+            62,
+        ),  # its norms come before the convolutions, but for the second in every layer
         ("vit_tiny_patch16_224", (3, 64, 64), 0),
     ],
 )
@@ -55,7 +59,7 @@ def test_only_the_stages_asked_for_are_folded():
 
 
 def test_a_network_that_would_not_be_the_same_is_left_alone(monkeypatch):
-    from medtransfer.models import fold
+    from medtransfer.models.chain import fold
 
     net = settled("resnet18", 64)
     monkeypatch.setattr(fold, "_TOLERANCE", 1e-12)

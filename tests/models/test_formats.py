@@ -1,4 +1,6 @@
-"""Published formats, written from random weights: what is loaded must compute what the publisher's network computes."""
+"""Published formats, written from random weights: what is loaded must compute what the publisher's
+network computes.
+"""
 
 from __future__ import annotations
 
@@ -14,27 +16,43 @@ import pytest
 import torch
 import torchvision
 from medtransfer.errors import WeightsError
-from medtransfer.models.heads import LinearHead
-from medtransfer.record import describe_backbone
+from medtransfer.models.heads.linear import LinearHead
+from medtransfer.study.record import describe_backbone
 from medtransfer.training.checkpoint import save_weights
 from torch import nn
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("formats")]  # they share networks and Keras files
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("formats"),
+]  # they share networks and Keras files
 
 
 @pytest.fixture(autouse=True)
 def _unproved(monkeypatch):
-    """Whether weights are trained ones is asked in test_weights.py; here they are random, and looking takes longer than loading."""
-    monkeypatch.setattr("medtransfer.models.catalog.prove", lambda *_: {"passed": True, "sentence": "not looked at"})
-    monkeypatch.setattr("medtransfer.models.catalog._proofs", {})  # and nobody else is told so
+    """Whether weights are trained ones is asked in test_weights.py; here they are random, and
+    looking takes longer than loading.
+    """
+    monkeypatch.setattr(
+        "medtransfer.models.catalog.catalog.prove",
+        lambda *_: {"passed": True, "sentence": "not looked at"},
+    )
+    monkeypatch.setattr(
+        "medtransfer.models.catalog.catalog._proofs", {}
+    )  # and nobody else is told so
 
 
 def randomised(network: nn.Module) -> nn.Module:
-    """Statistics and scales of every norm away from 1 and 0, so that a wrong place or epsilon shows."""
+    """Statistics and scales of every norm away from 1 and 0, so that a wrong place or epsilon
+    shows.
+    """
     generator = torch.Generator().manual_seed(3)
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            for value, low, high in ((module.weight, 0.5, 1.5), (module.bias, -0.2, 0.2), (module.running_mean, -0.2, 0.2)):
+            for value, low, high in (
+                (module.weight, 0.5, 1.5),
+                (module.bias, -0.2, 0.2),
+                (module.running_mean, -0.2, 0.2),
+            ):
                 value.data.uniform_(low, high, generator=generator)
             module.running_var.data.uniform_(0.5, 1.5, generator=generator)
     return network.eval()
@@ -56,7 +74,9 @@ def trunk_of(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return network.features(x)
     if isinstance(network, torchvision.models.SwinTransformer):
         return network.norm(network.features(x))
-    handle = network.avgpool.register_forward_pre_hook(lambda _, args: found.setdefault("x", args[0]))
+    handle = network.avgpool.register_forward_pre_hook(
+        lambda _, args: found.setdefault("x", args[0])
+    )
     network(x)
     handle.remove()
     return found["x"]
@@ -82,10 +102,15 @@ def test_torchvision_files_compute_what_torchvision_computes(tmp_path, theirs):
     network = build(theirs)
     tensors = {f"module.{key}": value for key, value in network.state_dict().items()}
     if theirs == "densenet121":  # as published
-        tensors = {k.replace("norm1.", "norm.1.").replace("conv2.", "conv.2."): v for k, v in tensors.items()}
+        tensors = {
+            k.replace("norm1.", "norm.1.").replace("conv2.", "conv.2."): v
+            for k, v in tensors.items()
+        }
     torch.save({"state_dict": tensors}, tmp_path / "w.pth")
     side = {"inception_v3": 139, "swin_t": 224, "swin_v2_t": 256}.get(theirs, 96)
-    ours = mt.load_backbone(TORCHVISION[theirs], weights=f"file:{tmp_path / 'w.pth'}", size=side).eval()
+    ours = mt.load_backbone(
+        TORCHVISION[theirs], weights=f"file:{tmp_path / 'w.pth'}", size=side
+    ).eval()
     x = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(2))
     last = [name for name in ours.names if name != "neck"][-1]
     with torch.inference_mode():
@@ -95,7 +120,10 @@ def test_torchvision_files_compute_what_torchvision_computes(tmp_path, theirs):
     assert any("classifier" in key or "fc" in key or "head" in key for key in ours.weights.unused)
 
 
-@pytest.mark.parametrize(("theirs", "ours"), [("swin_t", "swin_tiny_patch4_window7_224"), ("swin_v2_t", "swinv2_tiny_window8_256")])
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [("swin_t", "swin_tiny_patch4_window7_224"), ("swin_v2_t", "swinv2_tiny_window8_256")],
+)
 def test_torchvisions_swin_at_another_size(tmp_path, theirs, ours):
     torch.save(build(theirs).state_dict(), tmp_path / "w.pth")
     net = mt.load_backbone(ours, weights=f"file:{tmp_path / 'w.pth'}", size=128)
@@ -105,19 +133,35 @@ def test_torchvisions_swin_at_another_size(tmp_path, theirs, ours):
 def test_mobilenets_of_other_widths_and_older_names(tmp_path):
     """Activations were once counted among the layers of a block: `conv.3` for `conv.1.0`."""
     network = randomised(torchvision.models.mobilenet_v2(weights=None, width_mult=0.5))
-    older = {"conv.0.0": "conv.0", "conv.0.1": "conv.1", "conv.1.0": "conv.3", "conv.1.1": "conv.4", "conv.2": "conv.6", "conv.3": "conv.7"}
+    older = {
+        "conv.0.0": "conv.0",
+        "conv.0.1": "conv.1",
+        "conv.1.0": "conv.3",
+        "conv.1.1": "conv.4",
+        "conv.2": "conv.6",
+        "conv.3": "conv.7",
+    }
     first = {"conv.0.0": "conv.0", "conv.0.1": "conv.1", "conv.1": "conv.3", "conv.2": "conv.4"}
     tensors = {}
     for key, value in network.state_dict().items():
         names = first if key.startswith("features.1.") else older
-        head, layer, tail = key.partition(".conv.")[0], ".".join(key.split(".")[2:-1]), key.rpartition(".")[2]
+        head, layer, tail = (
+            key.partition(".conv.")[0],
+            ".".join(key.split(".")[2:-1]),
+            key.rpartition(".")[2],
+        )
         tensors[f"{head}.{names[layer]}.{tail}" if layer in names else key] = value
     for number, content in enumerate((network.state_dict(), tensors)):
         torch.save(content, tmp_path / f"{number}.pth")
-        ours = mt.load_backbone("mobilenetv2_050", weights=f"file:{tmp_path / f'{number}.pth'}").eval()
+        ours = mt.load_backbone(
+            "mobilenetv2_050", weights=f"file:{tmp_path / f'{number}.pth'}"
+        ).eval()
         x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(2))
         with torch.inference_mode():
-            expected, found = network.features(x), ours({"image": x}, [ours.names[-1]])[ours.names[-1]]
+            expected, found = (
+                network.features(x),
+                ours({"image": x}, [ours.names[-1]])[ours.names[-1]],
+            )
         assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
     with pytest.raises(WeightsError, match="of mobilenetv2_100 cannot be filled"):
         mt.load_backbone("mobilenetv2_100", weights=f"file:{tmp_path / '0.pth'}")
@@ -125,25 +169,38 @@ def test_mobilenets_of_other_widths_and_older_names(tmp_path):
 
 def test_torchvisions_padding_is_not_tensorflows(tmp_path):
     torch.save(build("efficientnet_b0").state_dict(), tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match="pads evenly; tf_efficientnet_b0 pads as TensorFlow does. Use efficientnet_b0"):
+    with pytest.raises(
+        WeightsError,
+        match="pads evenly; tf_efficientnet_b0 pads as TensorFlow does. Use efficientnet_b0",
+    ):
         mt.load_backbone("tf_efficientnet_b0", weights=f"file:{tmp_path / 'w.pth'}")
 
 
 # RadImageNet: a plain state_dict of nn.Sequential(*children) under "backbone.".
 
 
-def radimagenet_tensors(name: str, numbering: str = "with pools") -> tuple[nn.Module, dict[str, torch.Tensor]]:
-    network = build({"resnet50": "resnet50", "densenet121": "densenet121", "inception_v3": "inception_v3"}[name])
+def radimagenet_tensors(
+    name: str, numbering: str = "with pools"
+) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    network = build(
+        {"resnet50": "resnet50", "densenet121": "densenet121", "inception_v3": "inception_v3"}[name]
+    )
     children = list(network.children())
     if name == "inception_v3":
-        children = [c for c in children if type(c).__name__ not in {"AdaptiveAvgPool2d", "Dropout", "Linear"}]
+        children = [
+            c
+            for c in children
+            if type(c).__name__ not in {"AdaptiveAvgPool2d", "Dropout", "Linear"}
+        ]
         if numbering == "without pools":
             children = [c for c in children if not isinstance(c, nn.MaxPool2d)]
         if numbering != "with auxiliary":
             children = [c for c in children if type(c).__name__ != "InceptionAux"]
     else:
         children = children[:-2] if name == "resnet50" else children[:-1]
-    return network, {f"backbone.{key}": value for key, value in nn.Sequential(*children).state_dict().items()}
+    return network, {
+        f"backbone.{key}": value for key, value in nn.Sequential(*children).state_dict().items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -162,8 +219,14 @@ def test_radimagenet_round_trip(tmp_path, monkeypatch, name, numbering, counted)
     if name == "resnet50" and counted:
         assert len(tensors) == 318
     if not counted:  # num_batches_tracked is not in every file
-        tensors = {key: value for key, value in tensors.items() if not key.endswith("num_batches_tracked")}
-    file = {"resnet50": "ResNet50.pt", "densenet121": "DenseNet121.pt", "inception_v3": "InceptionV3.pt"}[name]
+        tensors = {
+            key: value for key, value in tensors.items() if not key.endswith("num_batches_tracked")
+        }
+    file = {
+        "resnet50": "ResNet50.pt",
+        "densenet121": "DenseNet121.pt",
+        "inception_v3": "InceptionV3.pt",
+    }[name]
     torch.save(tensors, tmp_path / file)
     ours = mt.load_backbone(name, weights=f"radimagenet:{tmp_path / file}", size=139).eval()
     assert ours.recipe.mean == ours.recipe.std == (0.5, 0.5, 0.5)
@@ -188,11 +251,19 @@ def test_radimagenet_into_the_wrong_network_is_refused(tmp_path):
     _, tensors = radimagenet_tensors("resnet50")
     torch.save(tensors, tmp_path / "ResNet50.pt")
     for name in ("densenet121", "inception_v3"):
-        with pytest.raises(WeightsError, match=rf"of {name} cannot be filled; nothing was loaded(.|\n)*Check that it belongs"):
+        with pytest.raises(
+            WeightsError,
+            match=rf"of {name} cannot be filled; nothing was loaded(.|\n)*Check that it belongs",
+        ):
             mt.load_backbone(name, weights=f"radimagenet:{tmp_path / 'ResNet50.pt'}")
-    with pytest.raises(WeightsError, match="RadImageNet is published for resnet50, densenet121, inception_v3, not for resnet18"):
+    with pytest.raises(
+        WeightsError,
+        match="RadImageNet is published for resnet50, densenet121, inception_v3, not for resnet18",
+    ):
         mt.load_backbone("resnet18", weights="radimagenet")
-    with pytest.raises(WeightsError, match=r"terms of the RadImageNet project \(doi:10.1148/ryai.210315\)"):
+    with pytest.raises(
+        WeightsError, match=r"terms of the RadImageNet project \(doi:10.1148/ryai.210315\)"
+    ):
         mt.load_backbone("resnet50", weights="radimagenet")
 
 
@@ -203,8 +274,18 @@ def partial_inception(tensors):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("resnet50", lambda t: {k.replace("backbone.5.", "backbone.15."): v for k, v in t.items()}, "layer2.0.bn1.bias: missing"),
-        ("resnet50", lambda t: {k: v * float("nan") if k == "backbone.0.weight" else v for k, v in t.items()}, "holds NaN"),
+        (
+            "resnet50",
+            lambda t: {k.replace("backbone.5.", "backbone.15."): v for k, v in t.items()},
+            "layer2.0.bn1.bias: missing",
+        ),
+        (
+            "resnet50",
+            lambda t: {
+                k: v * float("nan") if k == "backbone.0.weight" else v for k, v in t.items()
+            },
+            "holds NaN",
+        ),
         ("inception_v3", partial_inception, "missing in the file"),
         ("densenet121", lambda t: dict(list(t.items())[:-4]), "features.norm5"),
     ],
@@ -247,7 +328,7 @@ for name in ("ResNet50", "DenseNet121"):
         legacy_h5_format.save_weights_to_hdf5_group(stream, model)
     image = rng.normal(size=(2, 96, 96, 3)).astype("float32")
     np.savez(file + ".npz", image=image, features=np.asarray(model.predict(image, verbose=0)))
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture(scope="session")
@@ -270,7 +351,11 @@ def test_keras_files_compute_what_keras_computes(keras_file):
     content = np.load(f"{stem}.npz")
     last = ours.names[-1]
     with torch.inference_mode():
-        found = ours({"image": torch.from_numpy(content["image"]).permute(0, 3, 1, 2)}, [last])[last].permute(0, 2, 3, 1).numpy()
+        found = (
+            ours({"image": torch.from_numpy(content["image"]).permute(0, 3, 1, 2)}, [last])[last]
+            .permute(0, 2, 3, 1)
+            .numpy()
+        )
     assert found.shape == content["features"].shape
     assert np.abs(found - content["features"]).max() <= 1e-5 * np.abs(content["features"]).max()
     assert ours.weights.unused == ()
@@ -281,11 +366,18 @@ def test_keras_files_compute_what_keras_computes(keras_file):
 
 
 def test_a_model_trained_from_a_keras_file_stays_as_keras_has_it(keras_file, tmp_path):
-    """Strides and epsilon are of the network, not of its tensors: the next study in the sequence must have them too."""
+    """Strides and epsilon are of the network, not of its tensors: the next study in the sequence
+    must have them too.
+    """
     name, stem = keras_file
     first = mt.load_backbone(name, weights=f"radimagenet:{stem}.h5").eval()
     (tmp_path / "run").mkdir()
-    save_weights(tmp_path / "run" / "weights.safetensors", first, LinearHead(first.stages[-1], 1), {**describe_backbone(first), "tap": "x"})
+    save_weights(
+        tmp_path / "run" / "weights.safetensors",
+        first,
+        LinearHead(first.stages[-1], 1),
+        {**describe_backbone(first), "tap": "x"},
+    )
     again = mt.load_backbone(name, weights=f"study:{tmp_path / 'run'}").eval()
     assert again.weights.preparations == first.weights.preparations
     assert again.recipe == first.recipe
@@ -304,8 +396,14 @@ def test_keras_2_names_its_groups_with_slashes(keras_file, tmp_path):
     with h5py.File(f"{stem}.h5") as new, h5py.File(path, "w") as old:
         for layer, group in new.items():
             for dataset in group.get(layer, {}).values() if isinstance(group, h5py.Group) else []:
-                slashed = layer.replace("conv1_", "conv1/") if name == "densenet121" and layer in {"conv1_conv", "conv1_bn"} else layer
-                old[f"{slashed}/{slashed}/{dataset.name.rpartition('/')[2].partition(':')[0]}:0"] = dataset[()]
+                slashed = (
+                    layer.replace("conv1_", "conv1/")
+                    if name == "densenet121" and layer in {"conv1_conv", "conv1_bn"}
+                    else layer
+                )
+                old[
+                    f"{slashed}/{slashed}/{dataset.name.rpartition('/')[2].partition(':')[0]}:0"
+                ] = dataset[()]
     again = mt.load_backbone(name, weights=f"radimagenet:{path}")
     first = mt.load_backbone(name, weights=f"radimagenet:{stem}.h5")
     for key, value in first.network.state_dict().items():

@@ -6,10 +6,16 @@ import medtransfer as mt
 import pytest
 import torch
 from medtransfer.errors import ConfigError, WeightsError
-from medtransfer.models.freeze import PlainCounts, at_size, cohort_size, count_budget, scratch_rate
-from medtransfer.models.heads import LinearHead
-from medtransfer.models.plan import refuse_random_prefix
-from medtransfer.models.schedule import parameter_groups
+from medtransfer.models.heads.linear import LinearHead
+from medtransfer.models.plan.plan import refuse_random_prefix
+from medtransfer.models.plan.rules import (
+    PlainCounts,
+    at_size,
+    cohort_size,
+    count_budget,
+    scratch_rate,
+)
+from medtransfer.models.plan.schedule import parameter_groups
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +24,9 @@ def lite():
 
 
 def plan(backbone, smallest, domain="near", **fixed):
-    return mt.plan_freeze(PlainCounts({"0": 2 * smallest, "1": smallest}, domain), backbone, transfer=True, **fixed)
+    return mt.plan_freeze(
+        PlainCounts({"0": 2 * smallest, "1": smallest}, domain), backbone, transfer=True, **fixed
+    )
 
 
 @pytest.mark.parametrize(
@@ -40,10 +48,21 @@ def test_shares_of_a_plain_cnn(lite, smallest, near, far, evidence):
 
 def test_the_plan_says_why(lite):
     found = plan(lite, 100, "far")
-    for part in ("100 patients in the smallest class", "(geometric mean of the classes 141)", "weak evidence", "last 11 of 18 stages"):
+    for part in (
+        "100 patients in the smallest class",
+        "(geometric mean of the classes 141)",
+        "weak evidence",
+        "last 11 of 18 stages",
+    ):
         assert part in found.reason
     assert "far from ImageNet" in plan(lite, 30, "far").reason
-    assert (found.strategy, found.steps, found.norm_policy, found.read, found.unfreeze) == ("lp_ft", 1000, "eval", "all", "gradual")
+    assert (found.strategy, found.steps, found.norm_policy, found.read, found.unfreeze) == (
+        "lp_ft",
+        1000,
+        "eval",
+        "all",
+        "gradual",
+    )
     assert plan(lite, 7).strategy == "linear_probe"
     assert plan(lite, 7).steps == 0
     assert "too few patients to fine-tune (from 8 on it would be)" in plan(lite, 7).reason
@@ -65,7 +84,12 @@ def test_families_differ():
 
 def test_scratch_trains_everything_whatever_is_set(lite):
     found = mt.plan_freeze(PlainCounts({"0": 100, "1": 100}, "far"), lite, frozen_stages=5)
-    assert (found.strategy, found.frozen_stages, found.stage_decay, found.norm_policy) == ("scratch", 0, 1.0, "train")
+    assert (found.strategy, found.frozen_stages, found.stage_decay, found.norm_policy) == (
+        "scratch",
+        0,
+        1.0,
+        "train",
+    )
     assert found.steps > 0
 
 
@@ -78,7 +102,11 @@ def test_fields_can_be_set_by_hand(lite):
     tuned = plan(lite, 7, strategy="lp_ft")
     assert (tuned.strategy, tuned.frozen_stages) == ("lp_ft", 17)
     assert tuned.steps > 0
-    for wrong in ({"frozen_stages": 19}, {"reason": "x"}, {"strategy": "linear_probe", "frozen_stages": 3}):
+    for wrong in (
+        {"frozen_stages": 19},
+        {"reason": "x"},
+        {"strategy": "linear_probe", "frozen_stages": 3},
+    ):
         with pytest.raises(ConfigError):
             plan(lite, 100, **wrong)
 
@@ -91,7 +119,9 @@ def test_groups_cover_what_trains_once_with_decaying_rates():
     groups = parameter_groups(net, head, found, 0.05)
     grouped = [id(p) for group in groups for p in group["params"]]
     assert len(grouped) == len(set(grouped))
-    assert set(grouped) == {id(p) for p in [*net.parameters(), *head.parameters()] if p.requires_grad}
+    assert set(grouped) == {
+        id(p) for p in [*net.parameters(), *head.parameters()] if p.requires_grad
+    }
     rates = {group["name"]: group["lr"] for group in groups}
     assert rates["head"] == found.head_lr
     assert rates["conv_head"] == found.backbone_lr
@@ -102,13 +132,18 @@ def test_groups_cover_what_trains_once_with_decaying_rates():
 def test_random_weights_are_not_frozen(lite, tmp_path):
     """Neither those of no file, nor those of a file that was never trained."""
     frozen = plan(lite, 100)
-    with pytest.raises(WeightsError, match="7 stages are to be frozen, but these do not look like trained weights"):
+    with pytest.raises(
+        WeightsError, match="7 stages are to be frozen, but these do not look like trained weights"
+    ):
         refuse_random_prefix(lite, frozen)
     path = tmp_path / "untrained.pth"
     torch.save(mt.load_backbone("tf_efficientnet_lite0", seed=4).network.state_dict(), path)
     untrained = mt.load_backbone("tf_efficientnet_lite0", weights=f"file:{path}")
     assert untrained.weights.proof["moved"] == 0
-    with pytest.raises(WeightsError, match=r"file:.*100 % of the norms and biases are as a random initialisation leaves them"):
+    with pytest.raises(
+        WeightsError,
+        match=r"file:.*100 % of the norms and biases are as a random initialisation leaves them",
+    ):
         refuse_random_prefix(untrained, frozen)
     refuse_random_prefix(untrained, plan(lite, 20_000))
     refuse_random_prefix(mt.load_backbone("tf_efficientnet_lite0", weights="imagenet"), frozen)
@@ -120,11 +155,18 @@ def test_more_patients_are_never_trained_less(name, transfer):
     net = mt.load_backbone(name)
     sizes = (8, 25, 50, 100, 149, 150, 200, 400, 999, 1000, 1001, 5000, 9999, 10_000, 100_000)
     for batch in (8, 32):
-        plans = [mt.plan_freeze(PlainCounts({"0": n, "1": n}, "far"), net, transfer=transfer, batch=batch) for n in sizes]
+        plans = [
+            mt.plan_freeze(
+                PlainCounts({"0": n, "1": n}, "far"), net, transfer=transfer, batch=batch
+            )
+            for n in sizes
+        ]
         steps = [found.steps for found in plans]
         assert steps == sorted(steps)
         assert steps[0] == 300  # below 10 images a class
-        assert all(found.frozen_stages >= later.frozen_stages for found, later in itertools.pairwise(plans))
+        assert all(
+            found.frozen_stages >= later.frozen_stages for found, later in itertools.pairwise(plans)
+        )
     # Half as many again where patients double, or twice as many: no jump.
     counts = [count_budget(images, 32) for images in range(32, 50_000, 16)]
     assert max(later / now for now, later in itertools.pairwise(counts)) < 1.6
@@ -145,8 +187,22 @@ def test_very_few_positives_are_weak_evidence_however_many_negatives(lite):
 
 
 def test_rates_from_scratch_follow_the_family():
-    names = ("resnet18", "densenet121", "convnext_atto", "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224", "monai_resnet10")
-    assert [scratch_rate(mt.load_backbone(name)) for name in names] == [3e-3, 1e-3, 2e-3, 2e-4, 3e-4, 3e-3]
+    names = (
+        "resnet18",
+        "densenet121",
+        "convnext_atto",
+        "swin_tiny_patch4_window7_224",
+        "vit_tiny_patch16_224",
+        "monai_resnet10",
+    )
+    assert [scratch_rate(mt.load_backbone(name)) for name in names] == [
+        3e-3,
+        1e-3,
+        2e-3,
+        2e-4,
+        3e-4,
+        3e-3,
+    ]
 
 
 def test_few_patients_of_a_far_domain_are_not_trained_deeper():

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from medtransfer.models.handcrafted import build_handcrafted, describe_picture
+from medtransfer.models.catalog.formulas import build_handcrafted, describe_picture
 from skimage.draw import disk
 from skimage.feature import graycomatrix, graycoprops
 
@@ -34,7 +34,9 @@ def test_intensity_and_texture_are_what_their_names_say():
     assert found[0] == pytest.approx(picture.mean(), rel=1e-6)
     assert found[1] == pytest.approx(picture.std(), rel=1e-6)
     shades = np.minimum((picture.astype(np.float64) * 32).astype(np.uint8), 31)
-    pairs = graycomatrix(shades, (1, 2, 4), (0, np.pi / 4, np.pi / 2, 3 * np.pi / 4), 32, symmetric=True, normed=True)
+    pairs = graycomatrix(
+        shades, (1, 2, 4), (0, np.pi / 4, np.pi / 2, 3 * np.pi / 4), 32, symmetric=True, normed=True
+    )
     assert found[12:15] == pytest.approx(graycoprops(pairs, "contrast").mean(1))
 
 

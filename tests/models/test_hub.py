@@ -17,11 +17,18 @@ import pytest
 import safetensors.torch
 import timm
 from medtransfer.errors import WeightsError
-from medtransfer.models.hub import _answers, fetch_file, weights_folder
+from medtransfer.models.weights.hub import _answers, fetch_file, weights_folder
 
 
 def fetch(**options):
-    return fetch_file("timm/resnet18.a1_in1k", ["model.safetensors"], ["resnet18.a1_in1k.safetensors"], "the weights", 46.8, **options)
+    return fetch_file(
+        "timm/resnet18.a1_in1k",
+        ["model.safetensors"],
+        ["resnet18.a1_in1k.safetensors"],
+        "the weights",
+        46.8,
+        **options,
+    )
 
 
 def test_offline_the_answer_comes_at_once_and_says_what_to_bring(tmp_path, monkeypatch):
@@ -45,7 +52,14 @@ def test_a_hub_that_does_not_answer_is_not_waited_for(tmp_path, monkeypatch):
     """A server that takes no connection, and an address from which nothing comes back."""
     monkeypatch.setenv("MEDTRANSFER_WEIGHTS", str(tmp_path))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+    for name in (
+        "http_proxy",
+        "https_proxy",
+        "all_proxy",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+    ):
         monkeypatch.delenv(name, raising=False)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -105,7 +119,8 @@ def test_the_folder_for_what_is_brought(monkeypatch, tmp_path):
     assert weights_folder() == tmp_path / "medtransfer" / "weights"
 
 
-# In a process of its own, as the hub's client reads its environment once; loads again for every line that it is given.
+# In a process of its own, as the hub's client reads its environment once; loads again for every
+# line that it is given.
 CLIENT = """
 import json, sys, medtransfer as mt
 from medtransfer.errors import WeightsError
@@ -171,8 +186,14 @@ def mirror(tmp_path):
 
 @pytest.fixture
 def load(mirror, tmp_path):
-    """What a client says of the weights that it was given: where they are from and their digest, or why there are none."""
-    environment = {key: value for key, value in os.environ.items() if key not in {"HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy"}}
+    """What a client says of the weights that it was given: where they are from and their digest, or
+    why there are none.
+    """
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in {"HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy"}
+    }
     environment |= {
         "HF_ENDPOINT": f"http://127.0.0.1:{mirror[0].server_address[1]}",
         "HF_HOME": str(tmp_path / "hub"),
@@ -181,7 +202,12 @@ def load(mirror, tmp_path):
         "NO_PROXY": "127.0.0.1",
     }
     with subprocess.Popen(
-        [sys.executable, "-c", CLIENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+        [sys.executable, "-c", CLIENT],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment,
     ) as client:
 
         def ask():
@@ -197,7 +223,9 @@ def load(mirror, tmp_path):
 
 
 @pytest.mark.process
-def test_a_download_that_breaks_off_is_not_used_and_what_a_mirror_gave_is_kept(mirror, load, tmp_path):
+def test_a_download_that_breaks_off_is_not_used_and_what_a_mirror_gave_is_kept(
+    mirror, load, tmp_path
+):
     _, handler = mirror
     handler.cut = True
     assert "not to be had from the hub" in load()

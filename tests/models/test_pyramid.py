@@ -1,4 +1,6 @@
-"""The pyramid stands on any chain, for planes, slices and volumes; anchors lie where they should."""
+"""The pyramid stands on any chain, for planes, slices and volumes; anchors lie where they
+should.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +8,27 @@ import numpy as np
 import pytest
 import torch
 from medtransfer.errors import WeightsError
-from medtransfer.models.catalog import load_backbone
-from medtransfer.models.pyramid import DetectionHead, choose_levels, generalised_overlap, move_boxes
+from medtransfer.models.catalog.catalog import load_backbone
+from medtransfer.models.heads.pyramid import (
+    DetectionHead,
+    choose_levels,
+    generalised_overlap,
+    move_boxes,
+)
 from monai.data.box_utils import box_pair_giou
 
 ANCHORS = np.full((3, 2, 2), 20.0) * np.array([1, 2, 4])[:, None, None]
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "tf_efficientnet_lite0", "convnext_atto", "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"]
+    "name",
+    [
+        "resnet18",
+        "tf_efficientnet_lite0",
+        "convnext_atto",
+        "swin_tiny_patch4_window7_224",
+        "vit_tiny_patch16_224",
+    ],
 )
 def test_any_chain_carries_a_pyramid(name):
     size = 224 if "224" in name else 96
@@ -40,7 +54,9 @@ def test_the_finest_level_follows_the_stride_asked_for():
 
 
 def test_slices_of_a_volume_are_stacked_again():
-    """What lies on one slice shows in the maps of that slice and its neighbours alone, as far as the convolutions reach."""
+    """What lies on one slice shows in the maps of that slice and its neighbours alone, as far as
+    the convolutions reach.
+    """
     net = load_backbone("tf_efficientnet_lite0").eval()
     head = DetectionHead(choose_levels(net, 8), (12, 64, 64), np.full((3, 1, 3), 8.0)).eval()
     volume = torch.zeros(1, 12, 3, 64, 64)
@@ -66,7 +82,9 @@ def test_networks_of_volumes():
 
 def test_anchors_stand_about_the_middle_of_every_position():
     net = load_backbone("resnet18")
-    head = DetectionHead(choose_levels(net, 8), (64, 96), np.array([[[10.0, 20.0]], [[30, 30]], [[60, 60]]]))
+    head = DetectionHead(
+        choose_levels(net, 8), (64, 96), np.array([[[10.0, 20.0]], [[30, 30]], [[60, 60]]])
+    )
     boxes = head.place_anchors([(8, 12), (4, 6), (2, 3)])
     assert len(boxes) == 96 + 24 + 6
     assert boxes[0].tolist() == [4 - 5, 4 - 10, 4 + 5, 4 + 10]
@@ -80,7 +98,9 @@ def test_logits_belong_to_their_anchor():
     head = DetectionHead(choose_levels(net, 8), (64, 64), ANCHORS).eval()
     torch.manual_seed(0)
     image = torch.randn(1, 3, 64, 64)
-    features = {name: x.detach().requires_grad_() for name, x in net({"image": image}, head.taps).items()}
+    features = {
+        name: x.detach().requires_grad_() for name, x in net({"image": image}, head.taps).items()
+    }
     out = head(features)
     place = 2 * (3 * 8 + 6)  # row 3, column 6 of the finest map, first shape
     out["logits"][0, place, 0].backward()
@@ -97,7 +117,9 @@ def test_logits_belong_to_their_anchor():
 def test_generalised_overlap_is_that_of_monai(axes):
     rng = np.random.default_rng(0)
     low = torch.tensor(rng.uniform(0, 50, (2, 40, axes)), dtype=torch.float32)
-    boxes = torch.cat([low, low + torch.tensor(rng.uniform(1, 40, low.shape), dtype=torch.float32)], -1)
+    boxes = torch.cat(
+        [low, low + torch.tensor(rng.uniform(1, 40, low.shape), dtype=torch.float32)], -1
+    )
     assert torch.allclose(generalised_overlap(*boxes), box_pair_giou(*boxes), atol=1e-6)
 
 

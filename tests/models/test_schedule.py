@@ -7,11 +7,17 @@ import medtransfer as mt
 import pytest
 import torch
 from medtransfer.errors import ConfigError, WeightsError
-from medtransfer.models.costs import measure_stages
-from medtransfer.models.freeze import PlainCounts
-from medtransfer.models.heads import LinearHead
-from medtransfer.models.plan import CacheBudget, describe_stages, fix_plan, plan_cache, trained_sizes
-from medtransfer.models.schedule import CYCLES, frozen_at, parameter_groups, rate_at
+from medtransfer.models.chain.costs import measure_stages
+from medtransfer.models.heads.linear import LinearHead
+from medtransfer.models.plan.plan import (
+    CacheBudget,
+    describe_stages,
+    fix_plan,
+    plan_cache,
+    trained_sizes,
+)
+from medtransfer.models.plan.rules import PlainCounts
+from medtransfer.models.plan.schedule import CYCLES, frozen_at, parameter_groups, rate_at
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +26,13 @@ def resnet():
 
 
 def plan(backbone, smallest=100, domain="near", cache=None, **fixed):
-    return mt.plan_freeze(PlainCounts({"0": 2 * smallest, "1": smallest}, domain), backbone, transfer=True, cache=cache, **fixed)
+    return mt.plan_freeze(
+        PlainCounts({"0": 2 * smallest, "1": smallest}, domain),
+        backbone,
+        transfer=True,
+        cache=cache,
+        **fixed,
+    )
 
 
 def test_gradual_unfreezing_goes_from_the_top_and_ends_at_the_plan(resnet):
@@ -30,7 +42,10 @@ def test_gradual_unfreezing_goes_from_the_top_and_ends_at_the_plan(resnet):
     assert depths == sorted(depths, reverse=True)
     assert set(depths) == {8, 7, 6, 5, 4}
     assert depths[50] == 4
-    assert {frozen_at(plan(resnet, frozen_stages=4, unfreeze="at_once"), step, 100) for step in range(101)} == {4}
+    assert {
+        frozen_at(plan(resnet, frozen_stages=4, unfreeze="at_once"), step, 100)
+        for step in range(101)
+    } == {4}
 
 
 def test_rates_warm_up_and_fall_to_zero():
@@ -64,7 +79,9 @@ def test_surgical_plans_train_the_first_stages_or_norms_alone(resnet):
     net.freeze(norms.frozen_stages, norms.norm_policy, norms.tuned)
     trained = {name for name, p in net.network.named_parameters() if p.requires_grad}
     assert len(trained) == 2 * sum(
-        isinstance(m, torch.nn.BatchNorm2d) for name, m in net.network.named_modules() if name.startswith(("layer2", "layer3", "layer4"))
+        isinstance(m, torch.nn.BatchNorm2d)
+        for name, m in net.network.named_modules()
+        if name.startswith(("layer2", "layer3", "layer4"))
     )
     assert norms.trainable_fraction < 0.001 < first.trainable_fraction
     for chosen in (first, norms):
@@ -79,7 +96,10 @@ def test_a_truncated_chain_is_the_chain_up_to_there():
     net.truncate(10)
     x = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
-        assert torch.equal(net({"image": x}, net.names[-1:])[net.names[-1]], whole({"image": x}, net.names[-1:])[net.names[-1]])
+        assert torch.equal(
+            net({"image": x}, net.names[-1:])[net.names[-1]],
+            whole({"image": x}, net.names[-1:])[net.names[-1]],
+        )
     assert len(net.stages) == 8
     assert set(net.state_dict()) == set(whole.state_dict())
     net.freeze(2)
@@ -127,7 +147,11 @@ def test_costs_are_those_of_the_arithmetic(resnet):
 
 def test_views_follow_the_budget(resnet):
     roomy = plan(resnet, read="last", frozen_stages=5, cache=CacheBudget(4, 128))
-    assert (roomy.cache_cut, roomy.bytes_per_image, roomy.views) == ("layer2.1", 128 * 16 * 16 * 4, 8)
+    assert (roomy.cache_cut, roomy.bytes_per_image, roomy.views) == (
+        "layer2.1",
+        128 * 16 * 16 * 4,
+        8,
+    )
     five = 6.5 * 300 * roomy.bytes_per_image / 2**30
     assert plan(resnet, read="last", frozen_stages=5, cache=CacheBudget(five, 128)).views == 5
     assert plan(resnet, frozen_stages=5, cache=CacheBudget(0, 128)).views == 0
@@ -142,7 +166,10 @@ def test_views_follow_the_budget(resnet):
 
 
 def test_a_head_on_all_stages_keeps_their_means_too(resnet):
-    last, whole = (plan(resnet, read=read, frozen_stages=5, cache=CacheBudget(4, 128)) for read in ("last", "all"))
+    last, whole = (
+        plan(resnet, read=read, frozen_stages=5, cache=CacheBudget(4, 128))
+        for read in ("last", "all")
+    )
     assert whole.bytes_per_image - last.bytes_per_image == 4 * (64 + 64 + 64 + 128)
 
 
@@ -157,7 +184,15 @@ def test_the_plan_stage_by_stage(resnet):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"dropout": 1.0}, {"l2_sp": -0.1}, {"mix": "yes"}, {"read": "some"}, {"views": 1.5}, {"unfreeze": True}, {"tuned": None, "x": 1}],
+    [
+        {"dropout": 1.0},
+        {"l2_sp": -0.1},
+        {"mix": "yes"},
+        {"read": "some"},
+        {"views": 1.5},
+        {"unfreeze": True},
+        {"tuned": None, "x": 1},
+    ],
 )
 def test_wrong_fields_are_refused(resnet, wrong):
     with pytest.raises(ConfigError, match="plan: "):

@@ -7,8 +7,8 @@ import pytest
 import timm
 import torch
 from medtransfer.errors import WeightsError
-from medtransfer.models.volume_networks import build_volume_network
-from medtransfer.models.volumes import inflate
+from medtransfer.models.catalog.monai_networks import build_volume_network
+from medtransfer.models.weights.inflation import inflate
 from monai.networks.nets import DenseNet121, resnet18
 
 pytestmark = pytest.mark.slow
@@ -30,7 +30,9 @@ def planar(tmp_path_factory):
 
 @pytest.mark.parametrize("slices", [1, 8, 24])
 def test_inflated_weights_see_what_the_planar_network_sees(planar, slices):
-    """A volume constant along z: every slice of every activation is the planar one, to the border."""
+    """A volume constant along z: every slice of every activation is the planar one, to the
+    border.
+    """
     flat = mt.load_backbone("resnet18", weights=f"file:{planar}").eval()
     solid = mt.load_backbone("monai_resnet18", weights=f"file:{planar}").eval()
     x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
@@ -62,21 +64,34 @@ def test_every_slice_is_seen(planar, slices):
         for index in range(slices):
             changed = x.clone()
             changed[:, :, index] = 0
-            assert (solid({"image": changed}, [last])[last] - whole).abs().max() > 1e-4 * whole.abs().max(), index
+            assert (
+                solid({"image": changed}, [last])[last] - whole
+            ).abs().max() > 1e-4 * whole.abs().max(), index
 
 
 def test_grey_volumes_take_the_sum_of_the_colours(planar):
-    three, one = (mt.load_backbone("monai_resnet18", weights=f"file:{planar}", channels=n).eval() for n in (3, 1))
+    three, one = (
+        mt.load_backbone("monai_resnet18", weights=f"file:{planar}", channels=n).eval()
+        for n in (3, 1)
+    )
     x = torch.randn(1, 1, 8, 48, 48)
     last = three.names[-1]
     with torch.inference_mode():
-        a, b = three({"image": x.expand(-1, 3, -1, -1, -1)}, [last])[last], one({"image": x}, [last])[last]
+        a, b = (
+            three({"image": x.expand(-1, 3, -1, -1, -1)}, [last])[last],
+            one({"image": x}, [last])[last],
+        )
     assert torch.allclose(a, b, atol=1e-5 * float(a.abs().max()))
 
 
 def test_the_networks_are_monais():
     theirs = resnet18(
-        spatial_dims=3, n_input_channels=1, conv1_t_stride=2, feed_forward=False, bias_downsample=False, shortcut_type="B"
+        spatial_dims=3,
+        n_input_channels=1,
+        conv1_t_stride=2,
+        feed_forward=False,
+        bias_downsample=False,
+        shortcut_type="B",
     ).eval()
     ours = build_volume_network("monai_resnet18", 1).eval()
     ours.load_state_dict(theirs.state_dict())
@@ -96,7 +111,12 @@ def test_the_networks_are_monais():
 
 def test_a_planar_file_that_does_not_fit_is_refused(planar):
     for name in ("monai_resnet34", "monai_resnet50", "monai_densenet121"):
-        with pytest.raises(WeightsError, match="cannot be filled; nothing was loaded|is named as the weights of resnet18"):
+        with pytest.raises(
+            WeightsError,
+            match="cannot be filled; nothing was loaded|is named as the weights of resnet18",
+        ):
             mt.load_backbone(name, weights=f"file:{planar}")
-    with pytest.raises(WeightsError, match="no ImageNet weights are published for monai_densenet121"):
+    with pytest.raises(
+        WeightsError, match="no ImageNet weights are published for monai_densenet121"
+    ):
         mt.load_backbone("monai_densenet121", weights="imagenet")

@@ -10,11 +10,11 @@ import skimage.data
 import timm
 import torch
 from medtransfer.errors import WeightsError
-from medtransfer.models.backbone import Recipe
-from medtransfer.models.files import digest_of, read_tensors
-from medtransfer.models.measure import describe_backbones
-from medtransfer.models.naming import _from_lite
-from medtransfer.models.weights import locate
+from medtransfer.models.catalog.measured import describe_backbones
+from medtransfer.models.chain.backbone import Recipe
+from medtransfer.models.weights.files import digest_of, read_tensors
+from medtransfer.models.weights.locate import locate
+from medtransfer.models.weights.publishers import _from_lite
 from skimage.transform import resize
 
 pytestmark = pytest.mark.slow
@@ -23,7 +23,9 @@ LITE = "tf_efficientnet_lite0"
 
 
 def test_a_cat_is_a_cat():
-    """The embedded weights, in their own recipe and with their own classifier, know scikit-image's pictures."""
+    """The embedded weights, in their own recipe and with their own classifier, know scikit-image's
+    pictures.
+    """
     net = mt.load_backbone(LITE, weights="imagenet").eval()
     tensors = _from_lite(read_tensors(locate(LITE, "imagenet").path), net.network)
     found = {}
@@ -35,7 +37,9 @@ def test_a_cat_is_a_cat():
             features = net({"image": (x - mean) / std}, [net.names[-1]])[net.names[-1]].mean((2, 3))
         logits = features @ tensors["classifier.weight"].T + tensors["classifier.bias"]
         found[name] = logits.topk(3).indices[0].tolist()
-    assert {281, 282, 283, 284, 285} & set(found["chelsea"][:1])  # tabby, tiger, Persian, Siamese, Egyptian cat
+    assert {281, 282, 283, 284, 285} & set(
+        found["chelsea"][:1]
+    )  # tabby, tiger, Persian, Siamese, Egyptian cat
     assert {504, 967} & set(found["coffee"])  # coffee mug, espresso
     assert {657, 744} & set(found["rocket"])  # missile, projectile
 
@@ -46,7 +50,10 @@ def test_embedded_weights_are_recorded_with_digest_and_recipe():
     assert net.weights.unused == ("classifier.bias", "classifier.weight")
     assert net.recipe.mean == net.recipe.std == (0.5, 0.5, 0.5)
     assert mt.load_backbone(LITE).recipe == net.recipe  # the scratch arm sees the same input
-    assert (mt.load_backbone(LITE).weights.source, mt.load_backbone(LITE, weights="none").weights.source) == ("none", "none")
+    assert (
+        mt.load_backbone(LITE).weights.source,
+        mt.load_backbone(LITE, weights="none").weights.source,
+    ) == ("none", "none")
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +79,22 @@ def test_a_file_fills_every_tensor(tmp_path, resnet, suffix):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: {k: v for k, v in t.items() if "layer3" not in k}, r"layer3.0.bn1.bias: missing"),
-        (lambda t: {k.replace("layer", "stage"): v for k, v in t.items()}, "cannot be filled; nothing was loaded"),
-        (lambda t: {**t, "conv1.weight": t["conv1.weight"][:, :1]}, r"conv1.weight: shape \(64, 1, 7, 7\) in the file"),
-        (lambda t: {**t, "conv1.weight": t["conv1.weight"] * float("nan")}, "conv1.weight: holds NaN"),
+        (
+            lambda t: {k: v for k, v in t.items() if "layer3" not in k},
+            r"layer3.0.bn1.bias: missing",
+        ),
+        (
+            lambda t: {k.replace("layer", "stage"): v for k, v in t.items()},
+            "cannot be filled; nothing was loaded",
+        ),
+        (
+            lambda t: {**t, "conv1.weight": t["conv1.weight"][:, :1]},
+            r"conv1.weight: shape \(64, 1, 7, 7\) in the file",
+        ),
+        (
+            lambda t: {**t, "conv1.weight": t["conv1.weight"] * float("nan")},
+            "conv1.weight: holds NaN",
+        ),
         (lambda t: {"a": 1}, "not a plain state_dict"),
         (lambda t: [1, 2], "not a plain state_dict"),
     ],
@@ -107,7 +126,9 @@ def test_missing_damaged_and_unknown_sources(tmp_path):
         (tmp_path / name).write_bytes(b"garbage")
         with pytest.raises(WeightsError, match="not a readable|refused"):
             mt.load_backbone("resnet18", weights=f"file:{tmp_path / name}")
-    with pytest.raises(WeightsError, match="unknown weights 'imagnet': use imagenet, timm:TAG, radimagenet"):
+    with pytest.raises(
+        WeightsError, match="unknown weights 'imagnet': use imagenet, timm:TAG, radimagenet"
+    ):
         mt.load_backbone("resnet18", weights="imagnet")
 
 
@@ -123,7 +144,11 @@ def test_the_embedded_files_know_the_pictures(number, digest):
 def test_without_its_classifier_the_features_are_proof_enough(tmp_path):
     whole = mt.load_backbone(LITE, weights="imagenet").network.state_dict()
     safetensors.torch.save_file(whole, tmp_path / "encoder.safetensors")
-    net = mt.load_backbone(LITE, weights=f"file:{tmp_path / 'encoder.safetensors'}", recipe=Recipe((0.5,) * 3, (0.5,) * 3, 224))
+    net = mt.load_backbone(
+        LITE,
+        weights=f"file:{tmp_path / 'encoder.safetensors'}",
+        recipe=Recipe((0.5,) * 3, (0.5,) * 3, 224),
+    )
     assert net.weights.trained
     assert net.weights.proof["rank"] > 3 * net.weights.proof["rank_random"]
     # The same numbers in another order: every norm has moved, and nothing is known.
@@ -149,7 +174,9 @@ def test_one_channel_summed_equals_grey_repeated():
 
 @pytest.mark.parametrize("channels", [2, 5, 7])
 def test_many_channels_keep_the_size_of_activations(channels):
-    """Channels that are all alike give what grey repeated to three gives, where the count is a multiple; else nearly."""
+    """Channels that are all alike give what grey repeated to three gives, where the count is a
+    multiple; else nearly.
+    """
     net = mt.load_backbone(LITE, weights="imagenet", channels=channels).eval()
     three = mt.load_backbone(LITE, weights="imagenet").eval()
     assert len(net.recipe.mean) == channels
@@ -164,14 +191,26 @@ def test_many_channels_keep_the_size_of_activations(channels):
 
 
 def test_a_file_of_a_larger_network_of_the_family_is_refused(tmp_path):
-    """All of ResNet-18 has a place in a file of ResNet-34, by name and by shape; half of the file would be lost."""
+    """All of ResNet-18 has a place in a file of ResNet-34, by name and by shape; half of the file
+    would be lost.
+    """
     torch.save(timm.create_model("resnet34").state_dict(), tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"layer1.2.conv1.weight: is in the file, and has no place in the network"):
+    with pytest.raises(
+        WeightsError,
+        match=r"layer1.2.conv1.weight: is in the file, and has no place in the network",
+    ):
         mt.load_backbone("resnet18", weights=f"file:{tmp_path / 'w.pth'}")
 
 
 @pytest.mark.parametrize(
-    "name", ["convnext_atto", "mobilenetv3_small_100", "vit_tiny_patch16_224", "crossvit_tiny_240", "tf_efficientnetv2_b0"]
+    "name",
+    [
+        "convnext_atto",
+        "mobilenetv3_small_100",
+        "vit_tiny_patch16_224",
+        "crossvit_tiny_240",
+        "tf_efficientnetv2_b0",
+    ],
 )
 def test_classifiers_are_left_aside_wherever_they_are(tmp_path, name):
     torch.save(timm.create_model(name).state_dict(), tmp_path / "w.pth")
@@ -182,33 +221,58 @@ def test_classifiers_are_left_aside_wherever_they_are(tmp_path, name):
 
 def test_a_file_named_as_another_network_is_refused(tmp_path):
     """They differ in padding alone, and fit each other by name and shape."""
-    torch.save(timm.create_model("tf_efficientnet_b0").state_dict(), tmp_path / "tf_efficientnet_b0_ns.pth")
-    with pytest.raises(WeightsError, match="is named as the weights of tf_efficientnet_b0, not of efficientnet_b0"):
-        mt.load_backbone("efficientnet_b0", weights=f"file:{tmp_path / 'tf_efficientnet_b0_ns.pth'}")
+    torch.save(
+        timm.create_model("tf_efficientnet_b0").state_dict(), tmp_path / "tf_efficientnet_b0_ns.pth"
+    )
+    with pytest.raises(
+        WeightsError, match="is named as the weights of tf_efficientnet_b0, not of efficientnet_b0"
+    ):
+        mt.load_backbone(
+            "efficientnet_b0", weights=f"file:{tmp_path / 'tf_efficientnet_b0_ns.pth'}"
+        )
 
 
 def test_trained_means_learnt(tmp_path):
-    """Statistics of batch norm move by looking at images; a classifier that knows nothing is no proof of training."""
+    """Statistics of batch norm move by looking at images; a classifier that knows nothing is no
+    proof of training.
+    """
     torch.manual_seed(0)
     warmed = timm.create_model("densenet121", num_classes=0)
     with torch.no_grad():
         for _ in range(4):
             warmed.train()(torch.randn(4, 3, 64, 64))
     torch.save(warmed.state_dict(), tmp_path / "warmed.pth")
-    assert not mt.load_backbone("densenet121", weights=f"file:{tmp_path / 'warmed.pth'}").weights.trained
+    assert not mt.load_backbone(
+        "densenet121", weights=f"file:{tmp_path / 'warmed.pth'}"
+    ).weights.trained
     lite = mt.load_backbone(LITE, weights="imagenet").network.state_dict()
     lite |= {"classifier.weight": torch.randn(1000, 1280), "classifier.bias": torch.randn(1000)}
     torch.save(lite, tmp_path / "w.pth")
     net = mt.load_backbone(LITE, weights=f"file:{tmp_path / 'w.pth'}")
-    assert net.weights.proof["sentence"] == f"its classifier knows {net.weights.proof['known_pictures']} of 3 test pictures"
+    assert (
+        net.weights.proof["sentence"]
+        == f"its classifier knows {net.weights.proof['known_pictures']} of 3 test pictures"
+    )
     assert not net.weights.trained
-    huge = {key: value * 1e30 if key == "conv_stem.weight" else value for key, value in lite.items() if "classifier" not in key}
-    torch.save({key: -value if key == "bn1.running_var" else value for key, value in huge.items()}, tmp_path / "huge.pth")
+    huge = {
+        key: value * 1e30 if key == "conv_stem.weight" else value
+        for key, value in lite.items()
+        if "classifier" not in key
+    }
+    torch.save(
+        {key: -value if key == "bn1.running_var" else value for key, value in huge.items()},
+        tmp_path / "huge.pth",
+    )
     net = mt.load_backbone(LITE, weights=f"file:{tmp_path / 'huge.pth'}")
-    assert (net.weights.trained, net.weights.proof["sentence"]) == (False, "the features of test pictures are not finite")
+    assert (net.weights.trained, net.weights.proof["sentence"]) == (
+        False,
+        "the features of test pictures are not finite",
+    )
 
 
-@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html><html>Quota exceeded", b"\x80\x02garbage", bytes(100)])
+@pytest.mark.parametrize(
+    "content", [b"", b"<!DOCTYPE html><html>Quota exceeded", b"\x80\x02garbage", bytes(100)]
+)
 def test_what_is_no_file_of_weights_is_said_to_be_none(tmp_path, content):
     for name in ("a.pth", "a.safetensors"):
         (tmp_path / name).write_bytes(content)
@@ -220,20 +284,35 @@ def test_recipes_say_where_they_are_from(tmp_path, resnet):
     torch.save(resnet, tmp_path / "w.pth")
     net = mt.load_backbone("resnet18", weights=f"file:{tmp_path / 'w.pth'}")
     assert net.weights.recipe_from == "assumed, as published with timm's weights of this network"
-    net = mt.load_backbone("resnet18", weights=f"file:{tmp_path / 'w.pth'}", recipe=Recipe((0.5,), (0.25,), 224))
+    net = mt.load_backbone(
+        "resnet18", weights=f"file:{tmp_path / 'w.pth'}", recipe=Recipe((0.5,), (0.25,), 224)
+    )
     assert (net.weights.recipe_from, net.recipe.std) == ("set by hand", (0.25,) * 3)
     with pytest.raises(WeightsError, match="2 means and 2 deviations for 3 channels"):
         mt.load_backbone("resnet18", recipe=Recipe((0.1, 0.9), (0.2, 0.2), 224))
-    assert mt.load_backbone(LITE, weights="imagenet").weights.recipe_from == "published with the weights"
+    assert (
+        mt.load_backbone(LITE, weights="imagenet").weights.recipe_from
+        == "published with the weights"
+    )
 
 
 def test_whole_numbers_are_no_weights(tmp_path, resnet):
-    torch.save({key: value.to(torch.int8) if key == "conv1.weight" else value for key, value in resnet.items()}, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"conv1.weight: numbers of the kind torch.int8 in the file"):
+    torch.save(
+        {
+            key: value.to(torch.int8) if key == "conv1.weight" else value
+            for key, value in resnet.items()
+        },
+        tmp_path / "w.pth",
+    )
+    with pytest.raises(
+        WeightsError, match=r"conv1.weight: numbers of the kind torch.int8 in the file"
+    ):
         mt.load_backbone("resnet18", weights=f"file:{tmp_path / 'w.pth'}")
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224"]
+)
 def test_position_embeddings_are_resized_to_the_image(tmp_path, name):
     source = timm.create_model(name)
     torch.save(source.state_dict(), tmp_path / "w.pth")
@@ -241,29 +320,45 @@ def test_position_embeddings_are_resized_to_the_image(tmp_path, name):
     net = mt.load_backbone(name, weights=f"file:{tmp_path / 'w.pth'}", size=side).eval()
     assert net.exact
     with torch.inference_mode():
-        assert net({"image": torch.randn(1, 3, side, side)}, ["neck" if "neck" in net.names else net.names[-1]])
+        assert net(
+            {"image": torch.randn(1, 3, side, side)},
+            ["neck" if "neck" in net.names else net.names[-1]],
+        )
     if name.startswith("vit"):
         assert net.network.pos_embed.shape == (1, 1 + (side // 16) ** 2, 192)
 
 
 def test_a_size_that_an_architecture_cannot_take():
-    with pytest.raises(WeightsError, match=r"inception_v3 cannot be run at size 40 .*It was made for images of 299 pixels"):
+    with pytest.raises(
+        WeightsError,
+        match=r"inception_v3 cannot be run at size 40 .*It was made for images of 299 pixels",
+    ):
         mt.load_backbone("inception_v3", size=40)
 
 
 def test_other_weights_of_timm_and_their_recipe():
-    with pytest.raises(WeightsError, match=r"timm publishes no weights 'nope' for resnet18. There are: a1_in1k, "):
+    with pytest.raises(
+        WeightsError, match=r"timm publishes no weights 'nope' for resnet18. There are: a1_in1k, "
+    ):
         mt.load_backbone("resnet18", weights="timm:nope")
-    with pytest.raises(WeightsError, match=r"no ImageNet weights are published for vit_small_patch14_dinov2. There are: timm:lvd142m"):
+    with pytest.raises(
+        WeightsError,
+        match=r"no ImageNet weights are published for vit_small_patch14_dinov2. There are: "
+        r"timm:lvd142m",
+    ):
         mt.load_backbone("vit_small_patch14_dinov2", weights="imagenet")
-    with pytest.raises(WeightsError, match=r"no ImageNet weights are published for seresnet18\. Choose"):
+    with pytest.raises(
+        WeightsError, match=r"no ImageNet weights are published for seresnet18\. Choose"
+    ):
         mt.load_backbone("seresnet18", weights="imagenet")
 
 
 def test_the_same_file_under_a_hubs_name_is_found(tmp_path, monkeypatch):
     """What was brought by hand is used without a network, and its recipe is that of the tag."""
     monkeypatch.setenv("MEDTRANSFER_WEIGHTS", str(tmp_path))
-    safetensors.torch.save_file(timm.create_model("resnet18").state_dict(), tmp_path / "resnet18.a2_in1k.safetensors")
+    safetensors.torch.save_file(
+        timm.create_model("resnet18").state_dict(), tmp_path / "resnet18.a2_in1k.safetensors"
+    )
     net = mt.load_backbone("resnet18", weights="timm:a2_in1k")
     assert net.weights.origin == "timm/resnet18.a2_in1k/resnet18.a2_in1k.safetensors"
     assert net.recipe.mean == (0.485, 0.456, 0.406)
@@ -282,7 +377,9 @@ def test_a_digest_in_a_name_is_checked(tmp_path, resnet):
     for path in (right, wrong):
         path.write_bytes((tmp_path / "w.pth").read_bytes())
     assert mt.load_backbone("resnet18", weights=f"file:{right}").weights.digest == digest
-    with pytest.raises(WeightsError, match="damaged or changed: its SHA-256 should start with 0123abcd"):
+    with pytest.raises(
+        WeightsError, match="damaged or changed: its SHA-256 should start with 0123abcd"
+    ):
         mt.load_backbone("resnet18", weights=f"file:{wrong}")
 
 

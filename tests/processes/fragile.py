@@ -1,4 +1,6 @@
-"""What a pool of processes is given to do where only the pool is tested; imports nothing that takes time."""
+"""What a pool of processes is given to do where only the pool is tested; imports nothing that takes
+time.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ class Fragile:
 
 
 def do(path: Path, job: int) -> tuple[int, str]:
-    """A job, in the place of `medtransfer.scheduler._in_worker`."""
+    """A job, in the place of `medtransfer.study.pool._in_worker`."""
     study: Fragile = joblib.load(path)
     mark = Path(study.folder) / "killed"
     if job == 0 and (study.always or not mark.exists()):

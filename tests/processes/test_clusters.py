@@ -12,7 +12,15 @@ import pytest
 from networks import SMALL
 from studies import LITE, SETTINGS, changed, invoke, read_run, read_table, write_config
 
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "medtransfer")
+TORCHRUN = (
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc-per-node",
+    "2",
+    "-m",
+    "medtransfer",
+)
 
 
 def test_two_processes_train_what_one_trains(studies, tmp_path):
@@ -28,10 +36,18 @@ def test_two_processes_train_what_one_trains(studies, tmp_path):
     }
     manifest = studies.cohort()
     table = pd.read_csv(manifest)
-    table["split"] = ["test" if int(patient[1:]) % 3 == 0 else "train" for patient in table["patient"]]  # one fold is enough
+    table["split"] = [
+        "test" if int(patient[1:]) % 3 == 0 else "train" for patient in table["patient"]
+    ]  # one fold is enough
     table.to_csv(tmp_path / "manifest.csv", index=False)
-    cohort = {"manifest": str(tmp_path / "manifest.csv"), "root": str(manifest.parent), "labels": ["malignant"]}
-    config = write_config(tmp_path, manifest, cohort=cohort, arms=arms, **changed(SETTINGS, train={"epochs": 2}))
+    cohort = {
+        "manifest": str(tmp_path / "manifest.csv"),
+        "root": str(manifest.parent),
+        "labels": ["malignant"],
+    }
+    config = write_config(
+        tmp_path, manifest, cohort=cohort, arms=arms, **changed(SETTINGS, train={"epochs": 2})
+    )
     here = tmp_path / "one"
     assert invoke("compare", config, "--output", here).exit_code == 0
     out = tmp_path / "two"
@@ -54,8 +70,8 @@ os.environ["RAY_worker_niceness"] = "0"
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
-from medtransfer.config import load_config
-from medtransfer.study import run_study
+from medtransfer.config.study_config import load_config
+from medtransfer.study.study import run_study
 
 config, output = sys.argv[1], Path(sys.argv[2])
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -78,7 +94,7 @@ os.environ["RAY_ADDRESS"] = cluster.address
 run_study(load_config(config, ["engine=ray"]), output, jobs=2)
 ray.shutdown()
 cluster.shutdown()
-"""
+"""  # noqa: E501
 
 
 def test_a_cluster_that_loses_a_node_finishes_the_study(studies, tmp_path):
@@ -87,7 +103,11 @@ def test_a_cluster_that_loses_a_node_finishes_the_study(studies, tmp_path):
     # Long enough that one of these is under way when the first of the others is finished.
     here = studies.finished(studies.cohort(), arms=arms, **changed(SETTINGS, train={"epochs": 30}))
     done = subprocess.run(
-        [sys.executable, "-c", CLUSTER, str(here.config), str(tmp_path / "there")], capture_output=True, text=True, check=False, timeout=400
+        [sys.executable, "-c", CLUSTER, str(here.config), str(tmp_path / "there")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "one node is lost" in done.stdout

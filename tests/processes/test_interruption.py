@@ -1,4 +1,6 @@
-"""Studies that are killed, and studies that are asked to end: always the same study in the end, with nothing lost."""
+"""Studies that are killed, and studies that are asked to end: always the same study in the end,
+with nothing lost.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ import time
 import pytest
 import torch
 from filelock import FileLock
-from medtransfer.folder import lock_path
-from medtransfer.jobs import Job
+from medtransfer.study.folder import lock_path
+from medtransfer.study.jobs import Job
 
 from forks import command, wait_for
 from studies import SETTINGS, changed, invoke, read_table, write_config
@@ -29,7 +31,10 @@ def test_killed_at_random_moments_it_ends_as_if_nothing_had_happened(plain, tmp_
         for finished in (0, 2, 5):
             with command(log, "compare", plain.config, "--output", out, "--quiet") as process:
                 # A moment after so many runs were finished.
-                assert wait_for(lambda finished=finished: len(list(out.glob("**/run.json"))) >= finished, process.is_alive)
+                assert wait_for(
+                    lambda finished=finished: len(list(out.glob("**/run.json"))) >= finished,
+                    process.is_alive,
+                )
                 time.sleep(rng.uniform(0, 0.8))
                 assert process.is_alive(), log.read_text()
     assert not (out / "report.json").exists()
@@ -44,7 +49,9 @@ def steps_kept(out, arms):
     """The steps that are kept of each arm's first run, which was not finished."""
     steps = {}
     for arm in arms:
-        state = torch.load(out / "runs" / arm / "fold-0" / "seed-0" / "unfinished.pt", weights_only=True)
+        state = torch.load(
+            out / "runs" / arm / "fold-0" / "seed-0" / "unfinished.pt", weights_only=True
+        )
         assert state["optimizer"]["state"]
         steps[arm] = state["progress"]["step"]
     return steps
@@ -52,17 +59,34 @@ def steps_kept(out, arms):
 
 def test_asked_to_end_by_either_signal_it_keeps_its_state_and_says_so(plain, tmp_path):
     """SIGTERM to a study of two workers; then SIGINT to one process that goes on with it."""
-    config = write_config(tmp_path, plain.manifest, plan={"strategy": "lp_ft"}, **changed(SETTINGS, train={"epochs": 4000}))
+    config = write_config(
+        tmp_path,
+        plain.manifest,
+        plan={"strategy": "lp_ft"},
+        **changed(SETTINGS, train={"epochs": 4000}),
+    )
     out, log, arms = tmp_path / "out", tmp_path / "log", ("scratch", "imagenet")
     curves = {arm: out / "runs" / arm / "fold-0" / "seed-0" / "metrics.jsonl" for arm in arms}
 
     def epochs(arm):
         return len(curves[arm].read_text().splitlines()) if curves[arm].is_file() else 0
 
-    arguments = [sys.executable, "-m", "medtransfer", "compare", str(config), "--output", str(out), "--jobs", "2"]
+    arguments = [
+        sys.executable,
+        "-m",
+        "medtransfer",
+        "compare",
+        str(config),
+        "--output",
+        str(out),
+        "--jobs",
+        "2",
+    ]
     with log.open("w") as stream, subprocess.Popen(arguments, stdout=stream, stderr=stream) as tree:
         try:
-            assert wait_for(lambda: all(epochs(arm) > 3 for arm in arms), lambda: tree.poll() is None), log.read_text()
+            assert wait_for(
+                lambda: all(epochs(arm) > 3 for arm in arms), lambda: tree.poll() is None
+            ), log.read_text()
             tree.send_signal(signal.SIGTERM)
             tree.wait(300)
         finally:
@@ -75,7 +99,9 @@ def test_asked_to_end_by_either_signal_it_keeps_its_state_and_says_so(plain, tmp
     lines = {arm: epochs(arm) for arm in arms}
     with command(log, "compare", config, "--output", out) as process:
         # The run that is first in the list goes on.
-        assert wait_for(lambda: any(epochs(arm) > lines[arm] for arm in arms), process.is_alive), log.read_text()
+        assert wait_for(lambda: any(epochs(arm) > lines[arm] for arm in arms), process.is_alive), (
+            log.read_text()
+        )
         os.kill(process.pid, signal.SIGINT)
         process.join(300)
     assert process.exitcode == 130, log.read_text()
@@ -85,7 +111,9 @@ def test_asked_to_end_by_either_signal_it_keeps_its_state_and_says_so(plain, tmp
     assert not list(out.glob("runs/*/*/*/run.json"))
 
 
-@pytest.mark.parametrize("arguments", [["configs"], ["configs", "nothing"], ["evaluate", "none.csv"]])
+@pytest.mark.parametrize(
+    "arguments", [["configs"], ["configs", "nothing"], ["evaluate", "none.csv"]]
+)
 def test_a_verb_leaves_the_handler_of_sigterm_as_it_was(arguments):
     """A notebook or a test that has called one can still be ended by `kill`."""
 

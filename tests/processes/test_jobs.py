@@ -1,4 +1,6 @@
-"""A study done in one piece, in pieces and by several processes; and what becomes of runs that fail: always the same study."""
+"""A study done in one piece, in pieces and by several processes; and what becomes of runs that
+fail: always the same study.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,15 @@ import fragile
 import pytest
 import torch
 from filelock import FileLock
-from medtransfer import jobs, scheduler
-from medtransfer.config import load_config
+from medtransfer.config.study_config import load_config
 from medtransfer.errors import ConfigError, StudyError
-from medtransfer.folder import lock_path
-from medtransfer.jobs import Job, Study, complete, list_jobs
 from medtransfer.progress import Reporter
-from medtransfer.study import _refuse_settings
-from medtransfer.training.engine import Engine
+from medtransfer.study import jobs
+from medtransfer.study import pool as scheduler
+from medtransfer.study.folder import lock_path
+from medtransfer.study.jobs import Job, Study, complete, list_jobs
+from medtransfer.study.study import _refuse_settings
+from medtransfer.training.device import Engine
 
 from studies import invoke, prepare_study, read_table
 
@@ -36,7 +39,9 @@ def test_two_processes_do_what_one_does(plain, tmp_path):
     result = invoke("compare", plain.config, "--output", tmp_path / "out", "--jobs", 2)
     assert result.exit_code == 0, result.output
     assert read_table(tmp_path / "out").equals(read_table(plain.out))
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in plain.out.iterdir()}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        path.name for path in plain.out.iterdir()
+    }
 
 
 def test_tasks_of_an_array_add_up_to_the_study(plain, tmp_path):
@@ -48,7 +53,9 @@ def test_tasks_of_an_array_add_up_to_the_study(plain, tmp_path):
     part = invoke("compare", plain.config, "--output", out, "--report-only")
     assert part.exit_code == 2
     assert "no fold has been trained by all 2 arms" in part.output
-    assert invoke("compare", plain.config, "--output", out, "--task", 1, "--tasks", 2).exit_code == 0
+    assert (
+        invoke("compare", plain.config, "--output", out, "--task", 1, "--tasks", 2).exit_code == 0
+    )
     assert invoke("compare", plain.config, "--output", out, "--report-only").exit_code == 0
     assert read_table(out).equals(read_table(plain.out))
     assert "rests on" not in (out / "report.json").read_text()
@@ -56,9 +63,15 @@ def test_tasks_of_an_array_add_up_to_the_study(plain, tmp_path):
 
 def test_wrong_options_are_refused_and_leave_nothing(plain, tmp_path):
     for options, message in (
-        (["--task", 2, "--tasks", 2], "tasks count from 0 to 1; with a Slurm array, use --array=0-1"),
+        (
+            ["--task", 2, "--tasks", 2],
+            "tasks count from 0 to 1; with a Slurm array, use --array=0-1",
+        ),
         (["--report-only"], "holds no study to report"),
-        (["learning_curve.sizes=[500]", "--task", 0, "--tasks", 2], "500 patients per class are asked for"),
+        (
+            ["learning_curve.sizes=[500]", "--task", 0, "--tasks", 2],
+            "500 patients per class are asked for",
+        ),
     ):
         result = invoke("compare", plain.config, "--output", tmp_path / "out", *options)
         assert (result.exit_code, message in result.output) == (2, True), result.output
@@ -132,10 +145,16 @@ def test_what_another_process_is_at_is_left_to_it(plain, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("always", [False, True])
 def test_a_killed_process_takes_only_its_run_with_it(tmp_path, monkeypatch, always):
-    """The jobs here are numbers, and those who do them load no torch: of the pool alone is it asked what it does."""
+    """The jobs here are numbers, and those who do them load no torch: of the pool alone is it asked
+    what it does.
+    """
     monkeypatch.setattr(scheduler, "_in_worker", fragile.do)
     listed = [0, 1, 2, 3]
-    outcomes = dict(scheduler._in_processes(fragile.Fragile(str(tmp_path), always), listed, 2, Reporter(quiet=True)))
+    outcomes = dict(
+        scheduler._in_processes(
+            fragile.Fragile(str(tmp_path), always), listed, 2, Reporter(quiet=True)
+        )
+    )
     assert set(outcomes) == set(listed)
     assert [outcomes[job] for job in listed[1:]] == ["done"] * 3
     assert (outcomes[0] == "done") is not always
@@ -147,19 +166,30 @@ def test_processes_at_the_same_time_take_different_gpus(plain, tmp_path, monkeyp
     prepared = prepare_study(plain.config)
     engine = Engine(torch.device("cuda", 0), "bf16")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    study = Study(prepared, dict.fromkeys(prepared.backbones, engine), tmp_path, tmp_path, workers=3)
+    study = Study(
+        prepared, dict.fromkeys(prepared.backbones, engine), tmp_path, tmp_path, workers=3
+    )
     listed = list_jobs(prepared)
     held = []
-    for number in range(5):  # the first of five processes that live at the same time, the second, ...
+    for number in range(
+        5
+    ):  # the first of five processes that live at the same time, the second, ...
         jobs._take_gpu.cache_clear()
-        assert {study.engine_of(job).device.index for job in listed} == {number % 3}, "a process keeps to one"
+        assert {study.engine_of(job).device.index for job in listed} == {number % 3}, (
+            "a process keeps to one"
+        )
         held.append(jobs._take_gpu(study.output / ".locks", 3)[1])
     held[1].release()  # the second has ended
     jobs._take_gpu.cache_clear()
     assert {study.engine_of(job).device.index for job in listed} == {1}
     assert {study.engine_of(job).precision for job in listed} == {"bf16"}
     assert {replace(study, workers=1).engine_of(job).device.index for job in listed} == {0}
-    together = Study(prepared, dict.fromkeys(prepared.backbones, replace(engine, share=(1, 2))), plain.folder, plain.folder)
+    together = Study(
+        prepared,
+        dict.fromkeys(prepared.backbones, replace(engine, share=(1, 2))),
+        plain.folder,
+        plain.folder,
+    )
     assert {together.engine_of(job).device.index for job in listed} == {0}
 
 
@@ -172,8 +202,17 @@ def test_the_largest_block_that_every_arm_has_is_reported():
 
     whole = [(arm, fold, seed) for arm in "ab" for fold in (0, 1, 2) for seed in (0, 1)]
     assert found(whole) == {(fold, seed) for fold in (0, 1, 2) for seed in (0, 1)}
-    assert found([cell for cell in whole if cell != ("b", 2, 1)]) == {(0, 0), (1, 0), (0, 1), (1, 1)}
-    assert found([cell for cell in whole if cell[2] == 0 or cell[1] == 0]) == {(0, 0), (1, 0), (2, 0)}
+    assert found([cell for cell in whole if cell != ("b", 2, 1)]) == {
+        (0, 0),
+        (1, 0),
+        (0, 1),
+        (1, 1),
+    }
+    assert found([cell for cell in whole if cell[2] == 0 or cell[1] == 0]) == {
+        (0, 0),
+        (1, 0),
+        (2, 0),
+    }
     assert found([("a", 0, 0)]) == set()
     curve = dict.fromkeys([Job("a", 0, 0, 5, 1), Job("b", 0, 0, 5, 1), Job("a", 0, 0, 5, 2)])
     assert set(complete(curve, ["a", "b"])) == {Job("a", 0, 0, 5, 1), Job("b", 0, 0, 5, 1)}

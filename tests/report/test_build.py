@@ -20,7 +20,9 @@ class Collector(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        self.links += [value or "" for key, value in attrs if key in {"src", "href", "data", "action"}]
+        self.links += [
+            value or "" for key, value in attrs if key in {"src", "href", "data", "action"}
+        ]
 
 
 def build(table, folder, figures=("svg",)):
@@ -47,7 +49,12 @@ def test_verdict_numbers_and_caveats_are_on_the_page(scores, tmp_path):
     assert text.index("separates the classes better") < text.index("Numbers")
     assert f"{data['arms']['imagenet']['auc']['estimate']:.3f}" in text
     assert "Small test set" in text
-    for name in ("discrimination-0.svg", "decisions-0.pdf", "reliability-0-0.svg", "reliability-0-1.png"):
+    for name in (
+        "discrimination-0.svg",
+        "decisions-0.pdf",
+        "reliability-0-0.svg",
+        "reliability-0-1.png",
+    ):
         assert (tmp_path / "figures" / name).stat().st_size > 1000
 
 
@@ -59,12 +66,23 @@ def test_hostile_names_are_shown_as_text(scores, tmp_path):
     found.feed(page)
     assert "script" not in found.tags
     assert "&lt;script&gt;" in page
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "report.html", "report.json", "tables"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "figures",
+        "report.html",
+        "report.json",
+        "tables",
+    ]
 
 
 def test_what_cannot_be_estimated_is_said():
-    assert format_interval({"estimate": None, "low": None, "high": None, "reason": "separated"}) == "separated"
-    assert format_interval({"estimate": 0.5, "low": None, "high": None}) == "0.500 (no interval: not estimable)"
+    assert (
+        format_interval({"estimate": None, "low": None, "high": None, "reason": "separated"})
+        == "separated"
+    )
+    assert (
+        format_interval({"estimate": 0.5, "low": None, "high": None})
+        == "0.500 (no interval: not estimable)"
+    )
     assert format_interval({"estimate": 0.5, "low": 0.4, "high": 0.6}) == "0.500 (0.400 to 0.600)"
 
 
@@ -72,7 +90,12 @@ def test_what_cannot_be_estimated_is_said():
 def test_a_single_perfect_arm_has_a_page(tmp_path, n):
     import pandas as pd
 
-    page = build(pd.DataFrame({"patient": range(2 * n), "target": [0, 1] * n, "probability": [0.2, 0.9] * n}), tmp_path)
+    page = build(
+        pd.DataFrame(
+            {"patient": range(2 * n), "target": [0, 1] * n, "probability": [0.2, 0.9] * n}
+        ),
+        tmp_path,
+    )
     assert "How good are these predictions?" in page
     assert "Cannot tell whether the probabilities" in page
 
@@ -84,14 +107,22 @@ def test_the_page_of_several_labels_and_subgroups(scores, tmp_path):
     one = scores({"imagenet": 1.5, "scratch": 0.3}, patients=160)
     one["sex"] = one["patient"].str[1:].astype(int) % 2
     both = pd.concat([one.assign(label="mass"), one.assign(label="edema")], ignore_index=True)
-    evaluate(both, bootstrap=100, subgroups=["sex"], prevalences=[0.02]).save(tmp_path / "report.json")
+    evaluate(both, bootstrap=100, subgroups=["sex"], prevalences=[0.02]).save(
+        tmp_path / "report.json"
+    )
     page = build_report(tmp_path, ["svg"]).read_text(encoding="utf-8")
     assert "Numbers, mean over labels" in page
     assert page.count("<h2>Label “") == 2
     assert "mass: " in page.split("</section>")[0]
     assert page.count("Interaction") >= 2
     assert "at prevalence 0.02" in page
-    for name in ("metrics.csv", "metrics-1.csv", "subgroups-0.csv", "comparisons.csv", "operating_points-0.csv"):
+    for name in (
+        "metrics.csv",
+        "metrics-1.csv",
+        "subgroups-0.csv",
+        "comparisons.csv",
+        "operating_points-0.csv",
+    ):
         assert len(pd.read_csv(tmp_path / "tables" / name)) > 0, name
 
 
@@ -101,7 +132,9 @@ def test_the_page_can_go_into_a_paper(scores, tmp_path):
     assert "DeLong ER" in page
     cited = {
         int(n)
-        for group in re.findall(r"\[(\d+(?:, \d+)*)\]", page.split("Methods, to paste")[1].split("<details>")[0])
+        for group in re.findall(
+            r"\[(\d+(?:, \d+)*)\]", page.split("Methods, to paste")[1].split("<details>")[0]
+        )
         for n in group.split(", ")
     }
     listed = page.split("<summary>References</summary>")[1].split("</ol>")[0].count("<li>")
@@ -114,14 +147,22 @@ def test_the_page_can_go_into_a_paper(scores, tmp_path):
 def test_a_page_of_one_class_says_why_there_are_no_numbers(tmp_path):
     import pandas as pd
 
-    page = build(pd.DataFrame({"patient": range(6), "target": 1, "probability": [0.2, 0.9, 0.5, 0.4, 0.3, 0.7]}), tmp_path)
+    page = build(
+        pd.DataFrame(
+            {"patient": range(6), "target": 1, "probability": [0.2, 0.9, 0.5, 0.4, 0.3, 0.7]}
+        ),
+        tmp_path,
+    )
     assert "no negative image" in page
     assert "nothing that compares the classes can be estimated" in page
 
 
 @pytest.mark.parametrize(
     ("boxes", "said"),
-    [(True, "average precision is 0.95 on images it was trained on and 0.70 on others. More"), (False, "log-loss is 0.05")],
+    [
+        (True, "average precision is 0.95 on images it was trained on and 0.70 on others. More"),
+        (False, "log-loss is 0.05"),
+    ],
 )
 def test_over_fitting_is_told_in_what_was_measured(tmp_path, boxes, said):
     folder = tmp_path / "runs" / "scratch" / "fold-0" / "seed-0"

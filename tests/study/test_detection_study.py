@@ -1,4 +1,6 @@
-"""Detection from the command line to the page: planes and volumes, kept activations and plain ones, and what a wrong input gives."""
+"""Detection from the command line to the page: planes and volumes, kept activations and plain ones,
+and what a wrong input gives.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +11,34 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from medtransfer.arms import Images
-from medtransfer.data.cohort import Cohort
-from medtransfer.data.slices import Slices
+from medtransfer.config.sections import TrainSection
+from medtransfer.data.cohort.cohort import Cohort
+from medtransfer.data.grid.slices import Slices
 from medtransfer.errors import ConfigError
-from medtransfer.evaluation.detection import evaluate_boxes
-from medtransfer.models.catalog import load_backbone
-from medtransfer.models.freeze import PlainCounts, plan_freeze
-from medtransfer.models.pyramid import choose_levels
-from medtransfer.sections import TrainSection
-from medtransfer.study import Arm, compare
+from medtransfer.evaluation.analyses.lesions import evaluate_boxes
+from medtransfer.models.catalog.catalog import load_backbone
+from medtransfer.models.heads.pyramid import choose_levels
+from medtransfer.models.plan.rules import PlainCounts, plan_freeze
+from medtransfer.study.study import Arm, compare
+from medtransfer.study.views import Images
 from medtransfer.tasks.detection import Detection
 from medtransfer.training.batches import Loader
-from medtransfer.training.engine import make_engine
+from medtransfer.training.device import make_engine
 from medtransfer.training.features import FeatureSource
 from medtransfer.training.loop import settle
 from medtransfer.training.predicting import Network
 
-from studies import LEAN, LITE, SETTINGS, TWINS, changed, finished_runs, invoke, prepare_study, write_config
+from studies import (
+    LEAN,
+    LITE,
+    SETTINGS,
+    TWINS,
+    changed,
+    finished_runs,
+    invoke,
+    prepare_study,
+    write_config,
+)
 
 pytestmark = pytest.mark.xdist_group("detection")
 
@@ -44,7 +56,11 @@ def study(studies) -> Path:
 def config(folder: Path, data: Path, **sections) -> Path:
     """Of a lean study of lesion boxes."""
     settings = changed(SETTINGS, image={"size": 64}, train={"batch_size": None})
-    return write_config(folder, data / "manifest.csv", **{"task": "detection", "arms": TWINS, **settings, **sections})
+    return write_config(
+        folder,
+        data / "manifest.csv",
+        **{"task": "detection", "arms": TWINS, **settings, **sections},
+    )
 
 
 def test_the_folder_holds_what_the_numbers_follow_from(study):
@@ -69,7 +85,9 @@ def test_the_folder_holds_what_the_numbers_follow_from(study):
 def test_candidates_lie_in_their_images_in_the_pixels_of_the_image(study, phantom):
     candidates = pd.read_csv(study / "candidates.csv")
     assert candidates[["x0", "y0"]].min().min() >= 0
-    assert candidates[["x1", "y1"]].max().max() <= 128  # the images have 128 pixels, the network saw 64
+    assert (
+        candidates[["x1", "y1"]].max().max() <= 128
+    )  # the images have 128 pixels, the network saw 64
     assert candidates[["x1", "y1"]].max().max() > 80
     boxes = pd.read_csv(phantom / "boxes.csv")
     kept = pd.read_csv(study / "boxes.csv")
@@ -77,7 +95,9 @@ def test_candidates_lie_in_their_images_in_the_pixels_of_the_image(study, phanto
     assert (merged["x0"] - merged["x0_true"]).abs().max() == 0
     predictions = pd.read_csv(study / "predictions.csv").fillna({"budget": ""})
     keys = ["arm", "image", "part", "fold", "budget"]
-    best = candidates.fillna({"budget": ""}).groupby(keys)["logit"].max().rename("best").reset_index()
+    best = (
+        candidates.fillna({"budget": ""}).groupby(keys)["logit"].max().rename("best").reset_index()
+    )
     both = predictions.merge(best, on=keys)
     assert set(both["budget"]) == {"", "level", "same"}
     assert len(both) > 20
@@ -102,7 +122,13 @@ def test_a_second_call_takes_the_runs_as_they_are(studies, tmp_path):
 def test_volumes_with_a_network_of_planes_and_one_of_volumes(studies, tmp_path):
     cohort = studies.cohort(12, 0, volumes=True).parent
     arms = {"planes": TWINS["imagenet"], "volumes": {"backbone": "monai_resnet10", "channels": 1}}
-    path = config(tmp_path, cohort, image={"size": 48, "slices": 24}, arms=arms, report={**LEAN["report"], "gallery": True})
+    path = config(
+        tmp_path,
+        cohort,
+        image={"size": 48, "slices": 24},
+        arms=arms,
+        report={**LEAN["report"], "gallery": True},
+    )
     result = invoke("compare", path, "--output", tmp_path / "out")
     assert result.exit_code == 0, result.output
     candidates = pd.read_csv(tmp_path / "out" / "candidates.csv")
@@ -110,11 +136,17 @@ def test_volumes_with_a_network_of_planes_and_one_of_volumes(studies, tmp_path):
     assert candidates[["x1", "y1"]].max().max() <= 64
     assert candidates["z1"].max() <= 22  # the longest volume has so many slices
     boxes = pd.read_csv(cohort / "boxes.csv").groupby("image").first()
-    # Of the surest candidates many lie near the lesion along z, though hardly trained: boxes come back to the right axis.
+    # Of the surest candidates many lie near the lesion along z, though hardly trained: boxes come
+    # back to the right axis.
     assert candidates.groupby("image")["z1"].max().le(23).all()
     assert len(boxes)
     gallery = json.loads((tmp_path / "out" / "gallery.json").read_text())
-    assert any("slice" in row for arm in gallery["arms"] for kind in ("hits", "misses", "false_alarms") for row in arm[kind])
+    assert any(
+        "slice" in row
+        for arm in gallery["arms"]
+        for kind in ("hits", "misses", "false_alarms")
+        for row in arm[kind]
+    )
 
 
 def test_from_python(phantom, tmp_path):
@@ -127,7 +159,9 @@ def test_from_python(phantom, tmp_path):
         quiet=True,
         **changed(SETTINGS, image={"size": 64}, train={"batch_size": None}),
     )
-    assert report.sentences[0].startswith("How well are lesions found? Average precision at an overlap of 0.5: imagenet")
+    assert report.sentences[0].startswith(
+        "How well are lesions found? Average precision at an overlap of 0.5: imagenet"
+    )
     assert "imagenet finds" in report.sentences[2]
     assert "Lesions" not in report.tables()["metrics"]
     assert len(report.tables()["lesions"]) == 6
@@ -135,9 +169,22 @@ def test_from_python(phantom, tmp_path):
 
 def test_candidates_of_any_detector_are_evaluated(study, tmp_path):
     tables = [study / name for name in ("predictions.csv", "candidates.csv", "boxes.csv")]
-    pd.read_csv(tables[1]).drop(columns=["logit", "patient"]).to_csv(tmp_path / "c.csv", index=False)
+    pd.read_csv(tables[1]).drop(columns=["logit", "patient"]).to_csv(
+        tmp_path / "c.csv", index=False
+    )
     out = tmp_path / "page"
-    result = invoke("evaluate", tables[0], "--candidates", tmp_path / "c.csv", "--boxes", tables[2], "--bootstrap", 100, "--output", out)
+    result = invoke(
+        "evaluate",
+        tables[0],
+        "--candidates",
+        tmp_path / "c.csv",
+        "--boxes",
+        tables[2],
+        "--bootstrap",
+        100,
+        "--output",
+        out,
+    )
     assert result.exit_code == 0, result.output
     assert "finds lesions" in result.output
     assert "ap_50" in result.output
@@ -150,13 +197,19 @@ def test_candidates_of_any_detector_are_evaluated(study, tmp_path):
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"cohort": {"root": "x", "classes": ["a", "b"]}}, "cohort.boxes: detection needs lesion boxes"),
+        (
+            {"cohort": {"root": "x", "classes": ["a", "b"]}},
+            "cohort.boxes: detection needs lesion boxes",
+        ),
         ({"arms": {"f": {"kind": "features"}}}, "kind features classifies whole images"),
         ({"learning_curve": {"sizes": [5]}}, "learning_curve: is of classification"),
         ({"plan": {"search": True}}, "plan.search: its probes classify"),
         ({"task": "segmentation"}, "task"),
         ({"detection": {"overlap": 0}}, "detection.overlap"),
-        ({"plan": {"strategy": "linear_probe"}}, "strategy is for heads that classify whole images"),
+        (
+            {"plan": {"strategy": "linear_probe"}},
+            "strategy is for heads that classify whole images",
+        ),
         ({"plan": {"read": "all"}}, "read is for heads that classify whole images"),
     ],
 )
@@ -171,8 +224,14 @@ def test_boxes_that_do_not_fit_are_listed_before_anything_is_written(phantom, tm
     boxes.loc[0, "x1"] = 900
     boxes.loc[1, "y1"] = boxes.loc[1, "y0"]
     boxes.to_csv(tmp_path / "bad.csv", index=False)
-    section = {"manifest": str(phantom / "manifest.csv"), "root": str(phantom), "boxes": str(tmp_path / "bad.csv")}
-    result = invoke("compare", config(tmp_path, phantom, cohort=section), "--output", tmp_path / "out")
+    section = {
+        "manifest": str(phantom / "manifest.csv"),
+        "root": str(phantom),
+        "boxes": str(tmp_path / "bad.csv"),
+    }
+    result = invoke(
+        "compare", config(tmp_path, phantom, cohort=section), "--output", tmp_path / "out"
+    )
     assert result.exit_code == 2
     assert "2 of" in result.output
     assert "outside of its image" in result.output
@@ -181,16 +240,26 @@ def test_boxes_that_do_not_fit_are_listed_before_anything_is_written(phantom, tm
 
 
 def detection_parts(phantom, store=None):
-    """Images of the phantom in the cache, a detector with its lower stages frozen, and what it needs."""
-    from medtransfer.data.inspection import inspect_images
-    from medtransfer.data.transforms import Fixed
-    from medtransfer.lesions import place_images
+    """Images of the phantom in the cache, a detector with its lower stages frozen, and what it
+    needs.
+    """
+    from medtransfer.data.audit.inspection import inspect_images
+    from medtransfer.data.cohort.box_grid import place_images
+    from medtransfer.data.grid.fixed import Fixed
 
     cohort = Cohort.from_boxes(phantom, "boxes.csv", manifest=phantom / "manifest.csv")
     fixed = Fixed(64)
     facts = inspect_images(cohort, None, fixed)
     cohort = cohort.fitted(facts)
-    images = Images(cohort, [Path(e) for e in facts["entry"]], Slices(), 1, TrainSection(), store, place_images(fixed, facts))
+    images = Images(
+        cohort,
+        [Path(e) for e in facts["entry"]],
+        Slices(),
+        1,
+        TrainSection(),
+        store,
+        place_images(fixed, facts),
+    )
     net = load_backbone(LITE, "imagenet")
     plan = plan_freeze(PlainCounts({"0": 10, "1": 50}, "far"), net, finest=8)
     task = Detection(("lesion",), (64, 64)).fitted(images.targets)
@@ -216,7 +285,13 @@ def test_kept_activations_give_the_same_losses_and_gradients(phantom, tmp_path):
         batch = origin.load(rows, 3)  # a random view, its boxes moved
         loss = task.loss(network(batch["features"], batch["present"]), batch["targets"])["loss"]
         loss.backward()
-        seen.append((batch["targets"], float(loss.detach()), [p.grad.clone() for p in network.parameters() if p.grad is not None]))
+        seen.append(
+            (
+                batch["targets"],
+                float(loss.detach()),
+                [p.grad.clone() for p in network.parameters() if p.grad is not None],
+            )
+        )
     (boxes, loss, gradients), (kept_boxes, kept_loss, kept_gradients) = seen
     assert torch.equal(boxes.nan_to_num(-1), kept_boxes.nan_to_num(-1))
     assert loss == kept_loss
@@ -225,7 +300,9 @@ def test_kept_activations_give_the_same_losses_and_gradients(phantom, tmp_path):
 
 
 def test_a_head_that_reads_before_the_cut_is_given_the_images():
-    """What is kept of the stages before a cut is their mean over space, and a pyramid needs all of it."""
+    """What is kept of the stages before a cut is their mean over space, and a pyramid needs all of
+    it.
+    """
     net = load_backbone(LITE, "imagenet")
     counts = PlainCounts({"0": 5, "1": 50}, "far")
     below = [stage.reduction for stage in net.stages].index(8)
@@ -235,25 +312,35 @@ def test_a_head_that_reads_before_the_cut_is_given_the_images():
         assert plan.cache_cut == choose_levels(net, finest)[0].name == net.names[frozen - 1]
         deeper = plan_freeze(counts, net, finest=finest, frozen_stages=frozen + 1)
         assert (deeper.frozen_stages, deeper.cache_cut, deeper.views) == (frozen + 1, "", 0)
-        with pytest.raises(ConfigError, match="no more frozen stages than lie below its finest level"):
+        with pytest.raises(
+            ConfigError, match="no more frozen stages than lie below its finest level"
+        ):
             plan_freeze(counts, net, finest=finest, frozen_stages=frozen + 1, views=4)
 
 
 def test_the_loop_knows_nothing_of_boxes():
     for name in ("loop", "trainer", "predicting", "batches", "features"):
-        text = (Path(__file__).parents[2] / "medtransfer" / "training" / f"{name}.py").read_text().lower()
+        text = (
+            (Path(__file__).parents[2] / "medtransfer" / "training" / f"{name}.py")
+            .read_text()
+            .lower()
+        )
         assert "tasks.detection" not in text
         assert "isinstance(task" not in text
 
 
 def test_plans_of_detectors():
     net = load_backbone(LITE, "imagenet")
-    few, many = (plan_freeze(PlainCounts({"0": 5, "1": n}, "far"), net, finest=8) for n in (50, 5000))
+    few, many = (
+        plan_freeze(PlainCounts({"0": 5, "1": n}, "far"), net, finest=8) for n in (50, 5000)
+    )
     assert few.strategy == many.strategy == "fine_tune"
     assert net.stages[few.frozen_stages - 1].reduction == 8
     assert net.stages[few.frozen_stages].reduction == 16
     assert many.frozen_stages == 0
-    by_hand = plan_freeze(PlainCounts({"0": 0, "1": 50}, "far"), net, finest=8, frozen_stages=len(net.stages))
+    by_hand = plan_freeze(
+        PlainCounts({"0": 0, "1": 50}, "far"), net, finest=8, frozen_stages=len(net.stages)
+    )
     assert by_hand.strategy == "fine_tune"  # its head trains
     assert by_hand.steps == few.steps
     scratch = plan_freeze(PlainCounts({"0": 5, "1": 50}, "far"), load_backbone(LITE), finest=8)
@@ -264,8 +351,18 @@ def test_a_cohort_where_every_image_has_a_lesion(phantom, tmp_path):
     """Nothing can be said of images with against those without, and nothing breaks."""
     table, boxes = pd.read_csv(phantom / "manifest.csv"), pd.read_csv(phantom / "boxes.csv")
     table[table["image"].isin(boxes["image"])].to_csv(tmp_path / "manifest.csv", index=False)
-    section = {"manifest": str(tmp_path / "manifest.csv"), "root": str(phantom), "boxes": "boxes.csv"}
-    path = config(tmp_path, phantom, cohort=section, arms={"imagenet": TWINS["imagenet"]}, report={**LEAN["report"], "figures": ["svg"]})
+    section = {
+        "manifest": str(tmp_path / "manifest.csv"),
+        "root": str(phantom),
+        "boxes": "boxes.csv",
+    }
+    path = config(
+        tmp_path,
+        phantom,
+        cohort=section,
+        arms={"imagenet": TWINS["imagenet"]},
+        report={**LEAN["report"], "figures": ["svg"]},
+    )
     result = invoke("compare", path, "--output", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert "imagenet finds" in result.output
@@ -278,14 +375,27 @@ def test_a_cohort_where_every_image_has_a_lesion(phantom, tmp_path):
 def test_one_network_from_python_on_one_fold(phantom, tmp_path):
     import medtransfer as mt
 
-    cohort = mt.Cohort.from_boxes(phantom, "boxes.csv", manifest=phantom / "manifest.csv", kinds=["malignant", "benign"])
+    cohort = mt.Cohort.from_boxes(
+        phantom, "boxes.csv", manifest=phantom / "manifest.csv", kinds=["malignant", "benign"]
+    )
     assert 0 < cohort.images["lesion"].mean() < 1
     net = mt.load_backbone(LITE, "imagenet")
     plan = mt.plan_freeze(PlainCounts({"0": 5, "1": 10}, "far"), net, finest=8)
     train = TrainSection(epochs=1, precision="fp32")
     task = mt.Detection(cohort.labels, (64, 64))
-    run = mt.fit(cohort, mt.split_cohort(cohort, 2).fold(0), task, net, plan, tmp_path / "run", size=64, train=train)
-    assert {"run.json", "candidates.csv", "predictions.csv", "weights.safetensors"} <= {p.name for p in run.folder.iterdir()}
+    run = mt.fit(
+        cohort,
+        mt.split_cohort(cohort, 2).fold(0),
+        task,
+        net,
+        plan,
+        tmp_path / "run",
+        size=64,
+        train=train,
+    )
+    assert {"run.json", "candidates.csv", "predictions.csv", "weights.safetensors"} <= {
+        p.name for p in run.folder.iterdir()
+    }
 
 
 def test_a_task_of_another_size_is_refused(phantom, tmp_path):
@@ -294,8 +404,18 @@ def test_a_task_of_another_size_is_refused(phantom, tmp_path):
     cohort = mt.Cohort.from_boxes(phantom, "boxes.csv", manifest=phantom / "manifest.csv")
     net = mt.load_backbone(LITE, "imagenet")
     plan = mt.plan_freeze(PlainCounts({"0": 5, "1": 10}, "far"), net, finest=8)
-    with pytest.raises(mt.MedTransferError, match=r"images of \(64, 64\) pixels, these are seen with \(96, 96\)"):
-        mt.fit(cohort, mt.split_cohort(cohort, 2).fold(0), mt.Detection(cohort.labels, (64, 64)), net, plan, tmp_path / "run", size=96)
+    with pytest.raises(
+        mt.MedTransferError, match=r"images of \(64, 64\) pixels, these are seen with \(96, 96\)"
+    ):
+        mt.fit(
+            cohort,
+            mt.split_cohort(cohort, 2).fold(0),
+            mt.Detection(cohort.labels, (64, 64)),
+            net,
+            plan,
+            tmp_path / "run",
+            size=96,
+        )
 
 
 def test_a_plan_for_whole_images_is_refused(phantom, tmp_path):
@@ -304,13 +424,24 @@ def test_a_plan_for_whole_images_is_refused(phantom, tmp_path):
     cohort = mt.Cohort.from_boxes(phantom, "boxes.csv", manifest=phantom / "manifest.csv")
     net = mt.load_backbone(LITE, "imagenet")
     plan = mt.plan_freeze(PlainCounts({"0": 5, "1": 10}, "far"), net)
-    with pytest.raises(mt.MedTransferError, match="the plan is for whole images, the task is not. Give plan_freeze finest=8"):
-        mt.fit(cohort, mt.split_cohort(cohort, 2).fold(0), mt.Detection(cohort.labels, (64, 64)), net, plan, tmp_path / "run", size=64)
+    with pytest.raises(
+        mt.MedTransferError,
+        match="the plan is for whole images, the task is not. Give plan_freeze finest=8",
+    ):
+        mt.fit(
+            cohort,
+            mt.split_cohort(cohort, 2).fold(0),
+            mt.Detection(cohort.labels, (64, 64)),
+            net,
+            plan,
+            tmp_path / "run",
+            size=64,
+        )
 
 
 def test_what_lies_in_the_padding_is_nothing():
-    from medtransfer.data.placement import place
-    from medtransfer.lesions import drop_padding, list_candidates
+    from medtransfer.data.cohort.box_grid import drop_padding, list_candidates
+    from medtransfer.data.grid.placement import place
 
     placement = place((32, 64), (1.0, 1.0), 64, None, "image")  # 16 rows of padding above and below
     found = np.full((2, 3, 5), np.nan)
@@ -321,7 +452,9 @@ def test_what_lies_in_the_padding_is_nothing():
     assert np.isnan(inside[0, 1:]).all()
     assert inside[1, 0, 0] == 2.0  # nothing else is left: the score of the image
     table = list_candidates(inside, ["a", "b"], ["p", "q"], [placement] * 2, "axial")
-    assert table[["image", "x0", "y0", "x1", "y1", "logit"]].to_numpy().tolist() == [["a", 5.0, 4.0, 25.0, 24.0, -1.0]]
+    assert table[["image", "x0", "y0", "x1", "y1", "logit"]].to_numpy().tolist() == [
+        ["a", 5.0, 4.0, 25.0, 24.0, -1.0]
+    ]
 
 
 def test_the_check_reads_a_configuration_with_boxes(phantom, tmp_path):

@@ -1,4 +1,6 @@
-"""Three studies from the files to the page, with all that a report can have: figures, pictures, what was reused, shortcuts."""
+"""Three studies from the files to the page, with all that a report can have: figures, pictures,
+what was reused, shortcuts.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,34 @@ def pictures(gallery, *kinds):
 def test_classification_from_images_to_the_page(studies):
     study = studies.classification()
     out = study.out
-    files = {"study.yaml", "environment.json", "cohort.csv", "audit.json", "plan.json", "predictions.csv", "report.json", "report.html"}
-    assert {path.name for path in out.iterdir()} == {*files, "reuse.json", "gallery.json", "runs", "figures", "tables"}
+    files = {
+        "study.yaml",
+        "environment.json",
+        "cohort.csv",
+        "audit.json",
+        "plan.json",
+        "predictions.csv",
+        "report.json",
+        "report.html",
+    }
+    assert {path.name for path in out.iterdir()} == {
+        *files,
+        "reuse.json",
+        "gallery.json",
+        "runs",
+        "figures",
+        "tables",
+    }
     reuse = json.loads((out / "reuse.json").read_text())
     measured = reuse["arms"]["imagenet"]
     assert list(reuse["arms"]) == ["imagenet"]
-    assert len(measured["stages"]) == len(measured["cka"]) == len(measured["moved"]) == len(measured["reset_auc"]) == 18
+    assert (
+        len(measured["stages"])
+        == len(measured["cka"])
+        == len(measured["moved"])
+        == len(measured["reset_auc"])
+        == 18
+    )
     frozen = read_run(out, "imagenet")["plan"]["frozen_stages"]
     assert 0 < frozen < 18
     assert measured["moved"][:frozen] == [0.0] * frozen
@@ -35,12 +59,26 @@ def test_classification_from_images_to_the_page(studies):
     shown = pictures(gallery, "false_positives", "false_negatives")
     assert shown
     assert gallery["heat"]
-    assert all(row[kind].startswith("data:image/png;base64,") for row in shown for kind in ("picture", "heat"))
+    assert all(
+        row[kind].startswith("data:image/png;base64,")
+        for row in shown
+        for kind in ("picture", "heat")
+    )
     audit = json.loads((out / "audit.json").read_text())
     assert audit["not_looked_for"] == []
-    assert {shortcut["source"] for shortcut in audit["shortcuts"]} == {"site", "border"}  # what varies in the phantom
+    assert {shortcut["source"] for shortcut in audit["shortcuts"]} == {
+        "site",
+        "border",
+    }  # what varies in the phantom
     page = (out / "report.html").read_text()
-    names = {"discrimination-0", "reliability-0-0", "reliability-0-1", "decisions-0", "training", "reuse"}
+    names = {
+        "discrimination-0",
+        "reliability-0-0",
+        "reliability-0-1",
+        "decisions-0",
+        "training",
+        "reuse",
+    }
     assert {path.name for path in (out / "figures").iterdir()} == {f"{name}.svg" for name in names}
     assert page.count("data:image/svg+xml;base64,") == len(names)
     assert page.count("data:image/png;base64,") == 2 * len(shown)
@@ -102,7 +140,12 @@ def test_volumes_by_slices_and_as_a_whole_from_files_to_the_page(studies):
     environment = json.loads((out / "environment.json").read_text())["arms"]
     assert environment["imagenet"]["slices"] == "up to 10 axial slices; pooled by attention"
     assert "as one volume" in environment["scratch"]["slices"]
-    weights = {arm: safetensors.numpy.load_file(out / "runs" / arm / "fold-0" / "seed-0" / "weights.safetensors") for arm in environment}
+    weights = {
+        arm: safetensors.numpy.load_file(
+            out / "runs" / arm / "fold-0" / "seed-0" / "weights.safetensors"
+        )
+        for arm in environment
+    }
     assert "head.scores.weight" in weights["imagenet"]
     assert "head.scores.weight" not in weights["scratch"]
     reuse = json.loads((out / "reuse.json").read_text())
@@ -113,6 +156,8 @@ def test_volumes_by_slices_and_as_a_whole_from_files_to_the_page(studies):
     assert all(row["picture"].startswith("data:image/png;base64,") for row in shown)
     assert shown
     page = (out / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == sum(1 + (row["heat"] is not None) for row in shown)
+    assert page.count("data:image/png;base64,") == sum(
+        1 + (row["heat"] is not None) for row in shown
+    )
     for part in ("pooled by attention", "What was reused", "Failures", f"{LITE} (exact)"):
         assert part in page, part

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from medtransfer.config import make_config
+from medtransfer.config.study_config import make_config
 from medtransfer.errors import CohortError, ConfigError, LeakageError, StudyError
 from PIL import Image
 
@@ -32,7 +32,9 @@ def study(tmp_path_factory):
     table["sex"] = table["patient"].map({p: "fm"[i % 2] for i, p in enumerate(patients)})
     table["name"] = "a name that must not be copied"
     table.to_csv(folder / "first" / "manifest.csv", index=False)
-    cohort = mt.Cohort.from_csv(folder / "first" / "manifest.csv", folder / "first", ["malignant"], columns=["site", "sex"])
+    cohort = mt.Cohort.from_csv(
+        folder / "first" / "manifest.csv", folder / "first", ["malignant"], columns=["site", "sex"]
+    )
     arms = {"imagenet": mt.Arm("tf_efficientnet_lite0", "imagenet"), "formulas": mt.Arm("features")}
     mt.compare(
         cohort,
@@ -72,7 +74,9 @@ def test_only_columns_asked_for_are_copied(study):
 
 
 def test_formulas_are_an_arm_like_any_other(study):
-    run = json.loads((study / "study" / "runs" / "formulas" / "fold-0" / "seed-0" / "run.json").read_text())
+    run = json.loads(
+        (study / "study" / "runs" / "formulas" / "fold-0" / "seed-0" / "run.json").read_text()
+    )
     assert run["plan"]["strategy"] == "linear_probe"
     assert "Features by formula" in run["plan"]["reason"]
     report = json.loads((study / "study" / "report.json").read_text())
@@ -80,22 +84,36 @@ def test_formulas_are_an_arm_like_any_other(study):
     typical = pd.read_csv(study / "study" / "predictions.csv")["typical"]
     assert typical.between(0, 1).all()
     # Their tune parts are too small to say which image is unlike the others.
-    assert report["arms"]["formulas"]["outliers"]["flagged"]["reason"].startswith("cannot be told, as a model has")
+    assert report["arms"]["formulas"]["outliers"]["flagged"]["reason"].startswith(
+        "cannot be told, as a model has"
+    )
 
 
 def test_methods_and_checklists_tell_of_probes_what_was_done(study):
     page = html.unescape((study / "study" / "report.html").read_text())
-    for said in ("features by formula under a linear head", "all stages frozen under a linear head", "Linear heads are L2-penalised"):
+    for said in (
+        "features by formula under a linear head",
+        "all stages frozen under a linear head",
+        "Linear heads are L2-penalised",
+    ):
         assert said in page
     assert "optimiser steps" not in page
     assert "the epoch was chosen" not in page
     assert "Every model was trained once, from one random seed" in page
-    assert "with the variance between seeds" not in page.split("Methods, to paste")[1].split("References")[0]
+    assert (
+        "with the variance between seeds"
+        not in page.split("Methods, to paste")[1].split("References")[0]
+    )
 
 
 def test_failures_are_shown_with_their_pictures(study):
     gallery = json.loads((study / "study" / "gallery.json").read_text())
-    shown = [row for arm in gallery["arms"] for kind in ("false_positives", "false_negatives") for row in arm[kind]]
+    shown = [
+        row
+        for arm in gallery["arms"]
+        for kind in ("false_positives", "false_negatives")
+        for row in arm[kind]
+    ]
     assert shown
     assert all(row["picture"].startswith("data:image/png;base64,") for row in shown)
     for arm in gallery["arms"]:
@@ -106,7 +124,16 @@ def test_failures_are_shown_with_their_pictures(study):
 def test_a_second_cohort_meets_the_models_as_they_are(study):
     mt.write_phantom(study / "second", 40, seed=9)
     manifest = study / "second" / "manifest.csv"
-    outcome = invoke("evaluate", study / "study", "margin=0.2", "subgroups=[]", "--on", manifest, "-o", study / "outside")
+    outcome = invoke(
+        "evaluate",
+        study / "study",
+        "margin=0.2",
+        "subgroups=[]",
+        "--on",
+        manifest,
+        "-o",
+        study / "outside",
+    )
     assert outcome.exit_code == 0, outcome.output
     table = pd.read_csv(study / "outside" / "predictions.csv")
     test, tune = table[table["part"] == "test"], table[table["part"] == "tune"]
@@ -126,16 +153,24 @@ def test_a_second_cohort_meets_the_models_as_they_are(study):
     assert len(report["arms"]["imagenet"]["auc"]["by_model"]) == 3
     assert "1 means malignant" in page
     assert "randomness of training" not in page
-    internal, external = (re.search(rf"{kind} testing</td><td>(.*?)</td>", page).group(1) for kind in ("Internal", "External"))
-    assert (internal, external.startswith("imagenet: AUC")) == ("TO BE WRITTEN BY THE AUTHORS", True)
+    internal, external = (
+        re.search(rf"{kind} testing</td><td>(.*?)</td>", page).group(1)
+        for kind in ("Internal", "External")
+    )
+    assert (internal, external.startswith("imagenet: AUC")) == (
+        "TO BE WRITTEN BY THE AUTHORS",
+        True,
+    )
 
 
 def test_a_model_predicts_outside_what_it_predicted_inside(study, monkeypatch):
     """The same images through the stored weights give the logits of the study."""
-    from medtransfer import external
+    from medtransfer.study import external
 
     monkeypatch.setattr(external, "_refuse_known_images", lambda *_: None)
-    cohort = mt.Cohort.from_csv(study / "first" / "manifest.csv", study / "first", ["malignant"], columns=["sex"])
+    cohort = mt.Cohort.from_csv(
+        study / "first" / "manifest.csv", study / "first", ["malignant"], columns=["sex"]
+    )
     mt.validate(study / "study", cohort, study / "again", quiet=True, bootstrap=100)
     inside, outside = (pd.read_csv(study / name / "predictions.csv") for name in ("study", "again"))
     inside = inside[(inside["part"] == "test")].assign(model=inside["fold"])
@@ -145,8 +180,12 @@ def test_a_model_predicts_outside_what_it_predicted_inside(study, monkeypatch):
     assert np.abs(merged["logit"] - merged["logit_again"]).max() < 2e-3
 
 
-def test_of_an_unfinished_study_the_models_that_were_compared_meet_the_second_cohort(study, tmp_path):
-    """Without a run, the models of the arms must not be paired by their order; an arm added later has none yet."""
+def test_of_an_unfinished_study_the_models_that_were_compared_meet_the_second_cohort(
+    study, tmp_path
+):
+    """Without a run, the models of the arms must not be paired by their order; an arm added later
+    has none yet.
+    """
     part = tmp_path / "part"
     shutil.copytree(study / "study", part)
     shutil.rmtree(part / "runs" / "formulas" / "fold-1")
@@ -156,7 +195,9 @@ def test_of_an_unfinished_study_the_models_that_were_compared_meet_the_second_co
     settings["arms"]["later"] = settings["arms"]["imagenet"]
     (part / "study.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     mt.write_phantom(tmp_path / "second", 30, seed=9)
-    cohort = mt.Cohort.from_csv(tmp_path / "second" / "manifest.csv", tmp_path / "second", ["malignant"])
+    cohort = mt.Cohort.from_csv(
+        tmp_path / "second" / "manifest.csv", tmp_path / "second", ["malignant"]
+    )
     report = mt.validate(part, cohort, tmp_path / "out", quiet=True, bootstrap=100, subgroups=[])
     assert "External validation of the 2 models of each arm" in report.data["warnings"][0]
     assert report.data["warnings"][1] == "Arm later is left out: the study has not compared it yet."
@@ -164,7 +205,9 @@ def test_of_an_unfinished_study_the_models_that_were_compared_meet_the_second_co
     outside = outside[outside["part"] == "tune"]
     for number, fold in enumerate((0, 2)):
         for arm in ("imagenet", "formulas"):
-            there = table[(table["arm"] == arm) & (table["fold"] == fold) & (table["part"] == "tune")]
+            there = table[
+                (table["arm"] == arm) & (table["fold"] == fold) & (table["part"] == "tune")
+            ]
             here = outside[(outside["arm"] == arm) & (outside["seed"] == number)]
             assert here["logit"].tolist() == pytest.approx(there["logit"].tolist())
     (part / "runs" / "imagenet" / "fold-2" / "seed-0" / "weights.safetensors").unlink()
@@ -206,14 +249,21 @@ def test_columns_and_sites_that_are_not_there_are_told(manifest, tmp_path):
 
 def test_formulas_take_no_weights():
     with pytest.raises(ConfigError, match="kind: features takes no weights"):
-        make_config({"cohort": {"classes": ["a", "b"]}, "arms": {"x": {"kind": "features", "weights": "imagenet"}}})
+        make_config(
+            {
+                "cohort": {"classes": ["a", "b"]},
+                "arms": {"x": {"kind": "features", "weights": "imagenet"}},
+            }
+        )
     with pytest.raises(mt.MedTransferError, match="have no weights"):
         mt.load_backbone("features", "imagenet")
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Formulas on folders of two classes, of which the first by the alphabet is the positive one; and a second cohort of the same kind."""
+    """Formulas on folders of two classes, of which the first by the alphabet is the positive one;
+    and a second cohort of the same kind.
+    """
     root = tmp_path_factory.mktemp("classes")
     rng = np.random.default_rng(0)
 
@@ -262,11 +312,15 @@ def renamed(root, tmp_path, names):
 )
 def test_classes_of_a_second_cohort_are_those_of_the_study(folders, tmp_path, names, options):
     second = renamed(folders, tmp_path, names)
-    outcome = invoke("evaluate", folders / "study", "--on", second, "-o", tmp_path / "out", *options)
+    outcome = invoke(
+        "evaluate", folders / "study", "--on", second, "-o", tmp_path / "out", *options
+    )
     assert outcome.exit_code == 0, outcome.output
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["meaning"] == {"cancer": "cancer"}
-    assert report["arms"]["formulas"]["auc"]["estimate"] > 0.8  # in the order of the alphabet it would be below 0.2
+    assert (
+        report["arms"]["formulas"]["auc"]["estimate"] > 0.8
+    )  # in the order of the alphabet it would be below 0.2
     assert "1 means cancer" in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -280,7 +334,14 @@ def test_classes_of_a_second_cohort_are_those_of_the_study(folders, tmp_path, na
     ids=["another case", "misspelt", "other names"],
 )
 def test_classes_of_other_names_are_refused(folders, tmp_path, names, message):
-    outcome = invoke("evaluate", folders / "study", "--on", renamed(folders, tmp_path, names), "-o", tmp_path / "out")
+    outcome = invoke(
+        "evaluate",
+        folders / "study",
+        "--on",
+        renamed(folders, tmp_path, names),
+        "-o",
+        tmp_path / "out",
+    )
     assert outcome.exit_code == 2
     assert message in " ".join(outcome.output.split())
     assert not (tmp_path / "out").exists()
@@ -289,7 +350,10 @@ def test_classes_of_other_names_are_refused(folders, tmp_path, names, message):
 def test_a_cohort_from_python_must_mean_the_same(folders, tmp_path):
     other = renamed(folders, tmp_path, {"cancer": "cancer", "normal": "benign"})
     cohort = mt.Cohort.from_folders(other)
-    with pytest.raises(CohortError, match="holds the classes benign, cancer, the study was trained on normal and cancer"):
+    with pytest.raises(
+        CohortError,
+        match="holds the classes benign, cancer, the study was trained on normal and cancer",
+    ):
         mt.validate(folders / "study", cohort, tmp_path / "out", quiet=True)
     reversed_ = mt.Cohort.from_folders(folders / "second", positive="normal")
     with pytest.raises(CohortError, match="Labels are matched by name"):

@@ -1,4 +1,6 @@
-"""What makes a comparison fair: budgets, fields, seeds, draws, precision and flips, as they are settled before training."""
+"""What makes a comparison fair: budgets, fields, seeds, draws, precision and flips, as they are
+settled before training.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from medtransfer import machine, runs
-from medtransfer.arms import backbone_of, images_of, task_of
-from medtransfer.config import load_config
-from medtransfer.data.dataset import ImageSource
-from medtransfer.episodes import draw_fold
+from medtransfer.config.study_config import load_config
+from medtransfer.data.grid.source import ImageSource
 from medtransfer.errors import ConfigError
-from medtransfer.prepare import augment_of
 from medtransfer.progress import Reporter
-from medtransfer.training.engine import Engine, make_engine
+from medtransfer.study import engines as machine
+from medtransfer.study import run as runs
+from medtransfer.study.draws import draw_fold
+from medtransfer.study.settle import augment_of
+from medtransfer.study.views import backbone_of, images_of, task_of
+from medtransfer.training.device import Engine, make_engine
 from medtransfer.training.features import FeatureSource
 
 from networks import SMALL
@@ -56,10 +59,17 @@ def test_fields_for_all_arms_are_for_all_or_it_is_said(config):
         "arms.own={backbone: resnet18, plan: {head_lr: 0.02}}",
     ]
     plans = prepare_study(config, *by_hand).plans
-    assert (plans["imagenet"].backbone_lr, plans["imagenet"].head_lr, plans["imagenet"].dropout) == (0.001, 0.01, 0.4)
+    assert (
+        plans["imagenet"].backbone_lr,
+        plans["imagenet"].head_lr,
+        plans["imagenet"].dropout,
+    ) == (0.001, 0.01, 0.4)
     assert plans["scratch"].dropout == 0.4
     assert plans["scratch"].backbone_lr == plans["scratch"].head_lr == 3e-3
-    assert "Set for arms with weights, and not for this one: backbone_lr, head_lr, strategy." in plans["scratch"].reason
+    assert (
+        "Set for arms with weights, and not for this one: backbone_lr, head_lr, strategy."
+        in plans["scratch"].reason
+    )
     assert (plans["own"].head_lr, plans["own"].backbone_lr) == (0.02, 3e-3)
     assert "not for this one: backbone_lr, strategy." in plans["own"].reason
     assert "not for this one" not in plans["imagenet"].reason
@@ -99,39 +109,61 @@ def test_random_views_differ_between_seeds_and_plain_images_do_not(config, tmp_p
     assert torch.equal(plain[0], plain[1])
     # They lie in one folder, so that seeds share the images as they are.
     assert len({source.folder for source in kept}) == 1
-    sources = [images.source(backbone, engine, seed).load([0], 5)["features"]["image"] for seed in (0, 1)]
+    sources = [
+        images.source(backbone, engine, seed).load([0], 5)["features"]["image"] for seed in (0, 1)
+    ]
     assert not torch.allclose(*sources)
 
 
 @pytest.mark.parametrize(
     ("label", "flip", "expected"),
-    [("malignant", "auto", "left_right"), ("left", "auto", "none"), ("left", "all", "all"), ("malignant", "none", "none")],
+    [
+        ("malignant", "auto", "left_right"),
+        ("left", "auto", "none"),
+        ("left", "all", "all"),
+        ("malignant", "none", "none"),
+    ],
 )
 def test_what_is_flipped_follows_the_label(config, label, flip, expected):
     prepared = prepare_study(config, f"augment.flip={flip}", "augment.rotate=5")
-    cohort = replace(prepared.cohort, images=prepared.cohort.images.rename(columns={"malignant": label}), labels=(label,))
+    cohort = replace(
+        prepared.cohort,
+        images=prepared.cohort.images.rename(columns={"malignant": label}),
+        labels=(label,),
+    )
     found = augment_of(prepared.config, cohort)
     assert (found.flip, found.rotate, found.intensity) == (expected, 5.0, 1.0)
 
 
 def test_the_flip_that_is_set_reaches_the_images(config):
     off = prepare_study(config, "augment={flip: none, rotate: 0, intensity: 0}")
-    source = images_of(off, "imagenet").source(off.backbones["imagenet"], make_engine("cpu", "fp32"))
+    source = images_of(off, "imagenet").source(
+        off.backbones["imagenet"], make_engine("cpu", "fp32")
+    )
     assert isinstance(source, ImageSource)
     assert source.augment == augment_of(off.config, off.cohort)
-    assert (source.augment.flip, source.augment.rotate, source.augment.intensity) == ("none", 0.0, 0.0)
+    assert (source.augment.flip, source.augment.rotate, source.augment.intensity) == (
+        "none",
+        0.0,
+        0.0,
+    )
 
 
 def test_volumes_are_not_turned_upside_down(studies, tmp_path):
-    config = write_config(tmp_path, studies.cohort(24, 3, volumes=True), image={"size": 32, "slices": 10})
+    config = write_config(
+        tmp_path, studies.cohort(24, 3, volumes=True), image={"size": 32, "slices": 10}
+    )
     with pytest.raises(ConfigError, match="augment.flip is all, which is for planes"):
         prepare_study(config, "augment.flip=all")
 
 
 @pytest.mark.parametrize(
-    ("difference", "expected"), [({"features": 0.2, "logits": 0.01}, "fp32"), ({"features": 0.02, "logits": 0.01}, "bf16")]
+    ("difference", "expected"),
+    [({"features": 0.2, "logits": 0.01}, "fp32"), ({"features": 0.02, "logits": 0.01}, "bf16")],
 )
-def test_reduced_precision_is_taken_only_where_it_changes_no_answer(config, monkeypatch, tmp_path, difference, expected):
+def test_reduced_precision_is_taken_only_where_it_changes_no_answer(
+    config, monkeypatch, tmp_path, difference, expected
+):
     prepared = prepare_study(
         config,
         "train.precision=auto",
@@ -143,7 +175,9 @@ def test_reduced_precision_is_taken_only_where_it_changes_no_answer(config, monk
 
     def fastest(_, precision, **__):
         asked.append(precision)
-        return Engine(torch.device("cpu"), "bf16" if precision == "auto" else precision, "channels_last")
+        return Engine(
+            torch.device("cpu"), "bf16" if precision == "auto" else precision, "channels_last"
+        )
 
     monkeypatch.setattr(machine, "make_engine", fastest)
     seen = []
@@ -175,7 +209,9 @@ def test_a_precision_by_hand_is_compared_and_taken(config, tmp_path):
 
 def test_seeds_of_draws_share_the_room_of_kept_views(config):
     few, many = (
-        prepare_study(config, "train.cache_gb=0.003", "plan.strategy=lp_ft", *more).plans["imagenet"]
+        prepare_study(config, "train.cache_gb=0.003", "plan.strategy=lp_ft", *more).plans[
+            "imagenet"
+        ]
         for more in ((), ("learning_curve={sizes: [2], episodes: 9}",))
     )
     assert few.bytes_per_image == many.bytes_per_image > 0
@@ -184,7 +220,9 @@ def test_seeds_of_draws_share_the_room_of_kept_views(config):
 
 def test_a_budget_that_a_probe_cannot_use_is_named(config):
     plans = prepare_study(
-        config, f"arms.probe={{backbone: {LITE}, weights: imagenet, budget: level, plan: {{strategy: linear_probe}}}}"
+        config,
+        f"arms.probe={{backbone: {LITE}, weights: imagenet, budget: level, plan: {{strategy: "
+        f"linear_probe}}}}",
     ).plans
     assert "A linear probe has no budget, so that the one set is not used." in plans["probe"].reason
     assert not plans["probe"].level
@@ -194,7 +232,10 @@ def test_statistics_of_volumes_are_those_of_several(studies, tmp_path, monkeypat
     """One volume alone has no variance between volumes, and a training step holds several."""
     sizes = []
     config = write_config(
-        tmp_path, studies.cohort(24, 3, volumes=True), image={"size": 32, "slices": 24}, arms={"scratch": {"backbone": "monai_resnet10"}}
+        tmp_path,
+        studies.cohort(24, 3, volumes=True),
+        image={"size": 32, "slices": 24},
+        arms={"scratch": {"backbone": "monai_resnet10"}},
     )
     prepared = prepare_study(config, "train.batch_size=4", "train.epochs=1")
     images, fold = images_of(prepared, "scratch"), prepared.split.fold(0)

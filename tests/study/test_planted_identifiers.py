@@ -1,4 +1,6 @@
-"""What names a person, a place or a date stays where it is: in no file of a study, no log and no message."""
+"""What names a person, a place or a date stays where it is: in no file of a study, no log and no
+message.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
-from medtransfer.data.dicom_write import write_grey_dicom
+from medtransfer.data.images.dicom.writing import write_grey_dicom
 from PIL import Image, PngImagePlugin
 
 from studies import invoke
@@ -33,8 +35,19 @@ HEADER = {
     "StudyDescription": "second opinion Thaddeus",
 }
 # Ten in manifests, pictures and masks.
-COLUMNS = {"name": "Hollingberry", "birth": "1951-02-03", "phone": "0171-555999", "address": "Fennimore Road", "record": "REC-90210-Z"}
-TEXTS = {"Author": "Pemberton", "Comment": "seen by Oglethorpe", "Description": "Montague, born 1938", "Title": "mask of Featherstone"}
+COLUMNS = {
+    "name": "Hollingberry",
+    "birth": "1951-02-03",
+    "phone": "0171-555999",
+    "address": "Fennimore Road",
+    "record": "REC-90210-Z",
+}
+TEXTS = {
+    "Author": "Pemberton",
+    "Comment": "seen by Oglethorpe",
+    "Description": "Montague, born 1938",
+    "Title": "mask of Featherstone",
+}
 EXIF = "Cholmondeley"
 SECRETS = [*HEADER.values(), *COLUMNS.values(), *TEXTS.values(), EXIF]
 
@@ -61,7 +74,15 @@ def cohort(tmp_path):
         if i % 3:
             name = f"images/s{i}.dcm"
             write_grey_dicom(
-                root / name, pixels, patient="x", number=i, spacing=(1, 1), bits=12, photometric="MONOCHROME2", slope=1, intercept=0
+                root / name,
+                pixels,
+                patient="x",
+                number=i,
+                spacing=(1, 1),
+                bits=12,
+                photometric="MONOCHROME2",
+                slope=1,
+                intercept=0,
             )
             dataset = pydicom.dcmread(root / name)
             for keyword, value in HEADER.items():
@@ -85,9 +106,11 @@ def cohort(tmp_path):
 def test_planted_identifiers_are_in_no_artefact(cohort, tmp_path):
     config = tmp_path / "study.yaml"
     config.write_text(
-        f"cohort: {{root: {cohort}, manifest: {cohort}/manifest.csv, labels: malignant, boxes: masks, skip_unreadable: true}}\n"
+        f"cohort: {{root: {cohort}, manifest: {cohort}/manifest.csv, labels: malignant, boxes: "
+        f"masks, skip_unreadable: true}}\n"
         "image: {size: 32}\nprotocol: {folds: 2}\ntrain: {epochs: 1}\nevaluate: {bootstrap: 100}\n"
-        "arms:\n  scratch: {backbone: resnet10t, weights: none, budget: 1}\n  formulas: {kind: features}\n"
+        "arms:\n  scratch: {backbone: resnet10t, weights: none, budget: 1}\n  formulas: {kind: "
+        "features}\n"
     )
     texts = {}
     result = invoke("check", config, "--output", tmp_path / "checked", "--json")
@@ -95,13 +118,24 @@ def test_planted_identifiers_are_in_no_artefact(cohort, tmp_path):
     result = invoke("compare", config, "--output", tmp_path / "study")
     assert result.exit_code == 3, result.output  # one image cannot be read
     texts["compare"] = result.output
-    texts["refused"] = invoke("compare", config, "cohort.skip_unreadable=false", "--output", tmp_path / "other").output
-    texts["evaluate"] = invoke("evaluate", tmp_path / "study" / "predictions.csv", "--output", tmp_path / "again").output
-    files = [path for folder in ("study", "checked", "again", "other") for path in (tmp_path / folder).rglob("*") if path.is_file()]
+    texts["refused"] = invoke(
+        "compare", config, "cohort.skip_unreadable=false", "--output", tmp_path / "other"
+    ).output
+    texts["evaluate"] = invoke(
+        "evaluate", tmp_path / "study" / "predictions.csv", "--output", tmp_path / "again"
+    ).output
+    files = [
+        path
+        for folder in ("study", "checked", "again", "other")
+        for path in (tmp_path / folder).rglob("*")
+        if path.is_file()
+    ]
     assert len(files) > 20
     for path in files:
         texts[str(path)] = path.read_bytes().decode("latin-1")
-    found = {(where, secret) for where, text in texts.items() for secret in SECRETS if secret in text}
+    found = {
+        (where, secret) for where, text in texts.items() for secret in SECRETS if secret in text
+    }
     assert not found
     names = json.loads((tmp_path / "study" / "audit.json").read_text())
     assert names["accounts"]

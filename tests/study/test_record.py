@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
-from medtransfer.data.dicom_write import write_grey_dicom
+from medtransfer.data.images.dicom.writing import write_grey_dicom
 from medtransfer.errors import StudyError
 from medtransfer.progress import Reporter
 from medtransfer.report.build import build_report
-from medtransfer.reused import flag_negative_transfer, write_reuse
+from medtransfer.study.analysis.reuse import flag_negative_transfer, write_reuse
 
 from networks import SMALL
 from studies import FULL, SETTINGS, TWINS, changed, invoke, prepare_study, read_run, write_config
@@ -36,16 +36,39 @@ def test_the_folder_is_the_record(study):
         for fold in (0, 1):
             run_folder = out / "runs" / arm / f"fold-{fold}" / "seed-0"
             more = {"at-budget"} if arm == "scratch" else set()
-            assert {p.name for p in run_folder.iterdir()} == {"run.json", "metrics.jsonl", "weights.safetensors", "predictions.csv"} | more
+            assert {p.name for p in run_folder.iterdir()} == {
+                "run.json",
+                "metrics.jsonl",
+                "weights.safetensors",
+                "predictions.csv",
+            } | more
     table = pd.read_csv(out / "predictions.csv")
-    schema = ["arm", "seed", "fold", "part", "image", "patient", "label", "target", "probability", "logit"]
+    schema = [
+        "arm",
+        "seed",
+        "fold",
+        "part",
+        "image",
+        "patient",
+        "label",
+        "target",
+        "probability",
+        "logit",
+    ]
     assert table.columns.tolist() == [*schema, "typical", "budget"]
-    assert table.groupby("arm")["budget"].unique().map(list).to_dict() == {"imagenet": [np.nan], "scratch": ["level", "same"]}
+    assert table.groupby("arm")["budget"].unique().map(list).to_dict() == {
+        "imagenet": [np.nan],
+        "scratch": ["level", "same"],
+    }
     cohort = pd.read_csv(out / "cohort.csv")
-    assert {"image", "patient", "site", "malignant", "fold_0", "fold_1", "file_digest"} <= set(cohort.columns)
+    assert {"image", "patient", "site", "malignant", "fold_0", "fold_1", "file_digest"} <= set(
+        cohort.columns
+    )
     test = table[(table["part"] == "test") & (table["arm"] == "imagenet")]
     assert sorted(test["image"]) == sorted(cohort["image"])
-    assert (test.merge(cohort, on="image")["target"] == test.merge(cohort, on="image")["malignant"]).all()
+    assert (
+        test.merge(cohort, on="image")["target"] == test.merge(cohort, on="image")["malignant"]
+    ).all()
     environment = json.loads((out / "environment.json").read_text())
     assert environment["arms"]["imagenet"]["weights"]["digest"].startswith("57934424")
     plan = json.loads((out / "plan.json").read_text())["arms"]
@@ -55,7 +78,14 @@ def test_the_folder_is_the_record(study):
 
 @pytest.mark.xdist_group("classification")
 def test_no_path_of_the_machine_is_in_the_record(study):
-    for name in ("cohort.csv", "audit.json", "plan.json", "environment.json", "predictions.csv", "report.json"):
+    for name in (
+        "cohort.csv",
+        "audit.json",
+        "plan.json",
+        "environment.json",
+        "predictions.csv",
+        "report.json",
+    ):
         text = (study.out / name).read_text()
         assert str(study.folder) not in text, name
         assert str(study.manifest.parent) not in text, name
@@ -76,16 +106,30 @@ def test_both_arms_get_the_same_patients_and_steps(study):
 @pytest.mark.xdist_group("classification")
 def test_evaluate_reproduces_every_number_without_torch(study, tmp_path):
     code = (
-        "import sys; from medtransfer.cli import main; sys.argv = ['medtransfer', 'evaluate', *sys.argv[1:]]\n"
+        "import sys; from medtransfer.cli.app import main; sys.argv = ['medtransfer', 'evaluate', "
+        "*sys.argv[1:]]\n"
         "try: main()\nexcept SystemExit as e: code = e.code\n"
         "sys.exit('torch was loaded' if 'torch' in sys.modules else code)"
     )
-    arguments = [str(study.out / "predictions.csv"), "--output", str(tmp_path / "again"), "--bootstrap", "100"]
-    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    arguments = [
+        str(study.out / "predictions.csv"),
+        "--output",
+        str(tmp_path / "again"),
+        "--bootstrap",
+        "100",
+    ]
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
-    again, own = (json.loads((folder / "report.json").read_text(encoding="utf-8")) for folder in (tmp_path / "again", study.out))
+    again, own = (
+        json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        for folder in (tmp_path / "again", study.out)
+    )
     # What 1 means and how training ended are facts of the study, and no numbers.
-    assert {key: own.pop(key) for key in ("meaning", "unfinished", "spent")}["meaning"] == {"malignant": "malignant"}
+    assert {key: own.pop(key) for key in ("meaning", "unfinished", "spent")}["meaning"] == {
+        "malignant": "malignant"
+    }
     assert again == own
     assert (tmp_path / "again" / "report.html").is_file()
     kinds = {path.suffix for path in (tmp_path / "again" / "figures").iterdir()}
@@ -97,8 +141,12 @@ def test_the_same_study_again_gives_identical_predictions_however_much_is_shown(
     settings = ["audit.shortcuts=false", "report={figures: [], gallery: false, reuse: false}"]
     result = invoke("compare", study.config, *settings, "--output", tmp_path / "again")
     assert result.exit_code == 0
-    assert (tmp_path / "again" / "predictions.csv").read_bytes() == (study.out / "predictions.csv").read_bytes()
-    assert (tmp_path / "again" / "report.json").read_bytes() == (study.out / "report.json").read_bytes()
+    assert (tmp_path / "again" / "predictions.csv").read_bytes() == (
+        study.out / "predictions.csv"
+    ).read_bytes()
+    assert (tmp_path / "again" / "report.json").read_bytes() == (
+        study.out / "report.json"
+    ).read_bytes()
 
 
 def test_class_folders_of_pngs_with_two_seeds(tmp_path, write_png):
@@ -123,7 +171,9 @@ def test_class_folders_of_pngs_with_two_seeds(tmp_path, write_png):
     assert "hashed with a salt" not in page
     assert "<table" in report._repr_html_()
     with pytest.raises(StudyError, match="other settings"):
-        mt.compare(cohort, arms, tmp_path / "out", quiet=True, **changed(settings, image={"size": 48}))
+        mt.compare(
+            cohort, arms, tmp_path / "out", quiet=True, **changed(settings, image={"size": 48})
+        )
 
 
 def test_an_official_split_makes_one_fold(studies, tmp_path):
@@ -152,7 +202,13 @@ def test_near_duplicates_are_kept_on_one_side(tmp_path, write_png):
             write_png(f"{folder}/{i:02d}-again.png", array[:, ::-1] // 2 + 30)
     cohort = mt.Cohort.from_folders(tmp_path / "data")
     arms = {**FORMULAS, "again": mt.Arm("features")}
-    mt.compare(cohort, arms, tmp_path / "out", quiet=True, **changed(SETTINGS, protocol={"group": "cluster"}))
+    mt.compare(
+        cohort,
+        arms,
+        tmp_path / "out",
+        quiet=True,
+        **changed(SETTINGS, protocol={"group": "cluster"}),
+    )
     table = mt.read_predictions(tmp_path / "out" / "predictions.csv")
     unit = dict(zip(table["image"], table["patient"], strict=True))
     assert unit["benign/00.png"] == unit["benign/00-again.png"]
@@ -165,7 +221,12 @@ def test_near_duplicates_are_kept_on_one_side(tmp_path, write_png):
     assert "protocol.group=cluster" not in page
 
 
-SECRETS = {"PatientName": "Doe^Jane", "PatientBirthDate": "19700101", "PatientID": "MRN-4711", "StudyInstanceUID": "1.2.840.99.4711"}
+SECRETS = {
+    "PatientName": "Doe^Jane",
+    "PatientBirthDate": "19700101",
+    "PatientID": "MRN-4711",
+    "StudyInstanceUID": "1.2.840.99.4711",
+}
 
 
 @pytest.fixture
@@ -175,7 +236,17 @@ def dicom_folders(tmp_path):
         path = tmp_path / "data" / ("malignant" if i % 4 > 1 else "benign") / f"{i}.dcm"
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = rng.integers(0, 4000, (40, 40)).astype(np.uint16)
-        write_grey_dicom(path, pixels, patient="", number=i, spacing=(0.5, 0.5), bits=12, photometric="MONOCHROME2", slope=1, intercept=0)
+        write_grey_dicom(
+            path,
+            pixels,
+            patient="",
+            number=i,
+            spacing=(0.5, 0.5),
+            bits=12,
+            photometric="MONOCHROME2",
+            slope=1,
+            intercept=0,
+        )
         dataset = pydicom.dcmread(path)
         for keyword, value in SECRETS.items():
             setattr(dataset, keyword, f"{value}{i // 2:02d}" if keyword == "PatientID" else value)
@@ -185,8 +256,12 @@ def dicom_folders(tmp_path):
 
 def test_patients_of_dicom_headers_are_hashed_with_the_salt_of_the_study(dicom_folders, tmp_path):
     image = {"size": 64, "spacing": 0.75}
-    sections = {"cohort": {"root": str(dicom_folders), "classes": ["benign", "malignant"]}, "image": image}
-    # One whole report of a network and of formulas: weights, curves, pictures and page are searched for what was in the headers.
+    sections = {
+        "cohort": {"root": str(dicom_folders), "classes": ["benign", "malignant"]},
+        "image": image,
+    }
+    # One whole report of a network and of formulas: weights, curves, pictures and page are searched
+    # for what was in the headers.
     shown = {"arms": {"small": {"backbone": SMALL}, "formulas": {"kind": "features"}}, **FULL}
     config = write_config(tmp_path, tmp_path / "none.csv", **sections, **shown)
     first = invoke("compare", config, "--output", tmp_path / "out")
@@ -195,7 +270,9 @@ def test_patients_of_dicom_headers_are_hashed_with_the_salt_of_the_study(dicom_f
     assert table["patient"].nunique() == 12
     written = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
     assert len(written) > 10
-    assert {"weights.safetensors", "gallery.json", "metrics.jsonl", "report.html"} <= {path.name for path in written}
+    assert {"weights.safetensors", "gallery.json", "metrics.jsonl", "report.html"} <= {
+        path.name for path in written
+    }
     for path in written:
         assert not any(secret.encode() in path.read_bytes() for secret in SECRETS.values()), path
     assert not any(secret in first.output for secret in SECRETS.values())
@@ -207,12 +284,21 @@ def test_patients_of_dicom_headers_are_hashed_with_the_salt_of_the_study(dicom_f
     cohort, settings = mt.Cohort.from_folders(dicom_folders), {**SETTINGS, "image": image}
     mt.compare(cohort, FORMULAS, tmp_path / "api", quiet=True, **settings)
     salted = pd.read_csv(tmp_path / "api" / "cohort.csv")
-    mt.compare(mt.Cohort.from_folders(dicom_folders), FORMULAS, tmp_path / "api", quiet=True, **settings)
+    mt.compare(
+        mt.Cohort.from_folders(dicom_folders), FORMULAS, tmp_path / "api", quiet=True, **settings
+    )
     assert pd.read_csv(tmp_path / "api" / "cohort.csv").equals(salted)
     assert set(salted["patient"]).isdisjoint(table["patient"])
-    # Nor is a folder that was made by the command line the same study for Python, where its source says other things.
+    # Nor is a folder that was made by the command line the same study for Python, where its source
+    # says other things.
     with pytest.raises(StudyError, match="other settings|other images"):
-        mt.compare(mt.Cohort.from_folders(dicom_folders), FORMULAS, tmp_path / "out", quiet=True, **settings)
+        mt.compare(
+            mt.Cohort.from_folders(dicom_folders),
+            FORMULAS,
+            tmp_path / "out",
+            quiet=True,
+            **settings,
+        )
 
 
 def test_check_tells_nothing_that_identifies(dicom_folders, tmp_path):
@@ -227,11 +313,19 @@ def test_check_tells_nothing_that_identifies(dicom_folders, tmp_path):
 def test_a_report_shows_more_or_less_of_a_finished_study_and_trains_nothing(study, tmp_path):
     copied = study.copy(tmp_path / "s")
     out = copied.out
-    numbers = {name: (out / name).read_bytes() for name in ("predictions.csv", "report.json", "plan.json", "environment.json")}
+    numbers = {
+        name: (out / name).read_bytes()
+        for name in ("predictions.csv", "report.json", "plan.json", "environment.json")
+    }
     stamps = {path: path.stat().st_mtime_ns for path in out.glob("runs/**/*") if path.is_file()}
     (out / "figures" / "mine.txt").write_text("not the report's")
     reuse = (out / "reuse.json").read_bytes()
-    less = ["audit.shortcuts=false", "report.figures=[]", "report.gallery=false", "report.reuse=false"]
+    less = [
+        "audit.shortcuts=false",
+        "report.figures=[]",
+        "report.gallery=false",
+        "report.reuse=false",
+    ]
     result = invoke("compare", copied.config, *less, "--output", out, "--report-only")
     assert result.exit_code == 0, result.output
     page = (out / "report.html").read_text()
@@ -239,9 +333,15 @@ def test_a_report_shows_more_or_less_of_a_finished_study_and_trains_nothing(stud
     assert not (out / "gallery.json").exists()
     assert [path.name for path in (out / "figures").iterdir()] == ["mine.txt"]
     assert (out / "reuse.json").read_bytes() == reuse  # measured already
-    assert "Shortcuts were not looked for: whether site, size, border or header alone predict the label is not known" in page
+    assert (
+        "Shortcuts were not looked for: whether site, size, border or header alone predict the "
+        "label is not known" in page
+    )
     shown_as_figure = "figures (report.figures), among them what was reused, which reuse.json holds"
-    left_out = f"Left out on request: {shown_as_figure}; pictures of test images (report.gallery); shortcuts (audit.shortcuts)."
+    left_out = (
+        f"Left out on request: {shown_as_figure}; pictures of test images (report.gallery); "
+        "shortcuts (audit.shortcuts)."
+    )
     assert left_out in page
     assert json.loads((out / "audit.json").read_text())["not_looked_for"] == ["shortcuts"]
     assert "figures: []" in (out / "study.yaml").read_text()
@@ -272,9 +372,17 @@ def test_negative_transfer_is_flagged_whether_or_not_reuse_is_measured(studies, 
     comparisons = [
         {"a": "deep", "b": "planned", "delta_auc": worse},
         {"a": "planned", "b": "scratch", "delta_auc": worse},
-        {"a": "deep", "b": "scratch", "delta_auc": {"estimate": -0.1, "low": -0.2, "high": 0.1, "p_holm": 0.3}},  # may be chance
+        {
+            "a": "deep",
+            "b": "scratch",
+            "delta_auc": {"estimate": -0.1, "low": -0.2, "high": 0.1, "p_holm": 0.3},
+        },  # may be chance
         # Among so many comparisons this may be chance too, as the verdict on it says.
-        {"a": "deep", "b": "scratch", "delta_auc": {"estimate": -0.1, "low": -0.2, "high": -0.01, "p_holm": 0.08}},
+        {
+            "a": "deep",
+            "b": "scratch",
+            "delta_auc": {"estimate": -0.1, "low": -0.2, "high": -0.01, "p_holm": 0.08},
+        },
     ]
     by = "is lower by 0.200 (0.100 to 0.300) than that of"
     said = [
@@ -290,8 +398,14 @@ def test_negative_transfer_is_flagged_whether_or_not_reuse_is_measured(studies, 
 def test_a_lean_study_says_on_its_page_what_was_left_out(studies):
     study = studies.finished(studies.cohort())
     page = (study.out / "report.html").read_text()
-    assert "Left out on request: figures (report.figures); pictures of test images (report.gallery)" in page
-    fine_tuned = any(plan["strategy"] == "lp_ft" for plan in json.loads((study.out / "plan.json").read_text())["arms"].values())
+    assert (
+        "Left out on request: figures (report.figures); pictures of test images (report.gallery)"
+        in page
+    )
+    fine_tuned = any(
+        plan["strategy"] == "lp_ft"
+        for plan in json.loads((study.out / "plan.json").read_text())["arms"].values()
+    )
     assert ("what was reused of the pretrained weights (report.reuse)" in page) is fine_tuned
     assert "<img" not in page
     assert not (study.out / "figures").exists()
@@ -312,6 +426,14 @@ def test_a_report_that_cannot_be_written_leaves_the_record_as_it_was(studies, tm
     for path in study.out.glob("runs/scratch/*/*/run.json"):
         path.unlink()
     before = {path: path.read_bytes() for path in study.out.rglob("*") if path.is_file()}
-    result = invoke("compare", study.config, "report.gallery=true", "audit.shortcuts=true", "--output", study.out, "--report-only")
+    result = invoke(
+        "compare",
+        study.config,
+        "report.gallery=true",
+        "audit.shortcuts=true",
+        "--output",
+        study.out,
+        "--report-only",
+    )
     assert (result.exit_code, "nothing to compare" in result.output) == (2, True), result.output
     assert {path: path.read_bytes() for path in study.out.rglob("*") if path.is_file()} == before

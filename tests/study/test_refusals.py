@@ -9,10 +9,10 @@ import medtransfer as mt
 import numpy as np
 import pandas as pd
 import pytest
-from medtransfer.config import load_config
+from medtransfer.config.study_config import load_config
 from medtransfer.errors import CohortError, ConfigError, MedTransferError, StudyError
-from medtransfer.folder import check_folder
-from medtransfer.record import write_plans
+from medtransfer.study.folder import check_folder
+from medtransfer.study.record import write_plans
 
 from networks import SMALL
 from studies import ARMS, invoke, prepare_study, write_config
@@ -23,12 +23,15 @@ def finished(studies):
     return studies.finished(studies.cohort())
 
 
-# One case for each way to exit 2 through the command line; below, what is refused is asked of what refuses it.
+# One case for each way to exit 2 through the command line; below, what is refused is asked of what
+# refuses it.
 
 
 def test_what_does_not_fit_exits_2_in_one_message_and_writes_nothing(finished, tmp_path):
     table = pd.read_csv(finished.manifest)
-    table.assign(split=(["train", "test"] * len(table))[: len(table)]).to_csv(tmp_path / "leak.csv", index=False)
+    table.assign(split=(["train", "test"] * len(table))[: len(table)]).to_csv(
+        tmp_path / "leak.csv", index=False
+    )
     for overrides, message in (
         (["image.sise=3"], "did you mean size"),  # the configuration
         (["cohort.manifest=none.csv"], "no such file"),  # the cohort
@@ -46,17 +49,49 @@ def test_what_does_not_fit_exits_2_in_one_message_and_writes_nothing(finished, t
 
 
 BAD = {
-    "missing image": (lambda t: t.assign(image=["gone.dcm", *t["image"][1:]]), [], "row 2: no file"),
+    "missing image": (
+        lambda t: t.assign(image=["gone.dcm", *t["image"][1:]]),
+        [],
+        "row 2: no file",
+    ),
     "one class": (lambda t: t.assign(malignant=1), [], "Both classes are needed"),
-    "leak": (lambda t: t.assign(split=["train", "test"] * (len(t) // 2) + ["train"] * (len(t) % 2)), [], "not disjoint by patient"),
+    "leak": (
+        lambda t: t.assign(split=["train", "test"] * (len(t) // 2) + ["train"] * (len(t) % 2)),
+        [],
+        "not disjoint by patient",
+    ),
     "duplicate": (lambda t: pd.concat([t, t.iloc[:1]]), [], "is already in row 2"),
-    "nan label": (lambda t: t.assign(malignant=[np.nan, *t["malignant"][1:]]), [], "row 2: label malignant is empty"),
+    "nan label": (
+        lambda t: t.assign(malignant=[np.nan, *t["malignant"][1:]]),
+        [],
+        "row 2: label malignant is empty",
+    ),
     "one patient": (lambda t: t.assign(patient="P"), [], "too few for 2 folds"),
-    "unknown backbone": (lambda t: t, ["arms.scratch.backbone=resnet81"], "unknown backbone 'resnet81'"),
-    "unknown weights": (lambda t: t, ["arms.scratch.weights=imagnet"], "use imagenet, timm:TAG, radimagenet"),
-    "two labels": (lambda t: t.assign(b=t["malignant"]), ["cohort.labels=[malignant, b]"], "one label is studied at a time"),
-    "fixed size": (lambda t: t, ["arms.scratch.backbone=inception_v3"], "made for images of 299 pixels"),
-    "spacing": (lambda t: t, ["image.spacing=0.01"], "pixels at image.spacing, more than image.size 32 x 32"),
+    "unknown backbone": (
+        lambda t: t,
+        ["arms.scratch.backbone=resnet81"],
+        "unknown backbone 'resnet81'",
+    ),
+    "unknown weights": (
+        lambda t: t,
+        ["arms.scratch.weights=imagnet"],
+        "use imagenet, timm:TAG, radimagenet",
+    ),
+    "two labels": (
+        lambda t: t.assign(b=t["malignant"]),
+        ["cohort.labels=[malignant, b]"],
+        "one label is studied at a time",
+    ),
+    "fixed size": (
+        lambda t: t,
+        ["arms.scratch.backbone=inception_v3"],
+        "made for images of 299 pixels",
+    ),
+    "spacing": (
+        lambda t: t,
+        ["image.spacing=0.01"],
+        "pixels at image.spacing, more than image.size 32 x 32",
+    ),
 }
 
 
@@ -94,7 +129,12 @@ def edit(planned, folder, arm, field, value):
 @pytest.mark.parametrize(
     ("arm", "field", "value", "message"),
     [
-        ("imagenet", "frozen_stages", 99, "frozen_stages is 99; expected a whole number from 0 to 18"),
+        (
+            "imagenet",
+            "frozen_stages",
+            99,
+            "frozen_stages is 99; expected a whole number from 0 to 18",
+        ),
         ("imagenet", "head_lr", "fast", "head_lr is 'fast'"),
         ("imagenet", "norm_policy", "freeze", "expected train or eval"),
         ("scratch", "steps", 5, "Set train.epochs, or arms.scratch.budget, instead"),
@@ -133,16 +173,36 @@ def test_another_study_in_the_folder_is_refused_with_what_differs(finished, sett
 
 
 def test_a_study_is_known_again_whatever_is_shown_of_it(finished):
-    """Neither what is looked for nor what is shown makes another study; a first edition named neither."""
-    check_folder(finished.out, load_config(finished.config, ["report.gallery=true", "audit.shortcuts=true", "report.figures=pdf"]))
+    """Neither what is looked for nor what is shown makes another study; a first edition named
+    neither.
+    """
+    check_folder(
+        finished.out,
+        load_config(
+            finished.config, ["report.gallery=true", "audit.shortcuts=true", "report.figures=pdf"]
+        ),
+    )
 
 
 def test_folders_that_hold_something_else_are_left_alone(finished, tmp_path):
     (tmp_path / "note.txt").write_text("mine")
     for arguments, message in (
-        (["compare", finished.config, "image.size=48", "--output", finished.out], "holds a study with other settings"),
+        (
+            ["compare", finished.config, "image.size=48", "--output", finished.out],
+            "holds a study with other settings",
+        ),
         (["compare", finished.config, "--output", tmp_path], "is not empty and holds no study"),
-        (["evaluate", finished.out / "predictions.csv", "--output", finished.out, "--bootstrap", "100"], "would be overwritten"),
+        (
+            [
+                "evaluate",
+                finished.out / "predictions.csv",
+                "--output",
+                finished.out,
+                "--bootstrap",
+                "100",
+            ],
+            "would be overwritten",
+        ),
         (["compare", finished.config, "--output", tmp_path / "note.txt"], "is a file"),
     ):
         result = invoke(*arguments)
@@ -151,7 +211,9 @@ def test_folders_that_hold_something_else_are_left_alone(finished, tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_is_named(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr("medtransfer.folder.os.access", lambda _path, mode, **_: mode != os.W_OK)
+    monkeypatch.setattr(
+        "medtransfer.study.folder.os.access", lambda _path, mode, **_: mode != os.W_OK
+    )
     result = invoke("compare", finished.config, "--output", tmp_path / "out")
     assert (result.exit_code, "cannot be written" in result.output) == (2, True)
 
@@ -175,12 +237,18 @@ def test_an_unreadable_image_stops_the_study_unless_it_may_be_left_out(studies, 
     assert names[0] in result.output
     assert "cohort.skip_unreadable=true" in result.output
     assert not (tmp_path / "out").exists()
-    result = invoke("compare", config, *settings, "cohort.skip_unreadable=true", "--output", tmp_path / "out")
+    result = invoke(
+        "compare", config, *settings, "cohort.skip_unreadable=true", "--output", tmp_path / "out"
+    )
     assert result.exit_code == 3, result.output
     audit = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert (audit["flow"]["images"], audit["flow"]["used"]) == (len(names), len(names) - 1)
     assert audit["flow"]["left_out"][0][0] == names[0]
-    assert (audit["images"], audit["readable"], audit["unreadable"][0]["image"]) == (len(names), len(names) - 1, names[0])
+    assert (audit["images"], audit["readable"], audit["unreadable"][0]["image"]) == (
+        len(names),
+        len(names) - 1,
+        names[0],
+    )
     assert names[0] in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -190,15 +258,28 @@ def test_fit_refuses_what_it_cannot_read(studies, tmp_path):
     (tmp_path / "damaged.dcm").write_bytes(b"")
     cohort.images.loc[3, "path"] = str(tmp_path / "damaged.dcm")
     net = mt.load_backbone(SMALL)
-    plan = mt.plan_freeze(mt.Cohort.from_csv(manifest, manifest.parent, ["malignant"]).fingerprint(), net)
+    plan = mt.plan_freeze(
+        mt.fingerprint(mt.Cohort.from_csv(manifest, manifest.parent, ["malignant"])), net
+    )
     with pytest.raises(CohortError, match="1 of .* images cannot be read"):
-        mt.fit(cohort, mt.split_cohort(cohort, 2).fold(0), mt.Classification(cohort.labels), net, plan, tmp_path / "x", size=32)
+        mt.fit(
+            cohort,
+            mt.split_cohort(cohort, 2).fold(0),
+            mt.Classification(cohort.labels),
+            net,
+            plan,
+            tmp_path / "x",
+            size=32,
+        )
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("arms.scratch.backbone=monai_resnet18", "monai_resnet18 takes volumes, and these images are planes"),
+        (
+            "arms.scratch.backbone=monai_resnet18",
+            "monai_resnet18 takes volumes, and these images are planes",
+        ),
         ("arms.imagenet.slab=3", "arms.imagenet.slab is 3, but these images are planes"),
         ("arms.imagenet.slab=2", "slab is an odd number of slices"),
         ("arms.imagenet.recipe={mean: 0.5, std: 0}", "std is above 0"),
@@ -216,12 +297,18 @@ def test_what_does_not_fit_planes_is_refused(studies, tmp_path, setting, message
     ("scratch", "settings", "message"),
     [
         ({"backbone": "monai_resnet10", "slab": 3}, [], "monai_resnet10 sees whole volumes"),
-        ({"backbone": SMALL}, ["image.slice_spacing=2"], "slices 2 mm apart, more than image.slices 10"),
+        (
+            {"backbone": SMALL},
+            ["image.slice_spacing=2"],
+            "slices 2 mm apart, more than image.slices 10",
+        ),
     ],
 )
 def test_what_does_not_fit_volumes_is_refused(studies, tmp_path, scratch, settings, message):
     manifest = studies.cohort(24, 3, volumes=True)
-    config = write_config(tmp_path, manifest, image={"size": 32, "slices": 10}, arms={"scratch": scratch})
+    config = write_config(
+        tmp_path, manifest, image={"size": 32, "slices": 10}, arms={"scratch": scratch}
+    )
     with pytest.raises(MedTransferError) as refused:
         prepare_study(config, *settings)
     assert message in str(refused.value)

@@ -7,29 +7,38 @@ import json
 import medtransfer as mt
 import pandas as pd
 import pytest
-from medtransfer.config import load_config
-from medtransfer.episodes import refuse_large_sizes
+from medtransfer.config.study_config import load_config
 from medtransfer.errors import ConfigError
+from medtransfer.study.draws import refuse_large_sizes
 
 from studies import LITE, finished_runs, invoke, prepare_study, read_run, write_config
 
 
 def test_a_search_and_a_learning_curve_from_end_to_end(studies, tmp_path, monkeypatch):
     for name, value in {"_FOLDS": 2, "_REPEATS": 1, "_INNER": 2, "_FEWEST_STEPS": 2}.items():
-        monkeypatch.setattr(f"medtransfer.training.depth.{name}", value)  # the path is the same, and takes seconds
+        monkeypatch.setattr(
+            f"medtransfer.training.depth.{name}", value
+        )  # the path is the same, and takes seconds
     config = write_config(
         tmp_path,
         studies.cohort(40),
         plan={"search": True},
         learning_curve={"sizes": [5, 2, 3], "episodes": 1},
-        arms={"imagenet": {"backbone": LITE, "weights": "imagenet", "plan": {"read": "last", "frozen_stages": 15}}},
+        arms={
+            "imagenet": {
+                "backbone": LITE,
+                "weights": "imagenet",
+                "plan": {"read": "last", "frozen_stages": 15},
+            }
+        },
         report={"figures": ["svg"], "gallery": False, "reuse": False},
     )
     out = tmp_path / "out"
     result = invoke("compare", config, "--output", out)
     assert result.exit_code == 0, result.output
     table = pd.read_csv(out / "predictions.csv", dtype={"image": str})
-    # Nested: the search never saw a test patient, as its key holds the rows of train and tune alone.
+    # Nested: the search never saw a test patient, as its key holds the rows of train and tune
+    # alone.
     for fold in (0, 1):
         found = json.loads((out / "runs" / "imagenet" / f"fold-{fold}" / "depth.json").read_text())
         assert len(found["probes"]) == 18
@@ -37,14 +46,27 @@ def test_a_search_and_a_learning_curve_from_end_to_end(studies, tmp_path, monkey
         assert found["trials"][0]["frozen_stages"] == 15
         plan = read_run(out, "imagenet", fold)["plan"]
         chosen = found["trials"][found["chosen"]]
-        assert (plan["frozen_stages"], plan["dropped_stages"]) == (chosen["frozen_stages"], chosen["dropped_stages"])
+        assert (plan["frozen_stages"], plan["dropped_stages"]) == (
+            chosen["frozen_stages"],
+            chosen["dropped_stages"],
+        )
         assert found["reason"] in plan["reason"]
     sizes = sorted(set(table["size"]))
     assert sizes == [0, 2, 3, 5]
     small = table[table["size"] == 2]
-    assert len(small) == small["image"].nunique() == (table["size"].eq(0) & table["part"].eq("test")).sum()
+    assert (
+        len(small)
+        == small["image"].nunique()
+        == (table["size"].eq(0) & table["part"].eq("test")).sum()
+    )
     report = json.loads((out / "report.json").read_text())
-    assert [(row["size"], row["extrapolated"]) for row in report["learning_curve"]] == [(2, 0), (3, 0), (5, 0), (10, 1), (20, 1)]
+    assert [(row["size"], row["extrapolated"]) for row in report["learning_curve"]] == [
+        (2, 0),
+        (3, 0),
+        (5, 0),
+        (10, 1),
+        (20, 1),
+    ]
     assert any(sentence.startswith("Learning curve of imagenet") for sentence in report["growth"])
     page = (out / "report.html").read_text()
     for part in ("Search for the depth", "<h2>Learning curve</h2>", "no measure of performance"):

@@ -1,4 +1,6 @@
-"""Studies of volumes: slices, slabs, whole volumes, and what the record says of them. See also test_end_to_end.py."""
+"""Studies of volumes: slices, slabs, whole volumes, and what the record says of them. See also
+test_end_to_end.py.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,8 @@ import json
 import numpy as np
 import pytest
 import safetensors.numpy
-from medtransfer.machine import choose_engines
-from medtransfer.record import write_record
+from medtransfer.study.engines import choose_engines
+from medtransfer.study.record import write_record
 
 from networks import SMALL
 from studies import LITE, SETTINGS, changed, prepare_study, write_config
@@ -29,7 +31,10 @@ def volumes(studies):
 @pytest.mark.parametrize(("change", "seen"), SLABS)
 def test_slabs_channels_and_recipes_are_recorded(volumes, tmp_path, change, seen):
     arms = {"imagenet": {"backbone": LITE, "weights": "imagenet", **change}}
-    prepared = prepare_study(write_config(tmp_path, volumes, arms=arms, **changed(SETTINGS, **IMAGE)), "plan.strategy=lp_ft")
+    prepared = prepare_study(
+        write_config(tmp_path, volumes, arms=arms, **changed(SETTINGS, **IMAGE)),
+        "plan.strategy=lp_ft",
+    )
     (tmp_path / "out").mkdir()
     write_record(prepared, choose_engines(prepared, tmp_path / "out"), tmp_path / "out")
     arm = json.loads((tmp_path / "out" / "environment.json").read_text())["arms"]["imagenet"]
@@ -43,18 +48,36 @@ def test_slabs_channels_and_recipes_are_recorded(volumes, tmp_path, change, seen
 
 @pytest.mark.xdist_group("slabs")
 def test_slabs_and_slices_of_one_channel_are_trained(studies, volumes):
-    """Neighbours as channels under a probe, and one network for each slice whose attention is learnt."""
+    """Neighbours as channels under a probe, and one network for each slice whose attention is
+    learnt.
+    """
     arms = {
-        "slab": {"backbone": LITE, "weights": "imagenet", **SLABS[0][0], "plan": {"strategy": "linear_probe"}},
+        "slab": {
+            "backbone": LITE,
+            "weights": "imagenet",
+            **SLABS[0][0],
+            "plan": {"strategy": "linear_probe"},
+        },
         "wide": {"backbone": SMALL, **SLABS[1][0]},
         "single": {"backbone": SMALL, **SLABS[2][0]},
     }
-    study = studies.finished(volumes, arms=arms, **changed(SETTINGS, **IMAGE, train={"batch_size": 4}))
-    weights = {arm: safetensors.numpy.load_file(study.out / "runs" / arm / "fold-0" / "seed-0" / "weights.safetensors") for arm in arms}
+    study = studies.finished(
+        volumes, arms=arms, **changed(SETTINGS, **IMAGE, train={"batch_size": 4})
+    )
+    weights = {
+        arm: safetensors.numpy.load_file(
+            study.out / "runs" / arm / "fold-0" / "seed-0" / "weights.safetensors"
+        )
+        for arm in arms
+    }
     first = {"slab": "conv_stem.weight", "wide": "conv1.0.weight", "single": "conv1.0.weight"}
-    channels = {arm: weights[arm][f"backbone.network.{name}"].shape[1] for arm, name in first.items()}
+    channels = {
+        arm: weights[arm][f"backbone.network.{name}"].shape[1] for arm, name in first.items()
+    }
     assert channels == {"slab": 3, "wide": 5, "single": 1}
-    assert np.abs(weights["single"]["head.scores.weight"]).max() > 0  # what tells the slices apart has been learnt
+    assert (
+        np.abs(weights["single"]["head.scores.weight"]).max() > 0
+    )  # what tells the slices apart has been learnt
     assert "head.scores.weight" not in weights["slab"]
     environment = json.loads((study.out / "environment.json").read_text())["arms"]
     for arm, (_, seen) in zip(arms, SLABS, strict=True):

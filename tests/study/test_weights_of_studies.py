@@ -1,4 +1,6 @@
-"""Models trained here as a source of weights, never for images that they have seen; and weights that were never trained."""
+"""Models trained here as a source of weights, never for images that they have seen; and weights
+that were never trained.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,9 @@ import pytest
 import safetensors.numpy
 import torch
 from medtransfer.errors import LeakageError, WeightsError
-from medtransfer.machine import choose_engines
-from medtransfer.record import write_record
 from medtransfer.report.build import build_report
+from medtransfer.study.engines import choose_engines
+from medtransfer.study.record import write_record
 
 from studies import LITE, invoke, prepare_study, write_config
 
@@ -28,9 +30,13 @@ def test_a_model_trained_here_is_a_source_of_weights(studies, tmp_path):
         assert np.array_equal(value.numpy(), tensors[f"backbone.network.{key}"])
     assert net.weights.trained
     assert net.recipe.mean == (0.5, 0.5, 0.5)
-    assert net.weights.origin.startswith("runs/imagenet/fold-0/seed-0/weights.safetensors, trained from imagenet 57934424")
+    assert net.weights.origin.startswith(
+        "runs/imagenet/fold-0/seed-0/weights.safetensors, trained from imagenet 57934424"
+    )
     assert set(net.weights.unused) == {"head.linear.bias", "head.linear.weight"}
-    with pytest.raises(WeightsError, match="holds 4 trained models. Name the folder of one, such as study:"):
+    with pytest.raises(
+        WeightsError, match="holds 4 trained models. Name the folder of one, such as study:"
+    ):
         mt.load_backbone(LITE, weights=f"study:{study.out}")
     with pytest.raises(WeightsError, match="holds no trained model"):
         mt.load_backbone(LITE, weights=f"study:{tmp_path}")
@@ -43,12 +49,16 @@ def test_a_model_trained_here_is_a_source_of_weights(studies, tmp_path):
     with pytest.raises(LeakageError, match="images of .* belong to the study in"):
         prepare_study(same)
     other = studies.cohort(30, 9)
-    result = invoke("compare", write_config(tmp_path / "next", other, arms=arms), "--output", tmp_path / "o")
+    result = invoke(
+        "compare", write_config(tmp_path / "next", other, arms=arms), "--output", tmp_path / "o"
+    )
     assert result.exit_code == 0, result.output
     # Both phantoms call their patients P0000 and so on.
     assert "patient ids occur here and in the study in" in result.output
     # A third study, from the second: the images of the first are known still.
-    third = f"arms.imagenet.weights=study:{tmp_path / 'o' / 'runs' / 'imagenet' / 'fold-0' / 'seed-0'}"
+    third = (
+        f"arms.imagenet.weights=study:{tmp_path / 'o' / 'runs' / 'imagenet' / 'fold-0' / 'seed-0'}"
+    )
     with pytest.raises(LeakageError, match="belong to the study in"):
         prepare_study(same, third)
     # The same pixels in files that were written anew.
@@ -79,6 +89,13 @@ def test_random_weights_are_never_frozen(studies, scores, tmp_path):
     assert "do not look like trained ones" in build_report(tmp_path / "out", []).read_text()
     cohort = mt.Cohort.from_csv(manifest, manifest.parent, ["malignant"])
     net = mt.load_backbone(LITE)
-    plan = mt.plan_freeze(cohort.fingerprint(), mt.load_backbone(LITE, weights="imagenet"))
+    plan = mt.plan_freeze(mt.fingerprint(cohort), mt.load_backbone(LITE, weights="imagenet"))
     with pytest.raises(WeightsError, match="stages are to be frozen"):
-        mt.fit(cohort, mt.split_cohort(cohort, folds=2).fold(0), mt.Classification(("malignant",)), net, plan, tmp_path / "run")
+        mt.fit(
+            cohort,
+            mt.split_cohort(cohort, folds=2).fold(0),
+            mt.Classification(("malignant",)),
+            net,
+            plan,
+            tmp_path / "run",
+        )

@@ -17,7 +17,9 @@ def test_weights_are_the_ratio_of_classes_within_bounds():
     rare = np.zeros((100, 1))
     rare[0] = 1
     assert mt.Classification(("a",)).fitted(rare).positive_weights == (10.0,)
-    with pytest.raises(CohortError, match="label a: the training part has 0 positive and 5 negative"):
+    with pytest.raises(
+        CohortError, match="label a: the training part has 0 positive and 5 negative"
+    ):
         mt.Classification(("a",)).fitted(np.zeros((5, 1)))
 
 
@@ -25,13 +27,17 @@ def test_loss_of_a_hand_worked_case():
     task = mt.Classification(("a",), (3.0,), (2.0,))
     logits = torch.zeros(2, 1, requires_grad=True)
     loss = task.loss(logits, torch.tensor([[1.0], [0.0]]))["loss"]
-    assert loss.item() == pytest.approx(np.log(2))  # both cost log 2, and the weights average to their mean
+    assert loss.item() == pytest.approx(
+        np.log(2)
+    )  # both cost log 2, and the weights average to their mean
     loss.backward()
     assert logits.grad.flatten().tolist() == pytest.approx([-0.5 * 3 / 4, 0.5 * 1 / 4])
 
 
 def test_correction_gives_back_the_probabilities_of_the_cohort():
-    """A weighted fit is calibrated for another prevalence; less log w it equals the unweighted fit."""
+    """A weighted fit is calibrated for another prevalence; less log w it equals the unweighted
+    fit.
+    """
     rng = np.random.default_rng(0)
     x = rng.normal(size=(40_000, 1))
     y = (rng.random(40_000) < expit(1.5 * x[:, 0] - 2)).astype(int)
@@ -65,7 +71,9 @@ def test_small_batches_do_not_bias_the_fit():
 
 def test_rows_are_one_per_image_and_label():
     task = mt.Classification(("a", "b"))
-    rows = task.decode(np.array([[0.0, 1.0], [2.0, -1.0]]), np.array([[0, 1], [1, 0]]), ["i", "j"], ["p", "q"])
+    rows = task.decode(
+        np.array([[0.0, 1.0], [2.0, -1.0]]), np.array([[0, 1], [1, 0]]), ["i", "j"], ["p", "q"]
+    )
     assert rows["image"].tolist() == ["i", "i", "j", "j"]
     assert rows["label"].tolist() == ["a", "b", "a", "b"]
     assert rows["target"].tolist() == [0, 1, 1, 0]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from medtransfer.errors import CohortError
-from medtransfer.models.catalog import load_backbone
+from medtransfer.models.catalog.catalog import load_backbone
 from medtransfer.tasks.detection import KEPT, Detection, suppress
 
 from networks import SMALL
@@ -36,10 +36,15 @@ def test_anchors_follow_the_boxes():
     assert coarse.min() >= 39.999
     assert min(abs(finest[:, 0] - 20).min(), abs(finest[:, 0] - 30).min()) < 3
     assert Detection(("lesion",), (128, 128)).fitted(boxes_of([5, 6, 40])).finest == 4
-    assert np.array(Detection(("lesion",), (128, 128)).fitted(boxes_of([20], 2)).anchors).shape == (3, 1, 2)  # too few for more
+    assert np.array(Detection(("lesion",), (128, 128)).fitted(boxes_of([20], 2)).anchors).shape == (
+        3,
+        1,
+        2,
+    )  # too few for more
     padded = np.concatenate([boxes_of([20, 30]), np.full((30, 2, 4), NAN)], 1)
     assert (
-        Detection(("lesion",), (128, 128)).fitted(padded).anchors == Detection(("lesion",), (128, 128)).fitted(boxes_of([20, 30])).anchors
+        Detection(("lesion",), (128, 128)).fitted(padded).anchors
+        == Detection(("lesion",), (128, 128)).fitted(boxes_of([20, 30])).anchors
     )
     with pytest.raises(CohortError, match="no lesion box"):
         Detection(("lesion",), (128, 128)).fitted(np.full((3, 1, 4), NAN))
@@ -65,7 +70,8 @@ def test_loss_by_hand(fitted):
     out["moves"] = torch.zeros_like(out["moves"])
     targets = torch.tensor([[[40.0, 40.0, 60.0, 60.0]], [[NAN] * 4]])
     found = fitted.loss(out, targets)
-    # Of each 0.5**2 * log 2, times 0.25 where a lesion is to be found, else 0.75; all of it per anchor of the first kind.
+    # Of each 0.5**2 * log 2, times 0.25 where a lesion is to be found, else 0.75; all of it per
+    # anchor of the first kind.
     total = out["logits"].numel()
     each = 0.25 * np.log(2)
     # each * (0.25 n + 0.75 (total - n)) / n: n follows from the value and is a whole number.
@@ -74,16 +80,25 @@ def test_loss_by_hand(fitted):
     assert n == pytest.approx(round(n), abs=1e-3)
     assert 1 <= round(n) <= 40
     assert 0 < float(found["sides"].detach()) < 1  # anchors that were chosen overlap the lesion
-    assert float(found["loss"].detach()) == pytest.approx(value + 2 * float(found["sides"].detach()), rel=1e-6)
+    assert float(found["loss"].detach()) == pytest.approx(
+        value + 2 * float(found["sides"].detach()), rel=1e-6
+    )
 
 
 def test_images_without_lesions_and_with_many(fitted):
     head = fitted.make_head(load_backbone("resnet18"))
     empty = fitted.loss(outputs(head), torch.full((2, 3, 4), NAN))
     assert float(empty["sides"].detach()) == 0
-    empty["loss"].backward()  # moves have a gradient of 0, so that processes that train together agree
+    empty[
+        "loss"
+    ].backward()  # moves have a gradient of 0, so that processes that train together agree
     many = torch.tensor(boxes_of([16, 20, 24], 80).reshape(2, 40, 4), dtype=torch.float32)
-    border = torch.tensor([[[0.0, 0.0, 1.0, 1.0], [127.0, 127.0, 128.0, 128.0]], [[50.0, 50.0, 70.0, 70.0], [50.0, 50.0, 70.0, 70.0]]])
+    border = torch.tensor(
+        [
+            [[0.0, 0.0, 1.0, 1.0], [127.0, 127.0, 128.0, 128.0]],
+            [[50.0, 50.0, 70.0, 70.0], [50.0, 50.0, 70.0, 70.0]],
+        ]
+    )
     for targets in (many, border):
         out = outputs(head)
         loss = fitted.loss(out, targets)["loss"]
@@ -104,7 +119,10 @@ def test_candidates_are_best_first_apart_and_inside(fitted):
         assert (own[1:, 0] <= own[:-1, 0]).all()
         assert (own[:, 1:] >= 0).all()
         assert (own[:, 1:] <= 128).all()
-        low, high = own[:, None, 1:3].maximum(own[None, :, 1:3]), own[:, None, 3:].minimum(own[None, :, 3:])
+        low, high = (
+            own[:, None, 1:3].maximum(own[None, :, 1:3]),
+            own[:, None, 3:].minimum(own[None, :, 3:]),
+        )
         shared = (high - low).clamp(min=0).prod(-1)
         area = (own[:, 3:] - own[:, 1:3]).prod(-1)
         overlap = shared / (area[:, None] + area[None] - shared)
@@ -121,7 +139,9 @@ def test_suppression_is_that_of_others(axes):
 
     rng = np.random.default_rng(axes)
     low = torch.tensor(rng.uniform(0, 60, (80, axes)), dtype=torch.float32)
-    boxes = torch.cat([low, low + torch.tensor(rng.uniform(10, 50, (80, axes)), dtype=torch.float32)], 1)
+    boxes = torch.cat(
+        [low, low + torch.tensor(rng.uniform(10, 50, (80, axes)), dtype=torch.float32)], 1
+    )
     score = torch.linspace(1, 0, 80)
     kept = suppress(boxes, 0.3)
     assert kept.tolist() == non_max_suppression(boxes, score, 0.3).tolist()
@@ -154,10 +174,14 @@ def test_it_learns_to_find_a_bright_square():
 
     def draw(count: int):
         low = rng.integers(0, 48, (count, 2))
-        images = torch.tensor(rng.normal(0, 0.3, (count, 1, 64, 64)), dtype=torch.float32).repeat(1, 3, 1, 1)
+        images = torch.tensor(rng.normal(0, 0.3, (count, 1, 64, 64)), dtype=torch.float32).repeat(
+            1, 3, 1, 1
+        )
         for image, (row, column) in zip(images, low, strict=True):
             image[:, row : row + 16, column : column + 16] += 2
-        return images, torch.tensor(np.concatenate([low, low + 16], 1)[:, None], dtype=torch.float32)
+        return images, torch.tensor(
+            np.concatenate([low, low + 16], 1)[:, None], dtype=torch.float32
+        )
 
     net.train()
     for _ in range(50):

@@ -5,9 +5,9 @@ import copy
 import medtransfer as mt
 import pytest
 import torch
-from medtransfer.models.heads import LinearHead
+from medtransfer.models.heads.linear import LinearHead
 from medtransfer.training.averages import Anchor, Averages, adapt_norms, choose_mixture, copy_state
-from medtransfer.training.engine import make_engine
+from medtransfer.training.device import make_engine
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -38,7 +38,11 @@ def test_adapted_statistics_are_those_of_the_images():
     assert torch.allclose(norm.running_var, variances, rtol=1e-4)
     assert norm.momentum == 0.1
     assert not net.training
-    weights = {key: value for key, value in net.state_dict().items() if "running" not in key and "tracked" not in key}
+    weights = {
+        key: value
+        for key, value in net.state_dict().items()
+        if "running" not in key and "tracked" not in key
+    }
     fresh = mt.load_backbone("resnet18", seed=3).state_dict()
     assert all(torch.equal(value, fresh[key]) for key, value in weights.items())
 
@@ -54,7 +58,11 @@ def test_the_pull_is_the_gradient_of_the_squared_distance():
     net = mt.load_backbone("resnet18", seed=3)
     net.freeze(7)
     anchor = Anchor(net)
-    frozen, trained, resting = net.network.conv1.weight, net.network.layer4[1].conv2.weight, net.network.layer4[0].conv1.weight
+    frozen, trained, resting = (
+        net.network.conv1.weight,
+        net.network.layer4[1].conv2.weight,
+        net.network.layer4[0].conv1.weight,
+    )
     start = trained.detach().clone()
     with torch.no_grad():
         frozen.add_(1.0)
@@ -75,7 +83,10 @@ def test_averages_follow_their_definition_and_that_of_torch():
     net, head = mt.load_backbone("resnet18", seed=3), nn.Linear(2, 1)
     averages = Averages(net, head)
     both = nn.ModuleList([net, head])
-    reference = AveragedModel(both, multi_avg_fn=lambda means, now, n: torch._foreach_lerp_(means, now, 1 - decays[int(n) - 1]))
+    reference = AveragedModel(
+        both,
+        multi_avg_fn=lambda means, now, n: torch._foreach_lerp_(means, now, 1 - decays[int(n) - 1]),
+    )
     reference.n_averaged += 1  # which would copy the first weights
     decays = [min(0.95, (1 + n) / (10 + n)) for n in range(1, 301)]
     assert (decays[0], decays[-1]) == (2 / 11, 0.95)
@@ -84,19 +95,28 @@ def test_averages_follow_their_definition_and_that_of_torch():
     for step in (1, 2, 3):
         with torch.no_grad():
             head.weight.add_(1.0)
-            net.network.layer4[1].conv2.weight.add_(torch.randn(net.network.layer4[1].conv2.weight.shape, generator=generator))
+            net.network.layer4[1].conv2.weight.add_(
+                torch.randn(net.network.layer4[1].conv2.weight.shape, generator=generator)
+            )
             net.network.layer4[1].bn2.num_batches_tracked.add_(7)
         averages.update(step)
         reference.update_parameters(both)
         expected = decays[step - 1] * expected + (1 - decays[step - 1]) * (start + step)
     assert torch.allclose(averages.head.weight, expected, atol=1e-6)
-    for ours, torchs in zip(averages.backbone.parameters(), reference.module[0].parameters(), strict=True):
+    for ours, torchs in zip(
+        averages.backbone.parameters(), reference.module[0].parameters(), strict=True
+    ):
         assert torch.allclose(ours, torchs, atol=1e-6)
 
 
 def test_averaged_weights_have_statistics_of_their_own():
-    """Those that the images give the averaged weights, not a mean of statistics; what rests keeps its own."""
-    net, head = mt.load_backbone("resnet18", seed=3), LinearHead(mt.load_backbone("resnet18").stages[-1], 1)
+    """Those that the images give the averaged weights, not a mean of statistics; what rests keeps
+    its own.
+    """
+    net, head = (
+        mt.load_backbone("resnet18", seed=3),
+        LinearHead(mt.load_backbone("resnet18").stages[-1], 1),
+    )
     net.freeze(2)
     averages = Averages(net, head)
     with torch.no_grad():
@@ -110,17 +130,24 @@ def test_averaged_weights_have_statistics_of_their_own():
     assert torch.equal(averages.backbone.network.bn1.running_mean, frozen.bn1.running_mean)
     for ours, theirs in zip(averages.backbone.buffers(), expected.buffers(), strict=True):
         assert torch.equal(ours, theirs)
-    assert not torch.allclose(averages.backbone.network.layer4[1].bn2.running_mean, net.network.layer4[1].bn2.running_mean)
+    assert not torch.allclose(
+        averages.backbone.network.layer4[1].bn2.running_mean, net.network.layer4[1].bn2.running_mean
+    )
 
 
 def test_norms_that_keep_their_statistics_are_left_alone():
-    net, head = mt.load_backbone("resnet18", seed=3), LinearHead(mt.load_backbone("resnet18").stages[-1], 1)
+    net, head = (
+        mt.load_backbone("resnet18", seed=3),
+        LinearHead(mt.load_backbone("resnet18").stages[-1], 1),
+    )
     net.freeze(2, "eval")
     assert net.moving_norms() == []
     averages = Averages(net, head)
     before = copy_state(averages.backbone)[0]
     averages.refresh(batches(), ENGINE)
-    assert all(torch.equal(value, before[key]) for key, value in averages.backbone.state_dict().items())
+    assert all(
+        torch.equal(value, before[key]) for key, value in averages.backbone.state_dict().items()
+    )
 
 
 def test_what_rests_is_not_averaged():
@@ -133,7 +160,9 @@ def test_what_rests_is_not_averaged():
     averages.update(1)
     fresh = mt.load_backbone("resnet18", seed=3).network
     assert torch.equal(averages.backbone.network.conv1.weight, fresh.conv1.weight)
-    assert not torch.equal(averages.backbone.network.layer4[1].conv2.weight, fresh.layer4[1].conv2.weight)
+    assert not torch.equal(
+        averages.backbone.network.layer4[1].conv2.weight, fresh.layer4[1].conv2.weight
+    )
 
 
 @pytest.mark.parametrize(("goal", "share"), [(0.0, 0.0), (0.6, 0.5), (1.0, 1.0), (5.0, 1.0)])
@@ -160,9 +189,15 @@ def test_statistics_of_volumes_come_from_the_slices_that_are_there():
     present = torch.tensor([[True, True, True, True, False, False]])
     volume = {"features": {"image": slices}, "present": present, "targets": torch.zeros(1, 1)}
     assert adapt_norms(net, [volume], ENGINE)
-    planes = {"features": {"image": slices[0, :4]}, "present": torch.ones(4, 1, dtype=torch.bool), "targets": torch.zeros(4, 1)}
+    planes = {
+        "features": {"image": slices[0, :4]},
+        "present": torch.ones(4, 1, dtype=torch.bool),
+        "targets": torch.zeros(4, 1),
+    }
     assert adapt_norms(alike, [planes], ENGINE)
-    assert torch.equal(net.network.layer4[1].bn2.running_mean, alike.network.layer4[1].bn2.running_mean)
+    assert torch.equal(
+        net.network.layer4[1].bn2.running_mean, alike.network.layer4[1].bn2.running_mean
+    )
 
 
 def test_statistics_stay_where_there_is_nothing_to_take_them_from():

@@ -9,11 +9,24 @@ import medtransfer as mt
 import numpy as np
 import pytest
 from medtransfer.errors import StudyError
-from medtransfer.evaluation.recalibration import fit_map, log_losses
-from medtransfer.models.freeze import PlainCounts
+from medtransfer.evaluation.metrics.recalibration import fit_map, log_losses
+from medtransfer.models.plan.rules import PlainCounts
 from medtransfer.training import depth as module
-from medtransfer.training.choice import DepthChoice, StageProbe, apply_choice, choose_depth, unit_means
-from medtransfer.training.probe import PENALTIES, Features, choose_penalty, compare_heads, fit_path, inner_folds
+from medtransfer.training.choice import (
+    DepthChoice,
+    StageProbe,
+    apply_choice,
+    choose_depth,
+    unit_means,
+)
+from medtransfer.training.probe import (
+    PENALTIES,
+    Features,
+    choose_penalty,
+    compare_heads,
+    fit_path,
+    inner_folds,
+)
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 
@@ -62,7 +75,10 @@ def test_gain_and_error_are_paired_over_patients():
         logits, each = noisy(strength, i), np.empty(60)
         for _, held in FOLDS:
             others = np.setdiff1d(np.arange(60), held)
-            each[held] = log_losses(fit_map("temperature", logits[others], LABELS[others]).apply(logits[held]), LABELS[held])
+            each[held] = log_losses(
+                fit_map("temperature", logits[others], LABELS[others]).apply(logits[held]),
+                LABELS[held],
+            )
         losses.append(each)
     gains = losses[0] - losses[1]
     assert choice.trials[1].gain == pytest.approx(gains.mean())
@@ -77,7 +93,9 @@ def test_the_shallowest_stage_within_one_error_of_the_best():
 
 def test_candidates_are_few_and_distinct():
     net = mt.load_backbone("resnet18")
-    plan = mt.plan_freeze(PlainCounts({"0": 300, "1": 300}, "near"), net, transfer=True, frozen_stages=4)
+    plan = mt.plan_freeze(
+        PlainCounts({"0": 300, "1": 300}, "near"), net, transfer=True, frozen_stages=4
+    )
     late = module._candidates(plan, 6, 9)
     assert [depth[:2] for depth in late] == [(4, 0), (7, 0), (8, 0)]
     early = module._candidates(plan, 2, 9)
@@ -91,11 +109,18 @@ def test_a_choice_becomes_a_plan():
     plan = mt.plan_freeze(PlainCounts({"0": 300, "1": 300}, "near"), net, transfer=True)
     clear = choose(0.2, 2.0, 1.0)
     found = apply_choice(plan, net, clear, 500)
-    assert (found.frozen_stages, found.dropped_stages, found.strategy, found.steps) == (3, 0, "lp_ft", plan.steps)
+    assert (found.frozen_stages, found.dropped_stages, found.strategy, found.steps) == (
+        3,
+        0,
+        "lp_ft",
+        plan.steps,
+    )
     assert found.reason == f"{plan.reason} {clear.reason}"
     probe_plan = mt.plan_freeze(PlainCounts({"0": 5, "1": 5}, "near"), net, transfer=True)
     assert apply_choice(probe_plan, net, clear, 77).steps == 77
-    to_probe = replace(clear, trials=(clear.trials[0], replace(clear.trials[1], frozen_stages=6, dropped_stages=3)))
+    to_probe = replace(
+        clear, trials=(clear.trials[0], replace(clear.trials[1], frozen_stages=6, dropped_stages=3))
+    )
     cut = apply_choice(plan, net, to_probe, 500)
     assert (cut.strategy, cut.steps, cut.kept_stages) == ("linear_probe", 0, 6)
     stays = apply_choice(plan, net, choose(2.0, 0.2), 500)
@@ -103,7 +128,7 @@ def test_a_choice_becomes_a_plan():
 
 
 def test_trials_take_their_share_of_one_fine_tuning():
-    from medtransfer.models.costs import measure_stages
+    from medtransfer.models.chain.costs import measure_stages
     from medtransfer.training.loop import Budget
 
     net = mt.load_backbone("resnet18")
@@ -126,15 +151,21 @@ def test_units_are_averaged_before_they_are_compared():
 
 
 @pytest.mark.parametrize("shape", [(4, 30), (40, 300), (150, 20), (400, 300)])
-@pytest.mark.parametrize(("noise", "weight"), [(1.0, 1.7), (0.0, 1.0), (3.0, 12.0)])  # the second divides the classes without an error
+@pytest.mark.parametrize(
+    ("noise", "weight"), [(1.0, 1.7), (0.0, 1.0), (3.0, 12.0)]
+)  # the second divides the classes without an error
 def test_the_path_is_scikit_learns_whatever_solves_it(shape, noise, weight):
     rng = np.random.default_rng(0)
     values = rng.normal(size=shape) * rng.uniform(0.1, 10, shape[1]) + 3
-    labels = (values[:, 0] + noise * rng.normal(size=shape[0]) > np.median(values[:, 0])).astype(int)
+    labels = (values[:, 0] + noise * rng.normal(size=shape[0]) > np.median(values[:, 0])).astype(
+        int
+    )
     coefficients, intercepts = fit_path(values, labels, weight)
     scaled = (values - values.mean(0)) / values.std(0)
     for penalty, slope, bias in zip(PENALTIES, coefficients, intercepts, strict=True):
-        model = LogisticRegression(C=penalty, max_iter=10_000, tol=1e-10, class_weight={0: 1, 1: weight}).fit(scaled, labels)
+        model = LogisticRegression(
+            C=penalty, max_iter=10_000, tol=1e-10, class_weight={0: 1, 1: weight}
+        ).fit(scaled, labels)
         assert np.allclose(values @ slope + bias, model.decision_function(scaled), atol=2e-4)
 
 
@@ -178,16 +209,27 @@ def test_simple_heads_check_the_convex_one():
     rng = np.random.default_rng(0)
     values = rng.normal(size=(60, 5))
     values[:, 0] += 3.0 * LABELS
-    found = compare_heads(Features(values, LABELS[:, None].astype(float), np.arange(60)), UNITS, 1.0)
+    found = compare_heads(
+        Features(values, LABELS[:, None].astype(float), np.arange(60)), UNITS, 1.0
+    )
     assert set(found) == {"logistic", "prototype", "neighbours"}
     assert all(auc > 0.85 for auc in found.values())
-    none = compare_heads(Features(rng.normal(size=(60, 5)), LABELS[:, None].astype(float), np.arange(60)), UNITS, 1.0)
+    none = compare_heads(
+        Features(rng.normal(size=(60, 5)), LABELS[:, None].astype(float), np.arange(60)), UNITS, 1.0
+    )
     assert all(abs(auc - 0.5) < 0.25 for auc in none.values())
-    assert compare_heads(Features(values[:2], LABELS[:2, None].astype(float), np.arange(2)), UNITS[:2], 1.0) == {}
+    assert (
+        compare_heads(
+            Features(values[:2], LABELS[:2, None].astype(float), np.arange(2)), UNITS[:2], 1.0
+        )
+        == {}
+    )
 
 
 def test_probes_at_chance_tell_nothing():
     logits, depths = [noisy(1.0, 0), noisy(1.0, 1)], [(7, 0, "the plan"), (3, 0, "one")]
-    blind = choose_depth((probe("a", 0.70), probe("b", 0.69)), 0, depths, logits, LABELS, UNITS, FOLDS, 30, 1.0)
+    blind = choose_depth(
+        (probe("a", 0.70), probe("b", 0.69)), 0, depths, logits, LABELS, UNITS, FOLDS, 30, 1.0
+    )
     assert "none is clearly better than chance (0.693)" in blind.reason
     assert "texture" not in blind.reason

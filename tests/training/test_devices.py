@@ -1,4 +1,6 @@
-"""A step of training where the network lies on a GPU, on tensors without contents: whether what meets lies on the same device."""
+"""A step of training where the network lies on a GPU, on tensors without contents: whether what
+meets lies on the same device.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,9 @@ import medtransfer as mt
 import numpy as np
 import pytest
 import torch
-from medtransfer.data.dataset import ImageSource
-from medtransfer.models.freeze import PlainCounts
-from medtransfer.training.engine import Engine
+from medtransfer.data.grid.source import ImageSource
+from medtransfer.models.plan.rules import PlainCounts
+from medtransfer.training.device import Engine
 from medtransfer.training.predicting import Network
 from medtransfer.training.trainer import Trainer
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -20,14 +22,18 @@ GPU = torch.device("cuda", 0)
 
 @pytest.fixture
 def pretended():
-    """Tensors of any device, which know their shape and device alone; of modules, parameters that may become such."""
+    """Tensors of any device, which know their shape and device alone; of modules, parameters that
+    may become such.
+    """
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     yield FakeTensorMode(allow_non_fake_inputs=True)
     torch.__future__.set_overwrite_module_params_on_conversion(before)
 
 
-@pytest.mark.filterwarnings("ignore:.*CUDA is not available:UserWarning", "ignore:Accessing the data pointer:UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore:.*CUDA is not available:UserWarning", "ignore:Accessing the data pointer:UserWarning"
+)
 @pytest.mark.parametrize(
     ("name", "shape", "pooling"),
     [
@@ -41,12 +47,18 @@ def test_a_step_mixes_no_devices(tmp_path, pretended, name, shape, pooling):
     for path in paths:
         np.save(path, np.random.default_rng(0).random(shape, np.float32))
     net, task = mt.load_backbone(name, seed=0, size=64), mt.Classification(("y",), pooling=pooling)
-    plan = replace(mt.plan_freeze(PlainCounts({"0": 200, "1": 200}, "far"), net, transfer=True), l2_sp=0.01, dropout=0.1)
+    plan = replace(
+        mt.plan_freeze(PlainCounts({"0": 200, "1": 200}, "far"), net, transfer=True),
+        l2_sp=0.01,
+        dropout=0.1,
+    )
     net.freeze(2, plan.norm_policy, plan.tuned)
     head, engine = task.make_head(net), Engine(GPU, "bf16")
     with pretended:
         targets = np.array([[0.0], [1.0]] * 2, np.float32)
-        batch = ImageSource(paths, targets, (0.5,) * 3, (0.25,) * 3, net.ndim, device=GPU).load([0, 1, 2, 3], view=0)
+        batch = ImageSource(paths, targets, (0.5,) * 3, (0.25,) * 3, net.ndim, device=GPU).load(
+            [0, 1, 2, 3], view=0
+        )
         assert batch["features"]["image"].device == GPU
         engine.place(net)
         engine.place(head)
@@ -59,7 +71,9 @@ def test_a_step_mixes_no_devices(tmp_path, pretended, name, shape, pooling):
         trainer.accelerator.clip_grad_norm_(trainer.parameters, 5.0)
         trainer.accelerated.step()
         trainer.averages.update(1)
-        plain = ImageSource(paths, targets, (0.5,) * 3, (0.25,) * 3, net.ndim, device=GPU).load([0, 1])
+        plain = ImageSource(paths, targets, (0.5,) * 3, (0.25,) * 3, net.ndim, device=GPU).load(
+            [0, 1]
+        )
         found = task.predict(Network(net, head, engine).eval()(plain["features"], plain["present"]))
         assert (found.device, found.shape) == (GPU, (2, 1))
 

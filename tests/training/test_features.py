@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from medtransfer.errors import StudyError
-from medtransfer.models.heads import LinearHead
+from medtransfer.models.heads.linear import LinearHead
 from medtransfer.training import features as module
 from medtransfer.training.batches import Loader
-from medtransfer.training.engine import Engine, make_engine
+from medtransfer.training.device import Engine, make_engine
 from medtransfer.training.features import FeatureSource
 
 ENGINE = make_engine("cpu", "fp32")
@@ -30,10 +30,20 @@ class Noise:
     def load(self, rows, view=None):
         self.loaded += [(row, view) for row in rows]
         draw = 0 if view is None else view + 1
-        images = [torch.randn(self.shape, generator=torch.Generator().manual_seed(1000 * draw + row)) for row in rows]
-        present = torch.ones(len(rows), self.shape[0] if len(self.shape) == 4 else 1, dtype=torch.bool)
+        images = [
+            torch.randn(self.shape, generator=torch.Generator().manual_seed(1000 * draw + row))
+            for row in rows
+        ]
+        present = torch.ones(
+            len(rows), self.shape[0] if len(self.shape) == 4 else 1, dtype=torch.bool
+        )
         targets = torch.tensor([[float(row % 2)] for row in rows])
-        return {"features": {"image": torch.stack(images)}, "present": present, "targets": targets, "rows": torch.tensor(rows)}
+        return {
+            "features": {"image": torch.stack(images)},
+            "present": present,
+            "targets": targets,
+            "rows": torch.tensor(rows),
+        }
 
 
 def keep(net, noise, cut, taps, folder, engine=ENGINE, **more):
@@ -52,13 +62,19 @@ def step(net, head, batch, engine=ENGINE):
     head.zero_grad()
     with engine.autocast():
         taps = net(engine.move(batch["features"]), head.taps)
-    loss = torch.nn.functional.binary_cross_entropy_with_logits(head(taps, batch["present"]), batch["targets"])
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(
+        head(taps, batch["present"]), batch["targets"]
+    )
     loss.backward()
-    return loss.detach(), {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+    return loss.detach(), {
+        name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None
+    }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", "densenet121", "tf_efficientnet_lite0", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "densenet121", "tf_efficientnet_lite0", "vit_tiny_patch16_224"]
+)
 def test_training_from_kept_activations_is_that_from_images_for_every_cut(name, tmp_path):
     net = ENGINE.place(mt.load_backbone(name, seed=1, size=SIDE))
     head = LinearHead(net.stages[-1], 1)
@@ -104,7 +120,10 @@ def test_reduced_precision_loses_nothing_to_the_disk(name, tmp_path):
     assert ours["features"][cut].dtype == torch.bfloat16
     # Its norms are folded, so that less is rounded than in the network as it is.
     prefix = kept._folded
-    norms = [sum(isinstance(module, torch.nn.BatchNorm2d) for module in whole.modules()) for whole in (prefix, net)]
+    norms = [
+        sum(isinstance(module, torch.nn.BatchNorm2d) for module in whole.modules())
+        for whole in (prefix, net)
+    ]
     assert norms[0] < norms[1]
     image = {"image": Noise().load([0, 1, 2, 3, 4, 5])["features"]["image"][[2, 5, 1]]}
     net.eval()
@@ -114,7 +133,9 @@ def test_reduced_precision_loses_nothing_to_the_disk(name, tmp_path):
         exact = net(image, [cut])[cut]
     assert torch.allclose(ours["features"][cut].float(), folded.float(), atol=1e-6)
     theirs = {**ours, "features": {cut: folded.clone()}}
-    assert torch.allclose(step(net, head, ours, BF16)[0], step(net, head, theirs, BF16)[0], atol=1e-6)
+    assert torch.allclose(
+        step(net, head, ours, BF16)[0], step(net, head, theirs, BF16)[0], atol=1e-6
+    )
     assert (folded - exact).square().mean() < (plain - exact).square().mean()
 
 
@@ -123,7 +144,10 @@ def test_a_head_on_all_stages_reads_the_same_from_the_store(tmp_path):
     net.freeze(6)
     head = LinearHead(net.stages, 1)
     torch.nn.init.normal_(head.linear.weight)
-    ours, theirs = keep(net, Noise(), net.names[5], head.taps, tmp_path).load([0, 3]), Noise().load([0, 3])
+    ours, theirs = (
+        keep(net, Noise(), net.names[5], head.taps, tmp_path).load([0, 3]),
+        Noise().load([0, 3]),
+    )
     net.eval()
     with torch.inference_mode():
         found = head(net(ours["features"], head.taps), ours["present"])
@@ -137,7 +161,10 @@ def test_a_probe_keeps_pooled_activations_alone(tmp_path):
     net.freeze(len(net.stages))
     head = LinearHead(net.stages, 1)
     torch.nn.init.normal_(head.linear.weight)
-    ours, theirs = keep(net, Noise(), net.names[-1], head.taps, tmp_path, pooled=True).load([1, 2]), Noise().load([1, 2])
+    ours, theirs = (
+        keep(net, Noise(), net.names[-1], head.taps, tmp_path, pooled=True).load([1, 2]),
+        Noise().load([1, 2]),
+    )
     assert ours["features"][net.names[-1]].shape == (2, 512, 1, 1)
     net.eval()
     with torch.inference_mode():
@@ -151,7 +178,11 @@ def test_slices_are_kept_with_their_axis(tmp_path):
     head = LinearHead(net.stages, 1, "attention")
     torch.nn.init.normal_(head.linear.weight)
     ours, theirs = (
-        source.load([0, 1, 5]) for source in (keep(net, Noise(slices=(4,)), "layer2.1", head.taps, tmp_path), Noise(slices=(4,)))
+        source.load([0, 1, 5])
+        for source in (
+            keep(net, Noise(slices=(4,)), "layer2.1", head.taps, tmp_path),
+            Noise(slices=(4,)),
+        )
     )
     net.eval()
     assert ours["features"]["layer2.1"].shape[:3] == (3, 4, 128)
@@ -177,7 +208,8 @@ def test_what_is_there_is_not_computed_again_by_whoever_asks(tmp_path):
     torch.nn.init.zeros_(net.network.layer1[0].conv2.weight)
     assert keep(net, second, "layer1.1", ["layer4.1"], tmp_path).folder != other.folder
     assert (
-        keep(net, second, "layer1.1", ["layer4.1"], tmp_path, BF16).folder != keep(net, second, "layer1.1", ["layer4.1"], tmp_path).folder
+        keep(net, second, "layer1.1", ["layer4.1"], tmp_path, BF16).folder
+        != keep(net, second, "layer1.1", ["layer4.1"], tmp_path).folder
     )
 
 
@@ -198,7 +230,8 @@ def test_a_killed_writer_leaves_rows_that_are_computed_again(tmp_path, monkeypat
     noise = Noise()
     again = keep(net, noise, "layer1.1", ["layer4.1"], tmp_path)
     assert torch.equal(
-        again.load([0, 1])["features"]["layer1.1"], keep(net, Noise(), "layer1.1", [], tmp_path / "x").load([0, 1])["features"]["layer1.1"]
+        again.load([0, 1])["features"]["layer1.1"],
+        keep(net, Noise(), "layer1.1", [], tmp_path / "x").load([0, 1])["features"]["layer1.1"],
     )
     assert len(noise.loaded) == 2
 
@@ -209,7 +242,9 @@ def test_a_full_disk_is_told(tmp_path, monkeypatch):
 
     net = mt.load_backbone("resnet18")
     monkeypatch.setattr(module.os, "open", full)
-    with pytest.raises(StudyError, match=r"no room for cached activations \(No space left on device\). Free some"):
+    with pytest.raises(
+        StudyError, match=r"no room for cached activations \(No space left on device\). Free some"
+    ):
         keep(net, Noise(), "stem", [], tmp_path).prepare([0], None)
     assert net.training  # as it was
 
@@ -264,7 +299,11 @@ def test_orders_views_and_shares():
     halves = [Loader(noise, range(6), 4, seed=1, share=(rank, 2)) for rank in (0, 1)]
     whole = list(Loader(noise, range(6), 4, seed=1))
     for batch, *parts in zip(whole, *halves, strict=True):
-        assert sorted(batch["rows"].tolist()) == sorted(row for part in parts for row in part["rows"].tolist())
+        assert sorted(batch["rows"].tolist()) == sorted(
+            row for part in parts for row in part["rows"].tolist()
+        )
         assert [len(part["rows"]) for part in parts] == [2, 2]
     assert len(list(Loader(noise, range(3), 32, seed=1))) == 1
-    assert np.concatenate([b["rows"] for b in Loader(noise, range(6), 4, ahead=True)]).tolist() == list(range(6))
+    assert np.concatenate(
+        [b["rows"] for b in Loader(noise, range(6), 4, ahead=True)]
+    ).tolist() == list(range(6))

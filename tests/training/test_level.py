@@ -1,4 +1,6 @@
-"""Training until level: cycles, what is kept at their ends, and that the first of them is a training with the budget alone."""
+"""Training until level: cycles, what is kept at their ends, and that the first of them is a
+training with the budget alone.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,11 @@ import medtransfer as mt
 import pandas as pd
 import pytest
 import torch
+from medtransfer.config.sections import TrainSection
 from medtransfer.evaluation import read_predictions
-from medtransfer.folder import AT_BUDGET
-from medtransfer.models.freeze import PlainCounts
+from medtransfer.models.plan.rules import PlainCounts
 from medtransfer.report.notes import list_unfinished, measure_spent, note_training
-from medtransfer.sections import TrainSection
+from medtransfer.study.folder import AT_BUDGET
 from medtransfer.training import checkpoint, loop
 from medtransfer.training.loop import _choose, _improving, has_levelled
 from medtransfer.training.trainer import Progress
@@ -35,13 +37,20 @@ def train(cohort, folder, level=True, net=None, patience=None, **fixed):
     net = net or mt.load_backbone(SMALL, seed=1)
     plan = mt.plan_freeze(PlainCounts({"0": 100, "1": 100}, "far"), net, **fixed)
     fold = mt.split_cohort(cohort, 2).fold(0)
-    section = TrainSection(epochs=EPOCHS, batch_size=max(2, len(fold.train) // 2), precision="fp32", patience=patience)
+    section = TrainSection(
+        epochs=EPOCHS, batch_size=max(2, len(fold.train) // 2), precision="fp32", patience=patience
+    )
     task = mt.Classification(cohort.labels)
-    return mt.fit(cohort, fold, task, net, replace(plan, level=level), folder, size=32, train=section), net
+    return mt.fit(
+        cohort, fold, task, net, replace(plan, level=level), folder, size=32, train=section
+    ), net
 
 
 def losses(run):
-    return [json.loads(line)["tune_loss"] for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["tune_loss"]
+        for line in (run.folder / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def test_the_first_cycle_is_the_training_with_the_budget(cohort, tmp_path):
@@ -52,7 +61,10 @@ def test_the_first_cycle_is_the_training_with_the_budget(cohort, tmp_path):
     assert level.summary["epochs"] in {2 * EPOCHS, 4 * EPOCHS}
     assert losses(level)[: EPOCHS + 1] == losses(alone)
     assert level.summary["budget_epoch"] == alone.summary["best_epoch"]
-    pd.testing.assert_frame_equal(level.at_budget.drop(columns="typical", errors="ignore"), alone.predictions.drop(columns="typical"))
+    pd.testing.assert_frame_equal(
+        level.at_budget.drop(columns="typical", errors="ignore"),
+        alone.predictions.drop(columns="typical"),
+    )
     assert alone.at_budget is None
     assert not (alone.folder / AT_BUDGET).exists()
     assert alone.summary["levelled"] is None
@@ -66,21 +78,36 @@ def test_training_ends_with_the_cycle_that_gains_nothing(cohort, tmp_path, monke
     monkeypatch.setattr(loop, "GAIN", -10.0)  # everything is
     long, net = train(cohort, tmp_path / "long")
     assert (long.summary["epochs"], long.summary["levelled"]) == (4 * EPOCHS, False)
-    rates = [json.loads(line).get("lr") for line in (long.folder / "metrics.jsonl").read_text().splitlines()][1:]
+    rates = [
+        json.loads(line).get("lr")
+        for line in (long.folder / "metrics.jsonl").read_text().splitlines()
+    ][1:]
     ends = [rates[end - 1] for end in (EPOCHS, 2 * EPOCHS, 4 * EPOCHS)]
-    assert max(ends) < min(rate for epoch, rate in enumerate(rates, 1) if epoch not in {EPOCHS, 2 * EPOCHS, 4 * EPOCHS})
+    assert max(ends) < min(
+        rate for epoch, rate in enumerate(rates, 1) if epoch not in {EPOCHS, 2 * EPOCHS, 4 * EPOCHS}
+    )
     # The weights on the disk are those of the end, not of the budget.
     again = mt.load_backbone(SMALL, f"study:{long.folder}")
-    assert all(torch.equal(value, net.state_dict()[key]) for key, value in again.state_dict().items())
+    assert all(
+        torch.equal(value, net.state_dict()[key]) for key, value in again.state_dict().items()
+    )
 
 
 def test_patience_is_for_one_cycle(cohort, tmp_path, monkeypatch):
     """After a warm restart nothing can be better until the rate has fallen again."""
     monkeypatch.setattr(loop, "_ROUNDING", 10.0)  # nothing is lower
     run, _ = train(cohort, tmp_path / "r", net=as_if_pretrained(), patience=1)
-    assert (run.summary["epochs"], run.summary["stopped_early"], run.summary["levelled"]) == (2 * EPOCHS, False, True)
+    assert (run.summary["epochs"], run.summary["stopped_early"], run.summary["levelled"]) == (
+        2 * EPOCHS,
+        False,
+        True,
+    )
     once, _ = train(cohort, tmp_path / "once", level=False, net=as_if_pretrained(), patience=1)
-    assert (once.summary["epochs"], once.summary["stopped_early"], once.summary["levelled"]) == (1, True, None)
+    assert (once.summary["epochs"], once.summary["stopped_early"], once.summary["levelled"]) == (
+        1,
+        True,
+        None,
+    )
 
 
 def test_a_training_that_diverges_after_its_budget_keeps_what_it_had(cohort, tmp_path, monkeypatch):
@@ -108,9 +135,18 @@ class Killed(BaseException):
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [[1, 4, 7, 12]])
 @pytest.mark.parametrize(
-    ("net", "fixed"), [(SMALL, {}), ("pretrained", {"unfreeze": "gradual", "dropout": 0.3, "norm_policy": "train", "mix": True})]
+    ("net", "fixed"),
+    [
+        (SMALL, {}),
+        (
+            "pretrained",
+            {"unfreeze": "gradual", "dropout": 0.3, "norm_policy": "train", "mix": True},
+        ),
+    ],
 )
-def test_killed_in_any_cycle_and_resumed_it_ends_as_if_it_had_not_been(cohort, tmp_path, monkeypatch, net, fixed, kills):
+def test_killed_in_any_cycle_and_resumed_it_ends_as_if_it_had_not_been(
+    cohort, tmp_path, monkeypatch, net, fixed, kills
+):
     monkeypatch.setattr(checkpoint.Checkpoints, "due", True)
     monkeypatch.setattr(loop, "GAIN", -10.0)
 
@@ -193,7 +229,7 @@ def test_still_improving_is_said_of_the_last_quarter():
 def test_a_run_without_its_predictions_at_the_budget_is_not_finished(cohort, tmp_path):
     run, _ = train(cohort, tmp_path / "r")
     (run.folder / AT_BUDGET / "predictions.csv").unlink()
-    from medtransfer.record import finished_run
+    from medtransfer.study.record import finished_run
 
     assert finished_run(run.folder, "", "model", 0, 0) is None
     assert read_predictions(run.folder / "predictions.csv").equals(run.predictions)
@@ -202,10 +238,34 @@ def test_a_run_without_its_predictions_at_the_budget_is_not_finished(cohort, tmp
 @pytest.mark.parametrize(
     ("levelled", "improving", "epochs", "words", "unfinished"),
     [
-        (True, False, [8, 16], "until level, at most for four budgets of 4 epochs: for 2, 4 of them.", False),
-        (False, False, [16, 16], "In 2 of 2 runs it had not levelled off when four times the budget were spent.", True),
-        (None, True, [4, 4], "In 2 of 2 runs the last quarter still lowered the tune loss by more than 2 %", True),
-        (None, False, [4, 4], "2 runs of 4 epochs, weights kept from epochs 4, 4; 2 s of training.", False),
+        (
+            True,
+            False,
+            [8, 16],
+            "until level, at most for four budgets of 4 epochs: for 2, 4 of them.",
+            False,
+        ),
+        (
+            False,
+            False,
+            [16, 16],
+            "In 2 of 2 runs it had not levelled off when four times the budget were spent.",
+            True,
+        ),
+        (
+            None,
+            True,
+            [4, 4],
+            "In 2 of 2 runs the last quarter still lowered the tune loss by more than 2 %",
+            True,
+        ),
+        (
+            None,
+            False,
+            [4, 4],
+            "2 runs of 4 epochs, weights kept from epochs 4, 4; 2 s of training.",
+            False,
+        ),
     ],
 )
 def test_how_training_ended_is_told(tmp_path, levelled, improving, epochs, words, unfinished):
@@ -226,5 +286,9 @@ def test_how_training_ended_is_told(tmp_path, levelled, improving, epochs, words
     assert words in note
     assert list_unfinished(tmp_path, ["a"]) == (["a"] if unfinished else [])
     (tmp_path / "runs" / "a" / "fold-9" / "seed-0").mkdir(parents=True)
-    (tmp_path / "runs" / "a" / "fold-9" / "seed-0" / "run.json").write_text('{"epochs": 4}')  # of an earlier version
-    assert measure_spent(tmp_path, ["a"]) == ({} if levelled is None else {"a": [spent / 4 for spent in epochs]})
+    (tmp_path / "runs" / "a" / "fold-9" / "seed-0" / "run.json").write_text(
+        '{"epochs": 4}'
+    )  # of an earlier version
+    assert measure_spent(tmp_path, ["a"]) == (
+        {} if levelled is None else {"a": [spent / 4 for spent in epochs]}
+    )

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from medtransfer.training.outliers import distances_to, typicality
+from medtransfer.inference.typicality import distances_to, typicality
 from medtransfer.training.probe import Features
 
 

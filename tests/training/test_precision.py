@@ -6,7 +6,7 @@ import medtransfer as mt
 import numpy as np
 import pytest
 import torch
-from medtransfer.training.engine import make_engine
+from medtransfer.training.device import make_engine
 from medtransfer.training.precision import compare_with_fp32, same_answers
 
 
@@ -52,7 +52,12 @@ def test_a_change_is_measured_against_the_spread(net, monkeypatch):
         found = real(backbone, given, replace(engine, precision="fp32"))
         if engine.precision == "fp32":
             return found
-        return {k: replace(v, values=v.values + 0.2 * v.values.std(0) * rng.choice([-1, 1], v.values.shape)) for k, v in found.items()}
+        return {
+            k: replace(
+                v, values=v.values + 0.2 * v.values.std(0) * rng.choice([-1, 1], v.values.shape)
+            )
+            for k, v in found.items()
+        }
 
     monkeypatch.setattr(precision, "features_by_stage", moved)
     found = compare_with_fp32(net, net.names[-1:], batches(), make_engine("cpu", "bf16"))
@@ -62,7 +67,9 @@ def test_a_change_is_measured_against_the_spread(net, monkeypatch):
 
 def test_without_two_classes_features_alone_are_compared(net):
     for given in (batches(one_class=True), batches(boxes=True)):
-        assert set(compare_with_fp32(net, net.names[-1:], given, make_engine("cpu", "bf16"))) == {"features"}
+        assert set(compare_with_fp32(net, net.names[-1:], given, make_engine("cpu", "bf16"))) == {
+            "features"
+        }
     assert same_answers({"features": 0.09})
     assert not same_answers({"features": 0.11})
     assert not same_answers({"features": 0.01, "logits": 0.06})

@@ -7,8 +7,8 @@ import json
 import medtransfer as mt
 import pytest
 import torch
-from medtransfer.models.freeze import PlainCounts
-from medtransfer.sections import TrainSection
+from medtransfer.config.sections import TrainSection
+from medtransfer.models.plan.rules import PlainCounts
 from medtransfer.training import checkpoint, loop
 
 from networks import as_if_pretrained
@@ -31,7 +31,9 @@ def run(cohort, folder, **fixed):
     assert plan.frozen_stages > 0
     fold = mt.split_cohort(cohort, 2).fold(0)
     section = TrainSection(epochs=3, batch_size=max(2, len(fold.train) // 2), precision="fp32")
-    return mt.fit(cohort, fold, mt.Classification(cohort.labels), net, plan, folder, size=32, train=section), net
+    return mt.fit(
+        cohort, fold, mt.Classification(cohort.labels), net, plan, folder, size=32, train=section
+    ), net
 
 
 GRADUAL = {"unfreeze": "gradual", "dropout": 0.3, "norm_policy": "train", "mix": True}
@@ -41,7 +43,9 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize(("fixed", "kills"), [(GRADUAL, [0, 3, 5]), ({"l2_sp": 0.1, "views": 0}, [3])])
+@pytest.mark.parametrize(
+    ("fixed", "kills"), [(GRADUAL, [0, 3, 5]), ({"l2_sp": 0.1, "views": 0}, [3])]
+)
 def test_resumed_at_any_step_equals_uninterrupted(cohort, tmp_path, monkeypatch, fixed, kills):
     monkeypatch.setattr(checkpoint.Checkpoints, "due", True)
     whole, expected = run(cohort, tmp_path / "whole", **fixed)
@@ -69,7 +73,11 @@ def test_resumed_at_any_step_equals_uninterrupted(cohort, tmp_path, monkeypatch,
         assert all(torch.equal(value, state[key]) for key, value in expected.state_dict().items())
         assert again.predictions.equals(whole.predictions)
         losses = [
-            [json.loads(line)["tune_loss"] for line in (f / "metrics.jsonl").read_text().splitlines()] for f in (folder, whole.folder)
+            [
+                json.loads(line)["tune_loss"]
+                for line in (f / "metrics.jsonl").read_text().splitlines()
+            ]
+            for f in (folder, whole.folder)
         ]
         assert losses[0] == losses[1]
         assert len(losses[0]) == 4
@@ -82,7 +90,9 @@ def test_what_belongs_to_another_training_is_not_taken_up(cohort, tmp_path, monk
     assert (tmp_path / "a" / "unfinished.pt").is_file()
     taken = []
     real = loop.Trainer.resume
-    monkeypatch.setattr(loop.Trainer, "resume", lambda self, c: taken.append(real(self, c)) or taken[-1])
+    monkeypatch.setattr(
+        loop.Trainer, "resume", lambda self, c: taken.append(real(self, c)) or taken[-1]
+    )
     run(cohort, tmp_path / "a", frozen_stages=3)
     assert taken[-1] is None
     (tmp_path / "a" / "unfinished.pt").write_bytes(b"half a file")

@@ -6,7 +6,7 @@ import medtransfer as mt
 import numpy as np
 import pytest
 import torch
-from medtransfer.training.engine import make_engine
+from medtransfer.training.device import make_engine
 from medtransfer.training.reuse import compare_stages, distances, linear_cka, reset_robustness
 from sklearn.metrics import roc_auc_score
 
@@ -35,7 +35,9 @@ def test_cka_is_one_for_rotations_and_none_for_noise():
 
 
 def test_cka_equals_the_sum_over_quadruples():
-    """Unbiased HSIC (Song et al. 2012, equation 4) from its definition over all ordered quadruples of seven images."""
+    """Unbiased HSIC (Song et al. 2012, equation 4) from its definition over all ordered quadruples
+    of seven images.
+    """
     rng = np.random.default_rng(1)
     a, b = rng.normal(size=(7, 3)), rng.normal(size=(7, 2))
     first, second = a @ a.T, b @ b.T
@@ -75,7 +77,11 @@ def test_a_stage_that_learnt_cannot_be_set_back():
     head = task.make_head(after)
     batch = images()[0]
     with torch.inference_mode():
-        pooled = after({"image": batch["features"]["image"]}, head.taps)[head.taps[0]].mean((2, 3)).numpy()
+        pooled = (
+            after({"image": batch["features"]["image"]}, head.taps)[head.taps[0]]
+            .mean((2, 3))
+            .numpy()
+        )
     labels = batch["targets"][:, 0].numpy()
     direction = np.linalg.lstsq(pooled - pooled.mean(0), labels - 0.5, rcond=None)[0]
     with torch.no_grad():

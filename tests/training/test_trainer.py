@@ -15,12 +15,20 @@ import medtransfer as mt
 import numpy as np
 import pytest
 import torch
+from medtransfer.config.sections import TrainSection
 from medtransfer.errors import ConfigError, StudyError
-from medtransfer.models.freeze import PlainCounts
+from medtransfer.models.plan.rules import PlainCounts
 from medtransfer.progress import Reporter
-from medtransfer.sections import TrainSection
-from medtransfer.training import checkpoint, interruption, loop, predicting, telemetry, tracking, trainer
-from medtransfer.training.engine import Engine, keep_freed_memory, threads_of, use_threads
+from medtransfer.training import (
+    checkpoint,
+    interruption,
+    loop,
+    predicting,
+    telemetry,
+    tracking,
+    trainer,
+)
+from medtransfer.training.device import Engine, keep_freed_memory, threads_of, use_threads
 from medtransfer.training.interruption import asked, finishing_steps
 
 from forks import PROCESSES
@@ -49,7 +57,17 @@ def train(cohort, folder, scratch=False, epochs=3, **fixed):
     plan = mt.plan_freeze(PlainCounts({"0": 100, "1": 100}, "far"), net, **fixed)
     fold = mt.split_cohort(cohort, 2).fold(0)
     section = TrainSection(epochs=epochs, batch_size=8, precision="fp32")
-    run = mt.fit(cohort, fold, mt.Classification(cohort.labels), net, plan, folder, size=32, train=section, reporter=heard)
+    run = mt.fit(
+        cohort,
+        fold,
+        mt.Classification(cohort.labels),
+        net,
+        plan,
+        folder,
+        size=32,
+        train=section,
+        reporter=heard,
+    )
     return run, net, heard.lines
 
 
@@ -62,7 +80,8 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_step(cohort, tmp_path, mon
     def forward(self, features, present):
         if self.training and len(present) > 3:
             raise RuntimeError(
-                "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+                "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: "
+                "you tried to allocate 9 bytes."
             )
         return real(self, features, present)
 
@@ -70,8 +89,16 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_step(cohort, tmp_path, mon
     halved, _, lines = train(cohort, tmp_path / "halved", **fixed)
     assert quiet == []
     assert [line.split(": ", 1)[1] for line in lines] == [
-        "out of memory with 8 images at once: from here on 4 at a time, 2 times for each step, so that the batch stays as it is",
-        "out of memory with 8 images at once: from here on 2 at a time, 4 times for each step, so that the batch stays as it is",
+        (
+            "out of memory with 8 images at once: from here on 4 at a time, 2 times for each "
+            "step, so "
+            "that the batch stays as it is"
+        ),
+        (
+            "out of memory with 8 images at once: from here on 2 at a time, 4 times for each "
+            "step, so "
+            "that the batch stays as it is"
+        ),
     ]
     assert np.allclose(halved.predictions["logit"], whole.predictions["logit"], atol=1e-3)
     assert not halved.predictions["logit"].equals(whole.predictions["logit"])
@@ -82,7 +109,10 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_step(cohort, tmp_path, mon
         return real(self, features, present)
 
     monkeypatch.setattr(predicting.Network, "forward", never)
-    with pytest.raises(StudyError, match=r"out of memory with a single image at a time \(no memory\). Lower image.size"):
+    with pytest.raises(
+        StudyError,
+        match=r"out of memory with a single image at a time \(no memory\). Lower image.size",
+    ):
         train(cohort, tmp_path / "never", **fixed)
 
 
@@ -112,7 +142,11 @@ def test_where_the_loss_is_not_finite_the_last_good_weights_stay(cohort, tmp_pat
     diverge(monkeypatch, 1)  # one step is an epoch here
     run, _, lines = train(cohort, tmp_path / "r", epochs=4)
     assert run.summary["diverged"]
-    assert (run.summary["best_epoch"], run.summary["epochs"], run.summary["stopped_early"]) == (1, 1, False)
+    assert (run.summary["best_epoch"], run.summary["epochs"], run.summary["stopped_early"]) == (
+        1,
+        1,
+        False,
+    )
     assert "the loss is not finite from epoch 2 on; the weights of epoch 1 are kept" in lines[0]
     assert np.isfinite(run.predictions["logit"]).all()
 
@@ -123,17 +157,24 @@ def test_without_good_weights_it_is_an_error(cohort, tmp_path, monkeypatch):
         train(cohort, tmp_path / "r", scratch=True)
 
 
-def test_a_state_that_cannot_be_kept_is_told_and_does_not_stop_the_training(cohort, tmp_path, monkeypatch):
+def test_a_state_that_cannot_be_kept_is_told_and_does_not_stop_the_training(
+    cohort, tmp_path, monkeypatch
+):
     monkeypatch.setattr(checkpoint.Checkpoints, "due", True)
 
     def full(path, _):
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(checkpoint, "write_aside", full)
-    monkeypatch.setattr("medtransfer.runs.save_weights", lambda *_: None)  # written to the same full disk
+    monkeypatch.setattr(
+        "medtransfer.study.run.save_weights", lambda *_: None
+    )  # written to the same full disk
     run, _, lines = train(cohort, tmp_path / "r")
     assert run.summary["epochs"] == 3
-    assert "the state of this training cannot be kept (No space left on device); interrupted, it would begin again" in lines[0]
+    assert (
+        "the state of this training cannot be kept (No space left on device); interrupted, it "
+        "would begin again" in lines[0]
+    )
 
 
 def test_checkpoints_wait_longer_where_they_take_longer(tmp_path, monkeypatch):
@@ -199,7 +240,10 @@ def test_curves_go_where_they_are_asked_for(tmp_path, monkeypatch, track):
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-        assert [(e.step, round(e.value, 4)) for e in events.Scalars("tune_loss")] == [(0, 0.7), (1, 0.4)]
+        assert [(e.step, round(e.value, 4)) for e in events.Scalars("tune_loss")] == [
+            (0, 0.7),
+            (1, 0.4),
+        ]
     else:
         import mlflow
 
@@ -211,7 +255,9 @@ def test_curves_go_where_they_are_asked_for(tmp_path, monkeypatch, track):
 def test_a_tracker_that_is_not_installed_is_told(monkeypatch):
     monkeypatch.setattr(tracking, "find_spec", lambda name: None)
     tracking.refuse_missing(None)
-    with pytest.raises(ConfigError, match=r'mlflow is not installed: pip install "medtransfer\[track\]"'):
+    with pytest.raises(
+        ConfigError, match=r'mlflow is not installed: pip install "medtransfer\[track\]"'
+    ):
         tracking.refuse_missing("mlflow")
 
 
@@ -251,7 +297,9 @@ def test_an_end_can_be_asked_for_by_a_note(tmp_path, monkeypatch):
 
 
 def test_threads_are_divided_and_the_environment_is_obeyed(monkeypatch):
-    monkeypatch.setattr("medtransfer.training.engine.joblib.cpu_count", lambda only_physical_cores: 8)
+    monkeypatch.setattr(
+        "medtransfer.training.device.joblib.cpu_count", lambda only_physical_cores: 8
+    )
     assert [threads_of(jobs) for jobs in (1, 3, 8, 20)] == [8, 2, 1, 1]
     chosen = []
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
@@ -266,24 +314,26 @@ def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch):
     keep = keep_freed_memory.__wrapped__  # what is called once
     told = []
     library = SimpleNamespace(mallopt=lambda name, value: told.append((name, value)))
-    monkeypatch.setattr("medtransfer.training.engine.sys.platform", "linux")
+    monkeypatch.setattr("medtransfer.training.device.sys.platform", "linux")
     monkeypatch.delenv("MALLOC_MMAP_MAX_", raising=False)
-    monkeypatch.setattr("medtransfer.training.engine.ctypes.CDLL", lambda _: library)
+    monkeypatch.setattr("medtransfer.training.device.ctypes.CDLL", lambda _: library)
     keep()
     assert told == [(-4, 0), (-1, 2**31 - 1)]  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
-    monkeypatch.setattr("medtransfer.training.engine.ctypes.CDLL", lambda _: SimpleNamespace())
+    monkeypatch.setattr("medtransfer.training.device.ctypes.CDLL", lambda _: SimpleNamespace())
     keep()  # another C library
-    monkeypatch.setattr("medtransfer.training.engine.ctypes.CDLL", lambda _: library)
+    monkeypatch.setattr("medtransfer.training.device.ctypes.CDLL", lambda _: library)
     monkeypatch.setenv("MALLOC_MMAP_MAX_", "65536")
     keep()
     monkeypatch.delenv("MALLOC_MMAP_MAX_")
-    monkeypatch.setattr("medtransfer.training.engine.sys.platform", "darwin")
+    monkeypatch.setattr("medtransfer.training.device.sys.platform", "darwin")
     keep()
     assert len(told) == 2
 
 
 def count_new_pages(answer):
-    """Answers how many pages of memory the system has to give while tensors are made and freed again and again."""
+    """Answers how many pages of memory the system has to give while tensors are made and freed
+    again and again.
+    """
     Engine(torch.device("cpu"), "fp32").place(torch.nn.Linear(1, 1))
     torch.ones(2**24).sum()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -294,7 +344,9 @@ def count_new_pages(answer):
 
 @pytest.mark.process
 @pytest.mark.xdist_group("plain")
-@pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="of glibc")
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="of glibc"
+)
 def test_every_process_that_computes_keeps_freed_memory():
     """Large blocks come from the heap then, which grows, and not from pages mapped for each."""
     answer = PROCESSES.SimpleQueue()
@@ -302,7 +354,9 @@ def test_every_process_that_computes_keeps_freed_memory():
     process.start()
     process.join(300)
     assert process.exitcode == 0
-    assert answer.get() < 20_000  # of 81,920 pages; one block more may be asked for, as the process was forked
+    assert (
+        answer.get() < 20_000
+    )  # of 81,920 pages; one block more may be asked for, as the process was forked
 
 
 def test_one_process_is_not_distributed():

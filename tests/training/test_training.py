@@ -8,15 +8,15 @@ import medtransfer as mt
 import numpy as np
 import pytest
 import torch
+from medtransfer.config.sections import TrainSection
 from medtransfer.errors import ConfigError, WeightsError
-from medtransfer.models.chain import Stage
-from medtransfer.models.freeze import PlainCounts
-from medtransfer.models.heads import LinearHead
-from medtransfer.sections import TrainSection
-from medtransfer.training import engine as engines
+from medtransfer.models.chain.chain import Stage
+from medtransfer.models.heads.linear import LinearHead
+from medtransfer.models.plan.rules import PlainCounts
+from medtransfer.training import device as engines
 from medtransfer.training import loop, probe
 from medtransfer.training.checkpoint import load_weights, save_weights
-from medtransfer.training.engine import make_engine
+from medtransfer.training.device import make_engine
 from medtransfer.training.probe import Features, features_by_stage, fit_head, pooled_features
 from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression
@@ -33,7 +33,17 @@ def cohort(manifest):
     return mt.Cohort.from_csv(path, path.parent, ["malignant"])
 
 
-def train(cohort, tmp_path, net=None, name="run", epochs=2, precision="fp32", seed=0, batch_size=8, **fixed):
+def train(
+    cohort,
+    tmp_path,
+    net=None,
+    name="run",
+    epochs=2,
+    precision="fp32",
+    seed=0,
+    batch_size=8,
+    **fixed,
+):
     net = net or as_if_pretrained()
     plan = mt.plan_freeze(PlainCounts({"0": 100, "1": 100}, "far"), net, **fixed)
     before = copy.deepcopy(net.state_dict())
@@ -66,13 +76,17 @@ def test_a_run_learns_and_leaves_its_record(cohort, tmp_path):
 
 
 @pytest.mark.parametrize("views", [8, 0])
-def test_frozen_stages_are_unchanged_after_training_parameters_and_buffers(cohort, tmp_path, monkeypatch, views):
+def test_frozen_stages_are_unchanged_after_training_parameters_and_buffers(
+    cohort, tmp_path, monkeypatch, views
+):
     """Whether their activations are kept, or they see every image anew."""
     monkeypatch.setattr(loop, "_ROUNDING", -10.0)  # the last epoch is kept, however good
     _, net, before, plan = train(cohort, tmp_path, norm_policy="train", views=views)
     assert 0 < plan.frozen_stages < len(net.stages)
     after = net.state_dict()
-    frozen = [f"network.{op}." for stage in net.stages[: plan.frozen_stages] for op in stage.operations]
+    frozen = [
+        f"network.{op}." for stage in net.stages[: plan.frozen_stages] for op in stage.operations
+    ]
     same = {key for key in before if torch.equal(before[key], after[key])}
     kept = {key for key in before if any(key.startswith(prefix) for prefix in frozen)}
     assert len(kept) > 20
@@ -95,22 +109,33 @@ def test_a_linear_probe_moves_nothing_but_the_head(cohort, tmp_path):
     assert run.predictions["logit"].std() > 0.1
 
 
-def test_a_probe_is_tested_with_its_tune_patients_and_predicts_them_without(manifest, tmp_path, monkeypatch):
-    """It has no epoch to choose. The label of a tune patient moves what is said of all others, and not of himself."""
+def test_a_probe_is_tested_with_its_tune_patients_and_predicts_them_without(
+    manifest, tmp_path, monkeypatch
+):
+    """It has no epoch to choose. The label of a tune patient moves what is said of all others, and
+    not of himself.
+    """
     path = manifest(patients=40, views=2)
     cohort = mt.Cohort.from_csv(path, path.parent, ["malignant"])
     monkeypatch.setattr(probe, "choose_penalty", lambda *_, **__: (1e-2, 0.5))
     fold = mt.split_cohort(cohort, 2).fold(0)
     patient = cohort.images["patient"].iloc[fold.tune[0]]
     images = cohort.images.copy()
-    images.loc[images["patient"] == patient, "malignant"] = 1 - images.loc[images["patient"] == patient, "malignant"]
+    images.loc[images["patient"] == patient, "malignant"] = (
+        1 - images.loc[images["patient"] == patient, "malignant"]
+    )
     logits = []
     for number, own in enumerate((cohort, replace(cohort, images=images))):
         net = mt.load_backbone("features")
-        plan = mt.plan_freeze(PlainCounts({"0": 100, "1": 100}, "far"), net, transfer=True, strategy="linear_probe")
+        plan = mt.plan_freeze(
+            PlainCounts({"0": 100, "1": 100}, "far"), net, transfer=True, strategy="linear_probe"
+        )
         task, section = mt.Classification(cohort.labels), TrainSection(precision="fp32")
         run = mt.fit(own, fold, task, net, plan, tmp_path / str(number), size=32, train=section)
-        assert run.predictions["image"].tolist() == cohort.images["image"].iloc[np.r_[fold.tune, fold.test]].tolist()
+        assert (
+            run.predictions["image"].tolist()
+            == cohort.images["image"].iloc[np.r_[fold.tune, fold.test]].tolist()
+        )
         logits.append(run.predictions.set_index("image")["logit"])
     moved = (logits[0] - logits[1]).abs()
     own = moved.index.isin(cohort.images.loc[cohort.images["patient"] == patient, "image"])
@@ -138,7 +163,10 @@ def test_the_best_weights_are_the_ones_that_predict(cohort, tmp_path):
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_predictions(cohort, tmp_path):
     nets = [mt.load_backbone(SMALL, seed=seed) for seed in (0, 0, 1)]
-    runs = [train(cohort, tmp_path, net, name=str(i), seed=seed)[0] for i, (net, seed) in enumerate(zip(nets, (0, 0, 1), strict=True))]
+    runs = [
+        train(cohort, tmp_path, net, name=str(i), seed=seed)[0]
+        for i, (net, seed) in enumerate(zip(nets, (0, 0, 1), strict=True))
+    ]
     first, second, other = (run.predictions for run in runs)
     assert first.equals(second)
     assert not first.equals(other)
@@ -146,10 +174,21 @@ def test_the_same_seed_gives_the_same_predictions(cohort, tmp_path):
 
 def test_patience_stops_early(cohort, tmp_path):
     net = as_if_pretrained()
-    plan = mt.plan_freeze(PlainCounts({"0": 100, "1": 100}, "far"), net, backbone_lr=1e-12, head_lr=1e-12)
+    plan = mt.plan_freeze(
+        PlainCounts({"0": 100, "1": 100}, "far"), net, backbone_lr=1e-12, head_lr=1e-12
+    )
     section = TrainSection(epochs=8, patience=2, batch_size=8, precision="fp32")
     fold = mt.split_cohort(cohort, 2).fold(0)
-    run = mt.fit(cohort, fold, mt.Classification(cohort.labels), net, plan, tmp_path / "r", size=32, train=section)
+    run = mt.fit(
+        cohort,
+        fold,
+        mt.Classification(cohort.labels),
+        net,
+        plan,
+        tmp_path / "r",
+        size=32,
+        train=section,
+    )
     assert run.summary["stopped_early"]
     assert run.summary["epochs"] <= 4
 
@@ -158,14 +197,20 @@ def test_patience_stops_early(cohort, tmp_path):
 def test_bf16_agrees_with_fp32(cohort, tmp_path):
     def predict(precision, strategy):
         name = f"{precision} {strategy}"
-        return train(cohort, tmp_path, mt.load_backbone(LITE, "imagenet"), name, precision=precision, strategy=strategy)[0].predictions[
-            "logit"
-        ]
+        return train(
+            cohort,
+            tmp_path,
+            mt.load_backbone(LITE, "imagenet"),
+            name,
+            precision=precision,
+            strategy=strategy,
+        )[0].predictions["logit"]
 
     # A linear probe, which magnifies rounding, is in fp32 always.
     assert predict("fp32", "linear_probe").equals(predict("bf16", "linear_probe"))
     plain, reduced = (predict(precision, "lp_ft") for precision in ("fp32", "bf16"))
-    # A steep head on a dozen images of 32 pixels magnifies rounding: a few scores move, most and the order stay.
+    # A steep head on a dozen images of 32 pixels magnifies rounding: a few scores move, most and
+    # the order stay.
     difference = np.abs(plain - reduced) / plain.std()
     assert np.quantile(difference, 0.75) < 0.4
     assert spearmanr(plain, reduced).statistic > 0.9
@@ -181,7 +226,9 @@ def test_the_convex_head_is_scikit_learns_solution():
     chosen = fit_head(head, Features(x[:60], y[:60], np.arange(60)), np.arange(60), (2.0,))
     scale = np.where(x[:60].std(0) < 1e-8, 1, x[:60].std(0))
     standard = (x - x[:60].mean(0)) / scale
-    model = LogisticRegression(C=chosen["penalty"][0], max_iter=10_000, tol=1e-8, class_weight={0: 1, 1: 2}).fit(standard[:60], y[:60, 0])
+    model = LogisticRegression(
+        C=chosen["penalty"][0], max_iter=10_000, tol=1e-8, class_weight={0: 1, 1: 2}
+    ).fit(standard[:60], y[:60, 0])
     with torch.inference_mode():
         logits = head({"x": torch.from_numpy(x).float()[:, :, None, None]})[:, 0].numpy()
     assert np.allclose(logits, model.decision_function(standard), atol=1e-4)
@@ -220,7 +267,10 @@ def test_weights_make_a_round_trip(tmp_path):
     head = LinearHead(net.stages[-1], 1, "attention")
     torch.nn.init.normal_(head.linear.weight)
     save_weights(tmp_path / "w.safetensors", net, head, {"backbone": "resnet18"})
-    other, other_head = mt.load_backbone("resnet18", seed=2), LinearHead(net.stages[-1], 1, "attention")
+    other, other_head = (
+        mt.load_backbone("resnet18", seed=2),
+        LinearHead(net.stages[-1], 1, "attention"),
+    )
     load_weights(tmp_path / "w.safetensors", other, other_head)
     assert all(torch.equal(v, other.state_dict()[k]) for k, v in net.state_dict().items())
     assert torch.equal(head.linear.weight, other_head.linear.weight)
@@ -240,17 +290,27 @@ def test_precision_is_measured_and_leaves_the_network_alone():
     net = mt.load_backbone("resnet18")
     before = copy.deepcopy(net.state_dict())
     engine = make_engine("cpu", "auto", net, torch.randn(4, 3, 64, 64))
-    candidates = {f"{precision} {layout}" for precision in ("fp32", "bf16") for layout in ("contiguous", "channels_last")}
+    candidates = {
+        f"{precision} {layout}"
+        for precision in ("fp32", "bf16")
+        for layout in ("contiguous", "channels_last")
+    }
     assert set(engine.seconds) == candidates
     best = min(engine.seconds, key=engine.seconds.__getitem__)
     chosen = f"{engine.precision} {engine.layout}"
-    assert chosen == best or (engine.precision == "fp32" and engine.seconds[chosen] <= 1.05 * engine.seconds[best])
+    assert chosen == best or (
+        engine.precision == "fp32" and engine.seconds[chosen] <= 1.05 * engine.seconds[best]
+    )
     assert all(torch.equal(v, net.state_dict()[k]) for k, v in before.items())
     assert make_engine("cpu").precision == "fp32"
 
 
 def test_what_was_measured_is_known_the_next_time(tmp_path, monkeypatch):
-    net, image, memory = mt.load_backbone("resnet18"), torch.zeros(2, 3, 32, 32), tmp_path / "engines.json"
+    net, image, memory = (
+        mt.load_backbone("resnet18"),
+        torch.zeros(2, 3, 32, 32),
+        tmp_path / "engines.json",
+    )
     first = make_engine("cpu", "auto", net, image, memory=memory)
     monkeypatch.setattr(engines, "_time_steps", lambda *_: pytest.fail("measured again"))
     assert make_engine("cpu", "auto", net, image, memory=memory) == first
@@ -264,9 +324,22 @@ def test_what_was_measured_is_known_the_next_time(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("seconds", "chosen"),
     [
-        ({"fp32 contiguous": 1.0, "fp32 channels_last": 0.9, "bf16 contiguous": 0.5, "bf16 channels_last": 0.6}, ("bf16", "contiguous")),
         (
-            {"fp32 contiguous": 1.0, "fp32 channels_last": 0.9, "bf16 contiguous": 0.88, "bf16 channels_last": 2.0},
+            {
+                "fp32 contiguous": 1.0,
+                "fp32 channels_last": 0.9,
+                "bf16 contiguous": 0.5,
+                "bf16 channels_last": 0.6,
+            },
+            ("bf16", "contiguous"),
+        ),
+        (
+            {
+                "fp32 contiguous": 1.0,
+                "fp32 channels_last": 0.9,
+                "bf16 contiguous": 0.88,
+                "bf16 channels_last": 2.0,
+            },
             ("fp32", "channels_last"),
         ),
         ({"fp32 contiguous": 1.0, "bf16 contiguous": 3.0}, ("fp32", "contiguous")),

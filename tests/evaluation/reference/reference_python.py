@@ -1,7 +1,7 @@
 """Adds to reference.csv what Python packages of other authors say of cases.csv.
 
-Usage, in an environment of its own: pip install relplot==1.0.3 dcurves==1.1.7 uncertainty-calibration==0.1.4 scikit-learn;
-python reference_python.py (after reference.R).
+Usage, in an environment of its own: pip install relplot==1.0.3 dcurves==1.1.7
+uncertainty-calibration==0.1.4 scikit-learn; python reference_python.py (after reference.R).
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ for model in ("a", "b"):
     bins = [*(k / 10 + 0.0005 for k in range(1, 10)), 1.0]  # no probability lies on an edge
     data = calibration.bin(list(zip(p, y, strict=True)), bins)
     found[f"{model}.l2_ece_squared"] = calibration.unbiased_square_ce(data)
-    table = dcurves.dca(data=cases, outcome="target", modelnames=[model], thresholds=np.array([0.1, 0.3, 0.5]))
+    table = dcurves.dca(
+        data=cases, outcome="target", modelnames=[model], thresholds=np.array([0.1, 0.3, 0.5])
+    )
     for threshold in (0.1, 0.3, 0.5):
         row = table[(table["model"] == model) & np.isclose(table["threshold"], threshold)]
         found[f"{model}.net_benefit_{threshold}"] = float(row["net_benefit"].iloc[0])

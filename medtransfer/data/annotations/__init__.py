@@ -1,0 +1,1 @@
+"""Lesion boxes as annotators write them."""

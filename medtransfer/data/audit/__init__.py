@@ -1,0 +1,1 @@
+"""What a cohort holds, and what is wrong with it."""

@@ -1,0 +1,265 @@
+"""The manifest: a CSV read strictly, every fault reported at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from medtransfer.data.annotations.file_names import find_file, near_file
+from medtransfer.data.images.reading import split_member
+from medtransfer.errors import CohortError, list_faults
+from medtransfer.text.account import Account, make_account
+from medtransfer.text.names import has_controls, show
+from medtransfer.text.tables import (
+    MISSING,
+    NOBODY,
+    describe_missing,
+    describe_shape,
+    read_table,
+    row_of,
+)
+
+# Names of the tables that labels stand beside.
+RESERVED = {"image", "patient", "path", "study", "site", "split", "group", "file_digest"}
+OPTIONAL = ("study", "site", "split")
+PARTS = ("train", "tune", "test")
+PART_NAMES = {
+    "train": "train",
+    "training": "train",
+    "tune": "tune",
+    "val": "tune",
+    "valid": "tune",
+    "validation": "tune",
+    "test": "test",
+}
+_EMPTY = MISSING - {"."}
+_WORDS = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
+
+
+def read_manifest(
+    manifest: Path,
+    root: Path,
+    labels: Sequence[str],
+    positive: str | None,
+    columns: Sequence[str] = (),
+    outside: bool = False,
+) -> tuple[pd.DataFrame, Account, list[str]]:
+    """Reads and checks a manifest.
+
+    Args:
+        manifest: CSV with `image` and optionally `patient`, `study`, `site`, `split` and label
+            columns.
+        root: folder the images are relative to.
+        labels: label columns, each 0/1 (or false/true), or two classes with `positive`. Empty: none
+            is read.
+        positive: the class that counts as 1.
+        columns: others that are kept, as text, such as `sex`; whatever is not named stays behind,
+            as it may be a name.
+        outside: images may lie outside of the root, or behind links that lead out of it.
+
+    Returns:
+        `image`, `path` (absolute), the optional columns that are there, those of `columns`, and a
+        float 0/1 column per label; the account of its rows; and what was decided in reading it, in
+        sentences.
+
+    Raises:
+        CohortError: with every fault, each with its row (the header is row 1).
+    """
+    table = read_cells(manifest, (*labels, *columns))
+    missing = [name for name in ("image", *labels, *columns) if name not in table.columns]
+    if missing:
+        raise CohortError(f"{manifest}: {describe_missing(missing, table)}")
+    if table.empty:
+        raise CohortError(f"{manifest}: no rows below the header. Add one row per image.")
+    rows = [row_of(table, place) for place in range(len(table))]
+    files = [_find(root, name) for name in table["image"]]
+    if not any(files):
+        first = root / table["image"].iloc[0]
+        near = near_file(first)
+        asked = f"Is it {show(near)}? Names need their endings." if near else "Is the root right?"
+        raise CohortError(
+            f"{manifest}: none of its {len(table)} images is under {root}, such as "
+            f"{show(str(first))}. {asked}"
+        )
+    faults = _check_rows(table, rows, files, root, outside)
+    values = {label: _parse_labels(table[label], rows, label, positive, faults) for label in labels}
+    if "split" in table.columns:
+        unknown = [(i, v) for i, v in enumerate(table["split"]) if v.lower() not in PART_NAMES]
+        faults += [f"row {rows[i]}: split is {v!r}; use train, tune or test" for i, v in unknown]
+    if faults:
+        raise CohortError(
+            list_faults(
+                f"{manifest}: {len(faults)} fault(s)", faults, "Correct these rows and run again."
+            )
+        )
+    images = table[[column for column in ("image", "patient") if column in table.columns]].copy()
+    other = [
+        (name, file)
+        for name, file in zip(table["image"], files, strict=True)
+        if file and not split_member(root / name)[0].exists()
+    ]
+    notes = []
+    if other:
+        images["image"] = [
+            _id_of(root, name, file) for name, file in zip(table["image"], files, strict=True)
+        ]
+        notes.append(
+            f"{len(other)} image(s) are spelt otherwise in the manifest than on the disk, such as "
+            f"{show(other[0][0])}"
+        )
+    images["path"] = [str(file) for file in files]
+    for column in dict.fromkeys((*OPTIONAL, *columns)):
+        if column in table.columns:
+            images[column] = table[column]
+    if "split" in images.columns:
+        images["split"] = [PART_NAMES[v.lower()] for v in images["split"]]
+    for label in labels:
+        images[label] = values[label]
+    shape = describe_shape(table)
+    return (
+        images,
+        make_account("rows", manifest.name, len(images), [], [shape] if shape else []),
+        notes,
+    )
+
+
+def read_cells(manifest: Path, known: Sequence[str] = ()) -> pd.DataFrame:
+    """The cells of a manifest as text; see `tables.read_table`.
+
+    Raises:
+        CohortError: no such file, or no table.
+    """
+    needed = "Give a table (CSV) with the columns image, patient and your label."
+    return read_table(manifest, CohortError, needed, ("image", "patient", *OPTIONAL, *known))
+
+
+def guess_labels(manifest: Path) -> tuple[str, ...]:
+    """Columns that hold nothing but 0 and 1, both of them."""
+    table = read_cells(manifest)
+    columns = [c for c in table.columns if c not in RESERVED]
+    return tuple(c for c in columns if {_WORDS.get(v.lower()) for v in table[c]} == {0.0, 1.0})
+
+
+def label_of(name: str) -> str:
+    """The label of a class: its name, unless the study's own tables have a column of that name."""
+    return f"class {name}" if name in RESERVED else name
+
+
+def refuse_reserved(labels: Sequence[str]) -> None:
+    """Labels may not have the name of a column of the study's own tables."""
+    clash = [label for label in labels if label in RESERVED]
+    if clash:
+        raise CohortError(
+            f"label {', '.join(clash)}: this name is taken by a column of the study's own tables. "
+            "Rename the column."
+        )
+
+
+def _find(root: Path, name: str) -> Path | None:
+    """The file, not its spelling: `a.png` and `./a.png` are one image; None where there is none."""
+    if not name:
+        return None
+    try:
+        file, member = split_member(root / name)
+        there = (
+            file
+            if file.exists()
+            else find_file(root, str(file.relative_to(root)))
+            if file.is_relative_to(root)
+            else None
+        )
+    except (OSError, ValueError):  # too long, or a null byte
+        return None
+    if there is None:
+        return None
+    return Path(f"{there.resolve()}#{member}") if member else there.resolve()
+
+
+def _id_of(root: Path, name: str, file: Path | None) -> str:
+    """The name of an image as it is on the disk, where the manifest spells it otherwise."""
+    if (
+        file is None
+        or split_member(root / name)[0].exists()
+        or not file.is_relative_to(root.resolve())
+    ):
+        return name
+    return file.relative_to(root.resolve()).as_posix()
+
+
+def _check_rows(
+    table: pd.DataFrame,
+    rows: Sequence[int],
+    files: Sequence[Path | None],
+    root: Path,
+    outside: bool,
+) -> list[str]:
+    """Faults of ids and files, each with its row."""
+    faults: list[str] = []
+    first_row: dict[Path, int] = {}
+    patients = table["patient"] if "patient" in table.columns else [None] * len(table)
+    for row, file, image, patient in zip(rows, files, table["image"], patients, strict=True):
+        odd = [name for name in (image, patient) if name and has_controls(name)]
+        if odd:
+            faults.append(
+                f"row {row}: {show(odd[0])} holds a control character, with which no table can be "
+                "read again; remove it"
+            )
+        if not image:
+            faults.append(f"row {row}: image is empty")
+        elif file is None:
+            near = near_file(root / image)
+            faults.append(
+                f"row {row}: no file {show(str(root / image))}"
+                + (f"; is it {show(near)}?" if near else "")
+            )
+        elif file in first_row:
+            faults.append(
+                f"row {row}: image {show(image)!r} is already in row {first_row[file]}; every "
+                "image needs one row"
+            )
+        else:
+            first_row[file] = row
+            if not outside and not file.is_relative_to(root.resolve()):
+                faults.append(
+                    f"row {row}: {show(image)} lies outside of {root}; set cohort.outside=true "
+                    "(--outside) if that is meant"
+                )
+        if patient is not None and patient.lower() in NOBODY:
+            faults.append(
+                f"row {row}: patient is {patient or 'empty'}; without it the same patient could "
+                "be trained and tested on"
+            )
+    return faults
+
+
+def _parse_labels(
+    column: pd.Series, rows: Sequence[int], label: str, positive: str | None, faults: list[str]
+) -> list[float]:
+    parse: Callable[[str], float | None]
+    if positive is not None:
+        names = sorted(name for name in set(column) if name.lower() not in _EMPTY)
+        if positive not in names or len(names) > 2:
+            faults.append(
+                f"column {label}: expected {positive!r} and one other class, found "
+                f"{', '.join(names[:6]) or 'nothing'}"
+            )
+            return []
+        parse = {name: float(name == positive) for name in names}.get
+    else:
+        parse = lambda text: _WORDS.get(text.lower())  # noqa: E731
+    values: list[float] = []
+    for i, text in enumerate(column):
+        value = None if text.lower() in _EMPTY else parse(text)
+        if value is None:
+            what = "is empty" if text.lower() in _EMPTY else f"is {text!r}"
+            allowed = (
+                "a class name"
+                if positive is not None
+                else "0 or 1 (or name the positive class: cohort.positive, or --positive)"
+            )
+            faults.append(f"row {rows[i]}: label {label} {what}; use {allowed}, or remove the row")
+        values.append(np.nan if value is None else value)
+    return values

@@ -1,0 +1,236 @@
+"""Patient-disjoint, label-stratified folds; official splits honoured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import StratifiedGroupKFold
+
+from medtransfer.data.cohort.cohort import Cohort
+from medtransfer.data.cohort.manifest import PARTS
+from medtransfer.errors import CohortError, LeakageError, list_faults
+
+# Folds that leave out one value each.
+_MOST = 20
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """One division of the cohort.
+
+    Attributes:
+        index: number of the fold, from 0.
+        train, tune, test: row numbers of `Cohort.images`, sorted. `tune` serves early stopping and
+            recalibration.
+    """
+
+    index: int
+    train: np.ndarray[Any, np.dtype[np.int64]]
+    tune: np.ndarray[Any, np.dtype[np.int64]]
+    test: np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Folds of train, tune and test, disjoint by patient, and by group where near-duplicates are
+    grouped.
+
+    Attributes:
+        parts: one row per image in the cohort's order, columns `image`, `patient`, maybe `group`,
+            `fold_0`, `fold_1`, ... with values train, tune or test.
+        seed: the seed the folds were drawn with.
+        cohort_digest: `Cohort.digest` of the cohort divided.
+        official: True where the manifest's own split was taken.
+
+    Raises:
+        LeakageError: a patient stands in two parts of a fold, or in the test part of two folds.
+    """
+
+    parts: pd.DataFrame
+    seed: int
+    cohort_digest: str
+    official: bool = False
+
+    def __post_init__(self) -> None:
+        faults: list[str] = []
+        tested: dict[str, int] = {}
+        unit = "group" if "group" in self.parts.columns else "patient"
+        for index in range(len(self)):
+            column = f"fold_{index}"
+            unknown = sorted(set(self.parts[column]) - set(PARTS))
+            if unknown:
+                raise CohortError(
+                    f"{column}: {', '.join(map(str, unknown))} is none of {', '.join(PARTS)}"
+                )
+            by_patient = self.parts.groupby(unit, sort=False)[column].unique()
+            for patient, names in by_patient.items():
+                if len(names) > 1:
+                    faults.append(f"{unit} {patient} in fold {index}: {', '.join(names)}")
+                elif names[0] == "test" and tested.setdefault(str(patient), index) != index:
+                    faults.append(
+                        f"{unit} {patient}: tested in fold {tested[str(patient)]} and fold {index}"
+                    )
+        if faults:
+            remedy = (
+                "Put all images of one into one part, or remove the column split to have one made."
+            )
+            raise LeakageError(
+                list_faults(
+                    f"the split is not disjoint by {unit}", faults, remedy if self.official else ""
+                )
+            )
+
+    def __len__(self) -> int:
+        return sum(column.startswith("fold_") for column in self.parts.columns)
+
+    def fold(self, index: int) -> Fold:
+        """Row numbers of fold `index`."""
+        if not 0 <= index < len(self):
+            raise CohortError(f"no fold {index}: the split has folds 0 to {len(self) - 1}")
+        column = self.parts[f"fold_{index}"].to_numpy()
+        train, tune, test = (np.flatnonzero(column == part) for part in PARTS)
+        return Fold(index, train, tune, test)
+
+
+def split_cohort(
+    cohort: Cohort, folds: int = 5, seed: int = 0, tune: float = 0.2, leave_out: str | None = None
+) -> Split:
+    """Divides a cohort by patient (by group after `Cohort.grouped`), stratified by the first label.
+    Of boxes, images without any are not needed.
+
+    An official split in the manifest is taken as it is: one fold; where it has no tune part, one is
+    taken from the training patients.
+
+    Args:
+        cohort: the images.
+        folds: number of folds; every patient is tested once.
+        seed: seed of the draw.
+        tune: share of the training patients held back for early stopping and recalibration, 0 to 1.
+        leave_out: a column such as `site`: each of its values is a fold that is tested by models
+            trained on the others, in place of random folds or an official split.
+
+    Raises:
+        CohortError: too few patients of a class for so many folds, or a column that cannot be left
+            out by.
+        LeakageError: the official split shares a patient between parts.
+    """
+    table = cohort.images[
+        [c for c in ("image", "patient", "group") if c in cohort.images.columns]
+    ].copy()
+    label = cohort.images[cohort.labels[0]].to_numpy(int)
+    needed = (1,) if cohort.detects else (0, 1)
+    # Numbered as they appear: the folds do not depend on how patients are called.
+    groups = pd.factorize(cohort.units)[0]
+    official = "split" in cohort.images.columns and leave_out is None
+    if leave_out is not None:
+        for index, inside in enumerate(_values_of(cohort, leave_out)):
+            parts = np.where(inside, "test", "train").astype(object)
+            table[f"fold_{index}"] = _hold_back(
+                parts, label, groups, tune, seed + 1 + index, needed
+            )
+    elif official:
+        parts = cohort.images["split"].to_numpy(object).copy()
+        absent = [part for part in ("train", "test") if part not in parts]
+        if absent:
+            raise CohortError(
+                f"the manifest's split has no {' and no '.join(absent)} part. Add it, or remove "
+                "column split."
+            )
+        if "tune" not in parts:
+            parts = _hold_back(parts, label, groups, tune, seed, needed)
+        table["fold_0"] = parts
+    else:
+        _require_patients(cohort, folds, needed)
+        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        for index, (_, test) in enumerate(
+            splitter.split(label, _strata(label, folds, needed), groups)
+        ):
+            parts = np.full(len(label), "train", dtype=object)
+            parts[test] = "test"
+            table[f"fold_{index}"] = _hold_back(
+                parts, label, groups, tune, seed + 1 + index, needed
+            )
+    split = Split(table, seed, cohort.digest, official)
+    # A site may have patients of one class only; models are trained and tuned on both.
+    _require_classes(split, label, PARTS if leave_out is None else PARTS[:2], needed)
+    return split
+
+
+def _values_of(cohort: Cohort, column: str) -> list[Any]:
+    """Rows of each value of a column, bool (image,)."""
+    if column not in cohort.images.columns:
+        raise CohortError(
+            f"protocol.leave_out: no column {column!r} in the cohort. It must be a column of the "
+            "manifest."
+        )
+    values = cohort.images[column].astype(str)
+    names = sorted(set(values))
+    if not 2 <= len(names) <= _MOST or "" in names:
+        empty = f", {int((values == '').sum())} images without one" if "" in names else ""
+        raise CohortError(
+            f"protocol.leave_out: column {column!r} has {len(names)} different values{empty}; 2 "
+            f"to {_MOST}, none empty, can be left out by."
+        )
+    return [(values == name).to_numpy() for name in names]
+
+
+def _hold_back(
+    parts: Any, label: Any, groups: Any, tune: float, seed: int, needed: tuple[int, ...]
+) -> Any:
+    """Moves about a share `tune` of the training patients, stratified, to the tune part."""
+    train = np.flatnonzero(parts == "train")
+    patients_per_class = min(len(set(groups[train][label[train] == c])) for c in needed)
+    if patients_per_class < 2:
+        raise CohortError(
+            f"the training part has {patients_per_class} patient(s) of a class; at least 2 are "
+            "needed, one of them to tune on. "
+            "Use fewer folds or more patients."
+        )
+    pieces = min(max(2, round(1 / tune)), patients_per_class)
+    splitter = StratifiedGroupKFold(pieces, shuffle=True, random_state=seed)
+    _, held = next(splitter.split(train, _strata(label[train], pieces, needed), groups[train]))
+    parts = parts.copy()
+    parts[train[held]] = "tune"
+    return parts
+
+
+def _strata(label: Any, pieces: int, needed: tuple[int, ...]) -> Any:
+    """What folds are stratified by: the label, or nothing where a class that is not needed is too
+    rare to be divided.
+    """
+    return (
+        label
+        if len(needed) > 1 or min(int((label == value).sum()) for value in (0, 1)) >= pieces
+        else np.zeros_like(label)
+    )
+
+
+def _require_patients(cohort: Cohort, folds: int, needed: tuple[int, ...]) -> None:
+    by_patient = cohort.unit_labels(cohort.labels[0])
+    for value in needed:
+        count = int((by_patient == value).sum())
+        # Each fold needs a test patient, and the rest at least one to train and one to tune on.
+        if count < max(folds, 3):
+            raise CohortError(
+                f"{count} patient(s) with {cohort.labels[0]} = {value}, too few for {folds} folds. "
+                f"Set protocol.folds to at most {count} (3 patients of each class at least), or "
+                "add patients."
+            )
+
+
+def _require_classes(
+    split: Split, label: Any, parts: tuple[str, ...], needed: tuple[int, ...]
+) -> None:
+    for index in range(len(split)):
+        fold = split.fold(index)
+        for part in parts:
+            rows = getattr(fold, part)
+            if not set(needed) <= set(label[rows]):
+                lacks = "one of the two classes" if len(needed) > 1 else "lesions"
+                raise CohortError(
+                    f"the {part} part of fold {index} ({len(rows)} images) lacks {lacks}. "
+                    "Use fewer folds, another split_seed, or more patients."
+                )

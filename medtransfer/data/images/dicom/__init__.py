@@ -1,0 +1,1 @@
+"""DICOM files. No other package imports pydicom."""

@@ -1,1 +1,0 @@
-"""A finished run meets images: where it looked."""

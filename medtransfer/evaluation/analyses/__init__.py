@@ -1,0 +1,1 @@
+"""What is asked of the predictions of one arm, and of several."""

@@ -1,0 +1,348 @@
+"""How results grow with the number of patients: AUC by size, a careful look beyond the largest, and
+how many make two arms equal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from medtransfer.evaluation.analyses.one_arm import WIDEST
+from medtransfer.evaluation.intervals import influence
+from medtransfer.evaluation.intervals.estimate import estimate
+from medtransfer.evaluation.intervals.resample import (
+    Drawn,
+    Draws,
+    Metric,
+    Question,
+    Within,
+    draw_values,
+)
+from medtransfer.evaluation.metrics import calibration as cal
+from medtransfer.evaluation.metrics import discrimination as dis
+from medtransfer.evaluation.metrics.recalibration import adjust_prevalence
+from medtransfer.evaluation.tables.scores import Scores, align_scores
+
+Float = NDArray[np.float64]
+# Exponents of the power law that are tried: errors of estimates fall with 1/2, learning mostly
+# slower.
+_EXPONENTS = np.linspace(0.1, 1.5, 29)
+_FEWEST_SIZES, _BEYOND = 3, (2, 4)
+_METRICS: dict[str, Metric | Within] = {
+    "auc": Within(dis.weighted_auc, "pairs"),
+    "brier": Within(cal.weighted_brier, "images"),
+    "log_loss": Within(cal.weighted_log_loss, "images"),
+}
+_ONE = "no interval: one draw of each size does not show how draws vary"
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """AUCs of an arm by size: (size,), estimated (size,), and in the draws (draw, size); `shown`:
+    whether episodes show how they vary.
+    """
+
+    sizes: Float
+    estimate: Float
+    drawn: Float
+    shown: bool = True
+
+
+def learning_curve(
+    table: pd.DataFrame, bootstrap: int, seed: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """One entry per arm and size, then two per arm beyond its largest size; and what one arm needs
+    to match another.
+
+    AUC, Brier score, log-loss and slope are those within models, as scores of different small
+    models are not comparable. A draw holds as many patients of either class, so that its
+    probabilities are for 50 %: Brier score, log-loss and slope are measured after they were
+    adjusted to the prevalence of the test images. Intervals: over patients, plus the variance
+    between episodes; none with a single one, which does not show it. Beyond: a power law a - b n^-c
+    with a of at most 1 (Hestness et al. 2017, arXiv:1712.00409), fitted to the estimates and to
+    every draw; its interval holds sampling, not that the law may be wrong.
+
+    Args:
+        table: predictions with `size` above 0.
+        bootstrap, seed: number and seed of the draws.
+
+    Returns:
+        Entries `arm, size, episodes, extrapolated, auc`, and of sizes that were run `brier,
+        log_loss, slope`; and, see `match_sizes`, entries `arm, to_match, size, needed, within`.
+    """
+    if table.empty:
+        return [], []
+    draws_of = table["episode"].nunique()
+    # Every seed of an episode is a draw of its own.
+    pairs = {
+        pair: number
+        for number, pair in enumerate(
+            sorted(set(zip(table["episode"], table["seed"], strict=True)))
+        )
+    }
+    table = table.assign(
+        seed=[pairs[pair] for pair in zip(table["episode"], table["seed"], strict=True)]
+    )
+    scores: list[Scores] = []
+    sizes: list[int] = []
+    for size in sorted(set(table["size"].tolist())):
+        aligned = [_at_prevalence(s) for s in align_scores(table[table["size"] == size])[0]]
+        scores += aligned
+        sizes += [size] * len(aligned)
+    draws = Draws(
+        np.array([*dict.fromkeys(np.concatenate([s.patients for s in scores]).tolist())], object),
+        bootstrap,
+        seed,
+    )
+    drawn = draw_values([Question(s, _METRICS) for s in scores], draws)
+    rng = np.random.default_rng([seed, 3])
+    entries, curves = [], {}
+    for arm in dict.fromkeys(s.arm for s in scores):
+        mine = [i for i, s in enumerate(scores) if s.arm == arm]
+        # Several seeds of one draw do not show how draws vary.
+        episodes = len(scores[mine[0]].seeds) if draws_of > 1 else 1
+        for i in mine:
+            values = {
+                name: drawn[i][name].interval("logit" if name == "auc" else "identity", least=0.0)
+                for name in _METRICS
+            }
+            values["slope"] = _slope(scores[i], draws)
+            if episodes == 1:
+                values = {name: _without_interval(value) for name, value in values.items()}
+            entries.append(
+                {
+                    "arm": arm,
+                    "size": sizes[i],
+                    "episodes": episodes,
+                    "extrapolated": False,
+                    **values,
+                }
+            )
+        places = np.array([sizes[i] for i in mine], float)
+        aucs, columns = (
+            np.array([drawn[i]["auc"].value for i in mine]),
+            [_with_episodes(drawn[i]["auc"], rng) for i in mine],
+        )
+        curves[arm] = Curve(places, aucs, np.stack(columns, 1), episodes > 1)
+        if len(mine) >= _FEWEST_SIZES:
+            beyond = places[-1] * np.array(_BEYOND)
+            values, further = (
+                extrapolate(places, aucs[None], beyond)[0],
+                extrapolate(places, curves[arm].drawn, beyond),
+            )
+            for place, value, column in zip(beyond, values, further.T, strict=True):
+                auc = (
+                    _quantiles(float(value), column)
+                    if episodes > 1
+                    else {"estimate": float(value), "low": None, "high": None, "reason": _ONE}
+                )
+                entries.append(
+                    {
+                        "arm": arm,
+                        "size": int(place),
+                        "episodes": episodes,
+                        "extrapolated": True,
+                        "auc": auc,
+                    }
+                )
+    return entries, match_sizes(curves)
+
+
+def _quantiles(estimate: float, draws: Float) -> dict[str, Any]:
+    """95 % of the draws; they are skewed where the law meets 1."""
+    known = draws[np.isfinite(draws)]
+    if not np.isfinite(estimate) or len(known) < 0.9 * len(draws):
+        return {
+            "estimate": None,
+            "low": None,
+            "high": None,
+            "reason": "not estimable: too few draws can be fitted",
+        }
+    low, high = np.quantile(known, [0.025, 0.975])
+    return {"estimate": estimate, "low": float(max(0.0, low)), "high": float(min(1.0, high))}
+
+
+def _at_prevalence(scores: Scores) -> Scores:
+    """Probabilities of a balanced draw, adjusted to the prevalence of the test images."""
+    share = scores.prevalence
+    return (
+        replace(scores, logit=adjust_prevalence(scores.logit, 0.5, share))
+        if 0 < share < 1
+        else scores
+    )
+
+
+def _without_interval(value: dict[str, Any]) -> dict[str, Any]:
+    return {**value, "low": None, "high": None, "reason": value.get("reason", _ONE)}
+
+
+def _with_episodes(auc: Drawn, rng: np.random.Generator) -> Float:
+    """Draws of the mean that vary as its interval says, over patients and between episodes."""
+    draws = auc.mean
+    shared, *between = auc.parts if len(auc.draws) > 1 else auc.models_alone
+    spread = float(np.nanstd(draws))
+    moved = auc.value + (draws - np.nanmean(draws)) * (
+        np.sqrt(shared.variance) / spread if spread > 0 else 1.0
+    )
+    for part in between:
+        moved = moved + np.sqrt(part.variance) * rng.standard_t(part.freedom, len(moved))
+    return np.asarray(moved, np.float64)
+
+
+def _slope(scores: Scores, draws: Draws) -> dict[str, Any]:
+    return estimate(
+        scores, draws.codes(scores.patients), len(draws.patients), influence.slope
+    ).interval(widest=WIDEST)
+
+
+def match_sizes(curves: dict[str, Curve]) -> list[dict[str, Any]]:
+    """How many patients per class an arm needs for the AUC that another reaches with fewer, by its
+    fitted power law.
+
+    Returns:
+        Entries `arm, to_match, size, needed, within`: `needed` with its interval, whose parts are
+        None where the law never gets there; `within` says whether the estimate lies within four
+        times the largest size that was run. Only where the other arm is ahead.
+    """
+    found = []
+    for arm, other in permutations(curves, 2):
+        a, b = curves[arm], curves[other]
+        if len(a.sizes) < _FEWEST_SIZES:
+            continue
+        level, rise, power = _fit(a.sizes, np.concatenate([a.estimate[None], a.drawn]))
+        for column, size in enumerate(b.sizes):
+            goals = np.concatenate([b.estimate[None], b.drawn])[:, column]
+            mine = a.estimate[a.sizes == size]
+            if len(mine) and mine[0] >= goals[0]:
+                continue
+            with np.errstate(invalid="ignore", divide="ignore"):
+                needed = np.where(goals < level, (rise / (level - goals)) ** (1 / power), np.inf)
+            needed = np.where(np.isfinite(goals) & np.isfinite(level), needed, np.nan)
+            drawn = np.sort(needed[1:][~np.isnan(needed[1:])])
+            if not len(drawn) or np.isnan(needed[0]):
+                continue
+            bounds = [drawn[int(q * (len(drawn) - 1))] for q in (0.025, 0.975)]
+            parts = dict(zip(("estimate", "low", "high"), [needed[0], *bounds], strict=True))
+            entry = {
+                name: float(value) if np.isfinite(value) and value < 1e6 else None
+                for name, value in parts.items()
+            }
+            if not (a.shown and b.shown):
+                entry |= {"low": None, "high": None}
+            within = bool(needed[0] <= _BEYOND[-1] * a.sizes[-1])
+            found.append(
+                {
+                    "arm": arm,
+                    "to_match": other,
+                    "size": int(size),
+                    "needed": entry,
+                    "within": within,
+                    "shown": a.shown and b.shown,
+                }
+            )
+    return found
+
+
+def extrapolate(sizes: Float, values: Float, beyond: Float) -> Float:
+    """Least squares of a - b n^-c with b not below 0 and a not above 1, read at other sizes.
+
+    Args:
+        sizes: (size,), ascending.
+        values: (curve, size).
+        beyond: (place,), where to read.
+
+    Returns:
+        (curve, place); NaN for a curve that holds NaN.
+    """
+    level, rise, power = _fit(sizes, values)
+    return np.asarray(level[:, None] - rise[:, None] * beyond ** -power[:, None], np.float64)
+
+
+def _fit(sizes: Float, values: Float) -> tuple[Float, Float, Float]:
+    """(curve,) each: a, b, c."""
+    best = np.full(len(values), np.inf)
+    found = np.full((3, len(values)), np.nan)
+    for exponent in _EXPONENTS:
+        x = -(sizes**-exponent)
+        slope = np.maximum(
+            0.0,
+            ((values - values.mean(1, keepdims=True)) @ (x - x.mean()))
+            / np.square(x - x.mean()).sum(),
+        )
+        level = values.mean(1) - slope * x.mean()
+        # Where the ceiling is met, the best line that ends there.
+        above = level > 1.0
+        slope = np.where(above, np.maximum(0.0, ((values - 1.0) @ x) / np.square(x).sum()), slope)
+        level = np.minimum(level, 1.0)
+        error = np.square(values - (level[:, None] + slope[:, None] * x)).sum(1)
+        better = error < best
+        best[better] = error[better]
+        found[:, better] = np.stack(
+            [level[better], slope[better], np.full(int(better.sum()), exponent)]
+        )
+    return found[0], found[1], found[2]
+
+
+def describe_curve(entries: list[dict[str, Any]], matches: list[dict[str, Any]]) -> list[str]:
+    """Per arm one sentence: what more patients would bring; then per pair, how many would make the
+    arms equal.
+    """
+    sentences = []
+    for arm in dict.fromkeys(entry["arm"] for entry in entries):
+        mine = [
+            entry
+            for entry in entries
+            if entry["arm"] == arm and entry["auc"]["estimate"] is not None
+        ]
+        seen, beyond = (
+            [entry for entry in mine if entry["extrapolated"] == kind] for kind in (False, True)
+        )
+        if not seen:
+            continue
+        last = seen[-1]
+        text = (
+            f"Learning curve of {arm}: AUC {last['auc']['estimate']:.3f} with {last['size']} "
+            "patients per class"
+        )
+        if beyond:
+            auc = beyond[-1]["auc"]
+            bounds = "" if auc["low"] is None else f" ({auc['low']:.3f} to {auc['high']:.3f})"
+            text += (
+                f"; about {auc['estimate']:.3f}{bounds} is to be expected with "
+                f"{beyond[-1]['size']}, if it goes on as it began"
+            )
+        sentences.append(text + ".")
+    largest: dict[tuple[str, str], dict[str, Any]] = {}
+    for match in matches:
+        largest[match["arm"], match["to_match"]] = match
+    return sentences + [_describe_match(match) for match in largest.values()]
+
+
+def _describe_match(match: dict[str, Any]) -> str:
+    needed = match["needed"]
+    goal = (
+        f"To match {match['to_match']} trained on {match['size']} patients per class, "
+        f"{match['arm']}"
+    )
+    high = (
+        "no number that this cohort can tell" if needed["high"] is None else f"{needed['high']:.0f}"
+    )
+    if not match["within"]:
+        at_least = (
+            "" if needed["low"] is None else f" (at least {needed['low']:.0f}, by its interval)"
+        )
+        return f"{goal} would need more patients than this cohort can tell{at_least}."
+    if not match.get("shown", True):
+        return (
+            f"{goal} would need about {needed['estimate']:.0f}; one draw of each size gives no "
+            "interval."
+        )
+    return (
+        f"{goal} would need about {needed['estimate']:.0f} (95 % interval {needed['low']:.0f} to "
+        f"{high})."
+    )

@@ -1,0 +1,1 @@
+"""Estimates, their variances, and the intervals that follow."""

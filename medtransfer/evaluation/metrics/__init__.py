@@ -1,0 +1,1 @@
+"""Each metric once, with its influence function and its weighted form."""

@@ -1,0 +1,1 @@
+"""Tables of predictions and candidates, and the scores taken from them."""

@@ -1,0 +1,1 @@
+"""From the name of an architecture to a backbone."""

@@ -1,0 +1,1 @@
+"""A backbone is an ordered chain of stages."""

@@ -1,0 +1,1 @@
+"""Heads on the activations of a backbone."""

@@ -1,0 +1,1 @@
+"""What the trained networks of a study looked at, missed and reused."""

@@ -1,0 +1,1 @@
+"""What people write: names, tables and settings, and the account of what became of them."""
