@@ -13,11 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 
 from checkpoint_mutants import checkpoint_mutants, try_checkpoint
-from mutants import mutants, sources, try_one
+from file_mutants import mutants, sources, try_one
 from table_mutants import table_mutants, try_table, write_images
 
 from yaml_mutants import try_mutant, yaml_mutants

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from mutants import mutants, sources, try_one
+from file_mutants import mutants, sources, try_one
 from table_mutants import table_mutants, try_table, write_images
 
 pytestmark = pytest.mark.filterwarnings(
