@@ -17,6 +17,8 @@ from medtransfer.errors import ConfigError, StudyError, list_faults
 AT_BUDGET = "at-budget"
 # Locks of runs under way; the system frees those of a dead process.
 LOCKS = ".locks"
+# What patient ids of DICOM headers are hashed with.
+SALT = "patient-salt.txt"
 # Sections that decide what is looked for and shown, and no number: they may change in a study that
 # is finished.
 _CHANGEABLE = ("audit", "report")
@@ -136,3 +138,11 @@ def added_later(output: Path, config: StudyConfig) -> list[str]:
         else []
     )
     return [arm for arm in dict.fromkeys([*before, *new]) if arm in config.arms]
+
+
+def read_salt(output: Path) -> str | None:
+    """What this study hashes the patient ids of DICOM headers with; None where it has none."""
+    try:
+        return (output / SALT).read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None

@@ -28,7 +28,7 @@ from medtransfer.evaluation.tables.predictions import read_predictions
 from medtransfer.files import write_aside
 from medtransfer.models.chain.backbone import Backbone
 from medtransfer.models.plan.plan import FreezePlan, fix_plan
-from medtransfer.study.folder import AT_BUDGET, added_later
+from medtransfer.study.folder import AT_BUDGET, SALT, added_later
 from medtransfer.text.tables import read_table, write_table
 from medtransfer.training.device import Engine, describe_machine
 
@@ -55,7 +55,6 @@ _PACKAGES = (
 
 _SETTINGS = "study.yaml"
 # Kept apart, so that a study can be handed on without it: with it, ids could be guessed at.
-_SALT = "patient-salt.txt"
 # Images that the weights of earlier studies were trained on.
 _SEEN = "seen-before.csv"
 # Fields of a plan that follow from the others, or only describe.
@@ -342,16 +341,8 @@ def code_digest() -> str:
 def write_salt(cohort: Cohort, output: Path) -> None:
     """Keeps what the patient ids of DICOM headers are hashed with, where there are any."""
     if cohort.salt:
-        write_aside(output / _SALT, cohort.salt)
-        (output / _SALT).chmod(0o600)
-
-
-def read_salt(output: Path) -> str | None:
-    """What this study hashes the patient ids of DICOM headers with; None where it has none."""
-    try:
-        return (output / _SALT).read_text(encoding="utf-8").strip() or None
-    except OSError:
-        return None
+        write_aside(output / SALT, cohort.salt)
+        (output / SALT).chmod(0o600)
 
 
 def describe_backbone(backbone: Backbone) -> dict[str, str]:

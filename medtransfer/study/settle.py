@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from medtransfer.config.arm import Arm
-from medtransfer.config.sections import CohortSection
 from medtransfer.config.study_config import StudyConfig
 from medtransfer.data.audit.audit import audit, tell_meaning
 from medtransfer.data.audit.fingerprint import Fingerprint, make_fingerprint
@@ -21,9 +20,8 @@ from medtransfer.data.cohort.split import Split, split_cohort
 from medtransfer.data.grid.fixed import Fixed
 from medtransfer.data.grid.settings import Augment
 from medtransfer.data.grid.slices import Slices
-from medtransfer.data.images.medmnist import is_archive
 from medtransfer.data.images.windows import parse_window
-from medtransfer.errors import CohortError, ConfigError, LeakageError, StudyError, list_faults
+from medtransfer.errors import CohortError, ConfigError, LeakageError, list_faults
 from medtransfer.models.catalog.catalog import load_backbone
 from medtransfer.models.chain.backbone import Backbone, Recipe
 from medtransfer.models.plan.plan import (
@@ -37,11 +35,11 @@ from medtransfer.models.plan.rules import Counts, plan_freeze
 from medtransfer.models.plan.schedule import CYCLES
 from medtransfer.models.weights.locate import published_recipe
 from medtransfer.progress import Reporter
+from medtransfer.study.cohort import read_cohort
 from medtransfer.study.record import (
     Prepared,
     images_of_study,
     read_plans,
-    read_salt,
     refuse_edited_steps,
 )
 from medtransfer.tasks.detection import choose_finest
@@ -102,7 +100,7 @@ def prepare(
         name: load_arm(arm, config.image.size, config.protocol.seeds[0])
         for name, arm in config.arms.items()
     }
-    cohort = _with_kept_salt(config, cohort, output)
+    cohort = read_cohort(config, cohort, output)
     if config.task == "detection":
         cohort = cohort.detecting()
     cohort = cohort.told_apart(config.cohort.look_alikes)
@@ -337,57 +335,6 @@ def _refuse_images_seen_before(
             )
         seen.append(before)
     return pd.concat(seen, ignore_index=True).drop_duplicates()
-
-
-def load_cohort(
-    section: CohortSection, salt: str | None = None, columns: Sequence[str] = ()
-) -> Cohort:
-    """The cohort that a configuration describes; ids from DICOM headers are hashed with the salt,
-    `columns` of a manifest are kept.
-    """
-    outside = section.outside
-    if section.boxes is not None and not section.labels and not section.classes:
-        where = (
-            section.root,
-            section.boxes,
-            section.manifest,
-            section.kinds,
-            section.patient,
-            section.unnamed,
-            section.parts,
-        )
-        return Cohort.from_boxes(*where, salt, columns, section.axes, outside)
-    if section.manifest is not None and is_archive(section.manifest):
-        cohort = Cohort.from_medmnist(section.manifest, section.positive)
-    elif section.manifest is not None:
-        cohort = Cohort.from_csv(
-            section.manifest, section.root, section.labels, section.positive, salt, columns, outside
-        )
-    else:
-        cohort = Cohort.from_folders(section.root, section.classes, section.positive, salt, outside)
-    return (
-        cohort.with_boxes(section.boxes, section.kinds, section.axes)
-        if section.boxes is not None
-        else cohort
-    )
-
-
-def _with_kept_salt(config: StudyConfig, cohort: Cohort | None, output: Path | None) -> Cohort:
-    """A study that goes on calls its patients as it did before."""
-    section, left_out = config.cohort, config.protocol.leave_out
-    columns = tuple(dict.fromkeys((*config.evaluate.subgroups, *([left_out] if left_out else []))))
-    kept = read_salt(output) if output is not None else None
-    if cohort is None:
-        return load_cohort(section, kept, columns)
-    if kept is None or cohort.salt in {"", kept}:
-        return cohort
-    again = load_cohort(section, kept, columns)
-    missing = sorted(set(again.images["image"]) - set(cohort.images["image"]))
-    again = again.without(missing) if missing else again
-    known = ["image", *cohort.labels]
-    if again.labels != cohort.labels or not again.images[known].equals(cohort.images[known]):
-        raise StudyError(f"{output}: was made with other images or labels. Choose another output.")
-    return again
 
 
 def refuse_unreadable(facts: pd.DataFrame, cohort: Cohort) -> None:

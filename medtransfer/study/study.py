@@ -17,21 +17,22 @@ from medtransfer.config.arm import Arm
 from medtransfer.config.study_config import StudyConfig, make_config
 from medtransfer.data.cohort.cohort import Cohort
 from medtransfer.data.grid.cache import feature_folder
-from medtransfer.errors import CohortError, ConfigError, MedTransferError, StudyError
+from medtransfer.errors import CohortError, ConfigError, MedTransferError
 from medtransfer.evaluation import EvaluationReport
 from medtransfer.models.chain.backbone import Backbone
 from medtransfer.models.plan.plan import FreezePlan
 from medtransfer.progress import Reporter
 from medtransfer.study.draws import refuse_large_sizes
 from medtransfer.study.engines import choose_engines, recorded_engines
-from medtransfer.study.folder import LOCKS, check_folder
+from medtransfer.study.folder import LOCKS
 from medtransfer.study.jobs import Job, Study, list_jobs
 from medtransfer.study.pool import run_jobs
 from medtransfer.study.record import Prepared, write_record, write_salt
+from medtransfer.study.refusals import refuse_settings
 from medtransfer.study.results import read_failures, report_runs, write_failures
 from medtransfer.study.settle import fixed_of, prepare
+from medtransfer.study.share import WHOLE, Share
 from medtransfer.training.device import join_processes, use_threads, uses_cuda
-from medtransfer.training.tracking import refuse_missing
 
 
 def compare(
@@ -86,7 +87,7 @@ def run_study(
     cohort: Cohort | None = None,
     quiet: bool = False,
     jobs: int = 1,
-    task: tuple[int, int] = (0, 1),
+    share: Share = WHOLE,
     report_only: bool = False,
 ) -> EvaluationReport | None:
     """Carries out a configuration; the main job.
@@ -101,12 +102,11 @@ def run_study(
         cohort: its images; None: as the configuration says.
         quiet: no progress.
         jobs: processes on this machine, which divide its cores.
-        task: number of this task and of all of them: this one does its share of the runs and writes
-            no report.
+        share: of the runs that are done now; of several, each writes no report.
         report_only: writes the report from the runs that are finished, and trains nothing.
 
     Returns:
-        The report; None for one of several tasks, or for a process that trains along with another.
+        The report; None for one of several shares, or for a process that trains along with another.
 
     Raises:
         ConfigError, CohortError, LeakageError, WeightsError: found before anything is written.
@@ -115,29 +115,28 @@ def run_study(
             on.
     """
     output = Path(output)
-    _refuse_settings(config, jobs, task, report_only, output)
+    refuse_settings(config, output, jobs, share, report_only)
     use_threads(jobs)
     with Reporter(quiet or not _is_first()) as reporter:
-        if task[1] > 1:
-            study = _settle_among_tasks(config, output, cohort, reporter, jobs, task[1])
+        if share.of > 1:
+            study = _settle_in_turn(config, output, cohort, reporter, jobs, share)
         else:
             study = _settle(config, output, cohort, reporter, jobs, report_only=report_only)
         listed = list_jobs(study.prepared)
-        own = listed[task[0] :: task[1]]
+        own = share.take(listed)
         failures: dict[Job, str] = {}
         if report_only:
             runs = {job: run for job in own if (run := study.finished(job)) is not None}
         else:
             runs, failures = run_jobs(study, own, jobs, config.engine, reporter)
-        if task[1] > 1:
+        if share.of > 1:
             reporter.say(
-                f"task {task[0]} of {task[1]}: {len(runs)} of {len(own)} runs done, "
-                f"{len(failures)} failed"
+                f"share {share}: {len(runs)} of {len(own)} runs done, {len(failures)} failed"
             )
         if not _is_first():
             return None
         write_failures(output, {**read_failures(output), **failures}, study)
-        if task[1] > 1:
+        if share.of > 1:
             return None
         report = report_runs(study, runs, len(listed), reporter)
         if len(runs) == len(listed):
@@ -150,37 +149,13 @@ def _is_first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def _refuse_settings(
-    config: StudyConfig, jobs: int, task: tuple[int, int], report_only: bool, output: Path
-) -> None:
-    check_folder(output, config)
-    refuse_missing(config.train.track)
-    number, tasks = task
-    if jobs < 1:
-        raise ConfigError(f"jobs is {jobs}; it is a number of processes from 1.")
-    if not 0 <= number < tasks:
-        raise ConfigError(
-            f"task {number} of {tasks}: tasks count from 0 to {tasks - 1}; with a Slurm array, "
-            f"use --array=0-{max(0, tasks - 1)}."
-        )
-    if report_only and not (output / "study.yaml").is_file():
-        raise StudyError(
-            f"{output}: holds no study to report. Run it first, or name its folder with --output."
-        )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (jobs > 1 or config.engine != "local"):
-        raise ConfigError(
-            "several processes train one network here (torchrun); run them without --jobs and "
-            "without engine: ray."
-        )
-
-
 def _settle(
     config: StudyConfig,
     output: Path,
     cohort: Cohort | None,
     reporter: Reporter,
     jobs: int,
-    tasks: int = 1,
+    shares: int = 1,
     report_only: bool = False,
 ) -> Study:
     """Checks and plans everything, then writes the record."""
@@ -189,7 +164,7 @@ def _settle(
     engines = (
         recorded_engines(prepared, output)
         if report_only
-        else choose_engines(prepared, output, jobs * tasks)
+        else choose_engines(prepared, output, jobs * shares)
     )
     next(iter(engines.values())).wait()  # all have read what is recorded before it is written anew
     output.mkdir(parents=True, exist_ok=True)
@@ -214,19 +189,19 @@ def _prepare_in_turn(
     return prepared
 
 
-def _settle_among_tasks(
+def _settle_in_turn(
     config: StudyConfig,
     output: Path,
     cohort: Cohort | None,
     reporter: Reporter,
     jobs: int,
-    tasks: int,
+    share: Share,
 ) -> Study:
-    """The first task chooses salt and precision; the others, which wait for it, take them up."""
+    """The first share chooses salt and precision; the others, which wait for it, take them up."""
     (output / LOCKS).mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(output / LOCKS / "study.lock"):
-            return _settle(config, output, cohort, reporter, jobs, tasks)
+            return _settle(config, output, cohort, reporter, jobs, share.of)
     except MedTransferError:
         if not (output / "study.yaml").is_file():
             rmtree(output / LOCKS, ignore_errors=True)
@@ -241,8 +216,16 @@ def _clear(study: Study) -> None:
     rmtree(study.output / LOCKS, ignore_errors=True)
 
 
-def plan_study(config: StudyConfig, quiet: bool = False) -> dict[str, tuple[FreezePlan, Backbone]]:
-    """The plans that `run_study` would follow, and nothing else."""
+def plan_study(
+    config: StudyConfig, cohort: Cohort | None = None, quiet: bool = False
+) -> dict[str, tuple[FreezePlan, Backbone]]:
+    """The plans that `run_study` would follow, and nothing else.
+
+    Args:
+        config: the study.
+        cohort: its images; None: as the configuration says.
+        quiet: no progress.
+    """
     with Reporter(quiet) as reporter:
-        prepared = prepare(config, None, None, reporter, None)
+        prepared = prepare(config, cohort, None, reporter, None)
     return {name: (plan, prepared.backbones[name]) for name, plan in prepared.plans.items()}

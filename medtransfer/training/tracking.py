@@ -10,8 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from accelerate.tracking import MLflowTracker, TensorBoardTracker
-
 from medtransfer.errors import ConfigError
 
 Track = Literal["tensorboard", "mlflow"]
@@ -43,6 +41,8 @@ def tracking(track: Track | None, name: str, folder: Path) -> Iterator[Log]:
     if track is None:
         yield lambda *_: None
         return
+    from accelerate.tracking import MLflowTracker, TensorBoardTracker  # torch, which takes seconds
+
     tracker = (
         TensorBoardTracker("tensorboard", folder)
         if track == "tensorboard"
