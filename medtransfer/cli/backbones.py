@@ -1,4 +1,4 @@
-"""`medtransfer backbones` and `medtransfer configs`: what can be chosen from."""
+"""`medtransfer backbones`: the architectures that can be chosen."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from medtransfer.cli.options import Json
-from medtransfer.cli.printing import say, say_json
+from medtransfer.cli.printing import say
 from medtransfer.errors import ConfigError
 
 _LINE = "{:<44} {:>8} {:>6} {:>5} {:>6} {:<6} {:<10} {}"
@@ -19,13 +19,19 @@ _SHOWN = 4
 
 def backbones(
     pattern: Annotated[
-        str, typer.Argument(metavar="[PATTERN]", help="Names as in a shell, such as '*resnet*'.")
+        str,
+        typer.Argument(
+            metavar="PATTERN", help="Names, with * for any letters, such as '*resnet*'."
+        ),
     ] = "*",
     measure: Annotated[
-        bool, typer.Option("--measure", help="Measure on this machine, now; some seconds each.")
+        bool,
+        typer.Option(
+            "--measure", help="Measure time and memory on this machine now; takes seconds for each."
+        ),
     ] = False,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Only those with weights on this machine.")
+        bool, typer.Option("--offline", help="List only those with weights on this machine.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -62,23 +68,3 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     offline = ", ".join(row["offline"]) or "-"
     side = str(row["input_size"])
     return row["name"], parameters, stages, side, memory, speed, offline, weights
-
-
-def configs(
-    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Print this example.")] = "",
-    schema: Annotated[
-        bool, typer.Option("--schema", help="Print the JSON schema of a configuration.")
-    ] = False,
-) -> None:
-    """List the example configurations, print one, or print the schema."""
-    from medtransfer.config.study_config import StudyConfig, configs_folder
-
-    files = {path.stem: path for path in sorted(configs_folder().glob("*.yaml"))}
-    if schema:
-        say_json(StudyConfig.model_json_schema())
-    elif not name:
-        say("\n".join(str(path) for path in files.values()))
-    elif name.removesuffix(".yaml") in files:
-        say(files[name.removesuffix(".yaml")].read_text(encoding="utf-8"), nl=False)
-    else:
-        raise ConfigError(f"no example {name!r}. There are: {', '.join(files)}.")

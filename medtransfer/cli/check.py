@@ -26,28 +26,32 @@ def check(
         Path,
         typer.Argument(
             metavar="PATH",
-            help="Manifest (CSV), folder of images or classes, MedMNIST archive, or YAML.",
+            help="Manifest (CSV), folder of images, folder of classes, MedMNIST "
+            "archive (.npz), or the YAML file of a study.",
         ),
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar=SETTINGS, help="Settings, where PATH is YAML."),
+        typer.Argument(
+            metavar=SETTINGS, help="Settings, if PATH is a YAML file, such as image.size=224."
+        ),
     ] = None,
     root: Root = None,
     label: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME", help="Label column of a manifest; those of 0 and 1 where left out."
+            metavar="NAME",
+            help="Label column of a manifest, repeatable; by default those that hold 0 and 1.",
         ),
     ] = None,
     positive: Annotated[
         str | None, typer.Option(metavar="CLASS", help="The class that counts as 1.")
     ] = None,
     flat: Annotated[
-        bool, typer.Option("--flat", help="The folders below PATH are not classes.")
+        bool, typer.Option("--flat", help="The folders in PATH are not classes.")
     ] = False,
     look_alikes: Annotated[
-        LookAlikes, typer.Option(help="Whether patients such as 7 and 007 are one.")
+        LookAlikes, typer.Option(help="Whether ids such as 7 and 007 are the same patient.")
     ] = LookAlikes.ASK,
     outside: Annotated[
         bool,
@@ -61,7 +65,7 @@ def check(
             "--output",
             "-o",
             metavar="FOLDER",
-            help="Folder for check.html, with pictures, and check.json.",
+            help="Folder for the results: check.html, with pictures, and check.json.",
         ),
     ] = None,
     as_json: Json = False,
@@ -69,7 +73,7 @@ def check(
 ) -> None:
     """Look for what is wrong with a cohort, before anything is learnt from it.
 
-    Exits with 1 where something needs a hand.
+    The exit code is 1 if something must be corrected first.
     """
     if output is not None and output.is_file():
         raise StudyError(f"{output}: is a file. Choose another --output.")
@@ -149,7 +153,7 @@ def _captions(cohort: Cohort) -> dict[str, str]:
     shown = cohort.images[["image", *cohort.labels]].set_index("image")
     if len(cohort.labels) > 1 and "classes" in cohort.source:
         return {
-            str(image): ", ".join(label for label, value in row.items() if value == 1)
+            str(image): ", ".join(str(label) for label, value in row.items() if value == 1)
             for image, row in shown.iterrows()
         }
     return {

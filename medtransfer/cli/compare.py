@@ -27,23 +27,25 @@ def compare(
         str,
         typer.Option(
             metavar="NUMBER/OF",
-            help="Do this share of the runs, such as 3/8, and write no report.",
+            help="Do only this share of the runs, such as 3/8, and write no report.",
         ),
     ] = "1/1",
     task: Annotated[int | None, typer.Option(hidden=True)] = None,
     tasks: Annotated[int | None, typer.Option(hidden=True)] = None,
     report_only: Annotated[
         bool,
-        typer.Option("--report-only", help="Write the report from the runs that are finished."),
+        typer.Option(
+            "--report-only", help="Train nothing; write the report from the runs that are finished."
+        ),
     ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Train every arm on the same patients and compare them: the main job.
 
-    The same command goes on with a study that was interrupted.
+    The same command continues a study that was interrupted.
 
-    A Slurm array divides it into shares that count from 1: sbatch --array=1-8, and in the script
-    --share $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT. After the last one, the same command with
+    A Slurm array does the runs in shares, which count from 1: sbatch --array=1-8, and in the script
+    --share $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT. When all are done, the same command with
     --report-only in place of --share writes the report.
     """
     from medtransfer.config.study_config import load_config

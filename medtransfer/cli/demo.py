@@ -14,13 +14,16 @@ from medtransfer.cli.options import Jobs, Quiet, StudyOutput, Task
 def demo(
     output: StudyOutput = Path("studies/demo"),
     patients: Annotated[
-        int, typer.Option(min=30, metavar="N", help="Patients of the phantom cohort.")
+        int, typer.Option(min=30, metavar="N", help="Number of patients in the phantom cohort.")
     ] = 150,
     volumes: Annotated[
-        bool, typer.Option("--volumes", help="Volumes (DICOM series and NIfTI), not images.")
+        bool,
+        typer.Option(
+            "--volumes", help="Make volumes (DICOM series and NIfTI) in place of planar images."
+        ),
     ] = False,
     task: Annotated[
-        Task, typer.Option(help="Malignant or not, or where lesions are.")
+        Task, typer.Option(help="What is learnt: malignant or not, or where the lesions are.")
     ] = Task.CLASSIFICATION,
     jobs: Jobs = 1,
     quiet: Quiet = False,

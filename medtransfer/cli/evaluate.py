@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 def evaluate(
     table: Annotated[
         Path,
-        typer.Argument(metavar="TABLE", help="CSV with patient, target, probability."),
+        typer.Argument(
+            metavar="TABLE",
+            help="CSV with the columns patient, target and probability; see "
+            "`medtransfer help tables`.",
+        ),
     ],
     choices: Choices = None,
     on: Annotated[Path | None, typer.Option(hidden=True)] = None,
@@ -30,21 +34,24 @@ def evaluate(
     candidates: Annotated[
         Path | None,
         typer.Option(
-            metavar="TABLE", help="Of a detector: CSV with image, x0, y0, x1, y1, probability."
+            metavar="TABLE",
+            help="Boxes that a detector found: CSV with image, x0, y0, x1, y1, probability.",
         ),
     ] = None,
     boxes: Annotated[
         Path | None,
-        typer.Option(
-            metavar="TABLE", help="The lesions they are to find: CSV with image, x0, y0, x1, y1."
-        ),
+        typer.Option(metavar="TABLE", help="Boxes of the lesions: CSV with image, x0, y0, x1, y1."),
     ] = None,
     hit: Annotated[
         Hit,
-        typer.Option(help="Of a lesion: by overlap, or the candidate's centre within its box."),
+        typer.Option(
+            help="What counts as a hit: boxes that overlap, or a candidate's "
+            "centre in the lesion's box."
+        ),
     ] = Hit.OVERLAP,
     overlap: Annotated[
-        float, typer.Option(metavar="IOU", help="Least intersection over union of a hit.")
+        float,
+        typer.Option(metavar="IOU", help="Least intersection over union that counts as a hit."),
     ] = 0.5,
     output: Annotated[
         Path | None,
@@ -53,9 +60,12 @@ def evaluate(
         ),
     ] = None,
     bootstrap: Annotated[
-        int, typer.Option(min=100, metavar="N", help="Draws of the bootstrap.")
+        int, typer.Option(min=100, metavar="N", help="Resamples of the bootstrap.")
     ] = 2000,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the bootstrap.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="Seed of the bootstrap, which makes it repeatable."),
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Evaluate the predictions of any model: AUC, calibration, decisions, and arm against arm."""

@@ -39,6 +39,8 @@ def _exit_codes() -> Iterator[None]:
     except MedTransferError as error:
         say(f"medtransfer: {error}", err=True)
         raise typer.Exit(REFUSED) from None
+    except BrokenPipeError:
+        raise  # typer ends in silence: `| head` has read enough
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         say(

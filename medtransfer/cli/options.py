@@ -38,18 +38,26 @@ class LookAlikes(StrEnum):
     DIFFERENT = "different"
 
 
-SETTINGS = "[KEY=VALUE]..."
+SETTINGS = "KEY=VALUE"
 
 ConfigFile = Annotated[
     Path,
-    typer.Argument(metavar="CONFIG", help="YAML file; `medtransfer configs` lists examples."),
+    typer.Argument(
+        metavar="CONFIG", help="YAML file of a study; `medtransfer configs` lists examples."
+    ),
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar=SETTINGS, help="Such as image.size=224.")
+    list[str] | None,
+    typer.Argument(
+        metavar=SETTINGS, help="Settings that replace those of the file, such as image.size=224."
+    ),
 ]
 Choices = Annotated[
     list[str] | None,
-    typer.Argument(metavar=SETTINGS, help="Such as margin=0.05, subgroups=[sex,site]."),
+    typer.Argument(
+        metavar=SETTINGS,
+        help="Settings of the evaluation, such as margin=0.05 subgroups=[sex,site].",
+    ),
 ]
 StudyOutput = Annotated[
     Path,
@@ -57,21 +65,21 @@ StudyOutput = Annotated[
         "--output",
         "-o",
         metavar="FOLDER",
-        help="Folder of the study: new, or that of the same study, which goes on.",
+        help="Folder of the study; one that holds the same study unfinished is continued.",
     ),
 ]
 Root = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
-        help="Folder that a manifest's images are relative to; its own where left out.",
+        help="Folder that a manifest's image paths start from; by default the manifest's own.",
     ),
 ]
 Jobs = Annotated[
     int,
     typer.Option(
-        "--jobs", "-j", min=1, metavar="N", help="Processes here, which divide the cores."
+        "--jobs", "-j", min=1, metavar="N", help="Processes on this machine, which share its cores."
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]

@@ -18,18 +18,25 @@ if TYPE_CHECKING:
 
 def plan(
     config: Annotated[
-        Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file of a study.")
+        Path | None,
+        typer.Argument(
+            metavar="CONFIG", help="YAML file of a study; or give --backbone and --counts."
+        ),
     ] = None,
     overrides: Overrides = None,
     backbone: Annotated[
-        str, typer.Option(metavar="NAME", help="Architecture, to plan without a cohort.")
+        str, typer.Option(metavar="NAME", help="Architecture, to plan without a CONFIG.")
     ] = "",
     counts: Annotated[
         str,
-        typer.Option(metavar="N,N", help="Patients per class in training, such as 399,147."),
+        typer.Option(metavar="N,N", help="Patients of each class in training, such as 399,147."),
     ] = "",
     domain: Annotated[
-        Domain, typer.Option(help="near: colour photographs, histology; far: grey US, MR, CT.")
+        Domain,
+        typer.Option(
+            help="How like photographs the images are. near: colour "
+            "photographs, histology; far: grey ultrasound, MR, CT."
+        ),
     ] = Domain.FAR,
     output: Annotated[
         Path | None,
@@ -37,7 +44,8 @@ def plan(
             "--output",
             "-o",
             metavar="FOLDER",
-            help="Folder for plan.json, to edit before `compare` into it.",
+            help="Folder for plan.json, which can be edited; `compare` with the "
+            "same folder follows it.",
         ),
     ] = None,
     as_json: Json = False,

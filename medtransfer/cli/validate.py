@@ -16,11 +16,15 @@ if TYPE_CHECKING:
 
 def validate(
     study: Annotated[
-        Path, typer.Argument(metavar="STUDY", help="Folder of a finished study, by `compare`.")
+        Path,
+        typer.Argument(metavar="STUDY", help="Folder of a finished study, as `compare` writes it."),
     ],
     cohort: Annotated[
         Path,
-        typer.Argument(metavar="COHORT", help="Second cohort: manifest, class folders, or .npz."),
+        typer.Argument(
+            metavar="COHORT",
+            help="Second cohort: manifest (CSV), folder of classes, or MedMNIST archive (.npz).",
+        ),
     ],
     output: Annotated[
         Path,
@@ -28,23 +32,27 @@ def validate(
             "--output",
             "-o",
             metavar="FOLDER",
-            help="Folder for predictions, tables and the page; it must hold no study.",
+            help="Folder for predictions, tables and the page; not that of a study.",
         ),
     ],
     choices: Choices = None,
     root: Root = None,
     label: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Its label column; the study's where left out."),
+        typer.Option(
+            metavar="NAME",
+            help="Label column of the second cohort; by default the name of the study's.",
+        ),
     ] = None,
     positive: Annotated[
-        str | None, typer.Option(metavar="CLASS", help="Its class that counts as 1.")
+        str | None,
+        typer.Option(metavar="CLASS", help="Class of the second cohort that counts as 1."),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate the models of a study, as they are, on the patients of a second cohort.
 
-    KEY=VALUE replaces what the study's configuration says of evaluation, such as bootstrap=500.
+    KEY=VALUE replaces a setting of the study's evaluation, such as bootstrap=500.
     """
     from medtransfer.config.study_config import make_choices
 
