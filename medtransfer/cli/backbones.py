@@ -36,14 +36,16 @@ def backbones(
     as_json: Json = False,
 ) -> None:
     """List the architectures that can be transferred, what they cost, and their weights."""
+    from medtransfer.models.catalog.names import list_names
+
+    if not list_names(pattern):  # told before torch is loaded, which takes seconds
+        raise _no_match(pattern)
+
     from medtransfer.models.catalog.measured import describe_backbones
 
     rows = [row for row in describe_backbones(pattern, measure) if row["offline"] or not offline]
     if not rows:
-        raise ConfigError(
-            "no architecture matches "
-            f"{pattern!r}{' with weights on this machine' if offline else ''}. Try '*resnet*'."
-        )
+        raise _no_match(pattern, " with weights on this machine")
     if as_json:
         say(json.dumps(rows))
         return
@@ -54,6 +56,10 @@ def backbones(
         "\nGB: to train all of it on 32 images (8 volumes). Speed: of training, against resnet18. "
         "'?': not measured, use --measure."
     )
+
+
+def _no_match(pattern: str, where: str = "") -> ConfigError:
+    return ConfigError(f"no architecture matches {pattern!r}{where}. Try '*resnet*'.")
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

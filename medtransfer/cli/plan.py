@@ -101,6 +101,10 @@ def _plan_from_counts(name: str, counts: str, domain: Domain) -> tuple[FreezePla
         ) from error
     if len(numbers) < 2 or min(numbers) < 1:
         raise ConfigError(f"--counts {counts!r}: expected at least two counts, each at least 1.")
+    from medtransfer.models.catalog.names import refuse_unknown
+
+    refuse_unknown(name)  # before torch is loaded, which takes seconds
+
     from medtransfer.models.catalog.catalog import load_backbone
     from medtransfer.models.plan.rules import PlainCounts, plan_freeze
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from medtransfer.config.study_config import StudyConfig
 from medtransfer.errors import ConfigError, StudyError, WeightsError
-from medtransfer.models.catalog.names import refuse_unknown
+from medtransfer.models.catalog.names import refuse_unknown, refuse_unknown_tag
 from medtransfer.models.weights.sources import refuse_source
 from medtransfer.study.folder import check_folder
 from medtransfer.study.share import Share
@@ -59,6 +59,7 @@ def refuse_arms(config: StudyConfig) -> None:
         try:
             refuse_unknown(arm.backbone)
             if arm.weights is not None:
-                refuse_source(arm.weights)
+                refuse_source(arm.backbone, arm.weights)
+                refuse_unknown_tag(arm.backbone, arm.weights)
         except WeightsError as error:
             raise WeightsError(f"arms.{name}: {error}") from error

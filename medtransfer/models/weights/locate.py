@@ -30,7 +30,13 @@ from medtransfer.models.weights.formats import is_keras, read_metadata
 from medtransfer.models.weights.hub import fetch_file, find_file, weights_folder
 from medtransfer.models.weights.inflation import PLANAR, SIZE
 from medtransfer.models.weights.preparations import prepare_network
-from medtransfer.models.weights.sources import SOURCES, split_network
+from medtransfer.models.weights.sources import (
+    RADIMAGENET,
+    refuse_radimagenet,
+    split_network,
+    unknown_source,
+    unknown_tag,
+)
 
 # Installed as packages: module, class, and the first digits of the file's SHA-256.
 _EMBEDDED = {
@@ -41,16 +47,11 @@ _EMBEDDED = {
     )
     for number, digest in enumerate(("57934424", "77cc7160", "9656183e"))
 }
+# Side in pixels of the images that they were trained on; the same as timm says, without its import.
+_EMBEDDED_SIZES = dict(zip(_EMBEDDED, (224, 240, 260), strict=True))
 # Prefix of the backbone's tensors in the file of a run.
 _RUN = "backbone.network."
 _HALF = (0.5, 0.5, 0.5)
-# Mei et al. 2022, doi:10.1148/ryai.210315. Published files by architecture, and about how many MB
-# they have.
-RADIMAGENET = {
-    "resnet50": ("ResNet50.pt", 94.3),
-    "densenet121": ("DenseNet121.pt", 28.4),
-    "inception_v3": ("InceptionV3.pt", 87.5),
-}
 _RADIMAGENET_HUB = "Lab-Rasool/RadImageNet"
 _TERMS = (
     "Its use is subject to the terms of the RadImageNet project (doi:10.1148/ryai.210315); "
@@ -94,7 +95,7 @@ def published_recipe(name: str) -> Recipe:
     standard deviation their top-1 accuracy falls by ten points.
     """
     if name in _EMBEDDED:
-        return replace(_recipe_of(_config(name)), mean=_HALF, std=_HALF)
+        return Recipe(_HALF, _HALF, _EMBEDDED_SIZES[name])
     return _recipe_of(_config(PLANAR.get(name, name)), SIZE if name.startswith("monai_") else None)
 
 
@@ -124,7 +125,7 @@ def locate(name: str, source: str) -> Located:
         return _locate_radimagenet(name, None)
     if kind == "study" and rest:
         return _locate_run(name, path)
-    raise WeightsError(f"unknown weights {source!r}: use {SOURCES}.")
+    raise unknown_source(source)
 
 
 def is_here(name: str, source: str) -> bool:
@@ -258,10 +259,7 @@ def _locate_timm(name: str, tag: str) -> Located:
     planar = PLANAR.get(name, name)
     known = _tags(planar)
     if tag not in known:
-        raise WeightsError(
-            f"timm publishes no weights {tag!r} for {name}. There are: "
-            f"{', '.join(known) or 'none'}."
-        )
+        raise unknown_tag(name, tag, known)
     config = _config(planar, tag)
     what = f"the weights {planar}.{tag}"
     url = str(config.url or "")
@@ -351,10 +349,7 @@ def _locate_file(name: str, path: Path) -> Located:
 
 
 def _locate_radimagenet(name: str, path: Path | None) -> Located:
-    if name not in RADIMAGENET:
-        raise WeightsError(
-            f"RadImageNet is published for {', '.join(RADIMAGENET)}, not for {name}."
-        )
+    refuse_radimagenet(name)
     recipe = Recipe(_HALF, _HALF, 299 if name == "inception_v3" else 224)
     known = "of the RadImageNet authors' notebook"
     if path is not None:

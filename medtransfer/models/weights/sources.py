@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from medtransfer.errors import WeightsError
@@ -10,6 +11,13 @@ SOURCES = (
     "imagenet, timm:TAG, radimagenet, radimagenet:PATH, file:PATH, file:PATH#NETWORK, "
     "study:FOLDER or none"
 )
+# Mei et al. 2022, doi:10.1148/ryai.210315. Published files by architecture, and about how many MB
+# they have.
+RADIMAGENET = {
+    "resnet50": ("ResNet50.pt", 94.3),
+    "densenet121": ("DenseNet121.pt", 28.4),
+    "inception_v3": ("InceptionV3.pt", 87.5),
+}
 # Those that something must follow, and those that may stand alone.
 _WITH_PATH, _ALONE = {"file", "study", "timm"}, {"imagenet", "radimagenet"}
 
@@ -37,15 +45,45 @@ def refuse_no_file(path: Path) -> None:
         raise WeightsError(f"{path}: {what}. Give the path of a .safetensors or .pth state_dict.")
 
 
-def refuse_source(source: str) -> None:
+def unknown_source(source: str) -> WeightsError:
+    """The error about a source that is of no kind."""
+    return WeightsError(f"unknown weights {source!r}: use {SOURCES}.")
+
+
+def unknown_tag(name: str, tag: str, tags: Sequence[str]) -> WeightsError:
+    """The error about weights that timm does not publish for an architecture."""
+    return WeightsError(
+        f"timm publishes no weights {tag!r} for {name}. There are: {', '.join(tags) or 'none'}."
+    )
+
+
+def refuse_radimagenet(name: str) -> None:
+    """Refuses an architecture that RadImageNet was not trained with.
+
+    Raises:
+        WeightsError: with those that it was trained with.
+    """
+    if name not in RADIMAGENET:
+        raise WeightsError(
+            f"RadImageNet is published for {', '.join(RADIMAGENET)}, not for {name}."
+        )
+
+
+def refuse_source(name: str, source: str) -> None:
     """Refuses a source of weights that cannot be one, or whose file or folder is not there.
+
+    Args:
+        name: of the architecture.
+        source: of its weights.
 
     Raises:
         WeightsError: no such kind of source, file or folder.
     """
     kind, _, rest = source.partition(":")
     if not (kind in _WITH_PATH and rest) and kind != "radimagenet" and source not in _ALONE:
-        raise WeightsError(f"unknown weights {source!r}: use {SOURCES}.")
+        raise unknown_source(source)
+    if kind == "radimagenet":
+        refuse_radimagenet(name)
     path = Path(rest).expanduser()
     if kind in {"file", "radimagenet"} and rest:
         refuse_no_file(split_network(path)[0])
