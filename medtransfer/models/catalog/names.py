@@ -46,7 +46,7 @@ class _Source:
 
 
 def list_names(pattern: str = "*") -> list[str]:
-    """The names of architectures that match, as `catalog.list_backbones` gives them.
+    """The names of architectures that match: those of `catalog.list_backbones`, in another order.
 
     Args:
         pattern: as for file names.
