@@ -9,6 +9,8 @@ import shutil
 import uuid
 from pathlib import Path
 
+from medtransfer.errors import StudyError
+
 
 def write_aside(path: Path, content: str | bytes) -> None:
     """Writes beside the file, then renames, so that no reader ever sees half of it, not even after
@@ -91,3 +93,18 @@ def name_space(error: OSError, path: Path, size: int) -> OSError:
 
 def _megabytes(size: int) -> str:
     return f"{size / 2**20:.3g} MB" if size < 2**30 else f"{size / 2**30:.3g} GB"
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Refuses a folder for results that cannot be made or written, before the work for them begins.
+
+    Raises:
+        StudyError: it is a file, lies in one, or is not writable.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise StudyError(f"{folder}: is a file. Choose another --output.")
+    parent = folder
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise StudyError(f"{parent}: cannot be written. Choose another --output.")

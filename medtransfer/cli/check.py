@@ -11,7 +11,8 @@ import typer
 from medtransfer.cli.guard import FOUND
 from medtransfer.cli.options import SETTINGS, Json, LookAlikes, Quiet, Root
 from medtransfer.cli.printing import say, say_json
-from medtransfer.errors import ConfigError, StudyError
+from medtransfer.errors import ConfigError
+from medtransfer.files import refuse_unwritable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,8 +76,8 @@ def check(
 
     The exit code is 1 if something must be corrected first.
     """
-    if output is not None and output.is_file():
-        raise StudyError(f"{output}: is a file. Choose another --output.")
+    if output is not None:
+        refuse_unwritable(output)
     if path.suffix.lower() in {".yaml", ".yml"}:
         if root is not None or label or positive is not None or flat or outside:
             raise ConfigError(

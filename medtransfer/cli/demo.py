@@ -9,6 +9,7 @@ import typer
 
 from medtransfer.cli.compare import run
 from medtransfer.cli.options import Jobs, Quiet, StudyOutput, Task
+from medtransfer.study.share import WHOLE
 
 
 def demo(
@@ -34,7 +35,7 @@ def demo(
     """
     from medtransfer.config.sections import CohortSection
     from medtransfer.config.study_config import configs_folder, load_config
-    from medtransfer.study.folder import check_folder
+    from medtransfer.study.refusals import refuse_settings
 
     # Beside the study, as the study folder itself is the record and holds no images.
     named = output if output.name else output.resolve()
@@ -44,7 +45,7 @@ def demo(
     section = CohortSection(manifest=cohort / "manifest.csv", root=cohort, **learnt)
     name = f"demo{'_detection' if detects else ''}{'_volumes' if volumes else ''}.yaml"
     config = load_config(configs_folder() / name).model_copy(update={"cohort": section})
-    check_folder(output, config)
+    refuse_settings(config, output, jobs, WHOLE, report_only=False)  # before the cohort is written
 
     from medtransfer.data.phantom.planes import write_phantom
 

@@ -11,6 +11,7 @@ from medtransfer.cli.options import Choices, Hit, Json
 from medtransfer.cli.printing import say, say_json, say_renamed
 from medtransfer.cli.validate import validate_study
 from medtransfer.errors import ConfigError, StudyError
+from medtransfer.files import refuse_unwritable
 
 if TYPE_CHECKING:
     from medtransfer.evaluation import EvaluationReport
@@ -71,8 +72,8 @@ def evaluate(
     """Evaluate the predictions of any model: AUC, calibration, decisions, and arm against arm."""
     from medtransfer.config.study_config import make_choices, make_rule
 
-    if output is not None and output.is_file():
-        raise StudyError(f"{output}: is a file. Choose another --output.")
+    if output is not None:
+        refuse_unwritable(output)
     settings = make_choices({"bootstrap": bootstrap, "seed": seed}, choices or ())
     rule = make_rule({"hit": hit.value, "overlap": overlap})
     if (candidates is None) != (boxes is None) or (candidates is not None and on is not None):

@@ -10,6 +10,7 @@ import typer
 from medtransfer.cli.options import Domain, Json, Overrides
 from medtransfer.cli.printing import say, say_json
 from medtransfer.errors import ConfigError, StudyError
+from medtransfer.files import refuse_unwritable
 
 if TYPE_CHECKING:
     from medtransfer.models.chain.backbone import Backbone
@@ -51,8 +52,12 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Show how much of the backbone would be frozen, and why. Trains nothing."""
-    if output is not None and (output / "study.yaml").is_file():
-        raise StudyError(f"{output}: holds a study; edit its plan.json. Choose another --output.")
+    if output is not None:
+        refuse_unwritable(output)
+        if (output / "study.yaml").is_file():
+            raise StudyError(
+                f"{output}: holds a study; edit its plan.json. Choose another --output."
+            )
     if config is not None:
         from medtransfer.config.study_config import load_config
         from medtransfer.study.cohort import read_cohort

@@ -9,6 +9,7 @@ import typer
 
 from medtransfer.cli.options import Choices, Json, Root
 from medtransfer.cli.printing import say, say_json
+from medtransfer.files import refuse_unwritable
 
 if TYPE_CHECKING:
     from medtransfer.evaluation.settings import Settings
@@ -78,6 +79,7 @@ def validate_study(
     """
     from medtransfer.study.cohort import open_on, refuse_study_folder
 
+    refuse_unwritable(output)
     refuse_study_folder(output)
     cohort = open_on(study, path, root, label or (), positive)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from medtransfer.config.study_config import StudyConfig
 from medtransfer.errors import ConfigError, StudyError, WeightsError
+from medtransfer.files import refuse_unwritable
 from medtransfer.models.catalog.names import refuse_unknown, refuse_unknown_tag
 from medtransfer.models.weights.sources import refuse_source
 from medtransfer.study.folder import check_folder
@@ -31,6 +32,7 @@ def refuse_settings(
         StudyError: the folder holds something else, cannot be written, or holds nothing to report.
     """
     check_folder(output, config)
+    refuse_unwritable(output)
     refuse_missing(config.train.track)
     if jobs < 1:
         raise ConfigError(f"jobs is {jobs}; it is a number of processes from 1.")
