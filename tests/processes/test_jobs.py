@@ -18,7 +18,8 @@ from medtransfer.study import jobs
 from medtransfer.study import pool as scheduler
 from medtransfer.study.folder import lock_path
 from medtransfer.study.jobs import Job, Study, complete, list_jobs
-from medtransfer.study.study import _refuse_settings
+from medtransfer.study.refusals import refuse_settings
+from medtransfer.study.share import WHOLE
 from medtransfer.training.device import Engine
 
 import fragile
@@ -44,18 +45,18 @@ def test_two_processes_do_what_one_does(plain, tmp_path):
     }
 
 
-def test_tasks_of_an_array_add_up_to_the_study(plain, tmp_path):
+def test_shares_of_an_array_add_up_to_the_study(plain, tmp_path):
     out = tmp_path / "out"
-    first = invoke("compare", plain.config, "--output", out, "--task", 0, "--tasks", 2)
+    first = invoke("compare", plain.config, "--output", out, "--share", "1/2")
     assert (first.exit_code, (out / "report.json").exists()) == (0, False), first.output
     assert "the same command with --report-only" in first.output
     # Of a part there is a report too; it says so.
     part = invoke("compare", plain.config, "--output", out, "--report-only")
     assert part.exit_code == 2
     assert "no fold has been trained by all 2 arms" in part.output
-    assert (
-        invoke("compare", plain.config, "--output", out, "--task", 1, "--tasks", 2).exit_code == 0
-    )
+    # As it was written before; it goes with the next release.
+    second = invoke("compare", plain.config, "--output", out, "--task", 1, "--tasks", 2)
+    assert (second.exit_code, "write --share 2/2" in second.output) == (0, True), second.output
     assert invoke("compare", plain.config, "--output", out, "--report-only").exit_code == 0
     assert read_table(out).equals(read_table(plain.out))
     assert "rests on" not in (out / "report.json").read_text()
@@ -69,7 +70,7 @@ def test_wrong_options_are_refused_and_leave_nothing(plain, tmp_path):
         ),
         (["--report-only"], "holds no study to report"),
         (
-            ["learning_curve.sizes=[500]", "--task", 0, "--tasks", 2],
+            ["learning_curve.sizes=[500]", "--share", "1/2"],
             "500 patients per class are asked for",
         ),
     ):
@@ -81,7 +82,7 @@ def test_wrong_options_are_refused_and_leave_nothing(plain, tmp_path):
 def test_jobs_within_a_training_of_several_processes_are_refused(plain, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="run them without --jobs"):
-        _refuse_settings(load_config(plain.config), 2, (0, 1), False, tmp_path / "out")
+        refuse_settings(load_config(plain.config), tmp_path / "out", 2, WHOLE, report_only=False)
 
 
 def test_a_run_that_fails_is_listed_and_the_others_go_on(plain, tmp_path, monkeypatch):
