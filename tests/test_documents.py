@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import typer
 from medtransfer.study import study
 from nbclient import NotebookClient
 
@@ -47,7 +48,7 @@ def test_the_commands_of_the_readme_exist():
     assert all(f"\n{target}:" in makefile for target in targets)
     from medtransfer.cli.app import app
 
-    verbs = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    verbs = set(typer.main.get_command(app).commands)
     used = set(re.findall(r"^medtransfer (\w+)", text, re.M))
     assert used
     assert used <= verbs

@@ -42,7 +42,7 @@ def test_plan_without_a_cohort_answers_in_json():
         (["--backbone", "resnet18", "--counts", "many"], "expected whole numbers"),
         (["--backbone", "resnet18", "--counts", "5"], "at least two counts"),
         (["--backbone", "resnet18", "--counts", "5,0"], "each at least 1"),
-        (["--backbone", "resnet18", "--counts", "5,5", "--domain", "middle"], "use near or far"),
+        (["--backbone", "resnet18", "--counts", "5,5", "--domain", "middle"], "'near', 'far'"),
         (["--backbone", "resnet0", "--counts", "5,5"], "unknown backbone"),
         (["none.yaml"], "cannot be read"),
     ],

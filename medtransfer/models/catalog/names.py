@@ -78,9 +78,12 @@ def refuse_unknown_tag(name: str, weights: str) -> None:
     """
     kind, _, tag = weights.partition(":")
     source = _read_source()
-    if kind == "timm" and re.search(rf"(?<!\w){re.escape(tag)}(?!\w)", source.text) is None:
-        tags = source.tags.get(PLANAR.get(name, name), [])
-        raise unknown_tag(name, tag, [tag for tag in tags if tag != _UNTRAINED])
+    tags = source.tags.get(PLANAR.get(name, name), [])
+    if kind != "timm" or tag in tags:
+        return
+    # Some tags are put together when timm is imported, from others that are there.
+    if re.search(rf"(?<!\w){re.escape(tag)}(?!\w)", source.text) is None:
+        raise unknown_tag(name, tag, [other for other in tags if other != _UNTRAINED])
 
 
 def unknown_backbone(name: str, names: Iterable[str]) -> WeightsError:
