@@ -6,13 +6,12 @@ pandas.
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-import medtransfer
 from medtransfer.cli.guard import guarded
 from medtransfer.cli.printing import say
 
@@ -88,7 +87,7 @@ app = _make_typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        say(f"medtransfer {medtransfer.__version__}")
+        say(f"medtransfer {metadata.version('medtransfer')}")
         raise typer.Exit
 
 
