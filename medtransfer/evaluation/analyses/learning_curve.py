@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from medtransfer.evaluation.analyses.one_arm import WIDEST
 from medtransfer.evaluation.intervals import influence
@@ -26,9 +25,9 @@ from medtransfer.evaluation.intervals.resample import (
 from medtransfer.evaluation.metrics import calibration as cal
 from medtransfer.evaluation.metrics import discrimination as dis
 from medtransfer.evaluation.metrics.recalibration import adjust_prevalence
+from medtransfer.evaluation.tables.arrays import Float
 from medtransfer.evaluation.tables.scores import Scores, align_scores
 
-Float = NDArray[np.float64]
 # Exponents of the power law that are tried: errors of estimates fall with 1/2, learning mostly
 # slower.
 _EXPONENTS = np.linspace(0.1, 1.5, 29)

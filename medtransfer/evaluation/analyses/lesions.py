@@ -48,6 +48,7 @@ from medtransfer.evaluation.metrics.boxes import (
 from medtransfer.evaluation.metrics.matching import Rule, by_image, match
 from medtransfer.evaluation.metrics.recalibration import fit_maps
 from medtransfer.evaluation.sentences import isolate, verdict
+from medtransfer.evaluation.tables.arrays import Float, Int
 from medtransfer.evaluation.tables.candidates import coordinates, read_candidates, read_lesions
 from medtransfer.evaluation.tables.correspondence import (
     account_of,
@@ -57,7 +58,6 @@ from medtransfer.evaluation.tables.correspondence import (
 )
 from medtransfer.evaluation.tables.predictions import read_predictions
 
-Float = NDArray[np.float64]
 # Compared between arms.
 COMPARED = ("ap_50", "ap_10", "map", "sensitivity_1", "cpm")
 _FEW, _BINS = 10, 10
@@ -317,7 +317,7 @@ def _calibrate(
     return maps
 
 
-def _strata(test: pd.DataFrame, patients: NDArray[np.object_]) -> NDArray[np.int64] | None:
+def _strata(test: pd.DataFrame, patients: NDArray[np.object_]) -> Int | None:
     """Fold of each patient; None where arms or seeds differ in it, or nothing is known of folds."""
     return strata_of(test, patients) if "fold" in test.columns else None
 
@@ -350,7 +350,7 @@ def _draw(seeds: list[list[Detections]], truth: Truth, draws: Draws) -> dict[str
 
 
 def _cells(
-    seeds: list[list[Detections]], truth: Truth, bins: NDArray[np.int64], names: Sequence[str]
+    seeds: list[list[Detections]], truth: Truth, bins: Int, names: Sequence[str]
 ) -> dict[str, Cells]:
     """The figures of single models, where every seed has the same folds."""
     layouts = {b"".join(model.tested.tobytes() for model in models) for models in seeds}
@@ -419,9 +419,7 @@ def _share(drawn: Drawn) -> dict[str, Any]:
     return interval
 
 
-def _pooled(
-    seeds: list[list[Detections]], truth: Truth, bins: NDArray[np.int64]
-) -> dict[str, float]:
+def _pooled(seeds: list[list[Detections]], truth: Truth, bins: Int) -> dict[str, float]:
     """With one threshold for all models: the candidates of all of them ranked together."""
     whole = np.ones((1, len(truth.images)))
     values = np.mean(

@@ -34,9 +34,9 @@ from medtransfer.evaluation.metrics import calibration as cal
 from medtransfer.evaluation.metrics import discrimination as dis
 from medtransfer.evaluation.metrics.recalibration import Recalibrated, summarise_maps
 from medtransfer.evaluation.sentences import isolate, trust
+from medtransfer.evaluation.tables.arrays import Float, Int
 from medtransfer.evaluation.tables.scores import Scores
 
-Float = NDArray[np.float64]
 ESTIMATORS: dict[str, tuple[Estimator, Mass | None]] = {
     "auc": (influence.auc, "pairs"),
     "brier": (influence.brier, "images"),
@@ -263,7 +263,7 @@ def _by_model(scores: Scores) -> list[dict[str, Any]]:
     return rows
 
 
-def _pooled(scores: Scores, codes: NDArray[np.int64], count: int) -> dict[str, Any] | None:
+def _pooled(scores: Scores, codes: Int, count: int) -> dict[str, Any] | None:
     """Discrimination by one threshold for all models of a seed, whose scores are ranked together;
     None where one model tests all.
     """

@@ -10,7 +10,8 @@ from scipy.optimize import brentq
 from scipy.special import expit
 from scipy.stats import norm
 
-Float = NDArray[np.float64]
+from medtransfer.evaluation.tables.arrays import Float
+
 _Z = float(norm.ppf(0.975))
 _CERTAIN = 30.0  # a logit whose probability differs from 0 or 1 by rounding alone
 _FEWEST = 20.0  # below it the formula says nothing

@@ -29,10 +29,10 @@ from medtransfer.evaluation.metrics import calibration as cal
 from medtransfer.evaluation.metrics import discrimination as dis
 from medtransfer.evaluation.metrics.recalibration import FACTOR, SPREAD_OF_FACTOR, SPREAD_OF_SHIFT
 from medtransfer.evaluation.settings import Settings
+from medtransfer.evaluation.tables.arrays import Float, Int
 from medtransfer.evaluation.tables.scores import Scores
 from medtransfer.evaluation.tables.tuning import count_once, fit_shared
 
-Float = NDArray[np.float64]
 # Probabilities of the classes of an image add up to 1 within this; beyond it they are labels that
 # stand for themselves.
 _TOLERANCE = 1e-3
@@ -192,9 +192,7 @@ def _apply_vector(
     )
 
 
-def _wide(
-    rows: pd.DataFrame, labels: list[str]
-) -> tuple[Float, NDArray[np.int64], NDArray[np.object_]]:
+def _wide(rows: pd.DataFrame, labels: list[str]) -> tuple[Float, Int, NDArray[np.object_]]:
     """(image, class) log-probabilities, (image,) class, and the images."""
     wide = rows.pivot_table(index="image", columns="label", values="logit", aggfunc="first")[labels]
     truth = (

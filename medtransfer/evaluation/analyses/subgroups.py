@@ -18,6 +18,7 @@ from medtransfer.evaluation.intervals.estimate import NO_PROBABILITIES, Estimate
 from medtransfer.evaluation.intervals.resample import Draws
 from medtransfer.evaluation.intervals.variance import COVERAGE
 from medtransfer.evaluation.metrics.discrimination import auc_interval
+from medtransfer.evaluation.tables.arrays import Int
 from medtransfer.evaluation.tables.scores import Scores
 
 # A group with fewer patients of a class is counted, and nothing else is said of it.
@@ -30,7 +31,7 @@ _UNKNOWN = "not stated"
 @dataclass(frozen=True, eq=False)
 class _Arm:
     scores: Scores
-    codes: NDArray[np.int64]
+    codes: Int
     count: int
 
     def estimate(self, estimator: influence.Estimator, inside: NDArray[np.bool_]) -> Estimate:

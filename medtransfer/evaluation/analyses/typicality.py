@@ -15,9 +15,9 @@ from scipy.special import expit
 from medtransfer.evaluation.intervals import influence
 from medtransfer.evaluation.intervals.estimate import Estimate, estimate
 from medtransfer.evaluation.intervals.resample import Draws
+from medtransfer.evaluation.tables.arrays import Float, Int
 from medtransfer.evaluation.tables.scores import Scores
 
-Float = NDArray[np.float64]
 # An image is flagged where fewer tune images than this share are as far from the training images.
 FLAGGED_BELOW = 0.05
 # With fewer flagged patients nothing is said of them.
@@ -93,7 +93,7 @@ def describe_outliers(
 
 
 def _of_group(
-    coded: Scores, codes: NDArray[np.int64], count: int, inside: NDArray[np.bool_], flagged: bool
+    coded: Scores, codes: Int, count: int, inside: NDArray[np.bool_], flagged: bool
 ) -> Estimate:
     """Brier score of a group, whose variance is known from its own patients alone, of both classes
     together.

@@ -23,10 +23,9 @@ from medtransfer.evaluation.intervals.variance import (
     quantile,
     two_sided_p,
 )
+from medtransfer.evaluation.tables.arrays import Float, Int
 from medtransfer.evaluation.tables.scores import Scores
 
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
 Value = Callable[[Float, NDArray[Any], Float, Int], float]
 # What a fold counts in a mean over folds; None: the estimate is no such mean.
 Mass = Literal["pairs", "positives", "images"]

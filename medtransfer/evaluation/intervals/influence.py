@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
+from medtransfer.evaluation.tables.arrays import Float, Int
+
 Estimator = Callable[[Float, NDArray[Any], Float, Int], tuple[float, Float]]
 
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import expit
 from scipy.stats import t as student
 
-Float = NDArray[np.float64]
+from medtransfer.evaluation.tables.arrays import Float
+
 Scale = Literal["identity", "logit", "log"]
 COVERAGE = 0.95
 # Ratios below it are 0; logarithm of the least p.

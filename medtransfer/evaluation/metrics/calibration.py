@@ -18,9 +18,9 @@ from scipy.sparse import csr_array
 from scipy.special import expit, ndtr
 from scipy.stats import chi2
 
+from medtransfer.evaluation.tables.arrays import Float, Int
 from medtransfer.evaluation.tables.scores import Scores, gather_levels
 
-Float = NDArray[np.float64]
 # Points at which a smooth curve is fitted in the draws.
 _GRID = 101
 # Cells of the probability axis for kernel smoothing, and halvings of the bandwidth, to 1e-5.
@@ -120,7 +120,7 @@ def _members(probability: Float, edges: Float) -> Float:
 
 
 def null_errors(
-    scores: Scores, codes: NDArray[np.int64], draws: int, rng: np.random.Generator
+    scores: Scores, codes: Int, draws: int, rng: np.random.Generator
 ) -> dict[str, Float]:
     """Errors that perfectly calibrated models with these probabilities would show: y ~
     Bernoulli(p).
@@ -157,7 +157,7 @@ def null_errors(
     return errors
 
 
-def likeness(scores: Scores, codes: NDArray[np.int64]) -> float:
+def likeness(scores: Scores, codes: Int) -> float:
     """How alike outcomes of images of one patient are beyond what their probabilities explain, 0 to
     1.
 
@@ -184,9 +184,7 @@ def likeness(scores: Scores, codes: NDArray[np.int64]) -> float:
     )
 
 
-def _uniforms(
-    draws: int, codes: NDArray[np.int64], alike: float, rng: np.random.Generator
-) -> Float:
+def _uniforms(draws: int, codes: Int, alike: float, rng: np.random.Generator) -> Float:
     """(draw, image), uniform, those of a patient correlated (Gaussian copula)."""
     if alike == 1:
         return rng.random((draws, codes.max() + 1))[:, codes]
@@ -212,7 +210,7 @@ def _levels(logit: Float, weight: Float) -> tuple[Float, csr_array, Float]:
     return different, members, np.bincount(level, weight).astype(np.float64)
 
 
-def joint_p_value(scores: Scores, codes: NDArray[np.int64]) -> tuple[float | None, float | None]:
+def joint_p_value(scores: Scores, codes: Int) -> tuple[float | None, float | None]:
     """P-values of calibration: intercept 0 and slope 1 together, and the intercept of every single
     model 0.
 
@@ -450,7 +448,7 @@ def weighted_corp(logit: Float, target: NDArray[Any], weights: Float) -> Float:
 
 
 def reliability(
-    scores: Scores, codes: NDArray[np.int64], draws: int, rng: np.random.Generator
+    scores: Scores, codes: Int, draws: int, rng: np.random.Generator
 ) -> dict[str, list[float]]:
     """Reliability diagram over equal-mass bins with a 90 % consistency band (Bröcker & Smith 2007,
     doi:10.1175/WAF993.1).

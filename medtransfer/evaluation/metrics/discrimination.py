@@ -18,9 +18,9 @@ from scipy.stats import norm
 
 from medtransfer.evaluation.intervals import influence
 from medtransfer.evaluation.intervals.estimate import Estimate, mass_of
+from medtransfer.evaluation.tables.arrays import Float, Int
 from medtransfer.evaluation.tables.scores import Scores
 
-Float = NDArray[np.float64]
 _Z = float(norm.ppf(0.975))
 # Below so many patients of a class the variance of DeLong is not to be trusted.
 _SMALL = 10
@@ -138,7 +138,7 @@ def auc_interval(estimate: Estimate) -> dict[str, Any]:
     return {**estimate.interval("logit"), "method": method}
 
 
-def _newcombe(auc: float, members: NDArray[np.int64]) -> tuple[float, float]:
+def _newcombe(auc: float, members: Int) -> tuple[float, float]:
     """Score-like interval: the AUCs whose own Hanley-McNeil error reaches the estimate; that of a
     mean over folds from those of each.
 

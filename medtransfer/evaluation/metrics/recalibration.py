@@ -22,10 +22,10 @@ from scipy.optimize import isotonic_regression
 from scipy.special import expit
 
 from medtransfer.errors import PredictionsError
+from medtransfer.evaluation.tables.arrays import Float, Int
 from medtransfer.evaluation.tables.scores import Scores
 from medtransfer.evaluation.tables.tuning import (
     Cell,
-    Int,
     count_once,
     fit_shared,
     number_models,
@@ -33,7 +33,6 @@ from medtransfer.evaluation.tables.tuning import (
     weighted_share,
 )
 
-Float = NDArray[np.float64]
 Method = Literal["temperature", "platt", "beta", "isotonic"]
 _USUAL: Method = "platt"
 METHODS: tuple[Method, ...] = ("temperature", "platt", "beta", "isotonic")

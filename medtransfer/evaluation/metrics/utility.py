@@ -17,9 +17,9 @@ from scipy.stats import norm
 from medtransfer.evaluation.intervals.resample import Drawn, Metric, Question, bands, plain
 from medtransfer.evaluation.intervals.variance import quantile
 from medtransfer.evaluation.metrics.recalibration import Comparable, adjust_scores
+from medtransfer.evaluation.tables.arrays import Float
 from medtransfer.evaluation.tables.scores import Scores
 
-Float = NDArray[np.float64]
 _Z = float(norm.ppf(0.975))
 # Threshold probabilities of the decision curve.
 THRESHOLDS = np.round(np.arange(0.01, 1.0, 0.01), 2)

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy.special import expit, logit
 
-Float = NDArray[np.float64]
+from medtransfer.evaluation.tables.arrays import Float
+
 # What an arm gives that is no probability, on any scale, higher for positives: ranks alone are
 # taken from it.
 SCORE = "score"
