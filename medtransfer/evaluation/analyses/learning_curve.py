@@ -25,6 +25,7 @@ from medtransfer.evaluation.intervals.resample import (
 from medtransfer.evaluation.metrics import calibration as cal
 from medtransfer.evaluation.metrics import discrimination as dis
 from medtransfer.evaluation.metrics.recalibration import adjust_prevalence
+from medtransfer.evaluation.sentences.words import format_interval
 from medtransfer.evaluation.tables.arrays import Float
 from medtransfer.evaluation.tables.scores import Scores, align_scores
 
@@ -310,10 +311,9 @@ def describe_curve(entries: list[dict[str, Any]], matches: list[dict[str, Any]])
         )
         if beyond:
             auc = beyond[-1]["auc"]
-            bounds = "" if auc["low"] is None else f" ({auc['low']:.3f} to {auc['high']:.3f})"
             text += (
-                f"; about {auc['estimate']:.3f}{bounds} is to be expected with "
-                f"{beyond[-1]['size']}, if it goes on as it began"
+                f"; about {format_interval(auc)} is to be expected with {beyond[-1]['size']}, if "
+                "it goes on as it began"
             )
         sentences.append(text + ".")
     largest: dict[tuple[str, str], dict[str, Any]] = {}

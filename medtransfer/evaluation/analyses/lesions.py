@@ -47,7 +47,8 @@ from medtransfer.evaluation.metrics.boxes import (
 )
 from medtransfer.evaluation.metrics.matching import Rule, by_image, match
 from medtransfer.evaluation.metrics.recalibration import fit_maps
-from medtransfer.evaluation.sentences import isolate, verdict
+from medtransfer.evaluation.sentences.verdict import verdict
+from medtransfer.evaluation.sentences.words import AP_50
 from medtransfer.evaluation.tables.arrays import Float, Int
 from medtransfer.evaluation.tables.candidates import coordinates, read_candidates, read_lesions
 from medtransfer.evaluation.tables.correspondence import (
@@ -506,28 +507,5 @@ def _compare(
     ):
         entry["delta_ap_50"]["p_holm"] = p
         first, second = (entries[entry[side]]["ap_50"]["estimate"] for side in "ab")
-        words = ("delta_ap_50", "average precision at an overlap of 0.5", "finds lesions")
-        entry["verdict"] = verdict(entry, first, second, len(comparisons), *words)
+        entry["verdict"] = verdict(entry, (first, second), len(comparisons), AP_50)
     return comparisons
-
-
-def describe_arm(arm: str, entry: Mapping[str, Any]) -> str:
-    """One sentence on what an arm finds."""
-    ap, at_one = entry["ap_50"], entry["sensitivity_1"]
-
-    def told(value: Mapping[str, Any], factor: int, digits: int, unit: str) -> str:
-        if value["estimate"] is None:
-            return str(value.get("reason", "not estimable"))
-        shown = f"{factor * value['estimate']:.{digits}f}{unit}"
-        return (
-            shown
-            if value["low"] is None
-            else f"{shown} ({factor * value['low']:.{digits}f} to "
-            f"{factor * value['high']:.{digits}f})"
-        )
-
-    found = (
-        f"{isolate(arm)} finds {told(at_one, 100, 0, ' %')} of the lesions at one false positive "
-        "per image"
-    )
-    return f"{found}; average precision at an overlap of 0.5: {told(ap, 1, 3, '')}."

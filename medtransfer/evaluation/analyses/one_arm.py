@@ -33,7 +33,8 @@ from medtransfer.evaluation.intervals.resample import (
 from medtransfer.evaluation.metrics import calibration as cal
 from medtransfer.evaluation.metrics import discrimination as dis
 from medtransfer.evaluation.metrics.recalibration import Recalibrated, summarise_maps
-from medtransfer.evaluation.sentences import isolate, trust
+from medtransfer.evaluation.sentences.trust import trust
+from medtransfer.evaluation.sentences.words import isolate
 from medtransfer.evaluation.tables.arrays import Float, Int
 from medtransfer.evaluation.tables.scores import Scores
 
