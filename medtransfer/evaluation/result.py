@@ -207,8 +207,10 @@ def _widen(frame: pd.DataFrame) -> pd.DataFrame:
     """
     frame = frame.copy()
     frame["text"] = [
-        format_interval({key: None if pd.isna(value) else value for key, value in row.items()})
-        for row in frame[["estimate", "low", "high"]].to_dict("records")
+        format_interval(
+            {"estimate": None if pd.isna(e) else e, "low": None if pd.isna(low) else low, "high": h}
+        )
+        for e, low, h in zip(frame["estimate"], frame["low"], frame["high"], strict=True)
     ]
     frame["arm"] = frame["arm"] + frame["recalibrated"].map({True: ", recalibrated", False: ""})
     order = list(dict.fromkeys(frame["metric"]))

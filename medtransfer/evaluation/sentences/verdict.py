@@ -65,9 +65,10 @@ def verdict(
     if not excludes_zero(delta):
         text = _no_difference(a, b, delta, measure.does, figures)
     elif corrected is not None and corrected >= LEVEL:
+        begin = f"{start}it seems that" if start else "It seems that"
         text = (
-            f"{start + 'it seems that' if start else 'It seems that'} {a} {measure.does} {direction} than {b}, but among "
-            f"{comparisons} comparisons this may be chance: {figures}."
+            f"{begin} {a} {measure.does} {direction} than {b}, but among {comparisons} comparisons "
+            f"this may be chance: {figures}."
         )
     else:
         text = f"{start}{a} {measure.does} {direction} than {b}: {figures}.{_more_cautious(delta)}"
@@ -96,8 +97,7 @@ def _no_difference(a: str, b: str, delta: Mapping[str, Any], does: str, figures:
     )
     models, covers = delta.get("models"), delta["covers"]
     begin = "As these models were trained, cannot tell" if covers == "models" else "Cannot tell"
-    models_differ = models and models["low"] is not None and excludes_zero(models)
-    if covers == "models" or not models_differ:
+    if covers == "models" or not models or models["low"] is None or not excludes_zero(models):
         return (
             f"{begin} whether {a} or {b} {does} better: {figures}; the interval includes 0."
             f"{detectable}"
