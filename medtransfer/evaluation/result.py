@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from medtransfer.evaluation.intervals.estimate import unmeasured
+from medtransfer.evaluation.intervals.entries import is_unmeasured
 from medtransfer.evaluation.sentences.headline import describe_detector, headline
 from medtransfer.evaluation.sentences.words import format_interval
 from medtransfer.files import write_aside
@@ -44,7 +44,9 @@ class EvaluationReport:
                 numbers = {
                     key: v
                     for key, v in flat.items()
-                    if isinstance(v, dict) and {"estimate", "low"} <= set(v) and not unmeasured(v)
+                    if isinstance(v, dict)
+                    and {"estimate", "low"} <= set(v)
+                    and not is_unmeasured(v)
                 }
                 rows += [
                     (arm, recalibrated, key, v["estimate"], v["low"], v["high"])

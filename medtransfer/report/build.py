@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from medtransfer.evaluation import EvaluationReport
 from medtransfer.evaluation.analyses.localisation import MEASURES
-from medtransfer.evaluation.intervals.estimate import NO_PROBABILITIES
+from medtransfer.evaluation.intervals.entries import NO_PROBABILITIES
 from medtransfer.evaluation.sentences.headline import describe_detector, headline
 from medtransfer.evaluation.sentences.words import explain_interval, format_share
 from medtransfer.evaluation.settings import Settings

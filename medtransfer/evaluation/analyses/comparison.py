@@ -12,7 +12,8 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 from medtransfer.evaluation.analyses.sites import BySite, meta_difference
-from medtransfer.evaluation.intervals.estimate import NO_PROBABILITIES, Estimate
+from medtransfer.evaluation.intervals.entries import NO_PROBABILITIES, no_interval
+from medtransfer.evaluation.intervals.estimate import Estimate
 from medtransfer.evaluation.intervals.resample import Drawn
 from medtransfer.evaluation.intervals.variance import COVERAGE, Part, quantile
 from medtransfer.evaluation.sentences.verdict import verdict
@@ -238,21 +239,11 @@ def _folds(
     if a is None or b is None or a.folds is None or len(a.folds) < 2:
         return None
     if difference.cells is None:
-        return {
-            "estimate": None,
-            "low": None,
-            "high": None,
-            "reason": "not estimable: the arms have different folds",
-        }
+        return no_interval("not estimable: the arms have different folds")
     differences = difference.cells.estimates.mean(0)
     if not np.isfinite(differences).all():
         fold = a.folds[int(np.flatnonzero(~np.isfinite(differences))[0])]
-        return {
-            "estimate": None,
-            "low": None,
-            "high": None,
-            "reason": f"not estimable: fold {fold} lacks a class",
-        }
+        return no_interval(f"not estimable: fold {fold} lacks a class")
     tested = np.array([(a.fold[0] == fold).sum() for fold in a.folds])
     ratios = tested / np.maximum(1.0, tested.sum() - tested - tuned)
     count = len(a.folds)
@@ -261,12 +252,7 @@ def _folds(
         spread * (1 / count + float(np.mean(ratios)))
     )
     if abs(mean) + half > 1:  # as with two folds, of one degree of freedom
-        return {
-            "estimate": mean,
-            "low": None,
-            "high": None,
-            "reason": f"no interval: {count} folds tell too little",
-        }
+        return no_interval(f"no interval: {count} folds tell too little", mean)
     return {
         "estimate": mean,
         "low": mean - half,

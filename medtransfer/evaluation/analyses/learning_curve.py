@@ -13,6 +13,7 @@ import pandas as pd
 
 from medtransfer.evaluation.analyses.one_arm import WIDEST
 from medtransfer.evaluation.intervals import influence
+from medtransfer.evaluation.intervals.entries import no_interval
 from medtransfer.evaluation.intervals.estimate import estimate
 from medtransfer.evaluation.intervals.resample import (
     Drawn,
@@ -139,7 +140,7 @@ def learning_curve(
                 auc = (
                     _quantiles(float(value), column)
                     if episodes > 1
-                    else {"estimate": float(value), "low": None, "high": None, "reason": _ONE}
+                    else no_interval(_ONE, float(value))
                 )
                 entries.append(
                     {
@@ -157,12 +158,7 @@ def _quantiles(estimate: float, draws: Float) -> dict[str, Any]:
     """95 % of the draws; they are skewed where the law meets 1."""
     known = draws[np.isfinite(draws)]
     if not np.isfinite(estimate) or len(known) < 0.9 * len(draws):
-        return {
-            "estimate": None,
-            "low": None,
-            "high": None,
-            "reason": "not estimable: too few draws can be fitted",
-        }
+        return no_interval("not estimable: too few draws can be fitted")
     low, high = np.quantile(known, [0.025, 0.975])
     return {"estimate": estimate, "low": float(max(0.0, low)), "high": float(min(1.0, high))}
 

@@ -11,14 +11,8 @@ from scipy.special import expit
 
 from medtransfer.evaluation.analyses.sites import BySite, put_over_sites
 from medtransfer.evaluation.intervals import influence
-from medtransfer.evaluation.intervals.estimate import (
-    NO_PROBABILITIES,
-    Estimate,
-    Mass,
-    estimate,
-    estimate_all,
-    interval_of,
-)
+from medtransfer.evaluation.intervals.entries import NO_PROBABILITIES, interval_of, no_interval
+from medtransfer.evaluation.intervals.estimate import Estimate, Mass, estimate, estimate_all
 from medtransfer.evaluation.intervals.influence import Estimator
 from medtransfer.evaluation.intervals.resample import (
     Drawn,
@@ -277,12 +271,7 @@ def _pooled(scores: Scores, codes: Int, count: int) -> dict[str, Any] | None:
     auc = dis.auc_interval(estimate(together, codes, count, influence.auc, "pairs"))
     return {
         "auc": auc,
-        "average_precision": {
-            "estimate": known,
-            "low": None,
-            "high": None,
-            "reason": "no interval: pooled over models",
-        },
+        "average_precision": no_interval("no interval: pooled over models", known),
     }
 
 

@@ -17,6 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from medtransfer.evaluation.intervals.entries import no_interval
 from medtransfer.evaluation.intervals.estimate import Mass, Value, by_model, mass_of
 from medtransfer.evaluation.intervals.variance import (
     Cells,
@@ -248,15 +249,10 @@ class Drawn(OverTrainings):
         estimate = float(self.value) if np.isfinite(self.value) else None
         if self._known is None:
             reason = "not estimable: the classes are separated, or too few resamples hold both"
-            return {"estimate": estimate, "low": None, "high": None, "reason": reason}
+            return no_interval(reason, estimate)
         parts = self.parts if parts is None else parts
         if sum(part.variance for part in parts) < _NOTHING:
-            return {
-                "estimate": estimate,
-                "low": None,
-                "high": None,
-                "reason": "no interval: all resamples give the same",
-            }
+            return no_interval("no interval: all resamples give the same", estimate)
         half = quantile(parts) * np.sqrt(sum(part.variance for part in parts))
         low, high = move(self.value, -half, scale), move(self.value, half, scale)
         return {

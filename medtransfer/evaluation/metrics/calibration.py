@@ -19,6 +19,7 @@ from scipy.special import expit, ndtr
 from scipy.stats import chi2
 
 from medtransfer.evaluation.tables.arrays import Float, Int
+from medtransfer.evaluation.tables.probabilities import log_losses, squared_errors
 from medtransfer.evaluation.tables.scores import Scores, gather_levels
 
 # Points at which a smooth curve is fitted in the draws.
@@ -34,14 +35,12 @@ _FEWEST = 5
 
 def weighted_brier(logit: Float, target: NDArray[Any], weights: Float) -> Float:
     """Mean squared error of the probability (Brier 1950); 0 is best."""
-    return _weighted_mean((expit(logit) - target) ** 2, weights)
+    return _weighted_mean(squared_errors(logit, target), weights)
 
 
 def weighted_log_loss(logit: Float, target: NDArray[Any], weights: Float) -> Float:
-    """Mean negative log-likelihood in nats, from the logits so that no probability is rounded to 0
-    or 1.
-    """
-    return _weighted_mean(np.logaddexp(0.0, np.where(target == 1, -logit, logit)), weights)
+    """Mean negative log-likelihood in nats; 0 is best."""
+    return _weighted_mean(log_losses(logit, target), weights)
 
 
 def _weighted_mean(values: Float, weights: Float) -> Float:
@@ -420,7 +419,7 @@ def weighted_corp(logit: Float, target: NDArray[Any], weights: Float) -> Float:
     Dimitriadis, Gneiting & Jordan 2021, doi:10.1073/pnas.2016191118): no bins to choose, and the
     first two parts are never negative.
     """
-    y, p = np.asarray(target, float), expit(logit)
+    y, errors = np.asarray(target, float), squared_errors(logit, target)
     different, level = np.unique(logit, return_inverse=True)
     members = (
         np.eye(len(different))[level]
@@ -441,7 +440,7 @@ def weighted_corp(logit: Float, target: NDArray[Any], weights: Float) -> Float:
             float(mass[draw, here] @ fitted**2 - 2 * positive[draw, here] @ fitted + weight @ y)
             / total
         )
-        score = float(weight @ (p - y) ** 2) / total
+        score = float(weight @ errors) / total
         reference = prevalence * (1 - prevalence)
         parts[draw] = score - recalibrated, reference - recalibrated, reference
     return parts

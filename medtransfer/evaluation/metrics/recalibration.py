@@ -23,6 +23,9 @@ from scipy.special import expit
 
 from medtransfer.errors import PredictionsError
 from medtransfer.evaluation.tables.arrays import Float, Int
+from medtransfer.evaluation.tables.probabilities import (
+    log_losses as log_losses,  # noqa: PLC0414 - training imports it from here
+)
 from medtransfer.evaluation.tables.scores import Scores
 from medtransfer.evaluation.tables.tuning import (
     Cell,
@@ -117,12 +120,6 @@ class Comparable:
     tune: Float
     test: Float
     undo: Map
-
-
-def log_losses(logits: Float, labels: NDArray[Any]) -> Float:
-    """Log-loss of each image, in nats; logits (..., image)."""
-    losses: Float = np.logaddexp(0.0, np.where(labels == 1, -logits, logits))
-    return losses
 
 
 def fit_map(method: Method, logit: Float, target: NDArray[Any], weight: Float | None = None) -> Map:
