@@ -16,10 +16,10 @@ import yaml
 from matplotlib.figure import Figure
 
 from medtransfer.evaluation import EvaluationReport
-from medtransfer.evaluation.analyses.lesions import describe_arm
 from medtransfer.evaluation.analyses.localisation import MEASURES
-from medtransfer.evaluation.intervals.estimate import NO_PROBABILITIES
-from medtransfer.evaluation.sentences import headline
+from medtransfer.evaluation.intervals.entries import NO_PROBABILITIES
+from medtransfer.evaluation.sentences.headline import describe_detector, headline
+from medtransfer.evaluation.sentences.words import explain_interval, format_share
 from medtransfer.evaluation.settings import Settings
 from medtransfer.files import write_aside
 from medtransfer.report.checklist import fill_checklists
@@ -173,7 +173,7 @@ def build_report(folder: Path, figures: Sequence[str] = ("svg", "pdf", "png")) -
         "gallery": gallery,
         "headline": headline(report),
         "found": [
-            describe_arm(arm, entry)
+            describe_detector(arm, entry)
             for arm, entry in report.get("detection", {"arms": {}})["arms"].items()
         ],
         "one_class": "detection" in report and EvaluationReport(report).one_class,
@@ -323,36 +323,10 @@ def load_template(name: str) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["interval"] = format_interval
+    environment.filters["interval"] = explain_interval
     environment.filters["share"] = format_share
     environment.filters["p"] = format_p
     return environment.get_template(name)
-
-
-def format_interval(value: dict[str, Any]) -> str:
-    """`0.912 (0.880 to 0.940)`, or why there is none."""
-    if value["estimate"] is None:
-        return str(value.get("reason", "not estimable"))
-    if value["low"] is None:
-        if "null_mean" in value:  # read beside what chance gives
-            return (
-                f"{value['estimate']:.3f}; chance {value['null_mean']:.3f}, up to "
-                f"{value['null_high']:.3f}"
-            )
-        reason = str(value.get("reason", "not estimable")).removeprefix("no interval: ")
-        return f"{value['estimate']:.3f} (no interval: {reason})"
-    return f"{value['estimate']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
-
-
-def format_share(value: dict[str, Any]) -> str:
-    """`91 % (88 to 94)`, or why there is none."""
-    if value["estimate"] is None:
-        return str(value.get("reason", "not estimable"))
-    if value["low"] is None:
-        return f"{100 * value['estimate']:.0f} %"
-    return (
-        f"{100 * value['estimate']:.0f} % ({100 * value['low']:.0f} to {100 * value['high']:.0f})"
-    )
 
 
 def format_p(value: float | None) -> str:
@@ -374,7 +348,7 @@ def _table(report: dict[str, Any]) -> list[dict[str, Any]]:
                 value: Any = part
                 for key in path.split("."):
                     value = value.get(key, {})
-                cells.append(format_interval(value) if value else "–")
+                cells.append(explain_interval(value) if value else "–")
         if set(cells) - {"–", str(NO_PROBABILITIES["reason"])}:
             table.append({"title": title, "help": help_text, "cells": cells})
     return table
