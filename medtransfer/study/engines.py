@@ -16,8 +16,9 @@ from medtransfer.errors import StudyError
 from medtransfer.study.record import Prepared, recorded_engine
 from medtransfer.study.settle import batch_size
 from medtransfer.study.views import images_of
-from medtransfer.training.device import Engine, make_engine, uses_cuda
+from medtransfer.training.device import Engine, uses_cuda
 from medtransfer.training.precision import compare_with_fp32, same_answers
+from medtransfer.training.timing import make_engine
 
 # Images of a class, or half of the images with boxes, on which reduced precision is compared with
 # fp32.

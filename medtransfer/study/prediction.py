@@ -21,7 +21,7 @@ from medtransfer.tasks.classification import Classification
 from medtransfer.tasks.detection import Detection
 from medtransfer.training.batches import Loader
 from medtransfer.training.device import Engine
-from medtransfer.training.predicting import predict
+from medtransfer.training.predicting import Model, predict
 from medtransfer.training.probe import fit_head, pooled_features, solve_without
 
 Load = Callable[[NDArray[np.int64]], Loader]
@@ -118,7 +118,7 @@ def _predict_part(
     batches: Loader,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Rows of a part, and where boxes are looked for, its candidates; else an empty table."""
-    predictions, truth = predict(backbone, head, task, batches, engine)
+    predictions, truth = predict(Model(backbone, head, task, engine), batches)
     about = (
         images.cohort.images["image"].iloc[rows].tolist(),
         images.cohort.units.iloc[rows].tolist(),

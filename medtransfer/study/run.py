@@ -51,11 +51,14 @@ from medtransfer.training.averages import State, copy_state, load_state
 from medtransfer.training.batches import Loader, Source
 from medtransfer.training.checkpoint import Checkpoints, save_weights
 from medtransfer.training.choice import DepthChoice, apply_choice
-from medtransfer.training.depth import search_depth
-from medtransfer.training.device import Engine, describe_machine, make_engine, seed_everything
+from medtransfer.training.costs import tracking
+from medtransfer.training.depth import Setting, search_depth
+from medtransfer.training.device import Engine, describe_machine
 from medtransfer.training.loop import Budget, Parts, settle
 from medtransfer.training.loop import fit as train_network
-from medtransfer.training.tracking import tracking
+from medtransfer.training.predicting import Model
+from medtransfer.training.process import seed_everything, training_settings
+from medtransfer.training.timing import make_engine
 
 # Training images from which averaged weights take the statistics of batch norms, after every epoch.
 _NORM_IMAGES = 256
@@ -126,7 +129,8 @@ def fit(
     engine = engine or make_engine(
         train.device, train.precision, layout=train.layout, compiled=train.compile
     )
-    with TemporaryDirectory(dir=feature_folder()) as store:
+    on_cuda = engine.device.type == "cuda"
+    with training_settings(on_cuda), TemporaryDirectory(dir=feature_folder()) as store:
         placements = place_images(fixed, facts) if cohort.detects else ()
         kept = Path(store) if train.cache_gb else None
         images = Images(
@@ -212,13 +216,10 @@ def run_fold(
     with tracking(images.train.track if engine.first else None, name, output) as log:
         say = partial(_say, reporter, name)
         result = train_network(
-            backbone,
-            head,
-            task,
+            Model(backbone, head, task, engine),
             parts,
             plan,
             budget,
-            engine,
             images.groups,
             on_epoch,
             checkpoints,
@@ -412,20 +413,8 @@ def search_fold(
         def keep(network: Backbone, cut: str, taps: Sequence[str], pooled: bool = False) -> Source:
             return images.keep(network, engine, cut, taps, seed, pooled, report)
 
-        choice = search_depth(
-            backbone,
-            weighted,
-            keep,
-            rows,
-            batches,
-            plan,
-            budget,
-            engine,
-            images.groups,
-            costs,
-            seed,
-            report,
-        )
+        setting = Setting(weighted, engine, keep, rows, images.groups, batches, seed)
+        choice = search_depth(backbone, setting, plan, budget, costs, report)
         if engine.first:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_aside(path, json.dumps({"key": key, **choice.to_dict()}, indent=1))

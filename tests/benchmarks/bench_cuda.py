@@ -31,7 +31,8 @@ from medtransfer.data.grid.source import ImageSource
 from medtransfer.study.views import Images
 from medtransfer.training.batches import Loader
 from medtransfer.training.checkpoint import load_weights
-from medtransfer.training.device import Engine, settle_process
+from medtransfer.training.device import Engine
+from medtransfer.training.process import training_settings
 from medtransfer.training.predicting import predict
 from sklearn.metrics import roc_auc_score
 from torch import nn

@@ -21,7 +21,7 @@ from medtransfer.models.plan.rules import PlainCounts
 from medtransfer.study.views import Images
 from medtransfer.training.batches import Loader
 from medtransfer.training.depth import search_depth
-from medtransfer.training.device import make_engine
+from medtransfer.training.timing import make_engine
 from medtransfer.training.loop import Budget, Parts, fit, settle
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -27,7 +27,9 @@ import yaml
 from medtransfer.models.chain.costs import measure_stages
 from medtransfer.models.plan.rules import PlainCounts
 from medtransfer.training.batches import Loader
-from medtransfer.training.device import Engine, make_engine, use_threads
+from medtransfer.training.device import Engine
+from medtransfer.training.process import use_threads
+from medtransfer.training.timing import make_engine
 from medtransfer.training.features import FeatureSource
 from medtransfer.training.trainer import Progress, Trainer
 from torch import nn

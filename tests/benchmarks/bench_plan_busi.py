@@ -20,7 +20,7 @@ from medtransfer.config.sections import TrainSection
 from medtransfer.data.cohort.split import Fold
 from medtransfer.data.grid.fixed import Fixed
 from medtransfer.models.plan.rules import PlainCounts
-from medtransfer.training.device import make_engine
+from medtransfer.training.timing import make_engine
 from sklearn.metrics import roc_auc_score
 
 BACKBONE, PIXELS, TEST = "tf_efficientnet_lite0", 96, 0

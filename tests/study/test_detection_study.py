@@ -23,7 +23,7 @@ from medtransfer.study.study import Arm, compare
 from medtransfer.study.views import Images
 from medtransfer.tasks.detection import Detection
 from medtransfer.training.batches import Loader
-from medtransfer.training.device import make_engine
+from medtransfer.training.timing import make_engine
 from medtransfer.training.features import FeatureSource
 from medtransfer.training.loop import settle
 from medtransfer.training.predicting import Network

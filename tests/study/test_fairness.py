@@ -20,7 +20,8 @@ from medtransfer.study import run as runs
 from medtransfer.study.draws import draw_fold
 from medtransfer.study.settle import augment_of
 from medtransfer.study.views import backbone_of, images_of, task_of
-from medtransfer.training.device import Engine, make_engine
+from medtransfer.training.device import Engine
+from medtransfer.training.timing import make_engine
 from medtransfer.training.features import FeatureSource
 
 from networks import SMALL

@@ -15,7 +15,8 @@ from medtransfer.config.sections import TrainSection
 from medtransfer.errors import ConfigError
 from medtransfer.models.plan.rules import PlainCounts
 from medtransfer.training import device as engines
-from medtransfer.training.device import Engine, make_engine
+from medtransfer.training.device import Engine
+from medtransfer.training.timing import make_engine
 from medtransfer.training.predicting import Network
 from torch._dynamo.utils import counters
 

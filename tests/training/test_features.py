@@ -10,7 +10,8 @@ from medtransfer.errors import StudyError
 from medtransfer.models.heads.linear import LinearHead
 from medtransfer.training import features as module
 from medtransfer.training.batches import Loader
-from medtransfer.training.device import Engine, make_engine
+from medtransfer.training.device import Engine
+from medtransfer.training.timing import make_engine
 from medtransfer.training.features import FeatureSource
 
 ENGINE = make_engine("cpu", "fp32")

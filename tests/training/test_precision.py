@@ -6,7 +6,7 @@ import medtransfer as mt
 import numpy as np
 import pytest
 import torch
-from medtransfer.training.device import make_engine
+from medtransfer.training.timing import make_engine
 from medtransfer.training.precision import compare_with_fp32, same_answers
 
 

@@ -28,7 +28,8 @@ from medtransfer.training import (
     tracking,
     trainer,
 )
-from medtransfer.training.device import Engine, keep_freed_memory, threads_of, use_threads
+from medtransfer.training.device import Engine
+from medtransfer.training.process import keep_freed_memory, threads_of, use_threads
 from medtransfer.training.interruption import asked, finishing_steps
 
 from forks import PROCESSES
@@ -298,7 +299,7 @@ def test_an_end_can_be_asked_for_by_a_note(tmp_path, monkeypatch):
 
 def test_threads_are_divided_and_the_environment_is_obeyed(monkeypatch):
     monkeypatch.setattr(
-        "medtransfer.training.device.joblib.cpu_count", lambda only_physical_cores: 8
+        "medtransfer.training.process.joblib.cpu_count", lambda only_physical_cores: 8
     )
     assert [threads_of(jobs) for jobs in (1, 3, 8, 20)] == [8, 2, 1, 1]
     chosen = []
@@ -314,18 +315,18 @@ def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch):
     keep = keep_freed_memory.__wrapped__  # what is called once
     told = []
     library = SimpleNamespace(mallopt=lambda name, value: told.append((name, value)))
-    monkeypatch.setattr("medtransfer.training.device.sys.platform", "linux")
+    monkeypatch.setattr("medtransfer.training.process.sys.platform", "linux")
     monkeypatch.delenv("MALLOC_MMAP_MAX_", raising=False)
-    monkeypatch.setattr("medtransfer.training.device.ctypes.CDLL", lambda _: library)
+    monkeypatch.setattr("medtransfer.training.process.ctypes.CDLL", lambda _: library)
     keep()
     assert told == [(-4, 0), (-1, 2**31 - 1)]  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
-    monkeypatch.setattr("medtransfer.training.device.ctypes.CDLL", lambda _: SimpleNamespace())
+    monkeypatch.setattr("medtransfer.training.process.ctypes.CDLL", lambda _: SimpleNamespace())
     keep()  # another C library
-    monkeypatch.setattr("medtransfer.training.device.ctypes.CDLL", lambda _: library)
+    monkeypatch.setattr("medtransfer.training.process.ctypes.CDLL", lambda _: library)
     monkeypatch.setenv("MALLOC_MMAP_MAX_", "65536")
     keep()
     monkeypatch.delenv("MALLOC_MMAP_MAX_")
-    monkeypatch.setattr("medtransfer.training.device.sys.platform", "darwin")
+    monkeypatch.setattr("medtransfer.training.process.sys.platform", "darwin")
     keep()
     assert len(told) == 2
 
@@ -334,7 +335,7 @@ def count_new_pages(answer):
     """Answers how many pages of memory the system has to give while tensors are made and freed
     again and again.
     """
-    Engine(torch.device("cpu"), "fp32").place(torch.nn.Linear(1, 1))
+    keep_freed_memory()
     torch.ones(2**24).sum()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(5):
@@ -347,7 +348,7 @@ def count_new_pages(answer):
 @pytest.mark.skipif(
     sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="of glibc"
 )
-def test_every_process_that_computes_keeps_freed_memory():
+def test_freed_memory_is_kept_by_this_c_library():
     """Large blocks come from the heap then, which grows, and not from pages mapped for each."""
     answer = PROCESSES.SimpleQueue()
     process = PROCESSES.Process(target=count_new_pages, args=(answer,))

@@ -16,7 +16,7 @@ from medtransfer.models.plan.rules import PlainCounts
 from medtransfer.training import device as engines
 from medtransfer.training import loop, probe
 from medtransfer.training.checkpoint import load_weights, save_weights
-from medtransfer.training.device import make_engine
+from medtransfer.training.timing import make_engine
 from medtransfer.training.probe import Features, features_by_stage, fit_head, pooled_features
 from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression
