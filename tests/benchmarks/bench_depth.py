@@ -20,9 +20,10 @@ from medtransfer.models.chain.costs import measure_stages
 from medtransfer.models.plan.rules import PlainCounts
 from medtransfer.study.views import Images
 from medtransfer.training.batches import Loader
-from medtransfer.training.depth import search_depth
-from medtransfer.training.timing import make_engine
+from medtransfer.training.depth import Setting, search_depth
 from medtransfer.training.loop import Budget, Parts, fit, settle
+from medtransfer.training.predicting import Model
+from medtransfer.training.timing import make_engine
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from planted import write_planted
@@ -58,14 +59,9 @@ def main() -> None:
 
             choice = search_depth(
                 net,
-                task,
-                keep,
-                rows,
-                batches,
+                Setting(task, engine, keep, rows, images.groups, batches),
                 plan,
                 budget,
-                engine,
-                images.groups,
                 measure_stages(net, PIXELS),
             )
             full = mt.plan_freeze(counts, net, frozen_stages=0)
@@ -73,13 +69,10 @@ def main() -> None:
             begun = time.perf_counter()
             settle(net, head, full, engine, plain)
             fit(
-                net,
-                head,
-                task,
+                Model(net, head, task, engine),
                 Parts(Loader(source, rows, batches[0], 0), plain, plain, plain),
                 full,
                 budget,
-                engine,
                 images.groups,
             )
             seconds = time.perf_counter() - begun

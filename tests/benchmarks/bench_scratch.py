@@ -31,8 +31,8 @@ from medtransfer.data.grid.fixed import Fixed
 from medtransfer.evaluation.metrics.recalibration import fit_map, log_losses
 from medtransfer.models.plan.rules import PlainCounts
 from medtransfer.training import loop
-from medtransfer.training.timing import make_engine
 from medtransfer.training.probe import inner_folds
+from medtransfer.training.timing import make_engine
 from medtransfer.training.trainer import Trainer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score

@@ -23,10 +23,10 @@ from medtransfer.study.study import Arm, compare
 from medtransfer.study.views import Images
 from medtransfer.tasks.detection import Detection
 from medtransfer.training.batches import Loader
-from medtransfer.training.timing import make_engine
 from medtransfer.training.features import FeatureSource
 from medtransfer.training.loop import settle
 from medtransfer.training.predicting import Network
+from medtransfer.training.timing import make_engine
 
 from studies import (
     LEAN,

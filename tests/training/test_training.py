@@ -13,11 +13,10 @@ from medtransfer.errors import ConfigError, WeightsError
 from medtransfer.models.chain.chain import Stage
 from medtransfer.models.heads.linear import LinearHead
 from medtransfer.models.plan.rules import PlainCounts
-from medtransfer.training import device as engines
-from medtransfer.training import loop, probe
+from medtransfer.training import loop, probe, timing
 from medtransfer.training.checkpoint import load_weights, save_weights
-from medtransfer.training.timing import make_engine
 from medtransfer.training.probe import Features, features_by_stage, fit_head, pooled_features
+from medtransfer.training.timing import make_engine
 from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -312,7 +311,7 @@ def test_what_was_measured_is_known_the_next_time(tmp_path, monkeypatch):
         tmp_path / "engines.json",
     )
     first = make_engine("cpu", "auto", net, image, memory=memory)
-    monkeypatch.setattr(engines, "_time_steps", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(timing, "_time_steps", lambda *_: pytest.fail("measured again"))
     assert make_engine("cpu", "auto", net, image, memory=memory) == first
     memory.write_text("half a fi")
     with pytest.raises(pytest.fail.Exception):
@@ -346,4 +345,4 @@ def test_what_was_measured_is_known_the_next_time(tmp_path, monkeypatch):
     ],
 )
 def test_the_fastest_is_chosen_and_of_near_ties_float32(seconds, chosen):
-    assert engines._fastest([tuple(name.split()) for name in seconds], seconds) == chosen
+    assert timing._fastest([tuple(name.split()) for name in seconds], seconds) == chosen
