@@ -33,8 +33,10 @@ from medtransfer.study.settle import fixed_of, refuse_unreadable
 from medtransfer.study.views import Images
 from medtransfer.tasks.classification import Classification
 from medtransfer.training.checkpoint import load_weights
-from medtransfer.training.device import make_engine, use_threads, uses_cuda
-from medtransfer.training.predicting import predict
+from medtransfer.training.device import uses_cuda
+from medtransfer.training.predicting import Model, predict
+from medtransfer.training.process import training_settings
+from medtransfer.training.timing import make_engine
 
 _OWN = "development: "
 
@@ -74,8 +76,8 @@ def validate(
     compared = _read_compared(study)
     label = _shared_label(compared, config, cohort)
     models = _list_models(study, compared)
-    use_threads()
-    with Reporter(quiet) as reporter:
+    on_cuda = uses_cuda(config.train.device)
+    with training_settings(on_cuda, jobs=1), Reporter(quiet) as reporter:
         reporter.say(tell_meaning(label, config.cohort.positive or label))
         for name in (name for name, reason in cohort.ignored if reason == BESIDE):
             reporter.say(f"{name} is left out: {BESIDE}")
@@ -260,9 +262,8 @@ def _predict(
     images = Images(
         cohort, [Path(entry) for entry in facts["entry"]], slices, section.slab, config.train
     )
-    logits, truth = predict(
-        backbone, head, task, images.plain(np.arange(len(facts)), backbone, engine), engine
-    )
+    model = Model(backbone, head, task, engine)
+    logits, truth = predict(model, images.plain(np.arange(len(facts)), backbone, engine))
     test = task.decode(
         logits, truth, cohort.images["image"].tolist(), cohort.units.tolist()
     ).assign(part="test")

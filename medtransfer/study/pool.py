@@ -26,8 +26,13 @@ from medtransfer.errors import ConfigError, MedTransferError
 from medtransfer.progress import Reporter
 from medtransfer.study.jobs import BusyError, Job, Study
 from medtransfer.study.record import Run
-from medtransfer.training.device import threads_of, use_threads
 from medtransfer.training.interruption import asked, finishing_steps, obey_note
+from medtransfer.training.process import (
+    keep_freed_memory,
+    threads_of,
+    training_settings,
+    use_threads,
+)
 
 # Broken pools of processes until jobs are tried one by one, to see which one it is.
 _BREAKS = 2
@@ -249,8 +254,10 @@ def _begun_elsewhere(study: Study, job: Job, wait: bool) -> Outcome:
     """A job in a process that another one has begun, and that ends when a note says so."""
     note = study.note
     obey_note(note)
+    keep_freed_memory()
     try:
-        return None if note.exists() else _attempt(study, job, Reporter(quiet=True), wait)
+        with training_settings(study.engines[job.arm].device.type == "cuda"):
+            return None if note.exists() else _attempt(study, job, Reporter(quiet=True), wait)
     except KeyboardInterrupt:
         return None  # kept
 

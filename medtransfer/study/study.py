@@ -30,8 +30,9 @@ from medtransfer.study.pool import run_jobs
 from medtransfer.study.record import Prepared, write_record, write_salt
 from medtransfer.study.results import read_failures, report_runs, write_failures
 from medtransfer.study.settle import fixed_of, prepare
-from medtransfer.training.device import join_processes, use_threads, uses_cuda
-from medtransfer.training.tracking import refuse_missing
+from medtransfer.training.costs import refuse_missing
+from medtransfer.training.device import uses_cuda
+from medtransfer.training.process import join_processes, training_settings
 
 
 def compare(
@@ -116,8 +117,8 @@ def run_study(
     """
     output = Path(output)
     _refuse_settings(config, jobs, task, report_only, output)
-    use_threads(jobs)
-    with Reporter(quiet or not _is_first()) as reporter:
+    on_cuda = uses_cuda(config.train.device)
+    with training_settings(on_cuda, jobs), Reporter(quiet or not _is_first()) as reporter:
         if task[1] > 1:
             study = _settle_among_tasks(config, output, cohort, reporter, jobs, task[1])
         else:

@@ -1,13 +1,21 @@
-"""What a training takes: memory, and energy where the machine tells."""
+"""What a training costs, memory and energy, and its curves in TensorBoard or MLflow."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import torch
 
+from medtransfer.errors import ConfigError
+
+Track = Literal["tensorboard", "mlflow"]
+Log = Callable[[Mapping[str, float], int], None]
 _COUNTERS = Path("/sys/class/powercap")
 
 
@@ -49,10 +57,10 @@ class EnergyMeter:
         return sum(spent) if spent else None
 
     def _read(self) -> dict[str, float]:
-        found = {}
+        counted = {}
         for counter in sorted(_COUNTERS.glob("*-rapl:?/energy_uj")):
             try:
-                found[str(counter)] = int(counter.read_text()) / 1e6
+                counted[str(counter)] = int(counter.read_text()) / 1e6
             except (OSError, ValueError):
                 continue  # readable for the administrator alone on most machines
         if self.device.type == "cuda":
@@ -64,9 +72,48 @@ class EnergyMeter:
                 handle = pynvml.nvmlDeviceGetHandleByUUID(
                     f"GPU-{torch.cuda.get_device_properties(self.device).uuid}"
                 )
-                found["gpu"] = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
+                counted["gpu"] = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
             except (
                 Exception
             ):  # an extra that is missing, an old driver, a virtual GPU: then it does not tell
-                return found
-        return found
+                return counted
+        return counted
+
+
+def refuse_missing(track: Track | None) -> None:
+    """Before anything is trained.
+
+    Raises:
+        ConfigError: what is asked for is not installed.
+    """
+    if track is not None and find_spec(track) is None:
+        raise ConfigError(
+            f'train.track: {track} is not installed: pip install "medtransfer[track]".'
+        )
+
+
+@contextmanager
+def tracking(track: Track | None, name: str, folder: Path) -> Iterator[Log]:
+    """Gives a function that logs the values of an epoch.
+
+    Args:
+        track: where; None: nowhere.
+        name: of the run.
+        folder: of the run. TensorBoard writes into it; MLflow where its own variables
+            (`MLFLOW_TRACKING_URI`) say.
+    """
+    if track is None:
+        yield lambda *_: None
+        return
+    from accelerate.tracking import MLflowTracker, TensorBoardTracker
+
+    tracker = (
+        TensorBoardTracker("tensorboard", folder)
+        if track == "tensorboard"
+        else MLflowTracker("medtransfer", run_name=name)
+    )
+    tracker.start()
+    try:
+        yield lambda values, epoch: tracker.log(dict(values), step=epoch)
+    finally:
+        tracker.finish()
