@@ -8,12 +8,11 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import markupsafe
 import yaml
-from matplotlib.figure import Figure
 
 from medtransfer.evaluation import EvaluationReport
 from medtransfer.evaluation.analyses.localisation import MEASURES
@@ -49,6 +48,9 @@ from medtransfer.report.notes import (
 )
 from medtransfer.text.names import show_text
 from medtransfer.text.tables import write_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Path in the report, title, help.
 ROWS = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +10,27 @@ import numpy as np
 import pandas as pd
 
 from medtransfer.config.arm import Arm
-from medtransfer.config.study_config import StudyConfig, load_config
+from medtransfer.config.study_config import StudyConfig
 from medtransfer.data.audit.audit import tell_meaning
 from medtransfer.data.audit.fingerprint import make_fingerprint
 from medtransfer.data.audit.inspection import inspect_images
 from medtransfer.data.cohort.classes import match_classes
 from medtransfer.data.cohort.cohort import Cohort
-from medtransfer.data.cohort.sources import BESIDE, open_second
+from medtransfer.data.cohort.sources import BESIDE
 from medtransfer.data.grid.slices import Slices
 from medtransfer.errors import CohortError, LeakageError, StudyError
 from medtransfer.evaluation import EvaluationReport, evaluate, read_predictions, write_predictions
-from medtransfer.evaluation.analyses.budgets import split_budgets
 from medtransfer.evaluation.metrics.discrimination import auc_within
 from medtransfer.models.catalog.catalog import load_backbone
 from medtransfer.models.chain.backbone import Backbone
 from medtransfer.progress import Reporter
 from medtransfer.report.build import build_report
+from medtransfer.study.cohort import (
+    label_of,
+    read_compared,
+    read_settings,
+    refuse_study_folder,
+)
 from medtransfer.study.folder import run_folder
 from medtransfer.study.record import images_of_study
 from medtransfer.study.settle import fixed_of, refuse_unreadable
@@ -65,15 +69,14 @@ def validate(
             have seen.
     """
     study, output = Path(study), Path(output)
-    config = _read_config(study)
+    config = read_settings(study)
     if config.task == "detection":
         raise StudyError(
             f"{study}: looks for boxes; --on is for studies that classify. Train on the first "
             "cohort, test on the second: cohort.parts."
         )
-    if (output / "study.yaml").is_file() or output.is_file():
-        raise StudyError(f"{output}: holds a study, or is a file. Choose another --output.")
-    compared = _read_compared(study)
+    refuse_study_folder(output)
+    compared = read_compared(study)
     label = _shared_label(compared, config, cohort)
     models = _list_models(study, compared)
     on_cuda = uses_cuda(config.train.device)
@@ -137,49 +140,9 @@ def validate(
     return EvaluationReport(report.data, build_report(output, config.report.figures))
 
 
-def _read_config(study: Path) -> StudyConfig:
-    record = study / "study.yaml"
-    if not record.is_file():
-        raise StudyError(
-            f"{study}: holds no study (no study.yaml). Name the folder that `compare` wrote."
-        )
-    return load_config(record)
-
-
-def open_on(
-    study: str | Path,
-    path: str | Path,
-    root: str | Path | None = None,
-    labels: Sequence[str] = (),
-    positive: str | None = None,
-) -> Cohort:
-    """A second cohort for the models of a study: its classes are matched by name, see
-    `sources.open_second`.
-
-    Raises:
-        StudyError: no study there.
-        CohortError: the names do not fit, and nobody said which is which.
-    """
-    known = _read_config(Path(study)).cohort
-    label = _label_of(_read_compared(Path(study)))
-    return open_second(path, label, known.classes, known.positive or label, root, labels, positive)
-
-
-def _read_compared(study: Path) -> pd.DataFrame:
-    """The predictions of the models that the study left, without the draws of a learning curve and
-    what they were before.
-    """
-    table = read_predictions(study / "predictions.csv", apart=True)
-    return split_budgets(table[table["size"] == 0] if "size" in table.columns else table, ())[0]
-
-
-def _label_of(table: pd.DataFrame) -> str:
-    return str(table["label"].iloc[0])
-
-
 def _shared_label(table: pd.DataFrame, config: StudyConfig, cohort: Cohort) -> str:
     """The label of both, whose 1 must mean the same."""
-    label = _label_of(table)
+    label = label_of(table)
     if label not in cohort.labels:
         raise CohortError(
             f"the second cohort has the labels {', '.join(cohort.labels) or 'none'}, the study "

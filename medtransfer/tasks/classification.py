@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 from torch import Tensor, nn
-from torchmetrics.functional.classification import binary_auroc
 
 from medtransfer.errors import CohortError, ConfigError
 from medtransfer.evaluation.metrics.recalibration import fit_map, log_losses
@@ -155,6 +154,8 @@ class Classification:
         arXiv:2501.19195): over-confidence grows while discrimination still improves, and a
         temperature takes it away.
         """
+        from torchmetrics.functional.classification import binary_auroc  # takes seconds to import
+
         columns = zip(predictions.T, targets.T, strict=True)
         refined = float(
             np.mean(

@@ -1,21 +1,23 @@
-"""Names of architectures -> networks -> backbones."""
+"""Names of architectures -> networks -> backbones.
+
+timm is imported where it is used: it takes seconds, and a study reads its images first.
+"""
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 
 from medtransfer.errors import WeightsError
 from medtransfer.models.catalog.formulas import NAME as FEATURES
 from medtransfer.models.catalog.formulas import build_handcrafted
+from medtransfer.models.catalog.names import unknown_backbone
 from medtransfer.models.chain.backbone import Backbone, Recipe, WeightsRecord
 from medtransfer.models.chain.chain import NECK, Chain, build_chain
 from medtransfer.models.weights.inflation import NAMES, SIZE
@@ -31,6 +33,8 @@ def list_backbones(pattern: str = "*") -> list[str]:
     """Names of the architectures, matched like file names (`*resnet*`): timm's for planes, MONAI's
     for volumes.
     """
+    import timm
+
     return [*fnmatch.filter(NAMES, pattern), *(str(name) for name in timm.list_models(pattern))]
 
 
@@ -145,12 +149,10 @@ def _for_channels(recipe: Recipe, channels: int) -> Recipe:
 
 
 def _require_known(name: str) -> None:
+    import timm
+
     if name not in NAMES and not timm.is_model(name):
-        near = difflib.get_close_matches(name.lower(), list_backbones(), n=4)
-        hint = f" Did you mean {', '.join(near)}?" if near else ""
-        raise WeightsError(
-            f"unknown backbone {name!r}.{hint} `medtransfer backbones` lists them all."
-        )
+        raise unknown_backbone(name, list_backbones())
 
 
 def _build_network(
@@ -176,6 +178,8 @@ def _build_volume(name: str, channels: int) -> nn.Module:
 
 
 def _build_planar(name: str, channels: int, size: int | None) -> nn.Module:
+    import timm
+
     create: Callable[..., nn.Module] = partial(
         timm.create_model, name, pretrained=False, num_classes=0, in_chans=channels
     )

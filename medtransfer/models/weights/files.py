@@ -15,6 +15,7 @@ from torch import Tensor
 from medtransfer.errors import WeightsError
 from medtransfer.models.weights.claims import check_tensors
 from medtransfer.models.weights.formats import read_content
+from medtransfer.models.weights.sources import refuse_no_file
 
 Tensors = dict[str, Tensor]
 
@@ -71,18 +72,6 @@ class Network:
     changes: tuple[str, ...] = ()
 
 
-def split_network(path: Path) -> tuple[Path, str]:
-    """The file, and the network asked for behind `#` ("" where none is). A file whose name has a
-    `#` is that file.
-    """
-    text = str(path)
-    cuts = [index for index, letter in enumerate(text) if letter == "#"]
-    for cut in [] if path.exists() else reversed(cuts):
-        if Path(text[:cut]).is_file():
-            return Path(text[:cut]), text[cut + 1 :]
-    return path, ""
-
-
 def read_tensors(path: Path, name: str = "") -> Tensors:
     """The tensors of `read_network`."""
     return read_network(path, name).tensors
@@ -101,9 +90,7 @@ def read_network(path: Path, name: str = "") -> Network:
         WeightsError: no such file, damaged, holding no network or none of that name, or several and
             none is named.
     """
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "no such file"
-        raise WeightsError(f"{path}: {what}. Give the path of a .safetensors or .pth state_dict.")
+    refuse_no_file(path)
     content = read_content(
         path
     )  # first, as what was saved in place of the file has another digest too

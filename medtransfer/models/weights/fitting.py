@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from medtransfer.errors import WeightsError, list_faults
@@ -232,6 +231,8 @@ def _adapt(named: Named, network: Any, channels: int) -> Named:
             and value.shape[1] == channels
             and (given.shape[0], *given.shape[2:]) == (value.shape[0], *value.shape[2:])
         ):
+            from timm.models import adapt_input_conv  # takes seconds to import
+
             planar = given.flatten(2, -2) if given.ndim == 5 else given
             tensors[key] = adapt_input_conv(channels, planar).reshape(value.shape)
             changes.append(

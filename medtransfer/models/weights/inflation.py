@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # MONAI's blocks and layers per stage.
 RESNETS: dict[str, tuple[str, list[int]]] = {

@@ -1,5 +1,7 @@
 """Where weights come from, their digest, and the input recipe bound to them. Loading fails
 closed.
+
+timm is imported where it is used: it takes seconds, and a study reads its images first.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 
@@ -23,18 +24,13 @@ from medtransfer.models.weights.files import (
     digest_of,
     read_network,
     refuse_several,
-    split_network,
 )
 from medtransfer.models.weights.fitting import find_twins, fit
 from medtransfer.models.weights.formats import is_keras, read_metadata
 from medtransfer.models.weights.hub import fetch_file, find_file, weights_folder
 from medtransfer.models.weights.inflation import PLANAR, SIZE
 from medtransfer.models.weights.preparations import prepare_network
-
-SOURCES = (
-    "imagenet, timm:TAG, radimagenet, radimagenet:PATH, file:PATH, file:PATH#NETWORK, "
-    "study:FOLDER or none"
-)
+from medtransfer.models.weights.sources import SOURCES, split_network
 
 # Installed as packages: module, class, and the first digits of the file's SHA-256.
 _EMBEDDED = {
@@ -224,6 +220,8 @@ _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def _config(name: str, tag: str = "") -> Any:
+    import timm
+
     if not timm.is_model(name):
         return None
     return timm.get_pretrained_cfg(f"{name}.{tag}" if tag else name)
@@ -237,6 +235,8 @@ def _tags(name: str) -> list[str]:
     """Tags of the weights that timm publishes for an architecture, its default first; none for one
     that is not timm's.
     """
+    import timm
+
     known = timm.models.get_arch_pretrained_cfgs(name) if timm.is_model(name) else {}
     return [key.partition(".")[2] for key, config in known.items() if config.has_weights]
 
@@ -294,6 +294,8 @@ def _own_names(config: Any) -> list[str]:
 
 
 def _megabytes(name: str) -> float:
+    import timm
+
     with torch.device("meta"):
         network = timm.create_model(name)
     return 4e-6 * sum(int(value.numel()) for value in network.state_dict().values())
@@ -317,6 +319,8 @@ def _locate_embedded(name: str) -> Located:
 
 
 def _locate_file(name: str, path: Path) -> Located:
+    import timm
+
     if is_keras(path):
         raise WeightsError(
             f"{path}: Keras files are read as RadImageNet's, whose input is known: give weights: "

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
 from numpy.typing import NDArray
 
 from medtransfer.data.grid.cache import read_entry
@@ -125,6 +124,8 @@ def _overlay(picture: NDArray[np.uint8], heat: NDArray[Any]) -> NDArray[np.uint8
     """The picture in grey under the map in colour, as opaque as the map is high; uint8 (row,
     column, colour).
     """
+    from matplotlib import colormaps  # takes a second, and a study begins without it
+
     grey = (picture.mean(-1) if picture.ndim == 3 else picture).astype(np.float64)[..., None] / 255
     opaque = 0.6 * np.clip(heat, 0, 1)[..., None]
     mixed = (1 - opaque) * grey + opaque * colormaps["inferno"](np.clip(heat, 0, 1))[..., :3]

@@ -1,0 +1,135 @@
+"""The cohorts of a study, read without torch: a wrong path or name is refused in a second."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from medtransfer.config.sections import CohortSection
+from medtransfer.config.study_config import StudyConfig, load_config
+from medtransfer.data.cohort.cohort import Cohort
+from medtransfer.data.cohort.sources import open_second
+from medtransfer.data.images.medmnist import is_archive
+from medtransfer.errors import StudyError
+from medtransfer.evaluation import read_predictions
+from medtransfer.evaluation.analyses.budgets import split_budgets
+from medtransfer.study.folder import read_salt
+
+
+def load_cohort(
+    section: CohortSection, salt: str | None = None, columns: Sequence[str] = ()
+) -> Cohort:
+    """The cohort that a configuration describes; ids from DICOM headers are hashed with the salt,
+    `columns` of a manifest are kept.
+    """
+    outside = section.outside
+    if section.boxes is not None and not section.labels and not section.classes:
+        where = (
+            section.root,
+            section.boxes,
+            section.manifest,
+            section.kinds,
+            section.patient,
+            section.unnamed,
+            section.parts,
+        )
+        return Cohort.from_boxes(*where, salt, columns, section.axes, outside)
+    if section.manifest is not None and is_archive(section.manifest):
+        cohort = Cohort.from_medmnist(section.manifest, section.positive)
+    elif section.manifest is not None:
+        cohort = Cohort.from_csv(
+            section.manifest, section.root, section.labels, section.positive, salt, columns, outside
+        )
+    else:
+        cohort = Cohort.from_folders(section.root, section.classes, section.positive, salt, outside)
+    return (
+        cohort.with_boxes(section.boxes, section.kinds, section.axes)
+        if section.boxes is not None
+        else cohort
+    )
+
+
+def read_cohort(config: StudyConfig, cohort: Cohort | None, output: Path | None) -> Cohort:
+    """The cohort of a study; one that goes on calls its patients as it did before.
+
+    Args:
+        config: the study.
+        cohort: its images, where they were read already; None: as the configuration says.
+        output: folder of the study, whose salt is taken up; None: of no study.
+
+    Raises:
+        CohortError: the cohort cannot be read.
+        StudyError: the study was made with other images or labels.
+    """
+    section, left_out = config.cohort, config.protocol.leave_out
+    columns = tuple(dict.fromkeys((*config.evaluate.subgroups, *([left_out] if left_out else []))))
+    kept = read_salt(output) if output is not None else None
+    if cohort is None:
+        return load_cohort(section, kept, columns)
+    if kept is None or cohort.salt in {"", kept}:
+        return cohort
+    again = load_cohort(section, kept, columns)
+    missing = sorted(set(again.images["image"]) - set(cohort.images["image"]))
+    again = again.without(missing) if missing else again
+    known = ["image", *cohort.labels]
+    if again.labels != cohort.labels or not again.images[known].equals(cohort.images[known]):
+        raise StudyError(f"{output}: was made with other images or labels. Choose another output.")
+    return again
+
+
+def read_settings(study: Path) -> StudyConfig:
+    """The configuration of a study, all defaults written out.
+
+    Raises:
+        StudyError: no study there.
+    """
+    record = study / "study.yaml"
+    if not record.is_file():
+        raise StudyError(
+            f"{study}: holds no study (no study.yaml). Name the folder that `compare` wrote."
+        )
+    return load_config(record)
+
+
+def open_on(
+    study: str | Path,
+    path: str | Path,
+    root: str | Path | None = None,
+    labels: Sequence[str] = (),
+    positive: str | None = None,
+) -> Cohort:
+    """A second cohort for the models of a study: its classes are matched by name, see
+    `sources.open_second`.
+
+    Raises:
+        StudyError: no study there.
+        CohortError: the names do not fit, and nobody said which is which.
+    """
+    known = read_settings(Path(study)).cohort
+    label = label_of(read_compared(Path(study)))
+    return open_second(path, label, known.classes, known.positive or label, root, labels, positive)
+
+
+def read_compared(study: Path) -> pd.DataFrame:
+    """The predictions of the models that the study left, without the draws of a learning curve and
+    what they were before.
+    """
+    table = read_predictions(study / "predictions.csv", apart=True)
+    return split_budgets(table[table["size"] == 0] if "size" in table.columns else table, ())[0]
+
+
+def label_of(table: pd.DataFrame) -> str:
+    """The label of a study, of which a study has one."""
+    return str(table["label"].iloc[0])
+
+
+def refuse_study_folder(output: Path) -> None:
+    """Refuses to write the results of a second cohort over those of a study.
+
+    Raises:
+        StudyError: the folder holds a study, or is a file.
+    """
+    if (output / "study.yaml").is_file() or output.is_file():
+        raise StudyError(f"{output}: holds a study, or is a file. Choose another --output.")
