@@ -31,7 +31,7 @@ def demo(
     """
     from medtransfer.config.sections import CohortSection
     from medtransfer.config.study_config import configs_folder, load_config
-    from medtransfer.study.folder import check_folder
+    from medtransfer.records.study_folder import StudyFolder
 
     # Beside the study, as the study folder itself is the record and holds no images.
     named = output if output.name else output.resolve()
@@ -41,7 +41,7 @@ def demo(
     section = CohortSection(manifest=cohort / "manifest.csv", root=cohort, **learnt)
     name = f"demo{'_detection' if detects else ''}{'_volumes' if volumes else ''}.yaml"
     config = load_config(configs_folder() / name).model_copy(update={"cohort": section})
-    check_folder(output, config)
+    StudyFolder(output).refuse_other(config)
 
     from medtransfer.data.phantom.planes import write_phantom
 

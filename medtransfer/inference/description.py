@@ -12,12 +12,12 @@ from pydantic import ValidationError
 from medtransfer.data.grid.settings import ImageSettings
 from medtransfer.errors import FileError
 from medtransfer.files import digest_bytes, read_json, write_json
-from medtransfer.models.chain.backbone import Backbone, Recipe, WeightsRecord
+from medtransfer.models.chain.backbone import Recipe, WeightsRecord
 from medtransfer.models.plan.plan import FreezePlan
 from medtransfer.records.run_folder import RunFolder
 from medtransfer.tasks.kinds import describe_task, read_task
 from medtransfer.tasks.task import Task
-from medtransfer.training.device import Engine
+from medtransfer.training.predicting import Model
 
 _LIBRARIES = ("medtransfer", "torch", "timm", "monai", "numpy")
 
@@ -38,7 +38,7 @@ class Description:
         task: what it learnt, with class weights or anchors.
         image: how pixels become the input.
         slab: neighbouring slices that are the channels of each.
-        engine: `precision` and `layout` that it was trained in.
+        engine: `device`, `precision` and `layout` that it was trained in.
         meaning: by label, what 1 stands for.
         reference: distribution of the input of its cohort: modality, shape, spacing, intensity.
         decisions: by label, `recalibration` (a map of logits), `thresholds` and `prediction_sets`
@@ -92,18 +92,15 @@ _PLAIN = (
 )
 
 
-def describe(
-    backbone: Backbone, plan: FreezePlan, task: Task, engine: Engine, **about: Any
-) -> Description:
+def describe(model: Model, plan: FreezePlan, **about: Any) -> Description:
     """The description of a network that was just trained.
 
     Args:
-        backbone: as it was trained.
+        model: as it was trained, with a task that took all it needs from the training part.
         plan: of the training.
-        task: with all that it took from the training part.
-        engine: device and precision.
         **about: the other fields of `Description`.
     """
+    backbone, engine = model.backbone, model.engine
     return Description(
         backbone={
             "name": backbone.name,
@@ -113,8 +110,12 @@ def describe(
         recipe=backbone.recipe,
         source=backbone.weights,
         plan=plan,
-        task=task,
-        engine={"precision": engine.precision, "layout": engine.layout},
+        task=model.task,
+        engine={
+            "device": engine.device.type,
+            "precision": engine.precision,
+            "layout": engine.layout,
+        },
         versions={name: metadata.version(name) for name in _LIBRARIES},
         **about,
     )

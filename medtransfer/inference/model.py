@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 
@@ -31,9 +30,10 @@ from medtransfer.models.heads.linear import Head, LinearHead
 from medtransfer.records.run_folder import RunFolder
 from medtransfer.training.batches import Loader
 from medtransfer.training.checkpoint import load_weights
-from medtransfer.training.device import Engine, make_engine, uses_cuda
-from medtransfer.training.predicting import predict
+from medtransfer.training.device import Engine, uses_cuda
+from medtransfer.training.predicting import Model, predict
 from medtransfer.training.probe import pooled_features
+from medtransfer.training.timing import make_engine
 
 # Planes that are predicted at once.
 _AT_ONCE = 32
@@ -46,16 +46,13 @@ class TrainedModel:
     Attributes:
         folder: where it lies.
         description: what it is.
-        backbone: its network, as it was trained.
-        head: on top of it.
-        engine: device and precision that it computes in.
+        model: its network as it was trained, what it learnt, and the device and precision that it
+            computes in.
     """
 
     folder: RunFolder
     description: Description
-    backbone: Backbone
-    head: Head
-    engine: Engine
+    model: Model
 
     @staticmethod
     def open(path: str | Path, device: str = "auto") -> TrainedModel:
@@ -71,17 +68,44 @@ class TrainedModel:
             WeightsError: no trained model there, or a file that is damaged or missing.
         """
         folder = RunFolder(Path(path))
-        description = read_model(folder)
+        description, digests = read_model(folder)
         backbone = _build(description)
         backbone.truncate(description.plan.dropped_stages)
         head = description.task.make_head(backbone)
-        load_weights(folder.weights, backbone, head)
-        engine = make_engine(device, _precision(description, device), layout=_layout(description))
+        load_weights(folder.weights, backbone, head, digests[folder.weights.name])
+        trained = description.engine
+        # As numbers of another kind of device differ in any precision but full.
+        alike = (trained["device"] == "cuda") == uses_cuda(device)
+        precision = trained["precision"] if alike else "fp32"
+        engine = make_engine(device, precision, layout=trained["layout"])
+        engine = replace(engine, share=(0, 1))  # whoever else trains along
         engine.place(backbone)
         head.to(engine.device)
         backbone.eval()
         head.eval()
-        return TrainedModel(folder, description, backbone, head, engine)
+        model = Model(backbone, head, description.task, engine)
+        return TrainedModel(folder, description, model)
+
+    @property
+    def name(self) -> str:
+        """Arm, fold and seed."""
+        about = self.description
+        return f"{about.arm}, fold {about.fold}, seed {about.seed}"
+
+    @property
+    def backbone(self) -> Backbone:
+        """Its network."""
+        return self.model.backbone
+
+    @property
+    def head(self) -> Head:
+        """On top of the network."""
+        return self.model.head
+
+    @property
+    def engine(self) -> Engine:
+        """Device and precision that it computes in."""
+        return self.model.engine
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -94,13 +118,9 @@ class TrainedModel:
         path = self.folder.typicality
         return Reach.load(path) if path.is_file() else None
 
-    def on(self, device: torch.device | None, precision: str) -> TrainedModel:
-        """The same model in another precision, such as for maps."""
-        engine = replace(self.engine, precision=precision)  # type: ignore[arg-type]
-        engine = engine if device is None else replace(engine, device=device)
-        engine.place(self.backbone)
-        self.head.to(engine.device)
-        return replace(self, engine=engine)
+    def in_fp32(self) -> TrainedModel:
+        """The same model in full precision, such as for heat maps."""
+        return replace(self, model=replace(self.model, engine=self.engine.in_fp32()))
 
     def source(self, entries: Sequence[Path], targets: NDArray[Any] | None = None) -> ImageSource:
         """Images of the cache, as the network is given them.
@@ -144,7 +164,7 @@ class TrainedModel:
             targets: see `source`.
         """
         batches = self.batches(self.source(entries, targets))
-        return predict(self.backbone, self.head, self.description.task, batches, self.engine)
+        return predict(self.model, batches)
 
     def predict(self, images: str | Path | Sequence[str | Path]) -> pd.DataFrame:
         """Predicts images that the model has not met.
@@ -223,54 +243,8 @@ class TrainedModel:
         return rows.assign(recalibrated=recalibrated)
 
 
-@dataclass(frozen=True, eq=False)
-class Ensemble:
-    """Several trained models of one task, with the face of one.
-
-    Attributes:
-        models: whose predictions are averaged.
-    """
-
-    models: Sequence[TrainedModel]
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """What they tell apart."""
-        return self.models[0].labels
-
-    def predict(self, images: str | Path | Sequence[str | Path]) -> pd.DataFrame:
-        """Predicts images: means of the probabilities of the models, after the recalibration of
-        their study where it was reported.
-
-        Args:
-            images: as `TrainedModel.predict`.
-
-        Returns:
-            As `TrainedModel.predict`; `probability` is the mean of the recalibrated probabilities,
-            `logit` its logit, `spread` the standard deviation between the models (0 for one model),
-            and `typical` the mean.
-        """
-        tables = [model.predict(images) for model in self.models]
-        first = tables[0]
-        best = [
-            table["recalibrated"].fillna(table["probability"])
-            if "recalibrated" in table
-            else table["probability"]
-            for table in tables
-        ]
-        values = np.stack([column.to_numpy(float) for column in best])
-        mean = values.mean(0)
-        with np.errstate(divide="ignore"):
-            logit = np.log(mean) - np.log1p(-mean)
-        result = first[["image", "label"]].assign(probability=mean, logit=logit)
-        result["spread"] = values.std(0)
-        if all("typical" in table for table in tables):
-            result["typical"] = np.mean([table["typical"].to_numpy(float) for table in tables], 0)
-        return result.assign(error=first["error"])
-
-
-def read_model(folder: RunFolder) -> Description:
-    """The description of a trained model, after its tensors were compared with their digests.
+def read_model(folder: RunFolder) -> tuple[Description, dict[str, str]]:
+    """The description of a trained model, and the digests of its tensors, which were compared.
 
     Raises:
         WeightsError: no trained model there, or a file that is damaged or missing.
@@ -286,7 +260,7 @@ def read_model(folder: RunFolder) -> Description:
                 )
         if folder.weights.name not in digests:
             raise FileError(f"{folder.model}: names no {folder.weights.name}.")
-        return description
+        return description, digests
     except FileNotFoundError as error:
         raise WeightsError(
             f"{error.filename}: is missing, so there is no trained model in {folder.path}. Name "
@@ -348,16 +322,6 @@ def _build(description: Description) -> Backbone:
     )
     backbone.weights = description.source
     return backbone
-
-
-def _precision(description: Description, device: str) -> str:
-    """As it was trained, on a device that has that precision; else fp32."""
-    precision = description.engine["precision"]
-    return precision if precision == "fp32" or uses_cuda(device) else "fp32"
-
-
-def _layout(description: Description) -> str:
-    return description.engine["layout"]
 
 
 def _unread(facts: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +15,9 @@ from sklearn.neighbors import NearestNeighbors
 
 from medtransfer.errors import FileError
 from medtransfer.files import write_aside
-from medtransfer.models.chain.backbone import Backbone
 from medtransfer.models.heads.linear import LinearHead
 from medtransfer.training.batches import Loader
-from medtransfer.training.device import Engine
+from medtransfer.training.predicting import Model
 from medtransfer.training.probe import Features, pooled_features
 
 Float = NDArray[np.float64]
@@ -101,17 +101,16 @@ def make_reach(train: Features, tune: Features) -> Reach:
     return Reach(train.values, np.sort(distances_to(train.values, tune.values)))
 
 
-def measure_typicality(
-    backbone: Backbone, head: LinearHead, engine: Engine, parts: Sequence[Loader]
-) -> tuple[Float, Reach]:
+def measure_typicality(model: Model, parts: Sequence[Loader]) -> tuple[Float, Reach]:
     """Typicality of the tune images, then of the test images.
 
     Args:
-        backbone: of the network.
-        head: whose pooled features are compared.
-        engine: device and precision.
+        model: of a linear head, whose pooled features are compared.
         parts: batches of the training, the tune and the test images.
     """
-    train, tune, test = (pooled_features(backbone, head, batches, engine) for batches in parts)
+    head = cast(LinearHead, model.head)
+    train, tune, test = (
+        pooled_features(model.backbone, head, batches, model.engine) for batches in parts
+    )
     reach = make_reach(train, tune)
     return np.concatenate([reach.typicality(part.values) for part in (tune, test)]), reach

@@ -37,29 +37,27 @@ class Run:
 
 
 def finished_run(
-    folder: RunFolder, key: str, say: Callable[[str], None] = lambda _: None
+    folder: RunFolder, key: str | None = None, say: Callable[[str], None] = lambda _: None
 ) -> Run | None:
     """The run in this folder, if it is finished and everything that decided it is unchanged.
 
     Args:
         folder: of the run.
-        key: digest of all that decides it; "": of whatever decided it.
+        key: digest of all that decides it; None: whatever decided it.
         say: is told which file is damaged, where that is why there is no run.
     """
     try:
         summary = folder.read_summary()
-        if key and summary.get("key") != key:
+        if key is not None and summary.get("key") != key:
             return None
         return _assemble(folder, summary)
     except FileNotFoundError:
         return None
     except (FileError, PredictionsError) as error:
-        say(f"{error} The run is done again.")
+        say(str(error))
         return None
     except (KeyError, TypeError, ValueError) as error:
-        say(
-            f"{folder.summary}: is damaged ({type(error).__name__}: {error}). The run is done again."
-        )
+        say(f"{folder.summary}: is damaged ({type(error).__name__}: {error}).")
         return None
 
 

@@ -90,7 +90,11 @@ class RunFolder:
         write_json(self.summary, {**summary, "files": digests}, sealed=True)
 
     def _results(self) -> list[Path]:
-        return [p for p in (*self.tensors, self.predictions, self.candidates) if p.is_file()]
+        return [
+            p
+            for p in (*self.tensors, self.history, self.predictions, self.candidates)
+            if p.is_file()
+        ]
 
     def read_summary(self, whole: bool = True) -> dict[str, Any]:
         """The content of `run.json`.

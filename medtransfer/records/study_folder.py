@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
@@ -153,16 +154,24 @@ class StudyFolder:
         """
         runs = self.path / "runs"
         arms = {path.name: path for path in runs.iterdir()} if runs.is_dir() else {}
-        found = sorted(arms[arm].glob("fold-*/seed-*")) if arm in arms else []
-        return [RunFolder(path) for path in found]
+        folders = sorted(arms[arm].glob("fold-*/seed-*")) if arm in arms else []
+        return [RunFolder(path) for path in folders]
+
+    def summaries_of(self, arm: str) -> list[dict[str, Any]]:
+        """What is recorded of the finished runs of an arm, without damaged ones."""
+        summaries = []
+        for run in self.runs_of(arm):
+            with suppress(FileNotFoundError, FileError):
+                summaries.append(run.read_summary(whole=False))
+        return summaries
 
     def searches_of(self, arm: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """By fold, what the search for the depth saw."""
         folds = sorted({run.path.parent for run in self.runs_of(arm)})
         for fold in folds:
-            path = fold / self.search(arm, 0).name
-            if path.is_file():
-                yield fold.name.removeprefix("fold-"), read_json(path)
+            with suppress(FileNotFoundError, FileError):
+                search = read_json(fold / self.search(arm, 0).name, sealed=True)
+                yield fold.name.removeprefix("fold-"), search
 
     @property
     def locks(self) -> Path:
@@ -378,8 +387,3 @@ def write_seen(study: StudyFolder, seen: pd.DataFrame) -> None:
     """Lists the images that the weights of earlier studies were trained on."""
     if len(seen):
         write_table(seen, study.seen)
-
-
-def describe_failures(failures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The content of `failures.json`."""
-    return {"runs": [dict(failure) for failure in failures]}

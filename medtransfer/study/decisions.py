@@ -36,8 +36,7 @@ def write_decisions(folder: StudyFolder, runs: Sequence[Run], report: Mapping[st
 def _decisions_of(arm: Mapping[str, Any], run: Run) -> dict[str, Any]:
     def of_run(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         cells = [e for e in entries if (e["seed"], e["fold"]) == (run.seed, run.fold)]
-        rest = {k: v for k, v in cells[0].items() if k not in {"seed", "fold"}} if cells else {}
-        return rest
+        return {k: v for k, v in cells[0].items() if k not in {"seed", "fold"}} if cells else {}
 
     recalibrated = arm.get("recalibrated") or {}
     parameters = of_run(recalibrated.get("maps", ()))

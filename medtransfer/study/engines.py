@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -12,13 +11,13 @@ import numpy as np
 import torch
 
 from medtransfer.data.grid.cache import cache_folder
-from medtransfer.errors import StudyError
 from medtransfer.records.study_folder import StudyFolder
 from medtransfer.study.environment import recorded_engine
 from medtransfer.study.settle import Settled
 from medtransfer.study.views import images_of, task_of
-from medtransfer.training.device import Engine, make_engine, uses_cuda
+from medtransfer.training.device import Engine, uses_cuda
 from medtransfer.training.precision import compare_with_fp32, same_answers
+from medtransfer.training.timing import make_engine
 
 # Images of a class on which reduced precision is compared with fp32.
 _COMPARED = 32
@@ -139,37 +138,3 @@ def _steps_of_one(settled: Settled, arms: list[str], workers: int) -> int:
         1 if plan.unfreeze == "at_once" else plan.kept_stages - plan.frozen_stages for plan in plans
     )
     return steps // max(1, kinds * (folds if config.plan.search else 1))
-
-
-def recorded_engines(arms: Sequence[str], folder: StudyFolder) -> dict[str, Engine]:
-    """As the runs were made, wherever the report is.
-
-    Raises:
-        StudyError: the folder does not say so.
-    """
-    engines = {}
-    for arm in arms:
-        stored = recorded_engine(folder, arm)
-        if not stored:
-            raise StudyError(
-                f"{folder.environment}: does not say how arm {arm} was trained. Run the study "
-                "again."
-            )
-        stored["device"] = torch.device(stored["device"])
-        engines[arm] = Engine(**stored)
-    return engines
-
-
-def engines_here(engines: dict[str, Engine]) -> dict[str, Engine]:
-    """For this process alone, on the device that is here."""
-    alone = {arm: replace(engine, share=(0, 1)) for arm, engine in engines.items()}
-    return {
-        arm: engine if _is_here(engine) else make_engine(precision="fp32")
-        for arm, engine in alone.items()
-    }
-
-
-def _is_here(engine: Engine) -> bool:
-    return engine.device.type != "cuda" or (
-        torch.cuda.is_available() and (engine.device.index or 0) < torch.cuda.device_count()
-    )

@@ -14,13 +14,10 @@ from numpy.typing import NDArray
 
 from medtransfer.data.cohort.box_grid import drop_padding, list_candidates
 from medtransfer.data.cohort.split import Fold
-from medtransfer.models.chain.backbone import Backbone
-from medtransfer.models.heads.linear import Head, LinearHead
+from medtransfer.models.heads.linear import LinearHead
 from medtransfer.study.views import Images
-from medtransfer.tasks.task import Task
 from medtransfer.training.batches import Loader
-from medtransfer.training.device import Engine
-from medtransfer.training.predicting import predict
+from medtransfer.training.predicting import Model, predict
 from medtransfer.training.probe import fit_head, pooled_features, solve_without
 
 Load = Callable[[NDArray[np.int64]], Loader]
@@ -34,17 +31,11 @@ class Predictor:
 
     Attributes:
         images: of the cohort.
-        backbone: of the network.
-        head: on top of it.
-        task: what was learnt.
-        engine: device and precision.
+        model: the network, and what it learnt.
     """
 
     images: Images
-    backbone: Backbone
-    head: Head
-    task: Task
-    engine: Engine
+    model: Model
 
     def predict_parts(
         self, fold: Fold, load: Load, probe_seed: int | None
@@ -76,9 +67,10 @@ class Predictor:
         """Tune rows, each by a head that did not see its patient; leaves the head solved on all of
         the training and the tune part.
         """
-        images, head, weights = self.images, cast(LinearHead, self.head), self.task.positive_weights
+        images, model = self.images, self.model
+        head, weights = cast(LinearHead, model.head), model.task.positive_weights
         rows = np.sort(np.concatenate([fold.train, fold.tune]))
-        features = pooled_features(self.backbone, head, load(rows), self.engine)
+        features = pooled_features(model.backbone, head, load(rows), model.engine)
         penalties = fit_head(head, features, images.groups[features.rows], weights, seed)["penalty"]
         units = images.groups[fold.tune]
         # In turn, those of one class after the other, so that no piece takes all of a class with
@@ -104,15 +96,15 @@ class Predictor:
         self, part: str, rows: NDArray[np.int64], batches: Loader
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Rows of a part, and of a task that finds boxes its candidates; else an empty table."""
-        images = self.images
-        predictions, truth = predict(self.backbone, self.head, self.task, batches, self.engine)
+        images, task = self.images, self.model.task
+        predictions, truth = predict(self.model, batches)
         about = (
             images.cohort.images["image"].iloc[rows].tolist(),
             images.cohort.units.iloc[rows].tolist(),
         )
         candidates = pd.DataFrame()
-        if self.task.finds_boxes:
+        if task.finds_boxes:
             placements, plane = [images.placements[row] for row in rows], images.image.plane
             predictions = drop_padding(predictions, placements, plane)
             candidates = list_candidates(predictions, *about, placements, plane).assign(part=part)
-        return self.task.decode(predictions, truth, *about).assign(part=part), candidates
+        return task.decode(predictions, truth, *about).assign(part=part), candidates

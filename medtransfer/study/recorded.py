@@ -19,7 +19,6 @@ from medtransfer.records.study_folder import StudyFolder
 from medtransfer.tasks.kinds import make_task
 from medtransfer.tasks.task import Task
 from medtransfer.text.tables import read_table
-from medtransfer.training.device import Engine
 
 
 @dataclass(frozen=True)
@@ -29,12 +28,10 @@ class Recorded:
     Attributes:
         folder: of the study.
         config: its settings.
-        engines: by arm, as the runs were made.
     """
 
     folder: StudyFolder
     config: StudyConfig
-    engines: dict[str, Engine]
 
     @cached_property
     def images(self) -> pd.DataFrame:
@@ -72,6 +69,12 @@ class Recorded:
         return boxes.assign(**{c: boxes[c].astype(float) for c in numbers})
 
     @property
+    def units(self) -> dict[str, str]:
+        """By image, what must not be divided: the group where there is one, else the patient."""
+        column = "group" if "group" in self.images.columns else "patient"
+        return dict(zip(self.images["image"], self.images[column], strict=True))
+
+    @property
     def folds(self) -> list[int]:
         """The folds of the split."""
         columns = [c for c in self.images.columns if c.startswith("fold_")]
@@ -87,6 +90,11 @@ class Recorded:
         return self.images.loc[self.images[f"fold_{fold}"] == name, "image"].tolist()
 
     def open(self, arm: str, fold: int, seed: int) -> TrainedModel:
-        """The model that a run left, on the device that it was trained on where that is here."""
-        device = self.engines[arm].device.type
+        """The model that a run left.
+
+        Raises:
+            WeightsError: there is none, or it is damaged.
+        """
+        # On CUDA where the study asks for it and there is one: a report may be written elsewhere.
+        device = "cpu" if self.config.train.device == "cpu" else "auto"
         return TrainedModel.open(self.folder.run(arm, fold, seed).path, device)

@@ -70,8 +70,8 @@ def report_runs(
     report = evaluate(folder.predictions, **_choices(config))
     about = {
         "meaning": folder.read(folder.environment).get("meaning", {}),
-        "unfinished": list_unfinished(folder.path, list(config.arms)),
-        "spent": measure_spent(folder.path, list(config.arms)),
+        "unfinished": list_unfinished(folder, list(config.arms)),
+        "spent": measure_spent(folder, list(config.arms)),
     }
     report = EvaluationReport({**report.data, **about})
     compared = [usable[job] for job in main]

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypedDict, Unpack, cast
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import pandas as pd
@@ -34,7 +34,6 @@ from medtransfer.files import digest_of
 from medtransfer.inference.description import describe
 from medtransfer.inference.typicality import Reach, measure_typicality
 from medtransfer.models.chain.backbone import Backbone
-from medtransfer.models.heads.linear import Head, LinearHead
 from medtransfer.models.plan.plan import FreezePlan, refuse_random_prefix
 from medtransfer.progress import Reporter
 from medtransfer.records.run import Run, read_run
@@ -48,13 +47,18 @@ from medtransfer.tasks.task import Task
 from medtransfer.training.averages import State, copy_state, load_state
 from medtransfer.training.batches import Loader, Source
 from medtransfer.training.checkpoint import Checkpoints, save_weights
-from medtransfer.training.device import Engine, describe_machine, make_engine, seed_everything
+from medtransfer.training.device import Engine, describe_machine
 from medtransfer.training.loop import Budget, FitResult, Parts
 from medtransfer.training.loop import fit as train_network
 from medtransfer.training.loop import settle as prepare_network
+from medtransfer.training.predicting import Model
+from medtransfer.training.process import seed_everything, training_settings
 from medtransfer.training.settings import TrainSettings
+from medtransfer.training.timing import make_engine
 from medtransfer.training.tracking import tracking
 
+# Rows of the tune and the test part, and the candidates of a detector.
+Tables = tuple[pd.DataFrame, pd.DataFrame]
 # Training images from which averaged weights take the statistics of batch norms, after every epoch.
 _NORM_IMAGES = 256
 
@@ -161,7 +165,8 @@ def fit(
     cohort = cohort.fitted(facts)
     engine = make_engine(train.device, train.precision, layout=train.layout, compiled=train.compile)
     reference = make_fingerprint(cohort, facts).to_dict()
-    with TemporaryDirectory(dir=feature_folder()) as store:
+    on_cuda = engine.device.type == "cuda"
+    with training_settings(on_cuda), TemporaryDirectory(dir=feature_folder()) as store:
         images = Images(
             cohort,
             [Path(entry) for entry in facts["entry"]],
@@ -202,10 +207,10 @@ def run_fold(training: Training, reporter: Reporter) -> Run:
     backbone.truncate(plan.dropped_stages)
     task = images.task.planned(plan).fitted(images.targets[fold.train])
     engine = training.engine.in_fp32() if training.is_probe else training.engine
-    head = task.make_head(backbone)
-    batches = _make_batches(training, head, engine, reporter)
-    result, budget = _train(training, head, task, engine, batches, reporter)
-    predictor = Predictor(images, backbone, head, task, engine)
+    model = Model(backbone, task.make_head(backbone), task, engine)
+    batches = _make_batches(training, model, reporter)
+    result, budget = _train(training, model, batches, reporter)
+    predictor = Predictor(images, model)
 
     def predict_test() -> tuple[pd.DataFrame, pd.DataFrame]:
         return _predict(training, predictor, batches)
@@ -213,8 +218,7 @@ def run_fold(training: Training, reporter: Reporter) -> Run:
     tables, reach = {training.folder: predict_test()}, None
     if training.whole and task.convex:
         parts = (batches.plain, batches.tune, batches.test)
-        linear = cast(LinearHead, head)
-        shares, reach = measure_typicality(backbone, linear, engine, parts)
+        shares, reach = measure_typicality(model, parts)
         tables[training.folder][0]["typical"] = shares
     summary = {
         "arm": training.arm,
@@ -231,9 +235,9 @@ def run_fold(training: Training, reporter: Reporter) -> Run:
         "wall_seconds": time.perf_counter() - begun,
     }
     if engine.first and training.whole:
-        _write_model(training, head, task, engine, reach)
+        _write_model(training, model, reach)
     if result.at_budget is not None:
-        early = _as_it_was(result.at_budget, (backbone, head), predict_test)
+        early = _as_it_was(result.at_budget, model.modules, predict_test)
         tables[training.folder.at_budget] = early
     if engine.first:
         for folder, (rows, candidates) in tables.items():
@@ -266,14 +270,10 @@ class _Batches:
     checkpoints: Checkpoints
 
 
-def _make_batches(training: Training, head: Head, engine: Engine, reporter: Reporter) -> _Batches:
+def _make_batches(training: Training, model: Model, reporter: Reporter) -> _Batches:
     """Settles how the network computes, then what it is given."""
-    images, fold, plan, backbone = (
-        training.images,
-        training.fold,
-        training.plan,
-        training.backbone,
-    )
+    images, fold, plan = training.images, training.fold, training.plan
+    backbone, head, engine = model.backbone, model.head, model.engine
     source = images.source(backbone, engine, training.seed)
     step, at_once = images.batches(source, engine)
     first = Loader(source, fold.train, max(step, at_once))
@@ -307,20 +307,16 @@ def _budget_of(training: Training, train: Loader) -> Budget:
 
 
 def _train(
-    training: Training,
-    head: Head,
-    task: Task,
-    engine: Engine,
-    batches: _Batches,
-    reporter: Reporter,
+    training: Training, model: Model, batches: _Batches, reporter: Reporter
 ) -> tuple[FitResult, Budget]:
     """Trains the network, epoch by epoch into the history of the run."""
     budget, history = _budget_of(training, batches.train), []
-    track = training.images.train.track if engine.first else None
+    first = model.engine.first
+    track = training.images.train.track if first else None
 
     def on_epoch(entry: dict[str, float], epochs: int) -> None:
         history.append(entry)
-        if engine.first:
+        if first:
             training.folder.add_epoch("".join(json.dumps(row) + "\n" for row in history))
             log({key: value for key, value in entry.items() if key != "epoch"}, int(entry["epoch"]))
         reporter(f"{training.name}, epochs", int(entry["epoch"]), epochs)
@@ -328,13 +324,10 @@ def _train(
     parts = Parts(batches.train, batches.plain, batches.tune, batches.norms)
     with tracking(track, training.name, training.folder.path) as log:
         result = train_network(
-            training.backbone,
-            head,
-            task,
+            model,
             parts,
             training.plan,
             budget,
-            engine,
             training.images.groups,
             on_epoch,
             batches.checkpoints,
@@ -349,13 +342,17 @@ def _predict(
     """Rows of the tune and the test part, and the candidates of a detector."""
 
     def load(rows: NDArray[np.int64]) -> Loader:
-        return _load(batches.source, rows, predictor.engine, batches.at_once)
+        return _load(batches.source, rows, predictor.model.engine, batches.at_once)
 
     probe_seed = training.seed if training.is_probe else None
     rows, candidates = predictor.predict_parts(training.fold, load, probe_seed)
     if not training.whole:
         rows = _balance(rows, training.images.targets[training.fold.train])
-    about = {"arm": training.arm, "seed": training.seed, "fold": training.fold.index}
+    about: dict[str, Any] = {
+        "arm": training.arm,
+        "seed": training.seed,
+        "fold": training.fold.index,
+    }
     return (
         rows.assign(**about).reset_index(drop=True),
         candidates.assign(**about).reset_index(drop=True),
@@ -370,20 +367,16 @@ def _load(
     )
 
 
-def _write_model(
-    training: Training, head: Head, task: Task, engine: Engine, reach: Reach | None
-) -> None:
+def _write_model(training: Training, model: Model, reach: Reach | None) -> None:
     """The trained model: its tensors, what it is, and how far its training images reach."""
     folder = training.folder
-    facts = {**describe_backbone(training.backbone), "tap": ", ".join(head.taps)}
-    save_weights(folder.weights, training.backbone, head, facts)
+    facts = {**describe_backbone(training.backbone), "tap": ", ".join(model.head.taps)}
+    save_weights(folder.weights, *model.modules, facts)
     if reach is not None:
         reach.save(folder.typicality)
     describe(
-        training.backbone,
+        model,
         training.plan,
-        task,
-        engine,
         arm=training.arm,
         fold=training.fold.index,
         seed=training.seed,
@@ -401,9 +394,7 @@ def _write_tables(folder: RunFolder, rows: pd.DataFrame, candidates: pd.DataFram
         write_candidates(candidates, folder.candidates)
 
 
-def _as_it_was(
-    state: State, modules: Sequence[nn.Module], predict: Callable[[], tuple[pd.DataFrame, ...]]
-) -> tuple[pd.DataFrame, ...]:
+def _as_it_was(state: State, modules: Sequence[nn.Module], predict: Callable[[], Tables]) -> Tables:
     """What modules predict in an earlier state; they are left as they are."""
     last = copy_state(*modules)
     load_state(state, *modules)

@@ -17,9 +17,9 @@ from medtransfer.study.planning import count_steps
 from medtransfer.study.run import Training
 from medtransfer.training.batches import Loader, Source
 from medtransfer.training.choice import DepthChoice, apply_choice
-from medtransfer.training.depth import search_depth
-from medtransfer.training.device import seed_everything
+from medtransfer.training.depth import Setting, search_depth
 from medtransfer.training.loop import Budget
+from medtransfer.training.process import seed_everything
 
 Report = Callable[[str, int, int], None]
 
@@ -57,20 +57,8 @@ def search_fold(
         def keep(network: Backbone, cut: str, taps: Sequence[str], pooled: bool = False) -> Source:
             return images.keep(network, engine, cut, taps, seed, pooled, report)
 
-        choice = search_depth(
-            backbone,
-            weighted,
-            keep,
-            rows,
-            batches,
-            plan,
-            budget,
-            engine,
-            images.groups,
-            costs,
-            seed,
-            report,
-        )
+        setting = Setting(weighted, engine, keep, rows, images.groups, batches, seed)
+        choice = search_depth(backbone, setting, plan, budget, costs, report)
         if engine.first:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, {"key": training.key, **choice.to_dict()}, sealed=True)

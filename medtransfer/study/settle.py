@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medtransfer.config.arm import Arm
-from medtransfer.config.sections import CohortSection
 from medtransfer.config.study_config import StudyConfig
 from medtransfer.data.audit.audit import Audit, audit, tell_meaning
 from medtransfer.data.audit.fingerprint import Fingerprint, make_fingerprint
@@ -20,14 +19,14 @@ from medtransfer.data.cohort.box_grid import boxes_on_grid, boxes_seen, place_im
 from medtransfer.data.cohort.cohort import Cohort
 from medtransfer.data.cohort.split import Split, split_cohort
 from medtransfer.data.grid.fixed import Fixed, fixed_of, input_space
-from medtransfer.data.images.medmnist import is_archive
-from medtransfer.errors import CohortError, ConfigError, LeakageError, StudyError, list_faults
+from medtransfer.errors import CohortError, ConfigError, LeakageError, list_faults
 from medtransfer.models.catalog.catalog import load_backbone
 from medtransfer.models.chain.backbone import Backbone, Recipe
 from medtransfer.models.plan.plan import FreezePlan, refuse_random_prefix
 from medtransfer.models.weights.locate import published_recipe
 from medtransfer.progress import Reporter
 from medtransfer.records.study_folder import StudyFolder, images_of_study
+from medtransfer.study.cohort import read_cohort
 from medtransfer.study.planning import (
     plan_arm,
     refuse_edited_steps,
@@ -129,7 +128,7 @@ def settle(
 
 def _open_cohort(config: StudyConfig, cohort: Cohort | None, folder: StudyFolder | None) -> Cohort:
     """The cohort with the label that is studied, and the patients that were told apart."""
-    cohort = _with_recorded_salt(config, cohort, folder)
+    cohort = read_cohort(config, cohort, folder)
     if make_task(config.task, cohort.labels, ()).finds_boxes:
         cohort = cohort.detecting()
     cohort = cohort.told_apart(config.cohort.look_alikes)
@@ -249,61 +248,6 @@ def _refuse_images_seen_before(
             )
         seen.append(before)
     return pd.concat(seen, ignore_index=True).drop_duplicates()
-
-
-def load_cohort(
-    section: CohortSection, salt: str | None = None, columns: Sequence[str] = ()
-) -> Cohort:
-    """The cohort that a configuration describes; ids from DICOM headers are hashed with the salt,
-    `columns` of a manifest are kept.
-    """
-    outside = section.outside
-    if section.boxes is not None and not section.labels and not section.classes:
-        where = (
-            section.root,
-            section.boxes,
-            section.manifest,
-            section.kinds,
-            section.patient,
-            section.unnamed,
-            section.parts,
-        )
-        return Cohort.from_boxes(*where, salt, columns, section.axes, outside)
-    if section.manifest is not None and is_archive(section.manifest):
-        cohort = Cohort.from_medmnist(section.manifest, section.positive)
-    elif section.manifest is not None:
-        cohort = Cohort.from_csv(
-            section.manifest, section.root, section.labels, section.positive, salt, columns, outside
-        )
-    else:
-        cohort = Cohort.from_folders(section.root, section.classes, section.positive, salt, outside)
-    return (
-        cohort.with_boxes(section.boxes, section.kinds, section.axes)
-        if section.boxes is not None
-        else cohort
-    )
-
-
-def _with_recorded_salt(
-    config: StudyConfig, cohort: Cohort | None, folder: StudyFolder | None
-) -> Cohort:
-    """The cohort, whose patients a study that goes on calls as it did before."""
-    section, left_out = config.cohort, config.protocol.leave_out
-    columns = tuple(dict.fromkeys((*config.evaluate.subgroups, *([left_out] if left_out else []))))
-    salt = folder.read_salt() if folder is not None else None
-    if cohort is None:
-        return load_cohort(section, salt, columns)
-    if folder is None or salt is None or cohort.salt in {"", salt}:
-        return cohort
-    again = load_cohort(section, salt, columns)
-    missing = sorted(set(again.images["image"]) - set(cohort.images["image"]))
-    again = again.without(missing) if missing else again
-    decisive = ["image", *cohort.labels]
-    if again.labels != cohort.labels or not again.images[decisive].equals(cohort.images[decisive]):
-        raise StudyError(
-            f"{folder.path}: was made with other images or labels. Choose another output."
-        )
-    return again
 
 
 def refuse_unreadable(facts: pd.DataFrame, cohort: Cohort) -> None:

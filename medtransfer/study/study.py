@@ -17,20 +17,27 @@ from medtransfer.config.arm import Arm
 from medtransfer.config.study_config import StudyConfig, make_config
 from medtransfer.data.cohort.cohort import Cohort
 from medtransfer.data.grid.cache import feature_folder
-from medtransfer.errors import CohortError, ConfigError, MedTransferError, StudyError
+from medtransfer.data.grid.fixed import fixed_of
+from medtransfer.errors import CohortError, ConfigError, MedTransferError
 from medtransfer.evaluation import EvaluationReport
 from medtransfer.models.chain.backbone import Backbone
 from medtransfer.models.plan.plan import FreezePlan
 from medtransfer.progress import Reporter
+from medtransfer.records.run import Run, finished_run
+from medtransfer.records.study_folder import StudyFolder
 from medtransfer.study.draws import refuse_large_sizes
-from medtransfer.study.engines import choose_engines, recorded_engines
-from medtransfer.study.folder import LOCKS, check_folder
-from medtransfer.study.jobs import Job, Study, list_jobs
+from medtransfer.study.engines import choose_engines
+from medtransfer.study.environment import write_record
+from medtransfer.study.failures import read_failures, write_failures
+from medtransfer.study.jobs import Job, list_jobs, name_jobs
 from medtransfer.study.pool import run_jobs
-from medtransfer.study.record import Prepared, write_record, write_salt
-from medtransfer.study.results import read_failures, report_runs, write_failures
-from medtransfer.study.settle import fixed_of, prepare
-from medtransfer.training.costs import refuse_missing
+from medtransfer.study.recorded import Recorded
+from medtransfer.study.refusals import refuse_settings
+from medtransfer.study.results import report_runs
+from medtransfer.study.settle import Settled, settle
+from medtransfer.study.share import WHOLE, Share
+from medtransfer.study.worker import Worker
+from medtransfer.tasks.kinds import choose_kind
 from medtransfer.training.device import uses_cuda
 from medtransfer.training.process import join_processes, training_settings
 
@@ -54,8 +61,7 @@ def compare(
         quiet: no progress.
         jobs: processes on this machine, which divide its cores.
         **sections: `image`, `protocol`, `plan`, `train`, `evaluate`: the sections of a
-        configuration, such as
-            `protocol={"folds": 3, "seeds": [0, 1]}`.
+            configuration, such as `protocol={"folds": 3, "seeds": [0, 1]}`.
 
     Raises:
         MedTransferError: see `run_study`.
@@ -71,13 +77,13 @@ def compare(
             'weights="imagenet")}.'
         )
     values = {
-        "task": "detection" if cohort.detects else "classification",
+        "task": choose_kind(cohort.needed_classes),
         "cohort": cohort.source,
         "arms": {name: arm.model_dump(exclude_unset=True) for name, arm in arms.items()},
         **sections,
     }
     report = run_study(make_config(values, "compare"), output, cohort, quiet, jobs)
-    assert report is not None  # one task does all
+    assert report is not None  # one share is all of it
     return report
 
 
@@ -87,7 +93,7 @@ def run_study(
     cohort: Cohort | None = None,
     quiet: bool = False,
     jobs: int = 1,
-    task: tuple[int, int] = (0, 1),
+    share: Share = WHOLE,
     report_only: bool = False,
 ) -> EvaluationReport | None:
     """Carries out a configuration; the main job.
@@ -102,12 +108,12 @@ def run_study(
         cohort: its images; None: as the configuration says.
         quiet: no progress.
         jobs: processes on this machine, which divide its cores.
-        task: number of this task and of all of them: this one does its share of the runs and writes
-            no report.
-        report_only: writes the report from the runs that are finished, and trains nothing.
+        share: of the runs that are done now; of several, each writes no report.
+        report_only: writes the report from the runs that are finished, and trains nothing; the
+            folder suffices, without the files of the cohort or pretrained weights.
 
     Returns:
-        The report; None for one of several tasks, or for a process that trains along with another.
+        The report; None for one of several shares, or for a process that trains along with another.
 
     Raises:
         ConfigError, CohortError, LeakageError, WeightsError: found before anything is written.
@@ -115,34 +121,31 @@ def run_study(
         KeyboardInterrupt: an end was asked for; what was under way is kept, and the same call goes
             on.
     """
-    output = Path(output)
-    _refuse_settings(config, jobs, task, report_only, output)
+    folder = StudyFolder(Path(output))
+    refuse_settings(config, folder.path, jobs, share, report_only)
     on_cuda = uses_cuda(config.train.device)
     with training_settings(on_cuda, jobs), Reporter(quiet or not _is_first()) as reporter:
-        if task[1] > 1:
-            study = _settle_among_tasks(config, output, cohort, reporter, jobs, task[1])
-        else:
-            study = _settle(config, output, cohort, reporter, jobs, report_only=report_only)
-        listed = list_jobs(study.prepared)
-        own = listed[task[0] :: task[1]]
-        failures: dict[Job, str] = {}
         if report_only:
-            runs = {job: run for job in own if (run := study.finished(job)) is not None}
-        else:
-            runs, failures = run_jobs(study, own, jobs, config.engine, reporter)
-        if task[1] > 1:
+            runs, listed = _finished(config, folder, reporter)
+            return report_runs(Recorded(folder, config), runs, listed, reporter)
+        worker = _settle_in_turn(config, folder, cohort, reporter, jobs, share)
+        jobs_of_study = list_jobs(worker.settled)
+        jobs_of_share = share.take(jobs_of_study)
+        runs, failures = run_jobs(worker, jobs_of_share, jobs, config.engine, reporter)
+        if share.of > 1:
             reporter.say(
-                f"task {task[0]} of {task[1]}: {len(runs)} of {len(own)} runs done, "
+                f"share {share}: {len(runs)} of {len(jobs_of_share)} runs done, "
                 f"{len(failures)} failed"
             )
         if not _is_first():
             return None
-        write_failures(output, {**read_failures(output), **failures}, study)
-        if task[1] > 1:
+        _note_failures(worker, failures)
+        if share.of > 1:
             return None
-        report = report_runs(study, runs, len(listed), reporter)
-        if len(runs) == len(listed):
-            _clear(study)
+        report = report_runs(Recorded(folder, config), runs, len(jobs_of_study), reporter)
+        if len(runs) == len(jobs_of_study):
+            rmtree(worker.store, ignore_errors=True)
+            folder.clear_locks()
         return report
 
 
@@ -151,99 +154,102 @@ def _is_first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def _refuse_settings(
-    config: StudyConfig, jobs: int, task: tuple[int, int], report_only: bool, output: Path
-) -> None:
-    check_folder(output, config)
-    refuse_missing(config.train.track)
-    number, tasks = task
-    if jobs < 1:
-        raise ConfigError(f"jobs is {jobs}; it is a number of processes from 1.")
-    if not 0 <= number < tasks:
-        raise ConfigError(
-            f"task {number} of {tasks}: tasks count from 0 to {tasks - 1}; with a Slurm array, "
-            f"use --array=0-{max(0, tasks - 1)}."
+def _finished(
+    config: StudyConfig, folder: StudyFolder, reporter: Reporter
+) -> tuple[dict[Job, Run], int]:
+    """The finished runs that the folder holds, and how many a whole study has."""
+    folds = sum(column.startswith("fold_") for column in folder.read_cohort().columns)
+    listed = name_jobs(config, folds, list(config.arms))
+
+    def say(damage: str) -> None:
+        reporter.say(
+            f"{damage} The run is left out; the study without --report-only does it again."
         )
-    if report_only and not (output / "study.yaml").is_file():
-        raise StudyError(
-            f"{output}: holds no study to report. Run it first, or name its folder with --output."
-        )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (jobs > 1 or config.engine != "local"):
-        raise ConfigError(
-            "several processes train one network here (torchrun); run them without --jobs and "
-            "without engine: ray."
-        )
+
+    runs = {job: finished_run(job.folder(folder), say=say) for job in listed}
+    return {job: run for job, run in runs.items() if run is not None}, len(listed)
+
+
+def _note_failures(worker: Worker, failures: Mapping[Job, str]) -> None:
+    """Lists the failures of this part of the study beside those of its others, without runs that
+    were finished since.
+    """
+    both = {**read_failures(worker.folder), **failures}
+    write_failures(
+        worker.folder, {job: error for job, error in both.items() if worker.finished(job) is None}
+    )
+
+
+def _settle_in_turn(
+    config: StudyConfig,
+    folder: StudyFolder,
+    cohort: Cohort | None,
+    reporter: Reporter,
+    jobs: int,
+    share: Share,
+) -> Worker:
+    """The first of several shares chooses salt and precision; the others, which wait for it, take
+    them up.
+    """
+    if share.of == 1:
+        return _settle(config, folder, cohort, reporter, jobs)
+    folder.locks.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder.lock):
+            return _settle(config, folder, cohort, reporter, jobs, share.of)
+    except MedTransferError:
+        if not folder.is_study:
+            folder.clear_locks()
+            with suppress(OSError):
+                folder.path.rmdir()
+        raise
 
 
 def _settle(
     config: StudyConfig,
-    output: Path,
+    folder: StudyFolder,
     cohort: Cohort | None,
     reporter: Reporter,
     jobs: int,
-    tasks: int = 1,
-    report_only: bool = False,
-) -> Study:
+    shares: int = 1,
+) -> Worker:
     """Checks and plans everything, then writes the record."""
-    prepared = _prepare_in_turn(config, output, cohort, reporter)
-    refuse_large_sizes(prepared)
-    engines = (
-        recorded_engines(prepared, output)
-        if report_only
-        else choose_engines(prepared, output, jobs * tasks)
-    )
+    settled = _settle_along(config, folder, cohort, reporter)
+    refuse_large_sizes(settled)
+    engines = choose_engines(settled, folder, jobs * shares)
     next(iter(engines.values())).wait()  # all have read what is recorded before it is written anew
-    output.mkdir(parents=True, exist_ok=True)
-    if _is_first() and not report_only:
-        write_record(prepared, engines, output)
-    store = feature_folder() / hashlib.sha256(str(output.resolve()).encode()).hexdigest()[:16]
-    return Study(prepared, engines, output, store, jobs)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    if _is_first():
+        write_record(settled, engines, folder)
+    name = hashlib.sha256(str(folder.path.resolve()).encode()).hexdigest()[:16]
+    return Worker(settled, engines, folder, feature_folder() / name, jobs)
 
 
-def _prepare_in_turn(
-    config: StudyConfig, output: Path, cohort: Cohort | None, reporter: Reporter
-) -> Prepared:
+def _settle_along(
+    config: StudyConfig, folder: StudyFolder, cohort: Cohort | None, reporter: Reporter
+) -> Settled:
     """Of several processes that train together the first one decodes and chooses the salt; the
     others find both.
     """
     _, processes, _ = join_processes(uses_cuda(config.train.device))
     with PartialState().main_process_first() if processes > 1 else nullcontext():
-        prepared = prepare(config, cohort, output, reporter, fixed_of(config))
+        settled = settle(config, cohort, folder, reporter, fixed_of(config.image))
         if processes > 1 and _is_first():
-            output.mkdir(parents=True, exist_ok=True)
-            write_salt(prepared.cohort, output)
-    return prepared
+            folder.path.mkdir(parents=True, exist_ok=True)
+            folder.write_salt(settled.cohort.salt)
+    return settled
 
 
-def _settle_among_tasks(
-    config: StudyConfig,
-    output: Path,
-    cohort: Cohort | None,
-    reporter: Reporter,
-    jobs: int,
-    tasks: int,
-) -> Study:
-    """The first task chooses salt and precision; the others, which wait for it, take them up."""
-    (output / LOCKS).mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(output / LOCKS / "study.lock"):
-            return _settle(config, output, cohort, reporter, jobs, tasks)
-    except MedTransferError:
-        if not (output / "study.yaml").is_file():
-            rmtree(output / LOCKS, ignore_errors=True)
-            with suppress(OSError):
-                output.rmdir()
-        raise
+def plan_study(
+    config: StudyConfig, cohort: Cohort | None = None, quiet: bool = False
+) -> dict[str, tuple[FreezePlan, Backbone]]:
+    """The plans that `run_study` would follow, and nothing else.
 
-
-def _clear(study: Study) -> None:
-    """What is of no use to a finished study."""
-    rmtree(study.store, ignore_errors=True)
-    rmtree(study.output / LOCKS, ignore_errors=True)
-
-
-def plan_study(config: StudyConfig, quiet: bool = False) -> dict[str, tuple[FreezePlan, Backbone]]:
-    """The plans that `run_study` would follow, and nothing else."""
+    Args:
+        config: the study.
+        cohort: its images; None: as the configuration says.
+        quiet: no progress.
+    """
     with Reporter(quiet) as reporter:
-        prepared = prepare(config, None, None, reporter, None)
-    return {name: (plan, prepared.backbones[name]) for name, plan in prepared.plans.items()}
+        settled = settle(config, cohort, None, reporter, None)
+    return {name: (plan, settled.backbones[name]) for name, plan in settled.plans.items()}

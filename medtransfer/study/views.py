@@ -30,7 +30,7 @@ from medtransfer.tasks.kinds import make_task
 from medtransfer.tasks.task import Task
 from medtransfer.training.batches import Loader, Source
 from medtransfer.training.device import Engine
-from medtransfer.training.features import FeatureSource
+from medtransfer.training.features import FeatureSource, Store
 from medtransfer.training.settings import TrainSettings
 
 Report = Callable[[str, int, int], None]
@@ -152,20 +152,8 @@ class Images:
         ]
         decided = [digest_of(about), code_digest(), torch.__version__, engine.device.type]
         at_once = self.batches(images, engine)[1]
-        return FeatureSource(
-            backbone,
-            images,
-            len(self.entries),
-            cut,
-            taps,
-            engine,
-            self.store,
-            decided,
-            pooled,
-            at_once,
-            report,
-            seed,
-        )
+        store = Store(self.store, len(self.entries), decided, seed, at_once)
+        return FeatureSource(backbone, images, cut, taps, engine, store, pooled, report)
 
     def plain(self, rows: Any, backbone: Backbone, engine: Engine) -> Loader:
         """Batches of some images as they are, in order."""

@@ -88,7 +88,11 @@ class Worker:
             job: which.
             reporter: is told which file is damaged, where that is why there is no run.
         """
-        say = (reporter or Reporter(quiet=True)).say
+
+        def say(damage: str) -> None:
+            if reporter is not None:
+                reporter.say(f"{damage} The run is done again.")
+
         return finished_run(job.folder(self.folder), self.key_of(job)[0], say)
 
     def do(self, job: Job, reporter: Reporter, wait: bool = True) -> Run:

@@ -57,7 +57,10 @@ class Classification:
             object.__setattr__(self, name, tuple(getattr(self, name)) or (1.0,) * len(self.labels))
 
     def targets(
-        self, labels: NDArray[Any], boxes: NDArray[Any] | None, space: tuple[int, ...]
+        self,
+        labels: NDArray[Any],
+        boxes: NDArray[Any] | None,  # noqa: ARG002  # of the protocol
+        space: tuple[int, ...],  # noqa: ARG002  # of the protocol
     ) -> NDArray[np.float32]:
         """The labels, float32 (image, label)."""
         return np.asarray(labels, np.float32)

@@ -81,7 +81,10 @@ class Detection:
         return (1.0,) * len(self.labels)
 
     def targets(
-        self, labels: NDArray[Any], boxes: NDArray[Any] | None, space: tuple[int, ...]
+        self,
+        labels: NDArray[Any],  # noqa: ARG002  # of the protocol
+        boxes: NDArray[Any] | None,
+        space: tuple[int, ...],
     ) -> NDArray[np.float32]:
         """The boxes, float32 (image, box, 4 or 6).
 

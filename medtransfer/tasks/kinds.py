@@ -29,6 +29,16 @@ def make_task(
     return Classification(tuple(labels), pooling=pooling)
 
 
+def choose_kind(needed_classes: Sequence[int]) -> str:
+    """The word of a configuration for a cohort that has boxes alone, or labels.
+
+    Args:
+        needed_classes: that every part of the cohort must hold: 1 alone where lesions are to be
+            found, so that images without any are not needed.
+    """
+    return Classification.kind if 0 in needed_classes else Detection.kind
+
+
 def describe_task(task: Task) -> dict[str, Any]:
     """Plain values, from which `read_task` makes the same task."""
     values = {field.name: getattr(task, field.name) for field in fields(task)}  # type: ignore[arg-type]

@@ -377,7 +377,13 @@ def _patient_means(values: Float, groups: Sequence[int] | NDArray[Any]) -> Float
 
 
 def summarise_maps(maps: dict[tuple[int, int], Map]) -> list[dict[str, Any]]:
-    """The parameters by seed and fold."""
+    """The parameters by seed and fold; of isotonic maps `steps`, their knots and probabilities."""
     return [
-        {"seed": seed, "fold": fold, **fitted.parameters} for (seed, fold), fitted in maps.items()
+        {
+            "seed": seed,
+            "fold": fold,
+            **fitted.parameters,
+            **({} if fitted.steps is None else {"steps": [s.tolist() for s in fitted.steps]}),
+        }
+        for (seed, fold), fitted in maps.items()
     ]
