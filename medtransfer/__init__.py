@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from medtransfer.data.cohort.cohort import Cohort
     from medtransfer.data.cohort.split import Fold, Split, split_cohort
     from medtransfer.data.grid.monai import ImageReader, fixed_transforms
+    from medtransfer.data.grid.settings import Augment, ImageSettings
     from medtransfer.data.grid.slices import Slices
     from medtransfer.data.images.image import Image
     from medtransfer.data.images.reading import read_image
@@ -27,37 +28,45 @@ if TYPE_CHECKING:
     from medtransfer.evaluation.analyses.lesions import evaluate_boxes
     from medtransfer.evaluation.analyses.sample_size import required_n
     from medtransfer.evaluation.metrics.recalibration import adjust_prevalence
+    from medtransfer.inference.ensemble import Ensemble, load_model
+    from medtransfer.inference.model import TrainedModel
     from medtransfer.models.catalog.catalog import list_backbones, load_backbone
     from medtransfer.models.chain.backbone import Backbone
     from medtransfer.models.plan.plan import FreezePlan
     from medtransfer.models.plan.rules import plan_freeze
+    from medtransfer.records.run import Run
     from medtransfer.study.external import validate
-    from medtransfer.study.record import Run
     from medtransfer.study.run import fit
     from medtransfer.study.study import compare, run_study
     from medtransfer.tasks.classification import Classification
     from medtransfer.tasks.detection import Detection
+    from medtransfer.training.settings import TrainSettings
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Arm": "medtransfer.config.arm",
     "Audit": "medtransfer.data.audit.audit",
+    "Augment": "medtransfer.data.grid.settings",
     "Backbone": "medtransfer.models.chain.backbone",
     "Classification": "medtransfer.tasks.classification",
     "Cohort": "medtransfer.data.cohort.cohort",
     "Detection": "medtransfer.tasks.detection",
+    "Ensemble": "medtransfer.inference.ensemble",
     "EvaluationReport": "medtransfer.evaluation",
     "Fingerprint": "medtransfer.data.audit.fingerprint",
     "Fold": "medtransfer.data.cohort.split",
     "FreezePlan": "medtransfer.models.plan.plan",
     "Image": "medtransfer.data.images.image",
     "ImageReader": "medtransfer.data.grid.monai",
+    "ImageSettings": "medtransfer.data.grid.settings",
     "MedTransferError": "medtransfer.errors",
-    "Run": "medtransfer.study.record",
+    "Run": "medtransfer.records.run",
     "Slices": "medtransfer.data.grid.slices",
     "Split": "medtransfer.data.cohort.split",
     "StudyConfig": "medtransfer.config.study_config",
+    "TrainSettings": "medtransfer.training.settings",
+    "TrainedModel": "medtransfer.inference.model",
     "adjust_prevalence": "medtransfer.evaluation.metrics.recalibration",
     "audit": "medtransfer.data.audit.audit",
     "compare": "medtransfer.study.study",
@@ -70,6 +79,7 @@ _HOMES = {
     "list_backbones": "medtransfer.models.catalog.catalog",
     "load_backbone": "medtransfer.models.catalog.catalog",
     "load_config": "medtransfer.config.study_config",
+    "load_model": "medtransfer.inference.ensemble",
     "plan_freeze": "medtransfer.models.plan.rules",
     "read_image": "medtransfer.data.images.reading",
     "read_predictions": "medtransfer.evaluation",
@@ -83,21 +93,26 @@ _HOMES = {
 __all__ = [
     "Arm",
     "Audit",
+    "Augment",
     "Backbone",
     "Classification",
     "Cohort",
     "Detection",
+    "Ensemble",
     "EvaluationReport",
     "Fingerprint",
     "Fold",
     "FreezePlan",
     "Image",
     "ImageReader",
+    "ImageSettings",
     "MedTransferError",
     "Run",
     "Slices",
     "Split",
     "StudyConfig",
+    "TrainSettings",
+    "TrainedModel",
     "adjust_prevalence",
     "audit",
     "compare",
@@ -110,6 +125,7 @@ __all__ = [
     "list_backbones",
     "load_backbone",
     "load_config",
+    "load_model",
     "plan_freeze",
     "read_image",
     "read_predictions",

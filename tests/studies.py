@@ -15,10 +15,11 @@ import yaml
 from filelock import FileLock
 from medtransfer.cli.app import app
 from medtransfer.config.study_config import load_config
+from medtransfer.data.grid.fixed import fixed_of
 from medtransfer.data.phantom.planes import write_phantom
 from medtransfer.progress import Reporter
-from medtransfer.study.record import Prepared
-from medtransfer.study.settle import fixed_of, prepare
+from medtransfer.records.study_folder import StudyFolder
+from medtransfer.study.settle import Settled, settle
 from typer.testing import CliRunner, Result
 
 from networks import SMALL
@@ -63,10 +64,11 @@ def write_config(folder: Path, manifest: Path, **sections: Any) -> Path:
     return path
 
 
-def prepare_study(config: Path, *overrides: str, output: Path | None = None) -> Prepared:
-    """What is settled before anything is trained or written; see `prepare`."""
+def prepare_study(config: Path, *overrides: str, output: Path | None = None) -> Settled:
+    """What is settled before anything is trained or written; see `settle`."""
     loaded = load_config(config, overrides)
-    return prepare(loaded, None, output, Reporter(quiet=True), fixed_of(loaded))
+    folder = StudyFolder(output) if output is not None else None
+    return settle(loaded, None, folder, Reporter(quiet=True), fixed_of(loaded.image))
 
 
 def read_run(study: Path, arm: str, fold: int = 0, seed: int = 0) -> dict[str, Any]:

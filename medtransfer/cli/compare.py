@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -81,15 +80,18 @@ def run(
     """Carries out a configuration, prints what came of it, and exits with 3 where some of it
     failed.
     """
+    from medtransfer.records.study_folder import StudyFolder
     from medtransfer.study.cohort import read_cohort
     from medtransfer.study.refusals import refuse_arms, refuse_settings
 
     # What can be refused without torch, which takes seconds to load, is refused before.
     refuse_settings(config, output, jobs, share, report_only)
-    refuse_arms(config)
-    cohort = read_cohort(config, None, output)
+    if not report_only:
+        refuse_arms(config)
+    folder = StudyFolder(output)
+    cohort = None if report_only else read_cohort(config, None, folder)
 
-    from medtransfer.study.results import failed_runs
+    from medtransfer.study.failures import failed_runs
     from medtransfer.study.study import run_study
 
     report = run_study(config, output, cohort, quiet, jobs, share, report_only)
@@ -100,11 +102,11 @@ def run(
         say(f"Share {share} is done. After the last one: the same command with --report-only.")
     else:
         return  # a process that trains along with the one that reports
-    flow = json.loads((output / "audit.json").read_text(encoding="utf-8"))["flow"]
+    flow = folder.read(folder.audit)["flow"]
     left_out = flow["images"] - flow["used"]
     if left_out:
         say(
-            f"{left_out} unreadable image(s) were left out; {output / 'audit.json'} lists them.",
+            f"{left_out} unreadable image(s) were left out; {folder.audit} lists them.",
             err=True,
         )
     failures = failed_runs(output)

@@ -71,6 +71,7 @@ def evaluate(
 ) -> None:
     """Evaluate the predictions of any model: AUC, calibration, decisions, and arm against arm."""
     from medtransfer.config.study_config import make_choices, make_rule
+    from medtransfer.records.study_folder import StudyFolder
 
     if output is not None:
         refuse_unwritable(output)
@@ -90,7 +91,7 @@ def evaluate(
         raise ConfigError(
             "--root, --label and --positive describe a second cohort; name it with --on."
         )
-    if output is not None and (output / "study.yaml").is_file():
+    if output is not None and StudyFolder(output).is_study:
         raise StudyError(
             f"{output}: holds a study, whose report would be overwritten. Choose another --output."
         )
@@ -100,7 +101,7 @@ def evaluate(
         from medtransfer.report.build import build_report
 
         output.mkdir(parents=True, exist_ok=True)
-        report.save(output / "report.json")
+        report.save(StudyFolder(output).report)
         page = build_report(output)
     if as_json:
         say_json(report.to_dict())

@@ -54,7 +54,10 @@ def plan(
     """Show how much of the backbone would be frozen, and why. Trains nothing."""
     if output is not None:
         refuse_unwritable(output)
-        if (output / "study.yaml").is_file():
+
+        from medtransfer.records.study_folder import StudyFolder
+
+        if StudyFolder(output).is_study:
             raise StudyError(
                 f"{output}: holds a study; edit its plan.json. Choose another --output."
             )
@@ -74,13 +77,13 @@ def plan(
         planned, size = {backbone: _plan_from_counts(backbone, counts, domain)}, None
     plans = {name: plan for name, (plan, _) in planned.items()}
     if output is not None:
-        from medtransfer.study.record import write_plans
+        from medtransfer.study.planning import write_plans
 
         output.mkdir(parents=True, exist_ok=True)
-        write_plans(plans, output / "plan.json")
+        path = StudyFolder(output).plan
+        write_plans(plans, path)
         say(
-            f"{output / 'plan.json'} can be edited; `medtransfer compare` into {output} follows "
-            "it.",
+            f"{path} can be edited; `medtransfer compare` into {output} follows it.",
             err=True,
         )
     if as_json:

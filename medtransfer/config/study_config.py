@@ -24,6 +24,7 @@ from medtransfer.config.sections import (
 from medtransfer.data.grid.settings import Augment, ImageSettings
 from medtransfer.errors import ConfigError, list_faults
 from medtransfer.evaluation.settings import HitRule, Settings
+from medtransfer.files import FORMAT
 from medtransfer.text import yaml as yaml_text
 from medtransfer.text.section import Section
 from medtransfer.training.settings import TrainSettings
@@ -32,6 +33,7 @@ from medtransfer.training.settings import TrainSettings
 class StudyConfig(Section):
     """A whole study: cohort, images, arms, protocol, plan, budget and evaluation."""
 
+    format: int = Field(FORMAT, description="Of this file; leave it as it is.")
     task: Literal["classification", "detection"] = Field(
         "classification", description="Whether there is a lesion, or also where."
     )
@@ -51,6 +53,16 @@ class StudyConfig(Section):
         "local",
         description="Where runs are done: here, or on the Ray cluster that RAY_ADDRESS names.",
     )
+
+    @field_validator("format")
+    @classmethod
+    def _readable(cls, number: int) -> int:
+        if number != FORMAT:
+            raise ValueError(
+                f"is {number}, and this version of medtransfer reads format {FORMAT}; use the "
+                "version that wrote it, or a later one"
+            )
+        return number
 
     @model_validator(mode="after")
     def _fits_task(self) -> StudyConfig:

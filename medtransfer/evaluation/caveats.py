@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from medtransfer.evaluation.metrics.recalibration import Recalibrated
-from medtransfer.evaluation.sentences import isolate
+from medtransfer.evaluation.sentences.words import isolate
 from medtransfer.evaluation.settings import Settings
 from medtransfer.evaluation.tables.probabilities import exact_logit
 from medtransfer.evaluation.tables.scores import Scores

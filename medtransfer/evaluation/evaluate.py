@@ -38,12 +38,8 @@ from medtransfer.evaluation.analyses.sites import by_site, put_over_sites
 from medtransfer.evaluation.analyses.subgroups import describe_subgroups
 from medtransfer.evaluation.analyses.typicality import describe_outliers
 from medtransfer.evaluation.caveats import list_caveats
-from medtransfer.evaluation.intervals.estimate import (
-    NO_PROBABILITIES,
-    Estimate,
-    estimate_all,
-    interval_of,
-)
+from medtransfer.evaluation.intervals.entries import NO_PROBABILITIES, interval_of
+from medtransfer.evaluation.intervals.estimate import Estimate, estimate_all
 from medtransfer.evaluation.intervals.resample import (
     Drawn,
     Draws,

@@ -11,9 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from medtransfer.evaluation.analyses.lesions import describe_arm
-from medtransfer.evaluation.intervals.estimate import unmeasured
-from medtransfer.evaluation.sentences import headline
+from medtransfer.evaluation.intervals.entries import is_unmeasured
+from medtransfer.evaluation.sentences.headline import describe_detector, headline
+from medtransfer.evaluation.sentences.words import format_interval
 from medtransfer.files import write_aside
 
 
@@ -44,7 +44,9 @@ class EvaluationReport:
                 numbers = {
                     key: v
                     for key, v in flat.items()
-                    if isinstance(v, dict) and {"estimate", "low"} <= set(v) and not unmeasured(v)
+                    if isinstance(v, dict)
+                    and {"estimate", "low"} <= set(v)
+                    and not is_unmeasured(v)
                 }
                 rows += [
                     (arm, recalibrated, key, v["estimate"], v["low"], v["high"])
@@ -128,7 +130,7 @@ class EvaluationReport:
                 for entry in (*found["comparisons"], *self._at_budget)
                 if "delta_ap_50" in entry
             ]
-            verdicts += [describe_arm(arm, entry) for arm, entry in found["arms"].items()]
+            verdicts += [describe_detector(arm, entry) for arm, entry in found["arms"].items()]
             if self.one_class:  # of images with a lesion against those without nothing can be said
                 return verdicts
         verdicts += [
@@ -207,10 +209,10 @@ def _widen(frame: pd.DataFrame) -> pd.DataFrame:
     """
     frame = frame.copy()
     frame["text"] = [
-        "not estimable"
-        if pd.isna(e)
-        else f"{e:.3f}" + ("" if pd.isna(low) else f" ({low:.3f} to {high:.3f})")
-        for e, low, high in zip(frame["estimate"], frame["low"], frame["high"], strict=True)
+        format_interval(
+            {"estimate": None if pd.isna(e) else e, "low": None if pd.isna(low) else low, "high": h}
+        )
+        for e, low, h in zip(frame["estimate"], frame["low"], frame["high"], strict=True)
     ]
     frame["arm"] = frame["arm"] + frame["recalibrated"].map({True: ", recalibrated", False: ""})
     order = list(dict.fromkeys(frame["metric"]))

@@ -15,12 +15,13 @@ import markupsafe
 import yaml
 
 from medtransfer.evaluation import EvaluationReport
-from medtransfer.evaluation.analyses.lesions import describe_arm
 from medtransfer.evaluation.analyses.localisation import MEASURES
-from medtransfer.evaluation.intervals.estimate import NO_PROBABILITIES
-from medtransfer.evaluation.sentences import headline
+from medtransfer.evaluation.intervals.entries import NO_PROBABILITIES
+from medtransfer.evaluation.sentences.headline import describe_detector, headline
+from medtransfer.evaluation.sentences.words import explain_interval, format_share
 from medtransfer.evaluation.settings import Settings
 from medtransfer.files import write_aside
+from medtransfer.records.study_folder import StudyFolder
 from medtransfer.report.checklist import fill_checklists
 from medtransfer.report.figures import (
     COLOURS,
@@ -43,7 +44,6 @@ from medtransfer.report.notes import (
     note_small_cohorts,
     note_training,
     read_histories,
-    read_json,
     read_searches,
 )
 from medtransfer.text.names import show_text
@@ -109,7 +109,6 @@ LESION_ROWS = (
     ("map", "mAP, overlaps 0.5 to 0.95", "how well boxes fit, as COCO's AP"),
     ("cpm", "CPM", "mean sensitivity at 1/8 to 8 false positives per image"),
 )
-GALLERY = "gallery.json"
 # Files of this module in `figures/` of a study; whatever else lies there is left alone.
 _FIGURE_NAME = re.compile(
     r"((discrimination|reliability|decisions|subgroups|depth)(-\d+)+|training|reuse|learning|froc|candidates)\.(svg|pdf|png)"
@@ -127,26 +126,23 @@ def build_report(folder: Path, figures: Sequence[str] = ("svg", "pdf", "png")) -
         figures: formats of the files in `figures/`; where there are none, the page has no figures
             either.
     """
-    report = read_json(folder / "report.json")
+    files = StudyFolder(folder)
+    report = files.read(files.report)
     sections = report.get("labels") or {report["label"]: report}
     arms = list(report["arms"])
-    plans, environment = (
-        read_json(folder / "plan.json").get("arms", {}),
-        read_json(folder / "environment.json"),
-    )
-    audit, gallery = read_json(folder / "audit.json"), read_json(folder / GALLERY)
-    study = folder / "study.yaml"
-    config = study.read_text(encoding="utf-8") if study.is_file() else ""
+    plans, environment = files.read(files.plan).get("arms", {}), files.read(files.environment)
+    audit, gallery = files.read(files.audit), files.read(files.gallery)
+    config = files.settings.read_text(encoding="utf-8") if files.is_study else ""
     settings = yaml.safe_load(config) if config else {}
     # Of foreign predictions nothing is known but the scores.
-    reuse = {"arms": {}, "pairs": [], "flags": [], **read_json(folder / "reuse.json")}
-    searches = {arm: found for arm in arms if (found := read_searches(folder, arm))}
-    histories = read_histories(folder, arms)
+    reuse = {"arms": {}, "pairs": [], "flags": [], **files.read(files.reuse)}
+    searches = {arm: found for arm in arms if (found := read_searches(files, arm))}
+    histories = read_histories(files, arms)
     drawn = _draw(report, sections, reuse, searches, histories) if figures else {}
     if config:  # a study's own folder, which an earlier report may have filled with others
-        _remove_figures(folder / "figures")
-    pictures = _write_figures(folder / "figures", drawn, figures)
-    _write_tables(folder, report, sections)
+        _remove_figures(files.figures)
+    pictures = _write_figures(files.figures, drawn, figures)
+    _write_tables(files.tables, report, sections)
     weights = {arm: entry["weights"] for arm, entry in environment.get("arms", {}).items()}
     paragraphs, references = write_methods(report, plans, environment, audit, settings)
     own_table = bool(environment or report.get("shift"))
@@ -166,30 +162,29 @@ def build_report(folder: Path, figures: Sequence[str] = ("svg", "pdf", "png")) -
         "plans": plans,
         "environment": environment,
         "config": config,
-        "notes": note_training(folder, arms),
+        "notes": note_training(files, arms),
         "budgets": describe_budgets(settings, plans),
-        "overfitted": note_overfitting(folder, arms),
+        "overfitted": note_overfitting(files, arms),
         "reuse": reuse,
-        "small": note_small_cohorts(folder, plans),
+        "small": note_small_cohorts(files, plans),
         "searches": searches,
         "gallery": gallery,
         "headline": headline(report),
         "found": [
-            describe_arm(arm, entry)
+            describe_detector(arm, entry)
             for arm, entry in report.get("detection", {"arms": {}})["arms"].items()
         ],
         "one_class": "detection" in report and EvaluationReport(report).one_class,
         "own_table": own_table,
-        "command": _command(report, "predictions.csv" if own_table else "TABLE.csv"),
+        "command": _command(report, files.predictions.name if own_table else "TABLE.csv"),
         "lesion_rows": LESION_ROWS,
         "measures": MEASURES,
         "methods": paragraphs,
         "references": references,
         "checklists": fill_checklists(report, plans, environment, audit, settings, bool(gallery)),
     }
-    page = folder / "report.html"
-    write_aside(page, load_template("report.html").render(**context))
-    return page
+    write_aside(files.page, load_template("report.html").render(**context))
+    return files.page
 
 
 def _command(report: dict[str, Any], table: str) -> str:
@@ -198,11 +193,12 @@ def _command(report: dict[str, Any], table: str) -> str:
     """
     words = ["medtransfer", "evaluate", table]
     if found := report.get("detection"):
+        names = StudyFolder(Path())
         words += [
             "--candidates",
-            "candidates.csv",
+            names.candidates.name,
             "--boxes",
-            "boxes.csv",
+            names.boxes.name,
             "--hit",
             found["hit"]["rule"],
         ]
@@ -299,7 +295,7 @@ def _draw_lesions(found: dict[str, Any]) -> dict[str, Figure]:
 
 
 def _write_tables(folder: Path, report: dict[str, Any], sections: dict[str, Any]) -> None:
-    (folder / "tables").mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
     whole = (
         {"": report}
         if len(sections) == 1
@@ -307,7 +303,7 @@ def _write_tables(folder: Path, report: dict[str, Any], sections: dict[str, Any]
     )
     for ending, part in whole.items():
         for name, table in EvaluationReport({"learning_curve": [], **part}).tables().items():
-            write_table(table, folder / "tables" / f"{name}{ending}.csv")
+            write_table(table, folder / f"{name}{ending}.csv")
 
 
 def load_template(name: str) -> jinja2.Template:
@@ -325,36 +321,10 @@ def load_template(name: str) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["interval"] = format_interval
+    environment.filters["interval"] = explain_interval
     environment.filters["share"] = format_share
     environment.filters["p"] = format_p
     return environment.get_template(name)
-
-
-def format_interval(value: dict[str, Any]) -> str:
-    """`0.912 (0.880 to 0.940)`, or why there is none."""
-    if value["estimate"] is None:
-        return str(value.get("reason", "not estimable"))
-    if value["low"] is None:
-        if "null_mean" in value:  # read beside what chance gives
-            return (
-                f"{value['estimate']:.3f}; chance {value['null_mean']:.3f}, up to "
-                f"{value['null_high']:.3f}"
-            )
-        reason = str(value.get("reason", "not estimable")).removeprefix("no interval: ")
-        return f"{value['estimate']:.3f} (no interval: {reason})"
-    return f"{value['estimate']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
-
-
-def format_share(value: dict[str, Any]) -> str:
-    """`91 % (88 to 94)`, or why there is none."""
-    if value["estimate"] is None:
-        return str(value.get("reason", "not estimable"))
-    if value["low"] is None:
-        return f"{100 * value['estimate']:.0f} %"
-    return (
-        f"{100 * value['estimate']:.0f} % ({100 * value['low']:.0f} to {100 * value['high']:.0f})"
-    )
 
 
 def format_p(value: float | None) -> str:
@@ -376,7 +346,7 @@ def _table(report: dict[str, Any]) -> list[dict[str, Any]]:
                 value: Any = part
                 for key in path.split("."):
                     value = value.get(key, {})
-                cells.append(format_interval(value) if value else "–")
+                cells.append(explain_interval(value) if value else "–")
         if set(cells) - {"–", str(NO_PROBABILITIES["reason"])}:
             table.append({"title": title, "help": help_text, "cells": cells})
     return table

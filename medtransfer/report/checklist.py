@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from medtransfer.evaluation.sentences.words import format_interval
+
 AUTHORS = "TO BE WRITTEN BY THE AUTHORS"
 
 _TRIPOD = (
@@ -133,7 +135,7 @@ def _facts(
     }
     if found:
         lesions = "; ".join(
-            f"{arm}: average precision at 0.5 {_figure(entry['ap_50'])}"
+            f"{arm}: average precision at 0.5 {format_interval(entry['ap_50'])}"
             for arm, entry in found["arms"].items()
         )
         facts["measures"] = (
@@ -218,7 +220,7 @@ def _performance(report: Any) -> str:
         said.append(
             kind
             + "; ".join(
-                f"{arm}: AUC {_figure(entry['auc'])}" for arm, entry in part["arms"].items()
+                f"{arm}: AUC {format_interval(entry['auc'])}" for arm, entry in part["arms"].items()
             )
             + "."
         )
@@ -277,13 +279,3 @@ def _facts_of_study(plans: Any, environment: Any, audit: Any, study: Any) -> dic
         + (f", of {audit['patients']} patients." if named else "."),
         "ensemble": "None: every model is evaluated by itself.",
     }
-
-
-def _figure(value: Mapping[str, Any]) -> str:
-    if value["estimate"] is None:
-        return "not estimable"
-    return (
-        f"{value['estimate']:.3f}"
-        if value["low"] is None
-        else f"{value['estimate']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
-    )

@@ -12,6 +12,8 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+from medtransfer.evaluation.sentences.words import format_interval
+
 # Okabe & Ito's palette, told apart by readers with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _STYLE: Any = {
@@ -40,14 +42,14 @@ def draw_discrimination(report: Mapping[str, Any]) -> Figure:
             curves["roc"]["false_positive_rate"],
             curves["roc"]["sensitivity"],
             color=colour,
-            label=f"{_short(arm)}: AUC {_number(entry['auc'])}",
+            label=f"{_short(arm)}: AUC {format_interval(entry['auc'])}",
         )
         shown = curves["precision_recall"]
         recall.plot(
             shown["recall"],
             shown["precision"],
             color=colour,
-            label=f"{_short(arm)}: {_number(entry['average_precision'])}",
+            label=f"{_short(arm)}: {format_interval(entry['average_precision'])}",
         )
     roc.set(
         xlabel="1 − specificity", ylabel="Sensitivity", xlim=(0, 1), ylim=(0, 1.01), title="ROC"
@@ -177,7 +179,7 @@ def draw_froc(found: Mapping[str, Any]) -> Figure:
             curve["false_positives"],
             curve["sensitivity"],
             color=colour,
-            label=f"{_short(arm)}: CPM {_number(entry['cpm'])}",
+            label=f"{_short(arm)}: CPM {format_interval(entry['cpm'])}",
         )
         for rate, value in zip(entry["froc"]["rates"], points, strict=True):
             at = rate * 1.03**number  # side by side
@@ -472,14 +474,6 @@ def _panels(width: float, height: float, count: int) -> tuple[Figure, Any]:
     with _style():
         figure = _empty_figure(figsize=(width, height), layout="constrained")
         return figure, figure.subplots(1, count)
-
-
-def _number(value: Mapping[str, Any]) -> str:
-    if value["estimate"] is None:
-        return "not estimable"
-    if value["low"] is None:
-        return f"{value['estimate']:.3f}"
-    return f"{value['estimate']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
 
 
 def _colours(arms: Mapping[str, Any]) -> list[str]:

@@ -5,44 +5,27 @@ read from their folders.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
+
+from medtransfer.records.study_folder import StudyFolder
 
 # Log-loss, or 1 - average precision, on tune images against training images: a gap beyond both is
 # worth a warning.
 _GAP_RATIO, _GAP = 2.0, 0.1
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The content of a JSON file; empty where there is none."""
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-
-
-def _run_folders(folder: Path, arm: str) -> list[Path]:
-    # Arms of a study are folder names; those of foreign predictions may be anything and have no
-    # runs.
-    runs = folder / "runs"
-    known = {path.name: path for path in runs.iterdir()} if runs.is_dir() else {}
-    return sorted(known[arm].glob("fold-*/seed-*")) if arm in known else []
-
-
-def _read_runs(folder: Path, arm: str) -> list[dict[str, Any]]:
-    """What is recorded of the finished runs of an arm."""
-    return [run for path in _run_folders(folder, arm) if (run := read_json(path / "run.json"))]
-
-
-def _read_endings(folder: Path, arm: str) -> list[dict[str, Any]]:
+def _read_endings(study: StudyFolder, arm: str) -> list[dict[str, Any]]:
     """Of those that say how they ended; one of an earlier version, that was not done again, does
     not, and has no part in the report.
     """
-    return [run for run in _read_runs(folder, arm) if "levelled" in run]
+    return [run for run in study.summaries_of(arm) if "levelled" in run]
 
 
-def read_histories(folder: Path, arms: list[str]) -> dict[str, list[list[dict[str, float]]]]:
+def read_histories(study: StudyFolder, arms: list[str]) -> dict[str, list[list[dict[str, float]]]]:
     """By arm, the epochs of every run."""
     histories = {}
     for arm in arms:
-        files = [path / "metrics.jsonl" for path in _run_folders(folder, arm)]
+        files = [run.history for run in study.runs_of(arm)]
         runs = [
             [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
             for file in files
@@ -53,17 +36,13 @@ def read_histories(folder: Path, arms: list[str]) -> dict[str, list[list[dict[st
     return histories
 
 
-def read_searches(folder: Path, arm: str) -> list[dict[str, Any]]:
+def read_searches(study: StudyFolder, arm: str) -> list[dict[str, Any]]:
     """What the search for the depth saw, fold by fold."""
-    folds = sorted({path.parent for path in _run_folders(folder, arm)})
-    found = [
-        {"fold": path.name.removeprefix("fold-"), **read_json(path / "depth.json")}
-        for path in folds
-    ]
+    found = [{"fold": fold, **entry} for fold, entry in study.searches_of(arm)]
     return [entry for entry in found if "reason" in entry]
 
 
-def note_small_cohorts(folder: Path, plans: dict[str, Any]) -> list[str]:
+def note_small_cohorts(study: StudyFolder, plans: dict[str, Any]) -> list[str]:
     """Per arm that was planned as a probe on few patients: why, and what simpler heads reach on the
     same features.
     """
@@ -71,7 +50,7 @@ def note_small_cohorts(folder: Path, plans: dict[str, Any]) -> list[str]:
     for arm, plan in plans.items():
         if plan["strategy"] != "linear_probe" or plan["evidence"] != "weak":
             continue
-        runs = _read_runs(folder, arm)
+        runs = study.summaries_of(arm)
         checks = [found for run in runs if (found := run["probe"].get("checks"))]
         note = f"{arm}: {plan['reason']}"
         if checks:
@@ -86,11 +65,11 @@ def note_small_cohorts(folder: Path, plans: dict[str, Any]) -> list[str]:
     return notes
 
 
-def note_overfitting(folder: Path, arms: list[str]) -> list[str]:
+def note_overfitting(study: StudyFolder, arms: list[str]) -> list[str]:
     """Per arm, a warning where its networks know their training images much better than others."""
     notes = []
     for arm in arms:
-        runs = [run for run in _read_runs(folder, arm) if "kept" in run]
+        runs = [run for run in study.summaries_of(arm) if "kept" in run]
         gaps = [(run["kept"]["train"], run["kept"]["tune"]) for run in runs]
         learnt = [
             (train, tune)
@@ -113,14 +92,14 @@ def note_overfitting(folder: Path, arms: list[str]) -> list[str]:
     return notes
 
 
-def list_unfinished(folder: Path, arms: list[str]) -> list[str]:
+def list_unfinished(study: StudyFolder, arms: list[str]) -> list[str]:
     """The arms that were still improving when their training ended, in more than half of their
     runs.
     """
     return [
         arm
         for arm in arms
-        if (runs := _read_endings(folder, arm)) and 2 * sum(map(_unfinished, runs)) > len(runs)
+        if (runs := _read_endings(study, arm)) and 2 * sum(map(_unfinished, runs)) > len(runs)
     ]
 
 
@@ -133,12 +112,12 @@ def _unfinished(run: dict[str, Any]) -> bool:
     )
 
 
-def measure_spent(folder: Path, arms: list[str]) -> dict[str, list[float]]:
+def measure_spent(study: StudyFolder, arms: list[str]) -> dict[str, list[float]]:
     """Of the arms that were trained until level, how many times the budget each run took."""
     level = {
         arm: [
             run
-            for run in _read_endings(folder, arm)
+            for run in _read_endings(study, arm)
             if run["levelled"] is not None and run["budget_epochs"]
         ]
         for arm in arms
@@ -150,11 +129,11 @@ def measure_spent(folder: Path, arms: list[str]) -> dict[str, list[float]]:
     }
 
 
-def note_training(folder: Path, arms: list[str]) -> list[str]:
+def note_training(study: StudyFolder, arms: list[str]) -> list[str]:
     """Per arm, how training ended; says so where the budget ended before the model was done."""
     notes = []
     for arm in arms:
-        runs = _read_endings(folder, arm)
+        runs = _read_endings(study, arm)
         if not runs:
             continue
         epochs = [run["epochs"] for run in runs]
@@ -170,7 +149,7 @@ def note_training(folder: Path, arms: list[str]) -> list[str]:
             f"{arm}: {len(runs)} run{'s' if several else ''} of {spread}; {seconds:.0f} s of "
             "training."
         )
-        if spent := measure_spent(folder, [arm]).get(arm):
+        if spent := measure_spent(study, [arm]).get(arm):
             times = ", ".join(f"{number:g}" for number in spent)
             note += (
                 f" Trained until level, at most for four budgets of {runs[0]['budget_epochs']} "

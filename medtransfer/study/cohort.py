@@ -8,14 +8,14 @@ from pathlib import Path
 import pandas as pd
 
 from medtransfer.config.sections import CohortSection
-from medtransfer.config.study_config import StudyConfig, load_config
+from medtransfer.config.study_config import StudyConfig
 from medtransfer.data.cohort.cohort import Cohort
 from medtransfer.data.cohort.sources import open_second
 from medtransfer.data.images.medmnist import is_archive
 from medtransfer.errors import StudyError
 from medtransfer.evaluation import read_predictions
 from medtransfer.evaluation.analyses.budgets import split_budgets
-from medtransfer.study.folder import read_salt
+from medtransfer.records.study_folder import StudyFolder
 
 
 def load_cohort(
@@ -51,13 +51,13 @@ def load_cohort(
     )
 
 
-def read_cohort(config: StudyConfig, cohort: Cohort | None, output: Path | None) -> Cohort:
+def read_cohort(config: StudyConfig, cohort: Cohort | None, folder: StudyFolder | None) -> Cohort:
     """The cohort of a study; one that goes on calls its patients as it did before.
 
     Args:
         config: the study.
         cohort: its images, where they were read already; None: as the configuration says.
-        output: folder of the study, whose salt is taken up; None: of no study.
+        folder: of the study, whose salt is taken up; None: of no study.
 
     Raises:
         CohortError: the cohort cannot be read.
@@ -65,32 +65,20 @@ def read_cohort(config: StudyConfig, cohort: Cohort | None, output: Path | None)
     """
     section, left_out = config.cohort, config.protocol.leave_out
     columns = tuple(dict.fromkeys((*config.evaluate.subgroups, *([left_out] if left_out else []))))
-    kept = read_salt(output) if output is not None else None
+    salt = folder.read_salt() if folder is not None else None
     if cohort is None:
-        return load_cohort(section, kept, columns)
-    if kept is None or cohort.salt in {"", kept}:
+        return load_cohort(section, salt, columns)
+    if folder is None or salt is None or cohort.salt in {"", salt}:
         return cohort
-    again = load_cohort(section, kept, columns)
+    again = load_cohort(section, salt, columns)
     missing = sorted(set(again.images["image"]) - set(cohort.images["image"]))
     again = again.without(missing) if missing else again
-    known = ["image", *cohort.labels]
-    if again.labels != cohort.labels or not again.images[known].equals(cohort.images[known]):
-        raise StudyError(f"{output}: was made with other images or labels. Choose another output.")
-    return again
-
-
-def read_settings(study: Path) -> StudyConfig:
-    """The configuration of a study, all defaults written out.
-
-    Raises:
-        StudyError: no study there.
-    """
-    record = study / "study.yaml"
-    if not record.is_file():
+    decisive = ["image", *cohort.labels]
+    if again.labels != cohort.labels or not again.images[decisive].equals(cohort.images[decisive]):
         raise StudyError(
-            f"{study}: holds no study (no study.yaml). Name the folder that `compare` wrote."
+            f"{folder.path}: was made with other images or labels. Choose another output."
         )
-    return load_config(record)
+    return again
 
 
 def open_on(
@@ -107,16 +95,17 @@ def open_on(
         StudyError: no study there.
         CohortError: the names do not fit, and nobody said which is which.
     """
-    known = read_settings(Path(study)).cohort
-    label = label_of(read_compared(Path(study)))
-    return open_second(path, label, known.classes, known.positive or label, root, labels, positive)
+    folder = StudyFolder(Path(study))
+    first = folder.read_config().cohort
+    label = label_of(read_compared(folder))
+    return open_second(path, label, first.classes, first.positive or label, root, labels, positive)
 
 
-def read_compared(study: Path) -> pd.DataFrame:
+def read_compared(study: StudyFolder) -> pd.DataFrame:
     """The predictions of the models that the study left, without the draws of a learning curve and
     what they were before.
     """
-    table = read_predictions(study / "predictions.csv", apart=True)
+    table = read_predictions(study.predictions, apart=True)
     return split_budgets(table[table["size"] == 0] if "size" in table.columns else table, ())[0]
 
 
@@ -131,5 +120,5 @@ def refuse_study_folder(output: Path) -> None:
     Raises:
         StudyError: the folder holds a study, or is a file.
     """
-    if (output / "study.yaml").is_file() or output.is_file():
+    if StudyFolder(output).is_study or output.is_file():
         raise StudyError(f"{output}: holds a study, or is a file. Choose another --output.")

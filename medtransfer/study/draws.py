@@ -11,28 +11,30 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from medtransfer.data.cohort.split import Fold
 from medtransfer.errors import ConfigError
 from medtransfer.models.plan.plan import FreezePlan
-from medtransfer.study.record import Prepared
-from medtransfer.study.settle import batch_size, plan_arm, share_steps
+from medtransfer.study.planning import plan_arm, share_steps
+from medtransfer.study.settle import Settled
+from medtransfer.study.views import task_of
 
 
-def refuse_large_sizes(prepared: Prepared) -> None:
+def refuse_large_sizes(settled: Settled) -> None:
     """Every size must be there to be drawn from every fold.
 
     Raises:
         ConfigError: a fold has fewer patients of a class, or a plan set by hand does not fit a
             size.
     """
-    sizes = prepared.config.learning_curve.sizes
+    sizes = settled.config.learning_curve.sizes
     if not sizes:
         return
     fewest = min(
         len(units)
-        for index in range(len(prepared.split))
-        for units in _units_by_class(prepared, index)
+        for index in range(len(settled.split))
+        for units in _units_by_class(settled, index)
     )
     if sizes[-1] > fewest:
         raise ConfigError(
@@ -41,19 +43,19 @@ def refuse_large_sizes(prepared: Prepared) -> None:
             f"class. Give sizes up to {fewest}."
         )
     for size in sizes:
-        plan_draw(prepared, draw_fold(prepared, 0, 1, size))
+        plan_draw(settled, draw_fold(settled, 0, 1, size))
 
 
-def draw_fold(prepared: Prepared, index: int, episode: int, size: int) -> Fold:
+def draw_fold(settled: Settled, index: int, episode: int, size: int) -> Fold:
     """A fold whose train and tune parts hold `size` patients of each class; its test part is
     whole.
     """
-    fold, units = prepared.split.fold(index), prepared.cohort.units.to_numpy()
-    rng = np.random.default_rng([prepared.config.protocol.split_seed, index, episode])
+    fold, units = settled.split.fold(index), settled.cohort.units.to_numpy()
+    rng = np.random.default_rng([settled.config.protocol.split_seed, index, episode])
     parts: dict[str, list[object]] = {"tune": [], "train": []}
-    for known in _units_by_class(prepared, index):
+    for known in _units_by_class(settled, index):
         chosen = [known[i] for i in rng.permutation(len(known))[:size]]
-        roles = _tune_roles(prepared.config.protocol.tune, size)
+        roles = _tune_roles(settled.config.protocol.tune, size)
         for part, role in (("tune", True), ("train", False)):
             parts[part] += [
                 unit for unit, tunes in zip(chosen, roles, strict=True) if tunes == role
@@ -73,36 +75,43 @@ def _tune_roles(share: float, size: int) -> list[bool]:
     return [bool(step) for step in np.diff(due)]
 
 
-def _units_by_class(prepared: Prepared, index: int) -> list[list[object]]:
+def _units_by_class(settled: Settled, index: int) -> list[list[object]]:
     """Patients (or clusters) of the train and tune parts, negative and positive; one with both
     counts as positive.
     """
-    fold = prepared.split.fold(index)
+    fold = settled.split.fold(index)
     rows = np.sort(np.concatenate([fold.train, fold.tune]))
-    labels = prepared.cohort.images[prepared.cohort.labels[0]].to_numpy(int)[rows]
-    by_unit = pd.Series(labels).groupby(prepared.cohort.units.to_numpy()[rows], sort=False).max()
+    positive = _positives(settled)[rows].astype(int)
+    by_unit = pd.Series(positive).groupby(settled.cohort.units.to_numpy()[rows], sort=False).max()
     return [by_unit.index[by_unit == value].tolist() for value in (0, 1)]
 
 
-def plan_draw(prepared: Prepared, fold: Fold) -> dict[str, FreezePlan]:
+def plan_draw(settled: Settled, fold: Fold) -> dict[str, FreezePlan]:
     """The plans of all arms for the training part of a draw, with one budget."""
-    config, cohort = prepared.config, prepared.cohort
-    labels = cohort.images[cohort.labels[0]].to_numpy(int)[fold.train]
-    by_unit = pd.Series(labels).groupby(cohort.units.to_numpy()[fold.train]).max()
+    config, cohort = settled.config, settled.cohort
+    task = task_of(settled, next(iter(config.arms)))
+    positive = _positives(settled)[fold.train].astype(int)
+    by_unit = pd.Series(positive).groupby(cohort.units.to_numpy()[fold.train]).max()
     counts = replace(
-        prepared.fingerprint,
+        settled.fingerprint,
         patients_per_class={str(value): int((by_unit == value).sum()) for value in (0, 1)},
-        images_per_class={str(value): int((labels == value).sum()) for value in (0, 1)},
+        images_per_class={str(value): int((positive == value).sum()) for value in (0, 1)},
     )
     plans = {
-        name: plan_arm(config, name, backbone, counts, counts.ndim, len(cohort))
-        for name, backbone in prepared.backbones.items()
+        name: plan_arm(config, name, backbone, counts, task, len(cohort))
+        for name, backbone in settled.backbones.items()
     }
     if steps := config.learning_curve.steps:
         plans = {
             name: plan if plan.strategy == "linear_probe" else replace(plan, steps=steps)
             for name, plan in plans.items()
         }
-    return share_steps(
-        plans, config, max(1, len(fold.train) // batch_size(config.train, counts.ndim)), draws=True
-    )
+    step = config.train.batch_size or task.batch_size(counts.ndim)
+    return share_steps(plans, config, max(1, len(fold.train) // step), draws=True)
+
+
+def _positives(settled: Settled) -> NDArray[np.bool_]:
+    """(image,): which images are positive."""
+    task, cohort = task_of(settled, next(iter(settled.config.arms))), settled.cohort
+    labels = cohort.images[list(cohort.labels)].to_numpy(np.float32)
+    return task.positives(task.targets(labels, None, ()))

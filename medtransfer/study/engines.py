@@ -5,26 +5,25 @@ from __future__ import annotations
 import itertools
 from copy import deepcopy
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from medtransfer.data.grid.cache import cache_folder
-from medtransfer.errors import StudyError
-from medtransfer.study.record import Prepared, recorded_engine
-from medtransfer.study.settle import batch_size
-from medtransfer.study.views import images_of
-from medtransfer.training.device import Engine, make_engine, uses_cuda
+from medtransfer.records.study_folder import StudyFolder
+from medtransfer.study.environment import recorded_engine
+from medtransfer.study.settle import Settled
+from medtransfer.study.views import images_of, task_of
+from medtransfer.training.device import Engine, uses_cuda
 from medtransfer.training.precision import compare_with_fp32, same_answers
+from medtransfer.training.timing import make_engine
 
-# Images of a class, or half of the images with boxes, on which reduced precision is compared with
-# fp32.
+# Images of a class on which reduced precision is compared with fp32.
 _COMPARED = 32
 
 
-def choose_engines(prepared: Prepared, output: Path, workers: int = 1) -> dict[str, Engine]:
+def choose_engines(settled: Settled, folder: StudyFolder, workers: int = 1) -> dict[str, Engine]:
     """One engine per architecture, so that arms of the same one train alike; measured on the one
     that trains most of it.
 
@@ -35,20 +34,20 @@ def choose_engines(prepared: Prepared, output: Path, workers: int = 1) -> dict[s
     `workers`: processes that share the runs.
     """
     engines: dict[str, Engine] = {}
-    for name in dict.fromkeys(backbone.name for backbone in prepared.backbones.values()):
-        arms = [arm for arm, backbone in prepared.backbones.items() if backbone.name == name]
-        trained = [arm for arm in arms if prepared.plans[arm].strategy != "linear_probe"]
-        engine = _choose_engine(prepared, output, trained or arms, workers)
+    for name in dict.fromkeys(backbone.name for backbone in settled.backbones.values()):
+        arms = [arm for arm, backbone in settled.backbones.items() if backbone.name == name]
+        trained = [arm for arm in arms if settled.plans[arm].strategy != "linear_probe"]
+        engine = _choose_engine(settled, folder, trained or arms, workers)
         engines |= {arm: engine if arm in trained else engine.in_fp32() for arm in arms}
-    return {arm: engines[arm] for arm in prepared.backbones}
+    return {arm: engines[arm] for arm in settled.backbones}
 
 
-def _choose_engine(prepared: Prepared, output: Path, arms: list[str], workers: int) -> Engine:
+def _choose_engine(settled: Settled, folder: StudyFolder, arms: list[str], workers: int) -> Engine:
     """That of arms of one architecture."""
-    config = prepared.config
+    config = settled.config
     on_cuda = uses_cuda(config.train.device)
-    arm = min(arms, key=lambda arm: prepared.plans[arm].frozen_stages)
-    plan, backbone = prepared.plans[arm], deepcopy(prepared.backbones[arm])
+    arm = min(arms, key=lambda arm: settled.plans[arm].frozen_stages)
+    plan, backbone = settled.plans[arm], deepcopy(settled.backbones[arm])
     backbone.truncate(plan.dropped_stages)
     backbone.freeze(plan.frozen_stages, plan.norm_policy, plan.tuned)
     # Of any of them: an arm that was added trains as those before it did. On another kind of device
@@ -57,7 +56,7 @@ def _choose_engine(prepared: Prepared, output: Path, arms: list[str], workers: i
         (
             found
             for other in arms
-            if (found := recorded_engine(output, other, "cuda" if on_cuda else "cpu"))
+            if (found := recorded_engine(folder, other, "cuda" if on_cuda else "cpu"))
         ),
         {},
     )
@@ -69,13 +68,10 @@ def _choose_engine(prepared: Prepared, output: Path, arms: list[str], workers: i
         for field, own in by_hand.items()
     }
     if config.arms[arm].kind == "features":
-        chosen = {
-            "precision": "fp32",
-            "layout": "contiguous",
-        }  # computed on the processor: nothing to measure
-    taken_up = (
-        bool(recorded) and config.train.compile == "auto"
-    )  # as it was compiled then, and nothing is tried again
+        # Computed on the processor: there is nothing to measure.
+        chosen = {"precision": "fp32", "layout": "contiguous"}
+    # As it was compiled then, and nothing is tried again.
+    taken_up = bool(recorded) and config.train.compile == "auto"
     chosen["compiled"] = False if taken_up else config.train.compile
     space = (
         (config.image.size,) * 2
@@ -83,12 +79,12 @@ def _choose_engine(prepared: Prepared, output: Path, arms: list[str], workers: i
         else (config.image.slices, config.image.size, config.image.size)
     )
     # On a processor more images take long and change no ratio; a GPU they keep busy.
-    batch = batch_size(config.train, backbone.ndim, config.task == "detection")
+    batch = config.train.batch_size or task_of(settled, arm).batch_size(backbone.ndim)
     count = batch if on_cuda else min(batch, 16 if backbone.ndim == 2 else 2)
     image = torch.rand(
         count, len(backbone.recipe.mean), *space, generator=torch.Generator().manual_seed(0)
     )
-    memory, steps = cache_folder() / "engines.json", _steps_of_one(prepared, arms, workers)
+    memory, steps = cache_folder() / "engines.json", _steps_of_one(settled, arms, workers)
 
     def make(**fields: Any) -> Engine:
         return make_engine(
@@ -102,7 +98,7 @@ def _choose_engine(prepared: Prepared, output: Path, arms: list[str], workers: i
 
     engine = make()
     if engine.precision != "fp32" and not recorded:
-        compared = [_compare_with_fp32(prepared, arm, engine) for arm in arms]
+        compared = [_compare_with_fp32(settled, arm, engine) for arm in arms]
         difference = {
             name: max(of.get(name, 0.0) for of in compared)
             for name in dict.fromkeys(itertools.chain(*compared))
@@ -115,63 +111,30 @@ def _choose_engine(prepared: Prepared, output: Path, arms: list[str], workers: i
     return replace(engine, difference=recorded.get("difference", {}))
 
 
-def _compare_with_fp32(prepared: Prepared, arm: str, engine: Engine) -> dict[str, float]:
+def _compare_with_fp32(settled: Settled, arm: str, engine: Engine) -> dict[str, float]:
     """On training images of the first fold, of both classes; see `compare_with_fp32`."""
     images, plan, backbone = (
-        images_of(prepared, arm),
-        prepared.plans[arm],
-        deepcopy(prepared.backbones[arm]),
+        images_of(settled, arm),
+        settled.plans[arm],
+        deepcopy(settled.backbones[arm]),
     )
     backbone.truncate(plan.dropped_stages)
     engine.place(backbone)
-    rows = prepared.split.fold(0).train
-    if images.boxes is None:
-        positive = images.targets[rows, 0] == 1
-        rows = np.concatenate([rows[positive][:_COMPARED], rows[~positive][:_COMPARED]])
-    else:
-        rows = rows[: 2 * _COMPARED]
+    rows = settled.split.fold(0).train
+    positive = images.task.positives(images.targets[rows])
+    rows = np.concatenate([rows[positive][:_COMPARED], rows[~positive][:_COMPARED]])
     taps = backbone.names if plan.read == "all" else backbone.names[-1:]
     return compare_with_fp32(backbone, taps, images.plain(rows, backbone, engine), engine)
 
 
-def _steps_of_one(prepared: Prepared, arms: list[str], workers: int) -> int:
+def _steps_of_one(settled: Settled, arms: list[str], workers: int) -> int:
     """Steps that a process trains with what is compiled once: what is frozen decides what is
     compiled.
     """
-    config, folds = prepared.config, len(prepared.split)
-    plans = [plan for arm in arms if (plan := prepared.plans[arm]).strategy != "linear_probe"]
+    config, folds = settled.config, len(settled.split)
+    plans = [plan for arm in arms if (plan := settled.plans[arm]).strategy != "linear_probe"]
     steps = sum(plan.steps for plan in plans) * folds * len(config.protocol.seeds) // workers
     kinds = sum(
         1 if plan.unfreeze == "at_once" else plan.kept_stages - plan.frozen_stages for plan in plans
     )
     return steps // max(1, kinds * (folds if config.plan.search else 1))
-
-
-def recorded_engines(prepared: Prepared, output: Path) -> dict[str, Engine]:
-    """As the runs were made, wherever the report is."""
-    engines = {}
-    for arm in prepared.backbones:
-        stored = recorded_engine(output, arm)
-        if not stored:
-            raise StudyError(
-                f"{output / 'environment.json'}: does not say how arm {arm} was trained. Run the "
-                "study again."
-            )
-        stored["device"] = torch.device(stored["device"])
-        engines[arm] = Engine(**stored)
-    return engines
-
-
-def engines_here(engines: dict[str, Engine]) -> dict[str, Engine]:
-    """For this process alone, on the device that is here."""
-    alone = {arm: replace(engine, share=(0, 1)) for arm, engine in engines.items()}
-    return {
-        arm: engine if _is_here(engine) else make_engine(precision="fp32")
-        for arm, engine in alone.items()
-    }
-
-
-def _is_here(engine: Engine) -> bool:
-    return engine.device.type != "cuda" or (
-        torch.cuda.is_available() and (engine.device.index or 0) < torch.cuda.device_count()
-    )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from medtransfer.config.arm import Arm
 from medtransfer.config.study_config import StudyConfig
 from medtransfer.data.audit.audit import tell_meaning
 from medtransfer.data.audit.fingerprint import make_fingerprint
@@ -17,28 +16,20 @@ from medtransfer.data.audit.inspection import inspect_images
 from medtransfer.data.cohort.classes import match_classes
 from medtransfer.data.cohort.cohort import Cohort
 from medtransfer.data.cohort.sources import BESIDE
-from medtransfer.data.grid.slices import Slices
-from medtransfer.errors import CohortError, LeakageError, StudyError
-from medtransfer.evaluation import EvaluationReport, evaluate, read_predictions, write_predictions
+from medtransfer.data.grid.fixed import fixed_of
+from medtransfer.errors import CohortError, FileError, LeakageError, StudyError, WeightsError
+from medtransfer.evaluation import EvaluationReport, evaluate, write_predictions
 from medtransfer.evaluation.metrics.discrimination import auc_within
-from medtransfer.models.catalog.catalog import load_backbone
-from medtransfer.models.chain.backbone import Backbone
+from medtransfer.inference.model import TrainedModel, read_model
 from medtransfer.progress import Reporter
+from medtransfer.records.run import Run, read_run
+from medtransfer.records.study_folder import StudyFolder, images_of_study
 from medtransfer.report.build import build_report
-from medtransfer.study.cohort import (
-    label_of,
-    read_compared,
-    read_settings,
-    refuse_study_folder,
-)
-from medtransfer.study.folder import run_folder
-from medtransfer.study.record import images_of_study
-from medtransfer.study.settle import fixed_of, refuse_unreadable
-from medtransfer.study.views import Images
-from medtransfer.tasks.classification import Classification
-from medtransfer.training.checkpoint import load_weights
-from medtransfer.training.device import make_engine, use_threads, uses_cuda
-from medtransfer.training.predicting import predict
+from medtransfer.study.cohort import label_of, read_compared, refuse_study_folder
+from medtransfer.study.settle import refuse_unreadable
+from medtransfer.tasks.kinds import make_task
+from medtransfer.training.device import uses_cuda
+from medtransfer.training.process import training_settings
 
 _OWN = "development: "
 
@@ -66,53 +57,54 @@ def validate(
         LeakageError: an image of the second cohort is one that the models, or models before them,
             have seen.
     """
-    study, output = Path(study), Path(output)
-    config = read_settings(study)
-    if config.task == "detection":
+    development, files = StudyFolder(Path(study)), StudyFolder(Path(output))
+    config = development.read_config()
+    if not make_task(config.task, (), ()).convex:
         raise StudyError(
             f"{study}: looks for boxes; --on is for studies that classify. Train on the first "
             "cohort, test on the second: cohort.parts."
         )
-    refuse_study_folder(output)
-    compared = read_compared(study)
+    refuse_study_folder(files.path)
+    compared = read_compared(development)
     label = _shared_label(compared, config, cohort)
-    models = _list_models(study, compared)
-    use_threads()
-    with Reporter(quiet) as reporter:
+    runs = _read_runs(development, compared)
+    cohort = replace(cohort, labels=(label,))
+    on_cuda = uses_cuda(config.train.device)
+    with training_settings(on_cuda, jobs=1), Reporter(quiet) as reporter:
         reporter.say(tell_meaning(label, config.cohort.positive or label))
         for name in (name for name, reason in cohort.ignored if reason == BESIDE):
             reporter.say(f"{name} is left out: {BESIDE}")
-        facts = inspect_images(cohort, reporter, fixed_of(config))
+        facts = inspect_images(cohort, reporter, fixed_of(config.image))
         if not config.cohort.skip_unreadable:
             refuse_unreadable(facts, cohort)
         bad = facts.loc[facts["error"] != "", "image"].tolist()
         cohort = cohort.without(bad) if bad else cohort
         facts = facts[facts["error"] == ""].reset_index(drop=True)
-        _refuse_known_images(study, facts, cohort)
+        _refuse_images_seen(development, facts, cohort)
         frames = []
-        for arm, runs in models.items():
-            for number, run in enumerate(runs):
-                reporter(f"{arm}, models", number, len(runs))
-                frames.append(_predict(config, arm, run, cohort, facts, label, number))
-        output.mkdir(parents=True, exist_ok=True)
+        for arm, runs_of_arm in runs.items():
+            for number, run in enumerate(runs_of_arm):
+                reporter(f"{arm}, models", number, len(runs_of_arm))
+                frames.append(_predict(config, run, cohort, facts, number))
+        files.path.mkdir(parents=True, exist_ok=True)
         table = pd.concat(frames, ignore_index=True)
         if columns := [c for c in config.evaluate.subgroups if c in cohort.images.columns]:
             table = table.join(cohort.images.set_index("image")[columns], on="image")
-        write_predictions(table, output / "predictions.csv")
+        write_predictions(table, files.predictions)
         reporter.say(f"evaluating {len(table)} predictions")
         settings = {
             **config.evaluate.model_dump(),
             "subgroups": columns,
             "models": "given",
             "leave_out": None,
-            "arms": list(models),
+            "arms": list(runs),
             **choices,
         }
-        report = evaluate(output / "predictions.csv", **settings)
-    first = next(iter(models))
-    shift = describe_shift(study, compared, cohort, facts, table[table["arm"] == first])
-    known = (
-        f"External validation of the {len(models[first])} models of each arm as they are: figures "
+        report = evaluate(files.predictions, **settings)
+    first = next(iter(runs))
+    shift = describe_shift(development, compared, cohort, facts, table[table["arm"] == first])
+    kind = (
+        f"External validation of the {len(runs[first])} models of each arm as they are: figures "
         "are means over these models, intervals "
         "are over patients of the second cohort. Recalibration and thresholds come from tune "
         "patients of the study."
@@ -120,7 +112,7 @@ def validate(
     also = [
         f"Arm {arm} is left out: the study has not compared it yet."
         for arm in config.arms
-        if arm not in models
+        if arm not in runs
     ]
     if not cohort.patients_known:
         also.append(
@@ -131,11 +123,11 @@ def validate(
     about = {
         "shift": shift,
         "meaning": {label: config.cohort.positive or label},
-        "warnings": [known, *also, *others],
+        "warnings": [kind, *also, *others],
     }
     report = EvaluationReport({**report.data, **about})
-    report.save(output / "report.json")
-    return EvaluationReport(report.data, build_report(output, config.report.figures))
+    report.save(files.report)
+    return EvaluationReport(report.data, build_report(files.path, config.report.figures))
 
 
 def _shared_label(table: pd.DataFrame, config: StudyConfig, cohort: Cohort) -> str:
@@ -153,97 +145,65 @@ def _shared_label(table: pd.DataFrame, config: StudyConfig, cohort: Cohort) -> s
     return label
 
 
-def _list_models(study: Path, table: pd.DataFrame) -> dict[str, list[Path]]:
-    """By arm the folders of the runs that the study compared: the same seeds and folds of all, in
-    the same order.
+def _read_runs(study: StudyFolder, table: pd.DataFrame) -> dict[str, list[Run]]:
+    """By arm the runs that the study compared: the same seeds and folds of all, in the same order.
 
     Raises:
-        StudyError: one of them is not there any more.
+        StudyError: one of them is missing or damaged.
     """
     cells = sorted(set(zip(table["seed"], table["fold"], strict=True)))
-    models = {
-        arm: [run_folder(study, arm, fold, seed) for seed, fold in cells]
-        for arm in dict.fromkeys(table["arm"])
-    }
-    for run in (run for runs in models.values() for run in runs):
-        if not ((run / "run.json").is_file() and (run / "weights.safetensors").is_file()):
-            raise StudyError(
-                f"{run}: lacks run.json or weights.safetensors. Run the study again with compare."
-            )
-    return models
+    runs: dict[str, list[Run]] = {}
+    for arm in dict.fromkeys(table["arm"]):
+        for seed, fold in cells:
+            folder = study.run(arm, fold, seed)
+            try:
+                runs.setdefault(arm, []).append(read_run(folder))
+                read_model(folder)
+            except FileNotFoundError as error:
+                raise StudyError(
+                    f"{folder.path}: lacks {folder.summary.name}. Run the study again with compare."
+                ) from error
+            except (FileError, WeightsError) as error:
+                raise StudyError(f"{error} Run the study again with compare.") from error
+    return runs
 
 
-def _refuse_known_images(study: Path, facts: pd.DataFrame, cohort: Cohort) -> None:
-    seen = images_of_study(study)
+def _refuse_images_seen(study: StudyFolder, facts: pd.DataFrame, cohort: Cohort) -> None:
+    seen = images_of_study(study.path)
     again = facts["file_digest"].isin(seen["file_digest"]) | facts["pixel_digest"].isin(
         seen["pixel_digest"].dropna()
     )
     if again.any():
         raise LeakageError(
             f"{int(again.sum())} of {len(facts)} images of {cohort.root} belong to the study in "
-            f"{study} (first: "
-            f"{facts.loc[again, 'image'].iloc[0]}). Its models know them: leave them out."
+            f"{study.path} (first: {facts.loc[again, 'image'].iloc[0]}). Its models know them: "
+            "leave them out."
         )
 
 
 def _predict(
-    config: StudyConfig,
-    arm: str,
-    run: Path,
-    cohort: Cohort,
-    facts: pd.DataFrame,
-    label: str,
-    number: int,
+    config: StudyConfig, run: Run, cohort: Cohort, facts: pd.DataFrame, number: int
 ) -> pd.DataFrame:
     """Test rows of the second cohort, and the tune rows of the run as it left them; both under the
     number of the model as their seed.
     """
-    summary, section, image = (
-        json.loads((run / "run.json").read_text(encoding="utf-8")),
-        config.arms[arm],
-        config.image,
-    )
-    backbone = _load(section, run, image.size)
-    backbone.truncate(summary["plan"]["dropped_stages"])
-    ndim = make_fingerprint(cohort, facts).ndim
-    pooling = section.pooling if ndim > backbone.ndim else "mean"
-    task = Classification(
-        (label,), tuple(summary["positive_weights"]), pooling=pooling, read=summary["plan"]["read"]
-    )
-    head = task.make_head(backbone)
-    load_weights(run / "weights.safetensors", backbone, head)
-    made = summary["engine"]
-    alike = str(made["device"]).startswith("cuda") == uses_cuda(config.train.device)
-    engine = make_engine(
-        config.train.device, made["precision"] if alike else "fp32", layout=made["layout"]
-    )
-    engine.place(backbone)
-    head.to(engine.device)
-    slices = Slices(image.slices, image.slice_spacing, image.plane)
-    images = Images(
-        cohort, [Path(entry) for entry in facts["entry"]], slices, section.slab, config.train
-    )
-    logits, truth = predict(
-        backbone, head, task, images.plain(np.arange(len(facts)), backbone, engine), engine
-    )
-    test = task.decode(
-        logits, truth, cohort.images["image"].tolist(), cohort.units.tolist()
-    ).assign(part="test")
-    tune = read_predictions(run / "predictions.csv", apart=True)
-    tune = tune[tune["part"] == "tune"].assign(label=label)
+    model = TrainedModel.open(run.folder, config.train.device)
+    labels = cohort.images[list(model.labels)].to_numpy(np.float32)
+    logits, truth = model.logits([Path(entry) for entry in facts["entry"]], labels)
+    images, units = cohort.images["image"].tolist(), cohort.units.tolist()
+    test = model.description.task.decode(logits, truth, images, units).assign(part="test")
+    tune = run.predictions[run.predictions["part"] == "tune"]
     tune = tune.assign(image=_OWN + tune["image"], patient=_OWN + tune["patient"])[[*test.columns]]
-    return pd.concat([tune, test], ignore_index=True).assign(arm=arm, seed=number, fold=0)
-
-
-def _load(section: Arm, run: Path, size: int) -> Backbone:
-    if section.kind == "features":
-        return load_backbone(section.backbone)
-    channels = section.slab if section.slab > 1 else section.channels
-    return load_backbone(section.backbone, f"study:{run}", channels=channels, size=size)
+    table = pd.concat([tune, test], ignore_index=True)
+    return table.assign(arm=run.arm, seed=number, fold=0)
 
 
 def describe_shift(
-    study: Path, compared: pd.DataFrame, cohort: Cohort, facts: pd.DataFrame, scores: pd.DataFrame
+    study: StudyFolder,
+    compared: pd.DataFrame,
+    cohort: Cohort,
+    facts: pd.DataFrame,
+    scores: pd.DataFrame,
 ) -> dict[str, Any]:
     """How the second cohort differs from the first: counts, prevalence, pixels, and the scores of
     either class.
@@ -255,9 +215,7 @@ def describe_shift(
     Returns:
         `sentence`, and `facts`, rows `fact, development, second` in words.
     """
-    before = json.loads((study / "audit.json").read_text(encoding="utf-8"))["flow"][
-        "fingerprint_of_training"
-    ]
+    before = study.read(study.audit)["flow"]["fingerprint_of_training"]
     now = make_fingerprint(cohort, facts).to_dict()
     developed = compared[(compared["part"] == "test") & (compared["arm"] == scores["arm"].iloc[0])]
     new = scores[scores["part"] == "test"]

@@ -22,12 +22,18 @@ import joblib
 from joblib.externals.loky import process_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from medtransfer.errors import ConfigError, MedTransferError
+from medtransfer.errors import BusyError, ConfigError, MedTransferError
 from medtransfer.progress import Reporter
-from medtransfer.study.jobs import BusyError, Job, Study
-from medtransfer.study.record import Run
-from medtransfer.training.device import threads_of, use_threads
+from medtransfer.records.run import Run
+from medtransfer.study.jobs import Job
+from medtransfer.study.worker import Worker
 from medtransfer.training.interruption import asked, finishing_steps, obey_note
+from medtransfer.training.process import (
+    keep_freed_memory,
+    threads_of,
+    training_settings,
+    use_threads,
+)
 
 # Broken pools of processes until jobs are tried one by one, to see which one it is.
 _BREAKS = 2
@@ -37,7 +43,7 @@ Outcome = Run | str | None
 
 
 def run_jobs(
-    study: Study,
+    worker: Worker,
     jobs: Sequence[Job],
     workers: int,
     where: Literal["local", "ray"],
@@ -46,7 +52,7 @@ def run_jobs(
     """Does all jobs that are not finished.
 
     Args:
-        study: goes to every process.
+        worker: goes to every process.
         jobs: in the order in which they begin.
         workers: processes on this machine; 1: in this one.
         where: ray: on the cluster that `RAY_ADDRESS` names.
@@ -58,12 +64,12 @@ def run_jobs(
     Raises:
         KeyboardInterrupt: what was under way is kept.
     """
-    runs = {job: run for job in jobs if (run := study.finished(job)) is not None}
+    runs = {job: run for job in jobs if (run := worker.finished(job, reporter)) is not None}
     failures: dict[Job, str] = {}
     left = [job for job in jobs if job not in runs]
     if runs and left:
         reporter.say(f"{len(runs)} of {len(jobs)} runs are there already")
-    if again := sum((job.folder(study.output) / "run.json").is_file() for job in left):
+    if again := sum(job.folder(worker.folder).is_finished for job in left):
         reporter.say(
             f"{again} finished runs were made with another plan, code, library or device, and are "
             "done again"
@@ -80,12 +86,12 @@ def run_jobs(
             what = _describe(outcome) if isinstance(outcome, Run) else f"FAILED: {outcome}"
             reporter.say(f"run {len(runs) + len(failures)} of {len(jobs)}: {job}: {what}")
 
-    with nullcontext() if make is _here else _passing_on(study.note, reporter):
-        for job, outcome in make(study, left, workers, reporter):
+    with nullcontext() if make is _here else _passing_on(worker.folder.stop_note, reporter):
+        for job, outcome in make(worker, left, workers, reporter):
             note(job, outcome)
     # Those that another program was at: waited for, and done if it gave up.
     for job, outcome in _here(
-        study,
+        worker,
         [job for job in left if job not in runs and job not in failures],
         workers,
         reporter,
@@ -164,38 +170,38 @@ def _summarise(runs: Sequence[Run]) -> list[str]:
     return lines
 
 
-def _attempt(study: Study, job: Job, reporter: Reporter, wait: bool) -> Outcome:
+def _attempt(worker: Worker, job: Job, reporter: Reporter, wait: bool) -> Outcome:
     try:
-        return study.do(job, reporter, wait)
+        return worker.do(job, reporter, wait)
     except BusyError:
         return None
     except MedTransferError as error:
         return str(error)
     except Exception as error:  # whatever it is, the other runs go on
-        if study.engines[job.arm].share[1] > 1:
+        if worker.engines[job.arm].share[1] > 1:
             raise  # the other processes of this training would wait for ever
         frame = traceback.extract_tb(error.__traceback__)[-1]
         return f"{type(error).__name__}: {error} ({Path(frame.filename).name}, line {frame.lineno})"
 
 
 def _here(
-    study: Study, jobs: Sequence[Job], workers: int, reporter: Reporter, wait: bool = False
+    worker: Worker, jobs: Sequence[Job], workers: int, reporter: Reporter, wait: bool = False
 ) -> Iterator[tuple[Job, Outcome]]:
     use_threads(workers)
     for job in jobs:
-        yield job, _attempt(study, job, reporter, wait)
+        yield job, _attempt(worker, job, reporter, wait)
 
 
 def _in_processes(
-    study: Study, jobs: Sequence[Job], workers: int, reporter: Reporter
+    worker: Worker, jobs: Sequence[Job], workers: int, reporter: Reporter
 ) -> Iterator[tuple[Job, Outcome]]:
     """Each process has its share of the cores. A process that is killed takes nothing with it but
     its run, which is begun again.
     """
     left, breaks = list(jobs), 0
     with TemporaryDirectory() as name:
-        path = Path(name) / "study"
-        joblib.dump(study, path)
+        path = Path(name) / "worker"
+        joblib.dump(worker, path)
         while left:
             alone = breaks >= _BREAKS
             batch = left[:1] if alone else left
@@ -242,27 +248,29 @@ def _in_worker(path: Path, job: Job) -> tuple[Job, Outcome]:
     # A worker that holds much more than at its first task is taken for one that leaks, and renewed;
     # a training does hold much, and a renewal between two tasks may leave both sides waiting.
     process_executor._MAX_MEMORY_LEAK_SIZE = 2**60
-    return job, _begun_elsewhere(_read_study(path), job, wait=False)
+    return job, _begun_elsewhere(_read_worker(path), job, wait=False)
 
 
-def _begun_elsewhere(study: Study, job: Job, wait: bool) -> Outcome:
+def _begun_elsewhere(worker: Worker, job: Job, wait: bool) -> Outcome:
     """A job in a process that another one has begun, and that ends when a note says so."""
-    note = study.note
+    note = worker.folder.stop_note
     obey_note(note)
+    keep_freed_memory()
     try:
-        return None if note.exists() else _attempt(study, job, Reporter(quiet=True), wait)
+        with training_settings(worker.engines[job.arm].device.type == "cuda"):
+            return None if note.exists() else _attempt(worker, job, Reporter(quiet=True), wait)
     except KeyboardInterrupt:
         return None  # kept
 
 
 @lru_cache(maxsize=1)
-def _read_study(path: Path) -> Study:
-    study: Study = joblib.load(path)
-    return study
+def _read_worker(path: Path) -> Worker:
+    worker: Worker = joblib.load(path)
+    return worker
 
 
 def _on_ray(
-    study: Study, jobs: Sequence[Job], workers: int, reporter: Reporter
+    worker: Worker, jobs: Sequence[Job], workers: int, reporter: Reporter
 ) -> Iterator[tuple[Job, Outcome]]:
     """Tasks on a cluster whose nodes share the study's folder and the cache; a task whose node is
     lost begins again on another.
@@ -273,8 +281,8 @@ def _on_ray(
         raise ConfigError('engine: ray needs Ray: pip install "medtransfer[ray]".') from error
     reporter.say(f"{len(jobs)} runs on Ray")
     ray.init(address=os.environ.get("RAY_ADDRESS"), ignore_reinit_error=True, log_to_driver=False)
-    shared = ray.put(study)
-    on_cuda = any(engine.device.type == "cuda" for engine in study.engines.values())
+    shared = ray.put(worker)
+    on_cuda = any(engine.device.type == "cuda" for engine in worker.engines.values())
     task: Any = ray.remote(num_cpus=threads_of(workers), num_gpus=int(on_cuda), max_retries=-1)(
         _on_node
     )
@@ -292,7 +300,7 @@ def _on_ray(
             yield job, f"{type(error).__name__}: {str(error).splitlines()[0]}"
 
 
-def _on_node(study: Study, job: Job) -> Outcome:
+def _on_node(worker: Worker, job: Job) -> Outcome:
     # A task that is begun again may find the lock of its lost self still held for a moment: it
     # waits.
-    return _begun_elsewhere(study, job, wait=True)
+    return _begun_elsewhere(worker, job, wait=True)

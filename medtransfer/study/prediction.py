@@ -5,6 +5,7 @@ candidates.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -13,15 +14,10 @@ from numpy.typing import NDArray
 
 from medtransfer.data.cohort.box_grid import drop_padding, list_candidates
 from medtransfer.data.cohort.split import Fold
-from medtransfer.inference.typicality import typicality
-from medtransfer.models.chain.backbone import Backbone
-from medtransfer.models.heads.linear import Head, LinearHead
+from medtransfer.models.heads.linear import LinearHead
 from medtransfer.study.views import Images
-from medtransfer.tasks.classification import Classification
-from medtransfer.tasks.detection import Detection
 from medtransfer.training.batches import Loader
-from medtransfer.training.device import Engine
-from medtransfer.training.predicting import predict
+from medtransfer.training.predicting import Model, predict
 from medtransfer.training.probe import fit_head, pooled_features, solve_without
 
 Load = Callable[[NDArray[np.int64]], Loader]
@@ -29,103 +25,86 @@ Load = Callable[[NDArray[np.int64]], Loader]
 _PIECES = 5
 
 
-def measure_typicality(
-    backbone: Backbone, head: LinearHead, engine: Engine, plain: Loader, tune: Loader, test: Loader
-) -> NDArray[np.float64]:
-    """Of the tune images, then of the test images, against the training images."""
-    seen, known, new = (
-        pooled_features(backbone, head, batches, engine) for batches in (plain, tune, test)
-    )
-    return np.concatenate([typicality(seen, known, of) for of in (known, new)])
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """A trained network on the images of its cohort.
 
-
-def predict_parts(
-    images: Images,
-    backbone: Backbone,
-    head: Head,
-    task: Classification | Detection,
-    engine: Engine,
-    fold: Fold,
-    load: Load,
-    probe_seed: int | None,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rows of the tune and the test part, and their candidates.
-
-    The head of a probe has no epoch to choose, so that it is solved again on both the training and
-    the tune part before it is tested. Tune images are then predicted by heads that were solved
-    without a fifth of them each, as alike to the tested one as can be. `probe_seed`: of its inner
-    folds; None of other arms.
+    Attributes:
+        images: of the cohort.
+        model: the network, and what it learnt.
     """
-    if probe_seed is not None:
-        tune = _predict_held_out(
-            images, backbone, cast(LinearHead, head), task, engine, fold, load, probe_seed
+
+    images: Images
+    model: Model
+
+    def predict_parts(
+        self, fold: Fold, load: Load, probe_seed: int | None
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Rows of the tune and the test part, and their candidates.
+
+        The head of a probe has no epoch to choose, so that it is solved again on both the training
+        and the tune part before it is tested. Tune images are then predicted by heads that were
+        solved without a fifth of them each, as alike to the tested one as can be.
+
+        Args:
+            fold: which images are tune and test.
+            load: rows of the cohort to batches of them.
+            probe_seed: of the inner folds of a probe; None for other arms.
+        """
+        if probe_seed is not None:
+            tune = self._predict_held_out(fold, load, probe_seed)
+        else:
+            tune = self._predict_part("tune", fold.tune, load(fold.tune))
+        test = self._predict_part("test", fold.test, load(fold.test))
+        table, candidates = (
+            pd.concat(column, ignore_index=True) for column in zip(tune, test, strict=True)
         )
-    else:
-        tune = _predict_part(
-            images, backbone, head, task, engine, "tune", fold.tune, load(fold.tune)
+        return table, candidates
+
+    def _predict_held_out(
+        self, fold: Fold, load: Load, seed: int
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Tune rows, each by a head that did not see its patient; leaves the head solved on all of
+        the training and the tune part.
+        """
+        images, model = self.images, self.model
+        head, weights = cast(LinearHead, model.head), model.task.positive_weights
+        rows = np.sort(np.concatenate([fold.train, fold.tune]))
+        features = pooled_features(model.backbone, head, load(rows), model.engine)
+        penalties = fit_head(head, features, images.groups[features.rows], weights, seed)["penalty"]
+        units = images.groups[fold.tune]
+        # In turn, those of one class after the other, so that no piece takes all of a class with
+        # it.
+        positive = (
+            pd.Series(images.targets[fold.tune].sum(1))
+            .groupby(units)
+            .max()
+            .sort_values(kind="stable")
         )
-    test = _predict_part(images, backbone, head, task, engine, "test", fold.test, load(fold.test))
-    table, candidates = (
-        pd.concat(column, ignore_index=True) for column in zip(tune, test, strict=True)
-    )
-    return table, candidates
+        pieces = []
+        for piece in range(min(_PIECES, len(positive))):
+            rows = fold.tune[np.isin(units, positive.index[piece::_PIECES])]
+            solve_without(head, features, rows, weights, penalties)
+            pieces.append(self._predict_part("tune", rows, load(rows))[0])
+        solve_without(head, features, np.zeros(0, np.int64), weights, penalties)
+        order = images.cohort.images["image"].iloc[fold.tune].tolist()
+        table = pd.concat(pieces, ignore_index=True)
+        in_order = table.set_index("image").loc[order].reset_index()[table.columns.tolist()]
+        return in_order, pd.DataFrame()
 
-
-def _predict_held_out(
-    images: Images,
-    backbone: Backbone,
-    head: LinearHead,
-    task: Classification | Detection,
-    engine: Engine,
-    fold: Fold,
-    load: Load,
-    seed: int,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Tune rows, each by a head that did not see its patient; leaves the head solved on all of the
-    training and the tune part.
-    """
-    features = pooled_features(
-        backbone, head, load(np.sort(np.concatenate([fold.train, fold.tune]))), engine
-    )
-    weights = task.positive_weights
-    penalties = fit_head(head, features, images.groups[features.rows], weights, seed)["penalty"]
-    units = images.groups[fold.tune]
-    # In turn, those of one class after the other, so that no piece takes all of a class with it.
-    positive = (
-        pd.Series(images.targets[fold.tune].sum(1)).groupby(units).max().sort_values(kind="stable")
-    )
-    pieces = []
-    for piece in range(min(_PIECES, len(positive))):
-        rows = fold.tune[np.isin(units, positive.index[piece::_PIECES])]
-        solve_without(head, features, rows, weights, penalties)
-        pieces.append(
-            _predict_part(images, backbone, head, task, engine, "tune", rows, load(rows))[0]
+    def _predict_part(
+        self, part: str, rows: NDArray[np.int64], batches: Loader
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Rows of a part, and of a task that finds boxes its candidates; else an empty table."""
+        images, task = self.images, self.model.task
+        predictions, truth = predict(self.model, batches)
+        about = (
+            images.cohort.images["image"].iloc[rows].tolist(),
+            images.cohort.units.iloc[rows].tolist(),
         )
-    solve_without(head, features, np.zeros(0, np.int64), weights, penalties)
-    order = images.cohort.images["image"].iloc[fold.tune].tolist()
-    table = pd.concat(pieces, ignore_index=True)
-    return table.set_index("image").loc[order].reset_index()[table.columns.tolist()], pd.DataFrame()
-
-
-def _predict_part(
-    images: Images,
-    backbone: Backbone,
-    head: Head,
-    task: Classification | Detection,
-    engine: Engine,
-    part: str,
-    rows: NDArray[np.int64],
-    batches: Loader,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rows of a part, and where boxes are looked for, its candidates; else an empty table."""
-    predictions, truth = predict(backbone, head, task, batches, engine)
-    about = (
-        images.cohort.images["image"].iloc[rows].tolist(),
-        images.cohort.units.iloc[rows].tolist(),
-    )
-    candidates = pd.DataFrame()
-    if images.boxes is not None:
-        placements, plane = [images.placements[row] for row in rows], images.slices.plane
-        predictions = drop_padding(predictions, placements, plane)
-        candidates = list_candidates(predictions, *about, placements, plane).assign(part=part)
-    return task.decode(predictions, truth, *about).assign(part=part), candidates
+        candidates = pd.DataFrame()
+        if task.finds_boxes:
+            placements, plane = [images.placements[row] for row in rows], images.image.plane
+            predictions = drop_padding(predictions, placements, plane)
+            candidates = list_candidates(predictions, *about, placements, plane).assign(part=part)
+        return task.decode(predictions, truth, *about).assign(part=part), candidates

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from medtransfer.config.study_config import StudyConfig
 from medtransfer.errors import ConfigError, StudyError, WeightsError
-from medtransfer.files import refuse_unwritable
 from medtransfer.models.catalog.names import refuse_unknown, refuse_unknown_tag
 from medtransfer.models.weights.sources import refuse_source
-from medtransfer.study.folder import check_folder
+from medtransfer.records.study_folder import StudyFolder
 from medtransfer.study.share import Share
 from medtransfer.training.tracking import refuse_missing
 
@@ -31,12 +30,12 @@ def refuse_settings(
         ConfigError: something does not fit.
         StudyError: the folder holds something else, cannot be written, or holds nothing to report.
     """
-    check_folder(output, config)
-    refuse_unwritable(output)
+    folder = StudyFolder(output)
+    folder.refuse_other(config)
     refuse_missing(config.train.track)
     if jobs < 1:
         raise ConfigError(f"jobs is {jobs}; it is a number of processes from 1.")
-    if report_only and not (output / "study.yaml").is_file():
+    if report_only and not folder.is_study:
         raise StudyError(
             f"{output}: holds no study to report. Run it first, or name its folder with --output."
         )

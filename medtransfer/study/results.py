@@ -1,141 +1,174 @@
-"""What comes out of a study: tables, report and page from the runs that are finished, and the list
-of those that failed.
-"""
+"""What comes out of a study: tables, report and page, from the runs that are finished."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from medtransfer.config.study_config import StudyConfig
-from medtransfer.errors import StudyError, list_faults
-from medtransfer.evaluation import EvaluationReport, evaluate, write_predictions
+from medtransfer.errors import MedTransferError, StudyError, list_faults
+from medtransfer.evaluation import EvaluationReport, evaluate
 from medtransfer.evaluation.analyses.budgets import levelled_arms, split_budgets
 from medtransfer.evaluation.analyses.lesions import evaluate_boxes
-from medtransfer.evaluation.tables.candidates import (
-    CANDIDATES,
-    LESIONS,
-    read_candidates,
-    write_candidates,
+from medtransfer.evaluation.tables.candidates import read_candidates, write_candidates
+from medtransfer.evaluation.tables.predictions import (
+    AT_BUDGET,
+    BUDGET,
+    LEVEL,
+    OTHER,
+    write_predictions,
 )
-from medtransfer.evaluation.tables.predictions import AT_BUDGET as SAME
-from medtransfer.evaluation.tables.predictions import BUDGET, LEVEL, OTHER
-from medtransfer.files import write_aside
 from medtransfer.progress import Reporter
-from medtransfer.report.build import GALLERY, build_report
+from medtransfer.records.run import Run
+from medtransfer.records.run_folder import RunFolder
+from medtransfer.report.build import build_report
 from medtransfer.report.notes import list_unfinished, measure_spent
 from medtransfer.study.analysis.gallery import write_gallery
-from medtransfer.study.analysis.gallery_boxes import write_sightings
+from medtransfer.study.analysis.gallery_boxes import write_box_gallery
 from medtransfer.study.analysis.pointing import write_localisation
 from medtransfer.study.analysis.reuse import write_reuse
-from medtransfer.study.engines import engines_here
-from medtransfer.study.folder import AT_BUDGET
-from medtransfer.study.jobs import Job, Study, complete
-from medtransfer.study.record import Run, write_audit_and_settings
-from medtransfer.text.tables import write_table
-
-_FAILURES = "failures.json"
+from medtransfer.study.decisions import write_decisions
+from medtransfer.study.failures import read_failures
+from medtransfer.study.jobs import Job, complete
+from medtransfer.study.recorded import Recorded
 
 
 def report_runs(
-    study: Study, runs: dict[Job, Run], listed: int, reporter: Reporter
+    study: Recorded, runs: dict[Job, Run], listed: int, reporter: Reporter
 ) -> EvaluationReport:
-    """Tables and page from the runs that can be compared."""
-    config, output = study.prepared.config, study.output
-    order = {arm: i for i, arm in enumerate(config.arms)}
+    """Tables and page from the runs that can be compared.
+
+    Args:
+        study: as its folder holds it.
+        runs: that are finished.
+        listed: how many there are in all.
+        reporter: progress.
+
+    Raises:
+        StudyError: no fold was trained by all arms.
+    """
+    config, folder = study.config, study.folder
     usable = complete(runs, list(config.arms))
-    main = sorted(
-        (job for job in usable if not job.size),
-        key=lambda job: (order[job.arm], job.seed, job.fold),
-    )
+    main = _in_order(config, [job for job in usable if not job.size])
+    failures = [f"{job}: {error}" for job, error in read_failures(folder).items()]
     if not main:
-        failures = [f"{job}: {error}" for job, error in read_failures(output).items()]
         raise StudyError(
             list_faults(
-                f"{output}: no fold has been trained by all {len(order)} arms, so there is "
-                "nothing to compare",
+                f"{folder.path}: no fold has been trained by all {len(config.arms)} arms, so there "
+                "is nothing to compare",
                 failures,
             )
         )
-    write_audit_and_settings(
-        study.prepared, output
-    )  # what the page shows may be asked for otherwise than when the runs were made
-    table = pd.concat(
-        _with_budgets(
-            config, [usable[job] for job in main], lambda run: (run.predictions, run.at_budget)
-        ),
-        ignore_index=True,
-    )
-    draws = sorted(
-        (job for job in usable if job.size),
-        key=lambda job: (order[job.arm], job.size, job.episode, job.fold),
-    )
+    # What the page shows may be asked for otherwise than when the runs were made.
+    folder.write_config(config)
+    table = _gather(study, usable, main)
+    write_predictions(table, folder.predictions)
+    reporter.say(f"evaluating {len(table)} predictions")
+    # Read back, so that the report is what anyone gets from the file alone.
+    report = evaluate(folder.predictions, **_choices(config))
+    about = {
+        "meaning": folder.read(folder.environment).get("meaning", {}),
+        "unfinished": list_unfinished(folder, list(config.arms)),
+        "spent": measure_spent(folder, list(config.arms)),
+    }
+    report = EvaluationReport({**report.data, **about})
+    compared = [usable[job] for job in main]
+    if study.task.finds_boxes:
+        report = EvaluationReport({**report.data, "detection": _evaluate_boxes(study, compared)})
+    if len(usable) < listed:
+        left_out = _describe_left_out(study, main, len(usable), listed)
+        failed = [f"Run failed: {failure}" for failure in failures]
+        warnings = [left_out, *failed, *report.data["warnings"]]
+        report = EvaluationReport({**report.data, "warnings": warnings})
+    report.save(folder.report)
+    report = _look_at_images(study, report, table, compared, reporter)
+    write_decisions(folder, compared, report.data)
+    return EvaluationReport(report.data, build_report(folder.path, config.report.figures))
+
+
+def _in_order(config: StudyConfig, jobs: Sequence[Job]) -> list[Job]:
+    """By arm, seed and fold; of the learning curve by arm, size, draw and fold."""
+    order = {arm: number for number, arm in enumerate(config.arms)}
+
+    def place(job: Job) -> tuple[int, ...]:
+        seed = () if job.size else (job.seed,)
+        return (order[job.arm], *seed, job.size, job.episode, job.fold)
+
+    return sorted(jobs, key=place)
+
+
+def _gather(study: Recorded, usable: Mapping[Job, Run], main: Sequence[Job]) -> pd.DataFrame:
+    """The rows of all runs that are compared, and of the draws of a learning curve."""
+    config = study.config
+    runs = [usable[job] for job in main]
+    parts = _with_budgets(config, runs, lambda run: (run.predictions, run.at_budget))
+    table = pd.concat(parts, ignore_index=True)
+    draws = _in_order(config, [job for job in usable if job.size])
     if curve := [_curve_rows(job, usable[job]) for job in draws]:
         table = pd.concat([table.assign(size=0, episode=0), *curve], ignore_index=True)
     if columns := list(config.evaluate.subgroups):
-        table = table.join(study.prepared.cohort.images.set_index("image")[columns], on="image")
-    write_predictions(table, output / "predictions.csv")
-    reporter.say(f"evaluating {len(table)} predictions")
-    # Read back, so that the report is what anyone gets from the file alone.
-    report = evaluate(output / "predictions.csv", **_choices(config))
-    about = {
-        "meaning": study.prepared.cohort.meaning,
-        "unfinished": list_unfinished(output, list(config.arms)),
-    }
-    about["spent"] = measure_spent(output, list(config.arms))
-    report = EvaluationReport({**report.data, **about})
-    if study.prepared.cohort.detects:
-        report = EvaluationReport(
-            {**report.data, "detection": _evaluate_boxes(study, [usable[job] for job in main])}
-        )
-    if len(usable) < listed:
-        left_out = (
-            f"This report rests on {len(usable)} of {listed} runs: those of the folds and seeds "
-            "that every arm has finished."
-        )
-        tested, folds = len({job.fold for job in main}), len(study.prepared.split)
+        table = table.join(study.images.set_index("image")[columns], on="image")
+    return table
+
+
+def _describe_left_out(study: Recorded, main: Sequence[Job], usable: int, listed: int) -> str:
+    """Which runs the report rests on, where some are not finished."""
+    left_out = (
+        f"This report rests on {usable} of {listed} runs: those of the folds and seeds that every "
+        "arm has finished."
+    )
+    tested, folds = len({job.fold for job in main}), len(study.folds)
+    if tested < folds:
         left_out += (
             f" {folds - tested} of {folds} folds are untested, their patients not in the figures."
-            if tested < folds
-            else ""
         )
-        failed = [f"Run failed: {job}: {error}" for job, error in read_failures(output).items()]
-        report = EvaluationReport(
-            {**report.data, "warnings": [left_out, *failed, *report.data["warnings"]]}
-        )
-    report.save(output / "report.json")
+    return left_out
+
+
+def _look_at_images(
+    study: Recorded,
+    report: EvaluationReport,
+    table: pd.DataFrame,
+    runs: Sequence[Run],
+    reporter: Reporter,
+) -> EvaluationReport:
+    """Pictures of test images, where heat maps point, and what was reused: all that asks for pixels
+    in the cache, or for trained models. What the cache does not hold any more is said, and what an
+    earlier report measured of it stays.
+    """
+    config, folder = study.config, study.folder
     if not config.report.gallery:  # an earlier report may have left pictures of patients
-        (output / GALLERY).unlink(missing_ok=True)
-    if study.prepared.cohort.detects:
-        if config.report.gallery:
-            last, found = (
-                split_budgets(rows, levelled_arms(rows))[0]
-                for rows in (table, read_candidates(output / CANDIDATES))
-            )
-            write_sightings(
-                study.prepared, last, found, output, config.detection.hit, config.detection.overlap
-            )
-        return EvaluationReport(report.data, build_report(output, config.report.figures))
-    here = engines_here(study.engines)
-    if config.report.gallery:
-        write_gallery(
-            study.prepared, here, pd.concat([usable[job].predictions for job in main]), output
+        folder.gallery.unlink(missing_ok=True)
+    absent = len(study.images) - len(study.entries)
+    if absent:
+        reporter.say(
+            f"{absent} of {len(study.images)} images are not in the cache any more: pictures, heat "
+            "maps and reuse stay as they were; the study without --report-only makes them anew"
         )
-    whole = {(job.fold, job.seed) for job in main} >= {
-        (fold, config.protocol.seeds[0]) for fold in range(len(study.prepared.split))
-    }
-    boxed = whole and study.prepared.cohort.boxes is not None
-    if boxed and (localisation := write_localisation(study.prepared, here, output, reporter)):
+        return report
+    if study.task.finds_boxes:
+        if config.report.gallery:
+            last, candidates = (
+                split_budgets(rows, levelled_arms(rows))[0]
+                for rows in (table, read_candidates(folder.candidates))
+            )
+            write_box_gallery(study, last, candidates)
+        return report
+    if config.report.gallery:
+        write_gallery(study, pd.concat([run.predictions for run in runs]))
+    seeds = {(run.fold, run.seed) for run in runs}
+    if not seeds >= {(fold, config.protocol.seeds[0]) for fold in study.folds}:
+        return report
+    if study.boxes is not None and (localisation := write_localisation(study, reporter)):
         report = EvaluationReport({**report.data, "localisation": localisation})
-        report.save(output / "report.json")
-    if whole:
-        write_reuse(study.prepared, here, output, _at_one_budget(report.data), reporter)
-    return EvaluationReport(report.data, build_report(output, config.report.figures))
+        report.save(folder.report)
+    try:
+        write_reuse(study, _at_one_budget(report.data), reporter)
+    except MedTransferError as error:  # the pretrained weights are not to be had any more
+        reporter.say(f"what was reused of the pretrained weights is not measured: {error}")
+    return report
 
 
 def _at_one_budget(data: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -180,62 +213,35 @@ def _with_budgets(
         )
         yield rows.assign(**{BUDGET: LEVEL if early is not None else "" if shared else OTHER})
         if early is not None:
-            yield early.assign(**{BUDGET: SAME})
+            yield early.assign(**{BUDGET: AT_BUDGET})
 
 
-def _evaluate_boxes(study: Study, runs: Sequence[Run]) -> dict[str, Any]:
-    """Writes `candidates.csv` and `boxes.csv`, and evaluates what anyone gets from them."""
-    output, config = study.output, study.prepared.config
-    boxes = study.prepared.cohort.boxes
-    assert boxes is not None
+def _evaluate_boxes(study: Recorded, runs: Sequence[Run]) -> dict[str, Any]:
+    """Writes `candidates.csv`, and evaluates what anyone gets from it."""
+    folder, config = study.folder, study.config
 
     def read(run: Run) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-        early = (
-            None if run.at_budget is None else read_candidates(run.folder / AT_BUDGET / CANDIDATES)
-        )
-        return read_candidates(run.folder / CANDIDATES), early
+        files = RunFolder(run.folder)
+        early = None
+        if run.at_budget is not None:
+            early = read_candidates(files.at_budget.candidates)
+        return read_candidates(files.candidates), early
 
-    write_candidates(
-        pd.concat(_with_budgets(config, runs, read), ignore_index=True), output / CANDIDATES
-    )
-    write_table(boxes, output / LESIONS)
-    chosen, rule = config.evaluate, config.detection
-    tables = (output / "predictions.csv", output / CANDIDATES, output / LESIONS)
+    rows = pd.concat(_with_budgets(config, runs, read), ignore_index=True)
+    write_candidates(rows, folder.candidates)
+    settings, rule = config.evaluate, config.detection
     return evaluate_boxes(
-        *tables, chosen.bootstrap, chosen.seed, rule.hit, rule.overlap, list(config.arms)
+        folder.predictions,
+        folder.candidates,
+        folder.boxes,
+        settings.bootstrap,
+        settings.seed,
+        rule.hit,
+        rule.overlap,
+        list(config.arms),
     )
 
 
 def _curve_rows(job: Job, run: Run) -> pd.DataFrame:
     rows = run.predictions[run.predictions["part"] == "test"]
     return rows.assign(seed=job.seed, size=job.size, episode=job.episode)
-
-
-def write_failures(output: Path, failures: Mapping[Job, str], study: Study) -> None:
-    """Those that did not succeed since; no file where there are none."""
-    left = [
-        {**asdict(job), "error": error}
-        for job, error in failures.items()
-        if study.finished(job) is None
-    ]
-    if left:
-        write_aside(output / _FAILURES, json.dumps(left, indent=1))
-    else:
-        (output / _FAILURES).unlink(missing_ok=True)
-
-
-def read_failures(output: Path) -> dict[Job, str]:
-    """Why runs failed, as `write_failures` left it."""
-    try:
-        entries = json.loads((output / _FAILURES).read_text(encoding="utf-8"))
-        return {
-            Job(**{key: value for key, value in entry.items() if key != "error"}): entry["error"]
-            for entry in entries
-        }
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
-def failed_runs(output: str | Path) -> list[str]:
-    """The runs of a study that failed, and why."""
-    return [f"{job}: {error}" for job, error in read_failures(Path(output)).items()]

@@ -3,105 +3,133 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from medtransfer.config.arm import Arm
 from medtransfer.config.study_config import StudyConfig
-from medtransfer.data.audit.audit import audit, tell_meaning
+from medtransfer.data.audit.audit import Audit, audit, tell_meaning
 from medtransfer.data.audit.fingerprint import Fingerprint, make_fingerprint
 from medtransfer.data.audit.inspection import inspect_images
 from medtransfer.data.cohort.box_grid import boxes_on_grid, boxes_seen, place_images
 from medtransfer.data.cohort.cohort import Cohort
-from medtransfer.data.cohort.laterality import allowed_changes
 from medtransfer.data.cohort.split import Split, split_cohort
-from medtransfer.data.grid.fixed import Fixed
-from medtransfer.data.grid.settings import Augment
-from medtransfer.data.grid.slices import Slices
-from medtransfer.data.images.windows import parse_window
+from medtransfer.data.grid.fixed import Fixed, fixed_of, input_space
 from medtransfer.errors import CohortError, ConfigError, LeakageError, list_faults
 from medtransfer.models.catalog.catalog import load_backbone
 from medtransfer.models.chain.backbone import Backbone, Recipe
-from medtransfer.models.plan.plan import (
-    CacheBudget,
-    FreezePlan,
-    fix_plan,
-    plan_cache,
-    refuse_random_prefix,
-)
-from medtransfer.models.plan.rules import Counts, plan_freeze
-from medtransfer.models.plan.schedule import CYCLES
+from medtransfer.models.plan.plan import FreezePlan, refuse_random_prefix
 from medtransfer.models.weights.locate import published_recipe
 from medtransfer.progress import Reporter
+from medtransfer.records.study_folder import StudyFolder, images_of_study
 from medtransfer.study.cohort import read_cohort
-from medtransfer.study.record import (
-    Prepared,
-    images_of_study,
-    read_plans,
+from medtransfer.study.planning import (
+    plan_arm,
     refuse_edited_steps,
+    share_steps,
+    take_up_edits,
 )
-from medtransfer.tasks.detection import choose_finest
-from medtransfer.training.settings import TrainSettings
-
-# Fields of a plan that mean the same for arms with weights and without.
-_OF_ALL_ARMS = ("dropout", "finest")
+from medtransfer.tasks.kinds import make_task
+from medtransfer.tasks.task import Task
 
 
-def fixed_of(config: StudyConfig) -> Fixed:
-    """The fixed half of the transforms."""
-    image = config.image
-    return Fixed(
-        image.size,
-        parse_window(image.window),
-        image.spacing,
-        Slices(image.slices, image.slice_spacing, image.plane),
-    )
+@dataclass(frozen=True)
+class Settled:
+    """All that is settled before training begins, with nothing written yet.
+
+    Attributes:
+        config: the study.
+        cohort: the images in use.
+        facts: what each of them is, see `inspect_images`.
+        split: their parts in each fold.
+        fingerprint: of the smallest training part, which the plans follow from.
+        plans: by arm.
+        backbones: by arm, with their weights.
+        findings: about the images in use and the unreadable ones.
+        seen: images that the weights of earlier studies were trained on.
+    """
+
+    config: StudyConfig
+    cohort: Cohort
+    facts: pd.DataFrame
+    split: Split
+    fingerprint: Fingerprint
+    plans: dict[str, FreezePlan]
+    backbones: dict[str, Backbone]
+    findings: Audit
+    seen: pd.DataFrame
 
 
-def augment_of(config: StudyConfig, cohort: Cohort) -> Augment:
-    """Which random changes the labels allow."""
-    return allowed_changes(cohort, config.augment)
-
-
-def load_arm(arm: Arm, size: int, seed: int) -> Backbone:
-    """The backbone of an arm, with its weights."""
-    recipe = None
-    if arm.recipe is not None:
-        recipe = Recipe(arm.recipe.mean, arm.recipe.std, published_recipe(arm.backbone).size)
-    channels = arm.slab if arm.slab > 1 else arm.channels
-    return load_backbone(arm.backbone, arm.weights, recipe, seed, channels, size)
-
-
-def prepare(
+def settle(
     config: StudyConfig,
     cohort: Cohort | None,
-    output: Path | None,
+    folder: StudyFolder | None,
     reporter: Reporter,
     fixed: Fixed | None,
-) -> Prepared:
-    """All that is settled before training begins; nothing is written.
+) -> Settled:
+    """Settles all that is settled before training begins; nothing is written.
 
     Args:
         config: the study.
         cohort: its images; None: as the configuration says.
-        output: folder of the study, whose edited plan and salt are taken up; None: of no study.
+        folder: of the study, whose edited plan and salt are taken up; None: of no study.
         reporter: progress.
         fixed: also fill the image cache with these transforms.
 
     Raises:
         ConfigError, CohortError, LeakageError, WeightsError: something does not fit.
     """
-    protocol = config.protocol
-    # The network first: a misspelt backbone is found in a second, before thousands of images are
+    # The networks first: a misspelt backbone is told in a second, before thousands of images are
     # read.
     backbones = {
         name: load_arm(arm, config.image.size, config.protocol.seeds[0])
         for name, arm in config.arms.items()
     }
-    cohort = read_cohort(config, cohort, output)
-    if config.task == "detection":
+    cohort = _open_cohort(config, cohort, folder)
+    # A split that cannot be made is told before thousands of images are read, too.
+    split = _split(config, cohort)
+    cohort, facts, findings = _inspect(config, cohort, reporter, fixed)
+    seen = _refuse_images_seen_before(config, cohort, facts, reporter)
+    if config.protocol.group == "cluster":
+        used = set(cohort.images["image"])
+        pairs = [(a, b) for a, b in findings.near_duplicates if a in used and b in used]
+        cohort = cohort.grouped(pairs)
+    if config.protocol.group == "cluster" or len(cohort) < len(split.parts):
+        split = _split(config, cohort)
+    task = make_task(config.task, cohort.labels, input_space(config.image, len(facts["shape"][0])))
+    fingerprint = _training_fingerprint(cohort, facts, split, task)
+    _require_dimensions(config, backbones, fingerprint.ndim)
+    fields = task.plan_fields(_targets_of_parts(config, cohort, facts, split, task))
+    plans = {
+        name: plan_arm(config, name, net, fingerprint, task, len(cohort), **fields)
+        for name, net in backbones.items()
+    }
+    edited = folder.plan if folder is not None and folder.plan.is_file() else None
+    if edited is not None:
+        plans = take_up_edits(edited, config, plans, backbones, fingerprint.ndim, len(cohort))
+    for name, backbone in backbones.items():
+        refuse_random_prefix(backbone, plans[name])
+        if config.plan.search and plans[name].tuned == "first":
+            raise ConfigError(
+                f"arms.{name}: plan.search looks for how many first stages to freeze, and "
+                "plan.tuned=first freezes the last."
+            )
+    smallest = min(len(split.fold(index).train) for index in range(len(split)))
+    step = config.train.batch_size or task.batch_size(fingerprint.ndim)
+    plans = share_steps(plans, config, max(1, smallest // step))
+    if edited is not None:
+        refuse_edited_steps(edited, plans)
+    return Settled(config, cohort, facts, split, fingerprint, plans, backbones, findings, seen)
+
+
+def _open_cohort(config: StudyConfig, cohort: Cohort | None, folder: StudyFolder | None) -> Cohort:
+    """The cohort with the label that is studied, and the patients that were told apart."""
+    cohort = read_cohort(config, cohort, folder)
+    if make_task(config.task, cohort.labels, ()).finds_boxes:
         cohort = cohort.detecting()
     cohort = cohort.told_apart(config.cohort.look_alikes)
     absent = [c for c in config.evaluate.subgroups if c not in cohort.images.columns]
@@ -115,8 +143,20 @@ def prepare(
             f"cohort.labels: one label is studied at a time, {len(cohort.labels)} given. Run one "
             "study per label."
         )
-    # A split that cannot be made is found now too, before thousands of images are read.
-    split_cohort(cohort, protocol.folds, protocol.split_seed, protocol.tune, protocol.leave_out)
+    return cohort
+
+
+def _split(config: StudyConfig, cohort: Cohort) -> Split:
+    protocol = config.protocol
+    return split_cohort(
+        cohort, protocol.folds, protocol.split_seed, protocol.tune, protocol.leave_out
+    )
+
+
+def _inspect(
+    config: StudyConfig, cohort: Cohort, reporter: Reporter, fixed: Fixed | None
+) -> tuple[Cohort, pd.DataFrame, Audit]:
+    """The readable images of the cohort, what they are, and what was found in all of them."""
     facts = inspect_images(cohort, reporter, fixed)
     bad = facts[facts["error"] != ""]
     if not config.cohort.skip_unreadable:
@@ -141,143 +181,16 @@ def prepare(
             "lists them"
         )
         cohort = cohort.without(bad["image"].tolist())
-    facts = facts[facts["error"] == ""].reset_index(drop=True)
-    seen = _refuse_images_seen_before(config, cohort, facts, reporter)
-    if config.protocol.group == "cluster":
-        used = set(cohort.images["image"])
-        cohort = cohort.grouped(
-            [(a, b) for a, b in findings.near_duplicates if a in used and b in used]
-        )
-    split = split_cohort(
-        cohort, protocol.folds, protocol.split_seed, protocol.tune, protocol.leave_out
-    )
-    fingerprint = _training_fingerprint(cohort, facts, split)
-    _require_dimensions(config, backbones, fingerprint.ndim)
-    batch = batch_size(config.train, fingerprint.ndim, cohort.detects)
-    finest = _choose_finest(config, cohort, facts, split) if cohort.detects else 0
-    plans = {
-        name: plan_arm(config, name, net, fingerprint, fingerprint.ndim, len(cohort), finest)
-        for name, net in backbones.items()
-    }
-    edited = output / "plan.json" if output is not None else None
-    if edited is not None and edited.is_file():
-        plans = _take_up_edits(edited, config, plans, backbones, fingerprint.ndim, len(cohort))
-    for name, backbone in backbones.items():
-        refuse_random_prefix(backbone, plans[name])
-        if config.plan.search and plans[name].tuned == "first":
-            raise ConfigError(
-                f"arms.{name}: plan.search looks for how many first stages to freeze, and "
-                "plan.tuned=first freezes the last."
-            )
-    smallest = min(len(split.fold(index).train) for index in range(len(split)))
-    batches = max(1, smallest // batch)
-    plans = share_steps(plans, config, batches)
-    if edited is not None and edited.is_file():
-        refuse_edited_steps(edited, plans)
-    return Prepared(config, cohort, facts, split, fingerprint, plans, backbones, findings, seen)
+    return cohort, facts[facts["error"] == ""].reset_index(drop=True), findings
 
 
-def _take_up_edits(
-    path: Path,
-    config: StudyConfig,
-    plans: dict[str, FreezePlan],
-    backbones: dict[str, Backbone],
-    ndim: int,
-    images: int,
-) -> dict[str, FreezePlan]:
-    """The plans with what was edited in `plan.json`; where a depth was edited and the views were
-    not, these follow it.
-    """
-    cache, edited = cache_budget(config, ndim, images), {}
-    for name, plan in read_plans(path, plans, backbones).items():
-        by_hand = (
-            config.plan.views is not None
-            or config.arms[name].plan.views is not None
-            or plan.views != plans[name].views
-        )
-        try:
-            edited[name] = plan_cache(plan, backbones[name], images, cache, choose=not by_hand)
-        except ConfigError as error:
-            more = "Where an arm was added, it shares the cache; start another study with all arms."
-            raise ConfigError(f"{path}: arm {name}: {error} {more}") from error
-    return edited
-
-
-def plan_arm(
-    config: StudyConfig,
-    name: str,
-    backbone: Backbone,
-    counts: Counts,
-    ndim: int,
-    images: int,
-    finest: int = 0,
-) -> FreezePlan:
-    """The plan of an arm: from counts and architecture, with what is set by hand for all arms, then
-    for this one.
-
-    `images` are those of the whole cohort, whose folds share what is kept of frozen stages;
-    `finest` as in `plan_freeze`.
-    """
-    own = config.arms[name].plan.model_dump(exclude_none=True)
-    cache = cache_budget(config, ndim, images)
-    shared = config.plan.by_hand()
-    if (
-        config.arms[name].kind == "features"
-    ):  # nothing of it can be trained, whatever is set for all arms
-        plan = plan_freeze(counts, backbone, cache=cache, strategy="linear_probe")
-        why = (
-            "Features by formula: a logistic regression, its penalty chosen on inner folds of "
-            "the training patients."
-        )
-        return replace(plan, evidence="strong", reason=f"{why}{_left_as_planned(shared)}")
-    try:
-        plan = plan_freeze(
-            counts,
-            backbone,
-            config.plan.domain,
-            batch=batch_size(config.train, ndim, config.task == "detection"),
-            cache=cache,
-            **{"finest": finest, **shared, **own},
-        )
-        if plan.strategy != "scratch":
-            return plan
-        # Rates for all arms are those of pretrained stages, and so is what is frozen; what is set
-        # for this arm alone must fit it.
-        fields = {
-            key: value
-            for key, value in {**shared, **own}.items()
-            if key in own or key in _OF_ALL_ARMS
-        }
-        plan = fix_plan(plan, backbone, **fields) if fields else plan
-        idle = {key: value for key, value in shared.items() if key not in {*own, *_OF_ALL_ARMS}}
-        return replace(plan, reason=plan.reason + _left_as_planned(idle))
-    except ConfigError as error:
-        raise ConfigError(f"arms.{name}: {error}") from error
-
-
-def _left_as_planned(fields: Mapping[str, object]) -> str:
-    """Which fields that are set for all arms are not for this one, in words; they can be set for it
-    alone.
-    """
-    return (
-        f" Set for arms with weights, and not for this one: {', '.join(sorted(fields))}."
-        if fields
-        else ""
-    )
-
-
-def cache_budget(config: StudyConfig, ndim: int, images: int) -> CacheBudget:
-    """What the configuration leaves to the cached activations of each arm."""
-    pretrained = sum(
-        arm.weights is not None or arm.kind == "features" for arm in config.arms.values()
-    )
-    # A draw of a learning curve has a seed of its own, counted on from the first.
-    curve, first = config.learning_curve, config.protocol.seeds[0]
-    draws = range(first + 1, first + 1 + curve.episodes) if curve.sizes else ()
-    slices, seeds = config.image.slices if ndim == 3 else 1, len({*config.protocol.seeds, *draws})
-    return CacheBudget(
-        config.train.cache_gb / max(1, pretrained), config.image.size, slices, images, seeds
-    )
+def load_arm(arm: Arm, size: int, seed: int) -> Backbone:
+    """The backbone of an arm, with its weights."""
+    recipe = None
+    if arm.recipe is not None:
+        recipe = Recipe(arm.recipe.mean, arm.recipe.std, published_recipe(arm.backbone).size)
+    channels = arm.slab if arm.slab > 1 else arm.channels
+    return load_backbone(arm.backbone, arm.weights, recipe, seed, channels, size)
 
 
 def _require_dimensions(config: StudyConfig, backbones: Mapping[str, Backbone], ndim: int) -> None:
@@ -355,92 +268,27 @@ def refuse_unreadable(facts: pd.DataFrame, cohort: Cohort) -> None:
         )
 
 
-def _training_fingerprint(cohort: Cohort, facts: pd.DataFrame, split: Split) -> Fingerprint:
-    """Fingerprint of the training part with the fewest patients in its smaller class: the plan sees
-    no test image.
+def _training_fingerprint(
+    cohort: Cohort, facts: pd.DataFrame, split: Split, task: Task
+) -> Fingerprint:
+    """Fingerprint of the training part with the fewest patients of the kind that the plan depends
+    on: the plan sees no test image.
     """
     prints = []
     for index in range(len(split)):
         part = cohort.images.iloc[split.fold(index).train].reset_index(drop=True)
-        inside = replace(cohort, images=part)
-        prints.append(make_fingerprint(inside, facts))
-    return min(
-        prints,
-        key=lambda print_: (
-            print_.patients_per_class["1"] if cohort.detects else print_.smallest_class
-        ),
-    )
+        prints.append(make_fingerprint(replace(cohort, images=part), facts))
+    return min(prints, key=lambda print_: task.fewest(print_.patients_per_class))
 
 
-def _choose_finest(config: StudyConfig, cohort: Cohort, facts: pd.DataFrame, split: Split) -> int:
-    """Stride of the finest level of a detector, the same in all folds: the least that a training
-    part asks for.
-    """
-    placements = place_images(fixed_of(config), facts)
-    seen = boxes_seen(boxes_on_grid(cohort, placements), placements, config.image.plane)
-    return min(choose_finest(seen[split.fold(index).train]) for index in range(len(split)))
-
-
-def batch_size(train: TrainSettings, ndim: int, detects: bool = False) -> int:
-    """Images, or volumes, at a step of training."""
-    return train.batch_size or ((8 if ndim == 2 else 2) if detects else (32 if ndim == 2 else 8))
-
-
-def share_steps(
-    plans: dict[str, FreezePlan], config: StudyConfig, batches: int, draws: bool = False
-) -> dict[str, FreezePlan]:
-    """The plans with one budget, times that of each arm: the one that is set, or the longest any of
-    them asks for.
-
-    `batches` are those of an epoch; `draws` of a learning curve have their own budget, and end with
-    it.
-    """
-    longest = max(plan.steps for plan in plans.values())
-    shared: dict[str, FreezePlan] = {}
-    for name, plan in plans.items():
-        shared[name] = plan
-        if plan.strategy == "linear_probe":
-            if config.arms[name].budget not in {None, 1}:
-                shared[name] = replace(
-                    plan,
-                    reason=f"{plan.reason} A linear probe has no budget, so that the one set is "
-                    "not used.",
-                )
-        else:
-            arm = config.arms[name]
-            train = train_of(config, name, draws)
-            steps = (
-                max(1, round(longest * arm.times))
-                if train.epochs is None
-                else train.epochs * batches
-            )
-            reason = (
-                plan.reason
-                if arm.times == 1
-                else f"{plan.reason} Its budget is {arm.times:g} times that of the study."
-            )
-            level = arm.level and not draws
-            if level:
-                reason += (
-                    " Training goes on until the tune loss has levelled off, at most "
-                    f"{CYCLES[-1]} times the budget."
-                )
-            shared[name] = replace(plan, steps=steps, reason=reason, level=level)
-    return shared
-
-
-def train_of(config: StudyConfig, arm: str, draws: bool = False) -> TrainSettings:
-    """The training of an arm, whose epochs are its budget times those of the study; steps that are
-    set for draws come before epochs.
-    """
-    epochs = None if draws and config.learning_curve.steps else config.train.epochs
-    return config.train.model_copy(
-        update={"epochs": epochs and max(1, round(epochs * config.arms[arm].times))}
-    )
-
-
-def count_steps(plan: FreezePlan, train: TrainSettings, batches: int) -> int:
-    """Optimiser steps of a plan, where an epoch has so many batches."""
-    if plan.strategy == "linear_probe":
-        return 0
-    return train.epochs * batches if train.epochs is not None else plan.steps
+def _targets_of_parts(
+    config: StudyConfig, cohort: Cohort, facts: pd.DataFrame, split: Split, task: Task
+) -> list[NDArray[np.float32]]:
+    """The targets of the training part of each fold, as the network sees them."""
+    labels = cohort.images[list(cohort.labels)].to_numpy(np.float32)
+    boxes, space = None, input_space(config.image, len(facts["shape"][0]))
+    if task.finds_boxes:
+        placements = place_images(fixed_of(config.image), facts)
+        boxes = boxes_seen(boxes_on_grid(cohort, placements), placements, config.image.plane)
+    targets = task.targets(labels, boxes, space)
+    return [targets[split.fold(index).train] for index in range(len(split))]

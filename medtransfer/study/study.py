@@ -17,22 +17,29 @@ from medtransfer.config.arm import Arm
 from medtransfer.config.study_config import StudyConfig, make_config
 from medtransfer.data.cohort.cohort import Cohort
 from medtransfer.data.grid.cache import feature_folder
+from medtransfer.data.grid.fixed import fixed_of
 from medtransfer.errors import CohortError, ConfigError, MedTransferError
 from medtransfer.evaluation import EvaluationReport
 from medtransfer.models.chain.backbone import Backbone
 from medtransfer.models.plan.plan import FreezePlan
 from medtransfer.progress import Reporter
+from medtransfer.records.run import Run, finished_run
+from medtransfer.records.study_folder import StudyFolder
 from medtransfer.study.draws import refuse_large_sizes
-from medtransfer.study.engines import choose_engines, recorded_engines
-from medtransfer.study.folder import LOCKS
-from medtransfer.study.jobs import Job, Study, list_jobs
+from medtransfer.study.engines import choose_engines
+from medtransfer.study.environment import write_record
+from medtransfer.study.failures import read_failures, write_failures
+from medtransfer.study.jobs import Job, list_jobs, name_jobs
 from medtransfer.study.pool import run_jobs
-from medtransfer.study.record import Prepared, write_record, write_salt
+from medtransfer.study.recorded import Recorded
 from medtransfer.study.refusals import refuse_settings
-from medtransfer.study.results import read_failures, report_runs, write_failures
-from medtransfer.study.settle import fixed_of, prepare
+from medtransfer.study.results import report_runs
+from medtransfer.study.settle import Settled, settle
 from medtransfer.study.share import WHOLE, Share
-from medtransfer.training.device import join_processes, use_threads, uses_cuda
+from medtransfer.study.worker import Worker
+from medtransfer.tasks.kinds import choose_kind
+from medtransfer.training.device import uses_cuda
+from medtransfer.training.process import join_processes, training_settings
 
 
 def compare(
@@ -54,8 +61,7 @@ def compare(
         quiet: no progress.
         jobs: processes on this machine, which divide its cores.
         **sections: `image`, `protocol`, `plan`, `train`, `evaluate`: the sections of a
-        configuration, such as
-            `protocol={"folds": 3, "seeds": [0, 1]}`.
+            configuration, such as `protocol={"folds": 3, "seeds": [0, 1]}`.
 
     Raises:
         MedTransferError: see `run_study`.
@@ -71,13 +77,13 @@ def compare(
             'weights="imagenet")}.'
         )
     values = {
-        "task": "detection" if cohort.detects else "classification",
+        "task": choose_kind(cohort.needed_classes),
         "cohort": cohort.source,
         "arms": {name: arm.model_dump(exclude_unset=True) for name, arm in arms.items()},
         **sections,
     }
     report = run_study(make_config(values, "compare"), output, cohort, quiet, jobs)
-    assert report is not None  # one task does all
+    assert report is not None  # one share is all of it
     return report
 
 
@@ -103,7 +109,8 @@ def run_study(
         quiet: no progress.
         jobs: processes on this machine, which divide its cores.
         share: of the runs that are done now; of several, each writes no report.
-        report_only: writes the report from the runs that are finished, and trains nothing.
+        report_only: writes the report from the runs that are finished, and trains nothing; the
+            folder suffices, without the files of the cohort or pretrained weights.
 
     Returns:
         The report; None for one of several shares, or for a process that trains along with another.
@@ -114,33 +121,31 @@ def run_study(
         KeyboardInterrupt: an end was asked for; what was under way is kept, and the same call goes
             on.
     """
-    output = Path(output)
-    refuse_settings(config, output, jobs, share, report_only)
-    use_threads(jobs)
-    with Reporter(quiet or not _is_first()) as reporter:
-        if share.of > 1:
-            study = _settle_in_turn(config, output, cohort, reporter, jobs, share)
-        else:
-            study = _settle(config, output, cohort, reporter, jobs, report_only=report_only)
-        listed = list_jobs(study.prepared)
-        own = share.take(listed)
-        failures: dict[Job, str] = {}
+    folder = StudyFolder(Path(output))
+    refuse_settings(config, folder.path, jobs, share, report_only)
+    on_cuda = uses_cuda(config.train.device)
+    with training_settings(on_cuda, jobs), Reporter(quiet or not _is_first()) as reporter:
         if report_only:
-            runs = {job: run for job in own if (run := study.finished(job)) is not None}
-        else:
-            runs, failures = run_jobs(study, own, jobs, config.engine, reporter)
+            runs, listed = _finished(config, folder, reporter)
+            return report_runs(Recorded(folder, config), runs, listed, reporter)
+        worker = _settle_in_turn(config, folder, cohort, reporter, jobs, share)
+        jobs_of_study = list_jobs(worker.settled)
+        jobs_of_share = share.take(jobs_of_study)
+        runs, failures = run_jobs(worker, jobs_of_share, jobs, config.engine, reporter)
         if share.of > 1:
             reporter.say(
-                f"share {share}: {len(runs)} of {len(own)} runs done, {len(failures)} failed"
+                f"share {share}: {len(runs)} of {len(jobs_of_share)} runs done, "
+                f"{len(failures)} failed"
             )
         if not _is_first():
             return None
-        write_failures(output, {**read_failures(output), **failures}, study)
+        _note_failures(worker, failures)
         if share.of > 1:
             return None
-        report = report_runs(study, runs, len(listed), reporter)
-        if len(runs) == len(listed):
-            _clear(study)
+        report = report_runs(Recorded(folder, config), runs, len(jobs_of_study), reporter)
+        if len(runs) == len(jobs_of_study):
+            rmtree(worker.store, ignore_errors=True)
+            folder.clear_locks()
         return report
 
 
@@ -149,71 +154,90 @@ def _is_first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def _finished(
+    config: StudyConfig, folder: StudyFolder, reporter: Reporter
+) -> tuple[dict[Job, Run], int]:
+    """The finished runs that the folder holds, and how many a whole study has."""
+    folds = sum(column.startswith("fold_") for column in folder.read_cohort().columns)
+    listed = name_jobs(config, folds, list(config.arms))
+
+    def say(damage: str) -> None:
+        reporter.say(
+            f"{damage} The run is left out; the study without --report-only does it again."
+        )
+
+    runs = {job: finished_run(job.folder(folder), say=say) for job in listed}
+    return {job: run for job, run in runs.items() if run is not None}, len(listed)
+
+
+def _note_failures(worker: Worker, failures: Mapping[Job, str]) -> None:
+    """Lists the failures of this part of the study beside those of its others, without runs that
+    were finished since.
+    """
+    both = {**read_failures(worker.folder), **failures}
+    write_failures(
+        worker.folder, {job: error for job, error in both.items() if worker.finished(job) is None}
+    )
+
+
+def _settle_in_turn(
+    config: StudyConfig,
+    folder: StudyFolder,
+    cohort: Cohort | None,
+    reporter: Reporter,
+    jobs: int,
+    share: Share,
+) -> Worker:
+    """The first of several shares chooses salt and precision; the others, which wait for it, take
+    them up.
+    """
+    if share.of == 1:
+        return _settle(config, folder, cohort, reporter, jobs)
+    folder.locks.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder.lock):
+            return _settle(config, folder, cohort, reporter, jobs, share.of)
+    except MedTransferError:
+        if not folder.is_study:
+            folder.clear_locks()
+            with suppress(OSError):
+                folder.path.rmdir()
+        raise
+
+
 def _settle(
     config: StudyConfig,
-    output: Path,
+    folder: StudyFolder,
     cohort: Cohort | None,
     reporter: Reporter,
     jobs: int,
     shares: int = 1,
-    report_only: bool = False,
-) -> Study:
+) -> Worker:
     """Checks and plans everything, then writes the record."""
-    prepared = _prepare_in_turn(config, output, cohort, reporter)
-    refuse_large_sizes(prepared)
-    engines = (
-        recorded_engines(prepared, output)
-        if report_only
-        else choose_engines(prepared, output, jobs * shares)
-    )
+    settled = _settle_along(config, folder, cohort, reporter)
+    refuse_large_sizes(settled)
+    engines = choose_engines(settled, folder, jobs * shares)
     next(iter(engines.values())).wait()  # all have read what is recorded before it is written anew
-    output.mkdir(parents=True, exist_ok=True)
-    if _is_first() and not report_only:
-        write_record(prepared, engines, output)
-    store = feature_folder() / hashlib.sha256(str(output.resolve()).encode()).hexdigest()[:16]
-    return Study(prepared, engines, output, store, jobs)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    if _is_first():
+        write_record(settled, engines, folder)
+    name = hashlib.sha256(str(folder.path.resolve()).encode()).hexdigest()[:16]
+    return Worker(settled, engines, folder, feature_folder() / name, jobs)
 
 
-def _prepare_in_turn(
-    config: StudyConfig, output: Path, cohort: Cohort | None, reporter: Reporter
-) -> Prepared:
+def _settle_along(
+    config: StudyConfig, folder: StudyFolder, cohort: Cohort | None, reporter: Reporter
+) -> Settled:
     """Of several processes that train together the first one decodes and chooses the salt; the
     others find both.
     """
     _, processes, _ = join_processes(uses_cuda(config.train.device))
     with PartialState().main_process_first() if processes > 1 else nullcontext():
-        prepared = prepare(config, cohort, output, reporter, fixed_of(config))
+        settled = settle(config, cohort, folder, reporter, fixed_of(config.image))
         if processes > 1 and _is_first():
-            output.mkdir(parents=True, exist_ok=True)
-            write_salt(prepared.cohort, output)
-    return prepared
-
-
-def _settle_in_turn(
-    config: StudyConfig,
-    output: Path,
-    cohort: Cohort | None,
-    reporter: Reporter,
-    jobs: int,
-    share: Share,
-) -> Study:
-    """The first share chooses salt and precision; the others, which wait for it, take them up."""
-    (output / LOCKS).mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(output / LOCKS / "study.lock"):
-            return _settle(config, output, cohort, reporter, jobs, share.of)
-    except MedTransferError:
-        if not (output / "study.yaml").is_file():
-            rmtree(output / LOCKS, ignore_errors=True)
-            with suppress(OSError):
-                output.rmdir()
-        raise
-
-
-def _clear(study: Study) -> None:
-    """What is of no use to a finished study."""
-    rmtree(study.store, ignore_errors=True)
-    rmtree(study.output / LOCKS, ignore_errors=True)
+            folder.path.mkdir(parents=True, exist_ok=True)
+            folder.write_salt(settled.cohort.salt)
+    return settled
 
 
 def plan_study(
@@ -227,5 +251,5 @@ def plan_study(
         quiet: no progress.
     """
     with Reporter(quiet) as reporter:
-        prepared = prepare(config, cohort, None, reporter, None)
-    return {name: (plan, prepared.backbones[name]) for name, plan in prepared.plans.items()}
+        settled = settle(config, cohort, None, reporter, None)
+    return {name: (plan, settled.backbones[name]) for name, plan in settled.plans.items()}

@@ -1,14 +1,10 @@
-"""An arm of a study: the images as it sees them, its network, what it learns, and how a run left
-it.
-"""
+"""An arm of a study: the images as it sees them, its network, and what it learns."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,22 +16,21 @@ from numpy.typing import NDArray
 
 from medtransfer.data.cohort.box_grid import boxes_on_grid, boxes_seen, place_images
 from medtransfer.data.cohort.cohort import Cohort
+from medtransfer.data.cohort.laterality import allowed_changes
+from medtransfer.data.grid.fixed import fixed_of, input_space, slices_of
 from medtransfer.data.grid.placement import Placement
-from medtransfer.data.grid.settings import Augment
-from medtransfer.data.grid.slices import Slices
+from medtransfer.data.grid.settings import Augment, ImageSettings
 from medtransfer.data.grid.source import ImageSource
+from medtransfer.files import digest_of
 from medtransfer.models.chain.backbone import Backbone
-from medtransfer.models.heads.linear import Head
-from medtransfer.models.plan.plan import FreezePlan
-from medtransfer.study.folder import run_folder
-from medtransfer.study.record import Prepared, code_digest
-from medtransfer.study.settle import augment_of, batch_size, fixed_of, load_arm, train_of
-from medtransfer.tasks.classification import Classification
-from medtransfer.tasks.detection import Detection
+from medtransfer.study.identity import code_digest
+from medtransfer.study.planning import train_of
+from medtransfer.study.settle import Settled, load_arm
+from medtransfer.tasks.kinds import make_task
+from medtransfer.tasks.task import Task
 from medtransfer.training.batches import Loader, Source
-from medtransfer.training.checkpoint import load_weights
 from medtransfer.training.device import Engine
-from medtransfer.training.features import FeatureSource
+from medtransfer.training.features import FeatureSource, Store
 from medtransfer.training.settings import TrainSettings
 
 Report = Callable[[str, int, int], None]
@@ -50,7 +45,9 @@ class Images:
     Attributes:
         cohort: the images.
         entries: files of the image cache, one per image.
-        slices: of volumes. `slab`: neighbouring slices that become the channels of each.
+        task: what is learnt of them.
+        image: how their pixels became the input.
+        slab: neighbouring slices that become the channels of each.
         train: batch size and budget.
         store: folder of the activations that are kept of frozen stages; None keeps none.
         placements: where the pixels of each image lie in the cache; needed for boxes.
@@ -59,35 +56,44 @@ class Images:
 
     cohort: Cohort
     entries: Sequence[Path]
-    slices: Slices
-    slab: int
-    train: TrainSettings
+    task: Task
+    image: ImageSettings
+    slab: int = 1
+    train: TrainSettings = field(default_factory=TrainSettings)
     store: Path | None = None
     placements: Sequence[Placement] = ()
     augment: Augment = field(default_factory=Augment)
 
     @cached_property
     def boxes(self) -> list[NDArray[np.float64]] | None:
-        """Of each image on the grid of the cache, where boxes are to be found; see
-        `boxes_on_grid`.
+        """The boxes of each image on the grid of the cache, see `boxes_on_grid`; None where the
+        cohort has none.
         """
-        return boxes_on_grid(self.cohort, self.placements) if self.cohort.detects else None
+        has_boxes = self.cohort.boxes is not None and len(self.placements) > 0
+        return boxes_on_grid(self.cohort, self.placements) if has_boxes else None
+
+    @property
+    def labels(self) -> NDArray[np.float32]:
+        """(image, label), 0 or 1."""
+        labels: NDArray[np.float32] = self.cohort.images[list(self.cohort.labels)].to_numpy(
+            np.float32
+        )
+        return labels
 
     @cached_property
     def targets(self) -> NDArray[np.float32]:
-        """(image, label), 0 or 1; or boxes as the network sees them, see
-        `ImageSource.targets_of`.
-        """
+        """What is to be learnt of each image, see `Task.targets`."""
         if self.boxes is None:
-            return self.cohort.images[list(self.cohort.labels)].to_numpy(np.float32)
-        return boxes_seen(self.boxes, self.placements, self.slices.plane)
+            return self.task.targets(self.labels, None, ())
+        boxes = boxes_seen(self.boxes, self.placements, self.image.plane)
+        return self.task.targets(self.labels, boxes, self.space)
 
     @property
     def space(self) -> tuple[int, ...]:
         """Pixels that the network sees along rows and columns, or slices, rows and columns; where
         boxes are to be found.
         """
-        size, across = self.placements[0].size, self.slices.axis
+        size, across = self.placements[0].size, slices_of(self.image).axis
         if len(size) == 2:
             return size
         columns, rows = (axis for axis in range(3) if axis != across)
@@ -101,21 +107,20 @@ class Images:
 
     def source(self, backbone: Backbone, engine: Engine, seed: int = 0) -> ImageSource:
         """The images in the recipe of the weights; `seed` of their random half."""
-        recipe = backbone.recipe
-        plane = self.slices.plane
-        labels = self.cohort.images[list(self.cohort.labels)].to_numpy(np.float32)
-        about = (
-            recipe.mean,
-            recipe.std,
+        boxes = self.boxes if self.task.finds_boxes else None
+        return ImageSource(
+            self.entries,
+            self.targets if boxes is None else self.labels,
+            backbone.recipe.mean,
+            backbone.recipe.std,
             backbone.ndim,
-            plane,
+            self.image.plane,
             self.slab,
             seed,
             engine.device,
-            self.boxes,
+            boxes,
             self.augment,
         )
-        return ImageSource(self.entries, labels, *about)
 
     def keep(
         self,
@@ -137,7 +142,7 @@ class Images:
         if self.store is None:
             return images
         recipe = backbone.recipe
-        seen = [self.slices.plane, self.slab, self.augment.model_dump()]
+        seen = [self.image.plane, self.slab, self.augment.model_dump()]
         about = [
             list(map(str, self.entries)),
             self.targets.tolist(),
@@ -145,27 +150,10 @@ class Images:
             recipe.std,
             *seen,
         ]
-        decided = [
-            hashlib.sha256(json.dumps(about).encode()).hexdigest(),
-            code_digest(),
-            torch.__version__,
-            engine.device.type,
-        ]
+        decided = [digest_of(about), code_digest(), torch.__version__, engine.device.type]
         at_once = self.batches(images, engine)[1]
-        return FeatureSource(
-            backbone,
-            images,
-            len(self.entries),
-            cut,
-            taps,
-            engine,
-            self.store,
-            decided,
-            pooled,
-            at_once,
-            report,
-            seed,
-        )
+        store = Store(self.store, len(self.entries), decided, seed, at_once)
+        return FeatureSource(backbone, images, cut, taps, engine, store, pooled, report)
 
     def plain(self, rows: Any, backbone: Backbone, engine: Engine) -> Loader:
         """Batches of some images as they are, in order."""
@@ -177,68 +165,43 @@ class Images:
         together.
         """
         ndim, processes = len(images.shape), engine.share[1]
-        step = batch_size(self.train, ndim, self.cohort.detects)
-        # Images with boxes are larger: many at once leave the caches of the processor.
-        at_once = (
-            step
-            if self.cohort.detects
-            else max(1, _EVAL_BATCH // (1 if ndim == 2 else self.slices.count))
-        )
+        step = self.train.batch_size or self.task.batch_size(ndim)
+        most = max(1, _EVAL_BATCH // (1 if ndim == 2 else self.image.slices))
+        at_once = self.task.at_once(step, most)
         # Every process takes as many.
         return max(processes, step - step % processes), at_once
 
 
-def images_of(prepared: Prepared, arm: str, store: Path | None = None) -> Images:
+def images_of(settled: Settled, arm: str, store: Path | None = None) -> Images:
     """The images of a study as one of its arms sees them."""
-    config = prepared.config
-    entries, image = [Path(entry) for entry in prepared.facts["entry"]], config.image
-    slices = Slices(image.slices, image.slice_spacing, image.plane)
-    placements = place_images(fixed_of(config), prepared.facts) if prepared.cohort.detects else ()
-    kept = store if config.train.cache_gb else None
-    arm_train = train_of(config, arm)
+    config = settled.config
+    has_boxes = settled.cohort.boxes is not None
     return Images(
-        prepared.cohort,
-        entries,
-        slices,
+        settled.cohort,
+        [Path(entry) for entry in settled.facts["entry"]],
+        task_of(settled, arm),
+        config.image,
         config.arms[arm].slab,
-        arm_train,
-        kept,
-        placements,
-        augment_of(config, prepared.cohort),
+        train_of(config, arm),
+        store if config.train.cache_gb else None,
+        place_images(fixed_of(config.image), settled.facts) if has_boxes else (),
+        allowed_changes(settled.cohort, config.augment),
     )
 
 
-def backbone_of(prepared: Prepared, arm: str, seed: int) -> Backbone:
+def backbone_of(settled: Settled, arm: str, seed: int) -> Backbone:
     """The backbone of an arm before training: a copy, as training changes it in place; scratch is
     drawn anew from every seed.
     """
-    section = prepared.config.arms[arm]
-    return (
-        deepcopy(prepared.backbones[arm])
-        if section.weights
-        else load_arm(section, prepared.config.image.size, seed)
-    )
+    section = settled.config.arms[arm]
+    if section.weights:
+        return deepcopy(settled.backbones[arm])
+    return load_arm(section, settled.config.image.size, seed)
 
 
-def task_of(prepared: Prepared, arm: str) -> Classification | Detection:
+def task_of(settled: Settled, arm: str) -> Task:
     """What an arm learns; slices are pooled where a network of planes sees volumes."""
-    if prepared.cohort.detects:
-        image, volumes = prepared.config.image, prepared.fingerprint.ndim == 3
-        return Detection(prepared.cohort.labels, (image.slices,) * volumes + (image.size,) * 2)
-    sliced = prepared.fingerprint.ndim > prepared.backbones[arm].ndim
-    return Classification(
-        prepared.cohort.labels, pooling=prepared.config.arms[arm].pooling if sliced else "mean"
-    )
-
-
-def load_run(
-    prepared: Prepared, output: Path, arm: str, index: int, seed: int
-) -> tuple[Backbone, Head, FreezePlan]:
-    """The network of a finished run as it was left, and its plan."""
-    folder = run_folder(output, arm, index, seed)
-    plan = FreezePlan(**json.loads((folder / "run.json").read_text(encoding="utf-8"))["plan"])
-    backbone = backbone_of(prepared, arm, seed)
-    backbone.truncate(plan.dropped_stages)
-    head = replace(task_of(prepared, arm), read=plan.read).make_head(backbone)
-    load_weights(folder / "weights.safetensors", backbone, head)
-    return backbone, head, plan
+    config, ndim = settled.config, settled.fingerprint.ndim
+    sliced = ndim > settled.backbones[arm].ndim
+    pooling = config.arms[arm].pooling if sliced else "mean"
+    return make_task(config.task, settled.cohort.labels, input_space(config.image, ndim), pooling)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from torch import Tensor, nn
 
-from medtransfer.errors import CohortError
+from medtransfer.errors import CohortError, ConfigError
 from medtransfer.evaluation.metrics.recalibration import fit_map, log_losses
 from medtransfer.models.chain.backbone import Backbone
 from medtransfer.models.heads.linear import LinearHead, Pooling
+from medtransfer.models.plan.plan import FreezePlan
 
 _LARGEST_WEIGHT = 10.0
 
@@ -40,6 +41,10 @@ class Classification:
         read: the stages whose features the head reads: the last, or all.
     """
 
+    kind: ClassVar[str] = "classification"
+    convex: ClassVar[bool] = True
+    finds_boxes: ClassVar[bool] = False
+
     labels: tuple[str, ...]
     positive_weights: tuple[float, ...] = ()
     mean_weights: tuple[float, ...] = ()
@@ -50,6 +55,47 @@ class Classification:
         object.__setattr__(self, "labels", tuple(self.labels))
         for name in ("positive_weights", "mean_weights"):
             object.__setattr__(self, name, tuple(getattr(self, name)) or (1.0,) * len(self.labels))
+
+    def targets(
+        self,
+        labels: NDArray[Any],
+        boxes: NDArray[Any] | None,  # noqa: ARG002  # of the protocol
+        space: tuple[int, ...],  # noqa: ARG002  # of the protocol
+    ) -> NDArray[np.float32]:
+        """The labels, float32 (image, label)."""
+        return np.asarray(labels, np.float32)
+
+    def positives(self, targets: NDArray[Any]) -> NDArray[np.bool_]:
+        """(image,): the first label is 1."""
+        return np.asarray(targets[:, 0] == 1)
+
+    def fewest(self, patients_per_class: Mapping[str, int]) -> int:
+        """Patients of the smaller class."""
+        return min(patients_per_class.values())
+
+    def batch_size(self, ndim: int) -> int:
+        """32 images, or 8 volumes."""
+        return 32 if ndim == 2 else 8
+
+    def at_once(self, step: int, most: int) -> int:  # noqa: ARG002
+        """As many as memory allows."""
+        return most
+
+    def plan_fields(self, parts: Sequence[NDArray[Any]]) -> dict[str, Any]:  # noqa: ARG002
+        """Nothing."""
+        return {}
+
+    def planned(self, plan: FreezePlan) -> Classification:
+        """The task whose head reads the stages of the plan.
+
+        Raises:
+            ConfigError: the plan is for boxes.
+        """
+        if plan.finest:
+            raise ConfigError(
+                "the plan is for boxes, the task is not. Leave finest of plan_freeze out."
+            )
+        return replace(self, read=plan.read)
 
     def fitted(self, targets: NDArray[Any]) -> Classification:
         """The same task with weights from the training targets (image, label), 0 or 1.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from scipy.special import expit
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
-from medtransfer.errors import CohortError
+from medtransfer.errors import CohortError, ConfigError
 from medtransfer.evaluation.metrics.matching import average_precision, match
 from medtransfer.models.chain.backbone import Backbone
 from medtransfer.models.heads.pyramid import (
@@ -23,6 +23,7 @@ from medtransfer.models.heads.pyramid import (
     generalised_overlap,
     move_boxes,
 )
+from medtransfer.models.plan.plan import FreezePlan
 
 Float = NDArray[np.float64]
 _LEVELS, _SHAPES = 3, 6
@@ -63,6 +64,10 @@ class Detection:
         read: not used; detection heads read a stage of every level.
     """
 
+    kind: ClassVar[str] = "detection"
+    convex: ClassVar[bool] = False
+    finds_boxes: ClassVar[bool] = True
+
     labels: tuple[str, ...]
     space: tuple[int, ...]
     anchors: tuple[tuple[tuple[float, ...], ...], ...] = ()
@@ -74,6 +79,58 @@ class Detection:
     def positive_weights(self) -> tuple[float, ...]:
         """None: the loss has its own balance."""
         return (1.0,) * len(self.labels)
+
+    def targets(
+        self,
+        labels: NDArray[Any],  # noqa: ARG002  # of the protocol
+        boxes: NDArray[Any] | None,
+        space: tuple[int, ...],
+    ) -> NDArray[np.float32]:
+        """The boxes, float32 (image, box, 4 or 6).
+
+        Raises:
+            ConfigError: the images are seen with other pixels than those of the task.
+        """
+        if boxes is None:
+            raise ConfigError("the task is for boxes, and the cohort has none.")
+        if self.space != space:
+            raise ConfigError(
+                f"the task is for images of {self.space} pixels, these are seen with {space}. Make "
+                "both alike."
+            )
+        return np.asarray(boxes, np.float32)
+
+    def positives(self, targets: NDArray[Any]) -> NDArray[np.bool_]:
+        """(image,): it has a lesion."""
+        return np.asarray(np.isfinite(np.asarray(targets, float)).all(-1).any(-1))
+
+    def fewest(self, patients_per_class: Mapping[str, int]) -> int:
+        """Patients with a lesion."""
+        return patients_per_class["1"]
+
+    def batch_size(self, ndim: int) -> int:
+        """8 images, or 2 volumes, which are larger than those of a classifier."""
+        return 8 if ndim == 2 else 2
+
+    def at_once(self, step: int, most: int) -> int:  # noqa: ARG002
+        """As many as in training: more large images leave the caches of the processor."""
+        return step
+
+    def plan_fields(self, parts: Sequence[NDArray[Any]]) -> dict[str, Any]:
+        """`finest`, the same in all folds: the least that a training part asks for."""
+        return {"finest": min(choose_finest(targets) for targets in parts)}
+
+    def planned(self, plan: FreezePlan) -> Detection:
+        """The task whose pyramid begins where the plan says.
+
+        Raises:
+            ConfigError: the plan is for whole images.
+        """
+        if not plan.finest:
+            raise ConfigError(
+                "the plan is for whole images, the task is not. Give plan_freeze finest=8."
+            )
+        return replace(self, finest=plan.finest, read=plan.read)
 
     def fitted(self, targets: NDArray[Any]) -> Detection:
         """The same task with strides and anchors from the boxes of the training images.

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol, Self, TypedDict
 
+import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor
 
 from medtransfer.models.chain.backbone import Backbone
 from medtransfer.models.heads.linear import Head
+from medtransfer.models.plan.plan import FreezePlan
 
 
 class Batch(TypedDict):
@@ -29,7 +31,19 @@ class Batch(TypedDict):
 
 
 class Task(Protocol):
-    """What a training loop needs to know of a task."""
+    """What is learnt. A task answers what a training, a study or an evaluation asks, so
+    that a new kind of task is one class.
+
+    Attributes:
+        kind: its word in a configuration.
+        convex: its head is linear and its loss convex, so that a head alone can be solved;
+            linear probes, the search for the depth, learning curves and heat maps rest on it.
+        finds_boxes: its targets are boxes, which follow the pixels when an image is changed.
+    """
+
+    kind: ClassVar[str]
+    convex: ClassVar[bool]
+    finds_boxes: ClassVar[bool]
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -39,6 +53,75 @@ class Task(Protocol):
     @property
     def positive_weights(self) -> tuple[float, ...]:
         """Weight of positives in the loss, per label."""
+        ...
+
+    def targets(
+        self, labels: NDArray[Any], boxes: NDArray[Any] | None, space: tuple[int, ...]
+    ) -> NDArray[np.float32]:
+        """What is to be learnt of each image.
+
+        Args:
+            labels: (image, label), 0 or 1.
+            boxes: (image, box, 4 or 6) in pixels as the network sees them, rows of NaN where an
+                image has fewer than another; None where the cohort has none.
+            space: these pixels along rows and columns, or slices, rows and columns.
+
+        Returns:
+            (image, ...), of a shape that `loss` and `score` take.
+        """
+        ...
+
+    def positives(self, targets: NDArray[Any]) -> NDArray[np.bool_]:
+        """(image,): which images are positive, for parts that hold some of either kind."""
+        ...
+
+    def fewest(self, patients_per_class: Mapping[str, int]) -> int:
+        """Patients of the kind that the plan depends on.
+
+        Args:
+            patients_per_class: patients by class, "0" and "1".
+        """
+        ...
+
+    def batch_size(self, ndim: int) -> int:
+        """Images, or volumes, at a step of training, where nobody sets it.
+
+        Args:
+            ndim: axes of space, 2 or 3.
+        """
+        ...
+
+    def at_once(self, step: int, most: int) -> int:
+        """Images at once in prediction.
+
+        Args:
+            step: at a step of training.
+            most: that memory allows.
+        """
+        ...
+
+    def plan_fields(self, parts: Sequence[NDArray[Any]]) -> dict[str, Any]:
+        """What `plan_freeze` is told, besides counts and architecture.
+
+        Args:
+            parts: targets of the training part of each fold.
+        """
+        ...
+
+    def planned(self, plan: FreezePlan) -> Self:
+        """The task with what it takes from the plan.
+
+        Raises:
+            ConfigError: the plan is for another kind of task.
+        """
+        ...
+
+    def fitted(self, targets: NDArray[Any]) -> Self:
+        """The task with what it takes from the targets of a training part.
+
+        Raises:
+            CohortError: these targets do not suffice.
+        """
         ...
 
     def make_head(self, backbone: Backbone) -> Head:

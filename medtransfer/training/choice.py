@@ -59,6 +59,21 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Depth:
+    """A depth that is tried.
+
+    Attributes:
+        frozen: stages that stay as they are.
+        dropped: last stages that are cut off.
+        why: how it came to be tried.
+    """
+
+    frozen: int
+    dropped: int
+    why: str
+
+
+@dataclass(frozen=True)
 class DepthChoice:
     """What the search saw and chose.
 
@@ -112,66 +127,79 @@ def apply_choice(
     trial = choice.trials[choice.chosen]
     # Activations are kept for a cut that is not the plan's any more.
     freed = replace(plan, views=0, cache_cut="", bytes_per_image=0)
-    found = fix_plan(
+    deeper = fix_plan(
         freed, backbone, frozen_stages=trial.frozen_stages, dropped_stages=trial.dropped_stages
     )
     return replace(
-        found,
+        deeper,
         reason=f"{plan.reason} {choice.reason}",
-        steps=(plan.steps or steps) if found.strategy == "lp_ft" else 0,
+        steps=(plan.steps or steps) if deeper.strategy == "lp_ft" else 0,
     )
 
 
 def unit_means(values: Float, units: Int) -> Float:
     """Mean per unit, in the order of their numbers; NaN is left out."""
     codes = np.unique(units, return_inverse=True)[1]
-    there = ~np.isnan(values)
-    total = np.bincount(codes[there], values[there])
-    result: Float = total / np.bincount(codes[there])
+    valid = ~np.isnan(values)
+    total = np.bincount(codes[valid], values[valid])
+    result: Float = total / np.bincount(codes[valid])
     return result
 
 
 def choose_depth(
     probes: tuple[StageProbe, ...],
     shallowest: int,
-    depths: Sequence[tuple[int, int, str]],
+    depths: Sequence[Depth],
     logits: Sequence[Float],
     labels: Int,
     units: Int,
     folds: Folds,
     steps: int,
-    seconds: float,
 ) -> DepthChoice:
     """Compares trials per patient, at temperatures of the other folds; the prior, the first of
     them, stays unless one gains enough.
 
     Args:
-        probes, shallowest: what the probes saw.
-        depths: (frozen, dropped, why) of each trial. `logits`: its out-of-fold scores (image,).
-        labels, units: (image,), class and patient.
+        probes: of the stages.
+        shallowest: number of the first stage within one standard error of the best.
+        depths: of the trials, the prior first.
+        logits: out-of-fold scores (image,) of each trial.
+        labels: (image,), 0 or 1.
+        units: (image,), number of the patient.
         folds: of the trials.
-        steps, seconds: for the record.
+        steps: of each trial, for the record.
+
+    Returns:
+        The choice; its `seconds` are left for the caller to fill in.
     """
     tested = ~np.isnan(logits[0])
     (model,) = number_folds(folds, len(labels))
     losses = [tempered_losses(scores, labels, folds) for scores in logits]
     per_unit = [unit_means(loss, units) for loss in losses]
     trials = []
-    for (frozen, dropped, why), scores, mine in zip(depths, logits, per_unit, strict=True):
-        difference = per_unit[0] - mine
+    for depth, scores, loss in zip(depths, logits, per_unit, strict=True):
+        difference = per_unit[0] - loss
         error = float(difference.std(ddof=1) / math.sqrt(len(difference)))
         auc = auc_within(scores[tested], labels[tested], model[tested])
         trials.append(
-            Trial(frozen, dropped, why, auc, float(mine.mean()), float(difference.mean()), error)
+            Trial(
+                depth.frozen,
+                depth.dropped,
+                depth.why,
+                auc,
+                float(loss.mean()),
+                float(difference.mean()),
+                error,
+            )
         )
     better = [i for i in range(1, len(trials)) if trials[i].gain > trials[i].error]
-    chosen = max(better, key=lambda i: trials[i].gain, default=0)
+    best = max(better, key=lambda i: trials[i].gain, default=0)
     by_fold = np.array([[float(np.mean(loss[held])) for _, held in folds] for loss in losses])
-    optimism = float(np.mean(by_fold[chosen] - by_fold.min(axis=0)))
+    optimism = float(np.mean(by_fold[best] - by_fold.min(axis=0)))
     share = float(labels.mean())
     chance = -(share * math.log(share) + (1 - share) * math.log(1 - share))
-    reason = _explain(probes, shallowest, trials, chosen, optimism, len(np.unique(units)), chance)
-    return DepthChoice(probes, tuple(trials), chosen, optimism, steps, reason, seconds)
+    reason = _explain(probes, shallowest, trials, best, optimism, len(np.unique(units)), chance)
+    return DepthChoice(probes, tuple(trials), best, optimism, steps, reason, 0.0)
 
 
 def number_folds(folds: Folds, count: int, repeats: int = 1) -> Int:
@@ -218,35 +246,35 @@ def _explain(
         else "in the middle of the network"
     )
     if best.log_loss + best.error >= chance:
-        told = f"none is clearly better than chance ({chance:.3f})"
+        finding = f"none is clearly better than chance ({chance:.3f})"
     else:
-        told = f"what tells the classes apart shows {kind}"
-    seen = (
+        finding = f"what tells the classes apart shows {kind}"
+    by_stage = (
         f"Linear heads on each of {len(probes)} stages, on {patients} patients held out in turn: "
         f"the best is {best.stage} "
         f"(log-loss {best.log_loss:.3f}), and {probes[shallowest].stage} is the first within one "
         f"standard error ({best.error:.3f}) of it; "
-        f"{told}."
+        f"{finding}."
     )
     trial = trials[chosen]
     depth = f"{trial.frozen_stages} stages frozen" + (
         f", {trial.dropped_stages} cut off" if trial.dropped_stages else ""
     )
     if chosen:
-        found = (
+        decision = (
             f"Chosen: {depth} ({trial.why}), which gains {trial.gain:.3f} in log-loss per patient "
             f"(standard error {trial.error:.3f})."
         )
     elif len(trials) > 1:
         nearest = max(trials[1:], key=lambda t: t.gain)
-        found = (
+        decision = (
             f"The plan stays ({depth}): of {len(trials) - 1} other depth(s) none gained more than "
             "its standard error "
             f"(the best {nearest.gain:+.3f}, standard error {nearest.error:.3f})."
         )
     else:
-        found = f"The plan stays ({depth}): the probes suggest no other depth."
+        decision = f"The plan stays ({depth}): the probes suggest no other depth."
     return (
-        f"{seen} {found} The score by which it was chosen is too good by about {optimism:.3f}, "
-        "and is no measure of performance."
+        f"{by_stage} {decision} The score by which it was chosen is too good by about "
+        f"{optimism:.3f}, and is no measure of performance."
     )

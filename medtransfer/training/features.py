@@ -2,9 +2,12 @@
 images.
 
 One folder holds what a prefix gives for the images of one cohort, whatever fold, seed or arm asks
-for it: a file per activation and view, and a byte per image that says whether it is there. It is
-filled as far as it is needed, by as many processes as there are; two of them that compute the same
-image write the same bytes.
+for it: a file per activation and view, and a digest per image that says whether its activations are
+there and what their bytes are. It is filled as far as it is needed, by as many processes as there
+are; two of them that compute the same image write the same bytes.
+
+Nothing is read without its digest: whatever a killed process, a power cut or a faulty disk leaves
+behind is computed again.
 """
 
 from __future__ import annotations
@@ -12,7 +15,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -32,6 +36,10 @@ from medtransfer.training.interruption import EndAskedError, asked
 
 # Batches from which on their progress is shown.
 _MANY = 10
+# Bytes of the digest of an image; zeros stand for an image that is not there.
+_DIGEST = 16
+
+Row = NDArray[np.uint8]
 
 
 class Keep(Protocol):
@@ -46,6 +54,26 @@ class Keep(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Store:
+    """Where activations are kept, and of which images.
+
+    Attributes:
+        folder: of all stores of a study.
+        count: rows of the cohort.
+        decided: all that decides what comes out, besides the backbone and the arguments of
+            `FeatureSource`.
+        seed: of the random draws that the views of the images are.
+        at_once: images, or volumes, that run through the prefix together.
+    """
+
+    folder: Path
+    count: int
+    decided: Sequence[str] = ()
+    seed: int = 0
+    at_once: int = 32
+
+
 class FeatureSource:
     """What the stages up to a cut make of images, in place of the images.
 
@@ -55,48 +83,37 @@ class FeatureSource:
     Args:
         backbone: with `cut` within its frozen stages; these must not change while this is used.
         images: the source that is replaced.
-        count: rows of the cohort.
         cut: name of a stage, or "image".
         taps: activations the head reads; of those before the cut the mean over space is kept, which
             is all it reads.
         engine: device and precision.
-        folder: of all stores of a study.
-        decided: all that decides what comes out, besides the backbone and the arguments above.
+        store: where they are kept.
         pooled: nothing runs behind the cut, so that of it too the mean over space is enough.
-        at_once: images, or volumes, that run through the prefix together.
-        report: progress.
-        seed: of the random draws that the views of `images` are.
+        report: progress, and how many images were damaged.
     """
 
     def __init__(
         self,
         backbone: Backbone,
         images: Source,
-        count: int,
         cut: str,
         taps: Sequence[str],
         engine: Engine,
-        folder: Path,
-        decided: Sequence[str] = (),
+        store: Store,
         pooled: bool = False,
-        at_once: int = 32,
         report: Callable[[str, int, int], None] = lambda *_: None,
-        seed: int = 0,
     ) -> None:
-        self.seed = seed
-        self.backbone, self.images, self.count, self.cut = backbone, images, count, cut
-        self.engine, self.pooled, self.at_once, self.report = engine, pooled, at_once, report
+        self.backbone, self.images, self.cut = backbone, images, cut
+        self.engine, self.pooled, self.report = engine, pooled, report
+        self.count, self.seed, self.at_once = store.count, store.seed, store.at_once
         frozen = backbone.names[: backbone.names.index(cut) + 1] if cut != "image" else []
         self.before = [tap for tap in taps if tap in frozen and tap != cut]
         self.layouts = {stage.name: stage.layout for stage in backbone.stages}
-        self.folder = folder / _digest(
-            backbone,
-            len(frozen),
-            [cut, *self.before, str(pooled), engine.precision, engine.layout, *decided],
-        )
-        # Rows that are known to be there, by view; saves asking the disk.
-        self._there: dict[int | None, NDArray[np.bool_]] = {}
-        self._kept: dict[str, Any] | None = None
+        about = [cut, *self.before, str(pooled), engine.precision, engine.layout, *store.decided]
+        self.folder = store.folder / _name_store(backbone, len(frozen), about)
+        # Digests of rows that are there, by view; saves asking the disk.
+        self._digests: dict[int | None, NDArray[np.uint8]] = {}
+        self._contents: dict[str, Any] | None = None
         self._folded: Backbone | None = None
 
     def prepare(self, rows: Sequence[int], view: int | None) -> None:
@@ -115,9 +132,9 @@ class FeatureSource:
             # Processes that fill the same store begin at different places.
             start = int(np.random.default_rng(os.getpid()).integers(len(pieces))) if pieces else 0
             for piece in [*pieces[start:], *pieces[:start]]:
-                left = piece[self._missing(piece, view, ask=True)]
-                if len(left):
-                    self._fill(left.tolist(), view)
+                rest = piece[self._missing(piece, view, ask=True)]
+                if len(rest):
+                    self._fill(rest.tolist(), view)
                     if len(pieces) > _MANY:
                         self.report(
                             "frozen stages, images",
@@ -128,25 +145,55 @@ class FeatureSource:
                     raise EndAskedError
 
     def load(self, rows: Sequence[int], view: int | None = None) -> dict[str, Any]:
-        """One batch, from the disk."""
-        if self._missing(np.asarray(rows, np.int64), view).any():
+        """One batch, from the disk.
+
+        Raises:
+            StudyError: the disk does not give back what was written to it.
+        """
+        wanted = np.asarray(rows, np.int64)
+        if self._missing(wanted, view).any():
             self.prepare(rows, view)
-        read = {name: self._read(name, rows, view) for name in self._contents()}
-        rest = {key: read.pop(key) for key in ("present", "targets")}
-        return {"features": read, **rest, "rows": torch.tensor(list(rows), dtype=torch.int64)}
+        values, damaged = self._read(wanted, view)
+        if damaged.any():
+            # Another process may have written them since their digests were read.
+            self._missing(wanted, view, ask=True)
+            values, damaged = self._read(wanted, view)
+        if damaged.any():
+            again = np.unique(wanted[damaged])
+            self.report(f"kept activations that were damaged ({self.folder})", 0, len(again))
+            self._repair(again, view)
+            self.report("damaged activations, computed again", len(again), len(again))
+            values, damaged = self._read(wanted, view)
+        if damaged.any():
+            raise StudyError(
+                f"{self.folder}: the disk does not give back the activations that are written to "
+                "it. Set MEDTRANSFER_CACHE to a folder on another disk, or set train.cache_gb=0, "
+                "which keeps none."
+            )
+        rest = {key: values.pop(key) for key in ("present", "targets")}
+        return {"features": values, **rest, "rows": torch.tensor(list(rows), dtype=torch.int64)}
 
     def _missing(
         self, rows: NDArray[np.int64], view: int | None, ask: bool = False
     ) -> NDArray[np.bool_]:
-        if ask or view not in self._there:
+        if ask or view not in self._digests:
             try:
-                kept = np.fromfile(self._path("there", view), np.uint8)
+                written = np.fromfile(self._path("digests", view), np.uint8)
             except OSError:
-                kept = np.zeros(0, np.uint8)
-            there = np.zeros(self.count, bool)
-            there[: len(kept)] = kept[: self.count] == 1
-            self._there[view] = there
-        return ~self._there[view][rows]
+                written = np.zeros(0, np.uint8)
+            written = written[: self.count * _DIGEST]
+            digests = np.zeros(self.count * _DIGEST, np.uint8)
+            digests[: len(written)] = written
+            self._digests[view] = digests.reshape(self.count, _DIGEST)
+        missing: NDArray[np.bool_] = np.logical_not(self._digests[view][rows].any(1))
+        return missing
+
+    def _repair(self, rows: NDArray[np.int64], view: int | None) -> None:
+        """Computes again what is damaged."""
+        if self._read_contents() is None:
+            (self.folder / "contents.json").unlink(missing_ok=True)
+        for at in range(0, len(rows), self.at_once):
+            self._fill(rows[at : at + self.at_once].tolist(), view)
 
     @torch.inference_mode()
     def _fill(self, rows: list[int], view: int | None) -> None:
@@ -158,8 +205,8 @@ class FeatureSource:
             moved = self.engine.move(images)
             prefix = self._prefix(moved["image"])  # folded in float32, or its proof would fail
             with self.engine.autocast():
-                found = prefix(moved, [*self.before, self.cut])
-            values = {name: self._reduce(name, x)[: len(rows)].cpu() for name, x in found.items()}
+                taps = prefix(moved, [*self.before, self.cut])
+            values = {name: self._reduce(name, x)[: len(rows)].cpu() for name, x in taps.items()}
             self._write(
                 rows, view, {**values, "present": batch["present"], "targets": batch["targets"]}
             )
@@ -191,54 +238,86 @@ class FeatureSource:
         )
 
     def _write(self, rows: list[int], view: int | None, values: dict[str, Tensor]) -> None:
+        contents = {
+            name: {"shape": list(x.shape[1:]), "dtype": str(x.dtype).removeprefix("torch.")}
+            for name, x in values.items()
+        }
+        written = {name: _bytes(x) for name, x in values.items()}
+        digests = [_digest(written, place) for place in range(len(rows))]
         try:
             if not (self.folder / "contents.json").is_file():
                 self.folder.mkdir(parents=True, exist_ok=True)
-                contents = {
-                    name: {"shape": list(x.shape[1:]), "dtype": str(x.dtype).removeprefix("torch.")}
-                    for name, x in values.items()
-                }
-                write_aside(self.folder / "contents.json", json.dumps(contents))
-            for name, x in values.items():
-                with self._open(name, view) as stream:
-                    for row, value in zip(rows, _bytes(x), strict=True):
-                        stream.seek(row * len(value))
-                        stream.write(value)
+                content = {"contents": contents, "digest": _digest_of_values(contents)}
+                write_aside(self.folder / "contents.json", json.dumps(content))
+            for name, arrays in written.items():
+                self._write_rows(name, rows, view, arrays)
             # Last: a killed process leaves rows that are computed again.
-            with self._open("there", view) as stream:
-                for row in rows:
-                    stream.seek(row)
-                    stream.write(b"\1")
+            self._write_rows("digests", rows, view, digests)
         except OSError as error:
             raise StudyError(
                 f"{self.folder.parent}: no room for cached activations ({error.strerror}). Free "
                 "some, set MEDTRANSFER_CACHE to another "
                 "folder, or set train.cache_gb=0, which keeps none."
             ) from error
-        self._there[view][rows] = True
+        self._digests[view][rows] = digests
 
-    def _contents(self) -> dict[str, Any]:
-        if self._kept is None:
-            self._kept = json.loads((self.folder / "contents.json").read_text(encoding="utf-8"))
-        return self._kept
+    def _write_rows(
+        self, name: str, rows: list[int], view: int | None, values: Sequence[Row] | Row
+    ) -> None:
+        with self._open(name, view) as stream:
+            for row, value in zip(rows, values, strict=True):
+                stream.seek(row * len(value))
+                stream.write(value)
 
-    def _read(self, name: str, rows: Sequence[int], view: int | None) -> Tensor:
-        kept = self._contents()[name]
-        values = torch.empty(
-            (len(rows), *kept["shape"]),
-            dtype=getattr(torch, kept["dtype"]),
+    def _read_contents(self) -> dict[str, Any] | None:
+        """Shape and kind of the activations; None where that is missing or damaged."""
+        if self._contents is None:
+            try:
+                content = json.loads((self.folder / "contents.json").read_text(encoding="utf-8"))
+                if content["digest"] == _digest_of_values(content["contents"]):
+                    self._contents = content["contents"]
+            except (OSError, ValueError, KeyError, TypeError):
+                return None
+        return self._contents
+
+    def _read(
+        self, rows: NDArray[np.int64], view: int | None
+    ) -> tuple[dict[str, Tensor], NDArray[np.bool_]]:
+        """What is kept of some rows, by name, and which of them are damaged."""
+        contents = self._read_contents()
+        if contents is None:
+            return {}, np.ones(len(rows), bool)
+        values = {
+            name: self._read_rows(name, rows, view, about) for name, about in contents.items()
+        }
+        read = {name: _bytes(x) for name, x in values.items()}
+        digests = self._digests[view][rows]
+        damaged = [
+            not np.array_equal(_digest(read, place), digests[place]) for place in range(len(rows))
+        ]
+        if self.engine.layout == "channels_last":
+            values = {
+                name: x.permute(0, 3, 1, 2) if x.ndim == 4 else x for name, x in values.items()
+            }
+        return values, np.asarray(damaged)
+
+    def _read_rows(
+        self, name: str, rows: NDArray[np.int64], view: int | None, about: Mapping[str, Any]
+    ) -> Tensor:
+        """Rows of one file; zeros where it ends before them."""
+        values = torch.zeros(
+            (len(rows), *about["shape"]),
+            dtype=getattr(torch, about["dtype"]),
             pin_memory=self.engine.device.type == "cuda",
         )
-        with self._path(name, view).open("rb", buffering=0) as stream:
-            for row, value in zip(rows, _bytes(values), strict=True):
-                stream.seek(row * len(value))
-                if stream.readinto(value) != len(value):
-                    raise StudyError(
-                        f"{self._path(name, view)}: these activations were cut short. Remove "
-                        f"{self.folder} and run the same command again."
-                    )
-        planes = values.ndim == 4 and self.engine.layout == "channels_last"
-        return values.permute(0, 3, 1, 2) if planes else values
+        try:
+            with self._path(name, view).open("rb", buffering=0) as stream:
+                for row, value in zip(rows.tolist(), _bytes(values), strict=True):
+                    stream.seek(row * len(value))
+                    stream.readinto(value)
+        except FileNotFoundError:
+            pass  # as an empty file
+        return values
 
     def _path(self, name: str, view: int | None) -> Path:
         return self.folder / f"{'plain' if view is None else f'{self.seed}-{view}'}.{name}"
@@ -265,7 +344,19 @@ def _bytes(values: Tensor) -> NDArray[np.uint8]:
     return values.contiguous().view(len(values), -1).view(torch.uint8).numpy()
 
 
-def _digest(backbone: Backbone, stages: int, decided: Sequence[str]) -> str:
+def _digest(values: Mapping[str, Row], place: int) -> Row:
+    """Digest of the bytes of one row of all activations."""
+    result = hashlib.blake2b(digest_size=_DIGEST)
+    for name in sorted(values):
+        result.update(values[name][place])
+    return np.frombuffer(result.digest(), np.uint8)
+
+
+def _digest_of_values(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _name_store(backbone: Backbone, stages: int, decided: Sequence[str]) -> str:
     """Name of a store: the tensors of the stages that run, and all else that decides what comes out
     of them.
     """

@@ -11,22 +11,21 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from medtransfer.errors import StudyError
+from medtransfer.errors import DivergedError, StudyError
 from medtransfer.models.chain.backbone import Backbone
 from medtransfer.models.heads.linear import Head, LinearHead
 from medtransfer.models.plan.plan import FreezePlan
 from medtransfer.models.plan.rules import FEWEST_TO_TUNE
 from medtransfer.models.plan.schedule import cycles_of
-from medtransfer.tasks.task import Task
 from medtransfer.training.averages import State, adapt_norms, choose_mixture, copy_state, load_state
 from medtransfer.training.batches import Loader
 from medtransfer.training.checkpoint import Checkpoints
+from medtransfer.training.costs import EnergyMeter, peak_memory_gb
 from medtransfer.training.device import Engine
 from medtransfer.training.interruption import EndAskedError, asked, finishing_steps
-from medtransfer.training.predicting import measure
+from medtransfer.training.predicting import Model, measure
 from medtransfer.training.probe import compare_heads, fit_head, pooled_features
-from medtransfer.training.telemetry import EnergyMeter, peak_memory_gb
-from medtransfer.training.trainer import DivergedError, Progress, Trainer
+from medtransfer.training.trainer import Progress, Trainer
 
 _TIMES = ("seconds", "waited", "filled")
 # A tune loss is better only by more than rounding.
@@ -128,19 +127,16 @@ class FitResult:
 
 
 def fit(
-    backbone: Backbone,
-    head: Head,
-    task: Task,
+    model: Model,
     parts: Parts,
     plan: FreezePlan,
     budget: Budget,
-    engine: Engine,
     groups: NDArray[np.int64],
     on_epoch: Callable[[dict[str, float], int], None] = lambda *_: None,
     checkpoints: Checkpoints | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> FitResult:
-    """Trains head and backbone in place and leaves them with the best weights, in eval mode.
+    """Trains a model in place and leaves it with the best weights, in eval mode.
 
     First the convex head (not for scratch, whose features mean nothing yet), then all that the plan
     leaves trainable, with AdamW, linear warm-up and cosine decay. What is measured and kept are the
@@ -149,9 +145,10 @@ def fit(
     gains no more than 2 % of the tune loss, at most four times the budget.
 
     Args:
-        backbone, head: placed and frozen, see `settle`.
+        model: placed and frozen, see `settle`.
         parts: the images, or what is kept of them.
-        plan, budget, engine: what trains, how long, and on what.
+        plan: what trains, and how fast.
+        budget: how long.
         groups: patient or cluster of every row of the cohort, for the inner folds of the convex
             head.
         on_epoch: called with each entry of the history and the number of epochs planned.
@@ -163,29 +160,18 @@ def fit(
             hold one image.
         KeyboardInterrupt: an end was asked for, by Ctrl-C or SIGTERM; the state is kept.
     """
-    meter = EnergyMeter(engine.device)
-    probe = (
-        _fit_probe(backbone, cast(LinearHead, head), task, parts, engine, groups)
-        if plan.convex
-        else {}
-    )
-    start = copy_state(backbone, head)
+    backbone, device = model.backbone, model.engine.device
+    meter = EnergyMeter(device)
+    probe = _fit_probe(model, parts, groups) if plan.convex else {}
+    start = copy_state(*model.modules)
     steps = 0 if plan.strategy == "linear_probe" else budget.steps
     epochs = math.ceil(steps / len(parts.train))
     ends = [cycle * epochs for cycle in cycles_of(plan)]
-    trainer = Trainer(
-        backbone,
-        head,
-        task,
-        plan,
-        budget.weight_decay,
-        engine,
-        [end * len(parts.train) for end in ends],
-        say,
-    )
+    last_steps = [end * len(parts.train) for end in ends]
+    trainer = Trainer(model, plan, budget.weight_decay, last_steps, say)
     progress = trainer.resume(checkpoints)
     if progress is None:
-        first = _entry(0, measure(backbone, head, task, parts.tune, engine))
+        first = _entry(0, measure(model, parts.tune))
         # An untrained head is not a candidate, however poor the first epochs are.
         lowest = first["tune_loss"] if plan.convex else math.inf
         progress = Progress([first], start, 0, lowest, probe)
@@ -211,13 +197,13 @@ def fit(
         mixture, states = _mix(
             start,
             states,
-            (backbone, head),
-            lambda: measure(backbone, head, task, parts.tune, engine)["loss"],
+            model.modules,
+            lambda: measure(model, parts.tune)["loss"],
         )
-    load_state(states[0], backbone, head)
+    load_state(states[0], *model.modules)
     backbone.freeze(plan.frozen_stages, plan.norm_policy, plan.tuned)
     kept = {
-        name: measure(backbone, head, task, part, engine)["raw"]
+        name: measure(model, part)["raw"]
         for name, part in (("train", parts.plain), ("tune", parts.tune))
     }
     trainer.accelerator.free_memory()
@@ -241,7 +227,7 @@ def fit(
         else 0.0,
         waiting=waited / seconds if trained else 0.0,
         filling=filled / seconds if trained else 0.0,
-        memory_gb=peak_memory_gb(engine.device),
+        memory_gb=peak_memory_gb(device),
         joules=meter.joules(),
     )
 
@@ -339,10 +325,7 @@ def _train(
         epoch = len(progress.history)
         loss = trainer.run_epoch(parts.train, progress, after_step)
         candidates = trainer.candidates(parts.norms)
-        scores = [
-            measure(*candidate, trainer.task, parts.tune, trainer.engine)
-            for candidate in candidates
-        ]
+        scores = [measure(candidate, parts.tune) for candidate in candidates]
         best = min(range(len(scores)), key=lambda number: scores[number]["loss"])
         entry = _entry(epoch, scores[best]) | {"averaged": best}
         note_time()
@@ -363,7 +346,7 @@ def _train(
             name: progress.total.get(name, 0.0) + value for name, value in progress.now.items()
         }
         progress.now, progress.losses = {}, []
-        _choose(progress, entry["tune_loss"], candidates[best], ends)
+        _choose(progress, entry["tune_loss"], candidates[best].modules, ends)
         on_epoch(entry, _end_of(entry, ends))
 
     with finishing_steps():
@@ -407,21 +390,10 @@ def _entry(epoch: int, scores: dict[str, float]) -> dict[str, float]:
     }
 
 
-def _fit_probe(
-    backbone: Backbone,
-    head: LinearHead,
-    task: Task,
-    parts: Parts,
-    engine: Engine,
-    groups: NDArray[np.int64],
-) -> dict[str, Any]:
-    features = pooled_features(backbone, head, parts.plain, engine)
+def _fit_probe(model: Model, parts: Parts, groups: NDArray[np.int64]) -> dict[str, Any]:
+    head, weights = cast(LinearHead, model.head), model.task.positive_weights
+    features = pooled_features(model.backbone, head, parts.plain, model.engine)
     units = groups[features.rows]
-    fewest = min(len(np.unique(units[features.targets[:, 0] == value])) for value in (0, 1))
-    checks = (
-        compare_heads(features, units, task.positive_weights[0]) if fewest < FEWEST_TO_TUNE else {}
-    )
-    return {
-        **fit_head(head, features, units, task.positive_weights, parts.train.seed or 0),
-        "checks": checks,
-    }
+    data = features.labelled(0, units, weights[0])
+    checks = compare_heads(data) if data.units_of_smaller_class < FEWEST_TO_TUNE else {}
+    return {**fit_head(head, features, units, weights, parts.train.seed or 0), "checks": checks}

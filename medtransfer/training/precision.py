@@ -12,7 +12,8 @@ import numpy as np
 from medtransfer.models.chain.backbone import Backbone
 from medtransfer.tasks.task import Batch
 from medtransfer.training.device import Engine
-from medtransfer.training.probe import Features, features_by_stage, fit_path
+from medtransfer.training.probe import Features, features_by_stage
+from medtransfer.training.solvers import fit_path
 
 # Root mean square of the change, as a share of the standard deviation, up to which answers are the
 # same. In bf16, on breast ultrasound of 96 pixels, EfficientNet-lite0 changes features by 0.12 and
@@ -38,17 +39,16 @@ def compare_with_fp32(
         engine: of reduced precision.
 
     Returns:
-        `features`: of the stages read, the largest root mean square of the change of a channel, as
-            a share of the standard deviation of the
-        channel; median over channels. `logits`: root mean square of the change, as a share of the
-        standard deviation of the logits; absent without a head.
+        `features`: root mean square of the change of a channel, as a share of its standard
+        deviation; the median over channels, and of the stages read the largest. `logits`: root mean
+        square of the change, as a share of their standard deviation; absent without a head.
     """
     batches = list(batches)
     exact, reduced = (
         features_by_stage(backbone, batches, of)
         for of in (replace(engine, precision="fp32"), engine)
     )
-    found = {"features": max(_change_of_channels(exact[tap], reduced[tap]) for tap in taps)}
+    changes = {"features": max(_change_of_channels(exact[tap], reduced[tap]) for tap in taps)}
     targets = exact[taps[0]].targets
     labels = targets[:, 0].astype(np.int64) if targets.ndim == 2 else np.zeros(1, np.int64)
     if len(set(labels)) == 2:
@@ -57,11 +57,11 @@ def compare_with_fp32(
         )
         coefficients, _ = fit_path(values, labels, 1.0, (_PENALTY,))
         logits = values @ coefficients[0]
-        found["logits"] = float(
+        changes["logits"] = float(
             np.sqrt(np.mean(((others - values) @ coefficients[0]) ** 2))
             / max(float(logits.std()), 1e-12)
         )
-    return found
+    return changes
 
 
 def same_answers(difference: Mapping[str, float]) -> bool:

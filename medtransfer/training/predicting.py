@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, cast
 
 from numpy.typing import NDArray
@@ -13,6 +14,28 @@ from medtransfer.models.heads.linear import Head
 from medtransfer.tasks.task import Batch, Task
 from medtransfer.training.batches import collect
 from medtransfer.training.device import Engine
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A network and what it is for.
+
+    Attributes:
+        backbone: the chain of stages.
+        head: reads its activations.
+        task: what is learnt.
+        engine: the device and the precision in which the network runs.
+    """
+
+    backbone: Backbone
+    head: Head
+    task: Task
+    engine: Engine
+
+    @property
+    def modules(self) -> tuple[Backbone, Head]:
+        """Backbone and head."""
+        return self.backbone, self.head
 
 
 class Network(nn.Module):
@@ -38,23 +61,21 @@ class Network(nn.Module):
             return self.head(taps, present)
 
 
-def predict(
-    backbone: Backbone, head: nn.Module, task: Task, batches: Iterable[Batch], engine: Engine
-) -> tuple[NDArray[Any], NDArray[Any]]:
+def predict(model: Model, batches: Iterable[Batch]) -> tuple[NDArray[Any], NDArray[Any]]:
     """What the task keeps of every image, corrected, float64, and the targets; in the order of the
     batches.
     """
-    network = Network(backbone, head, engine).eval()
-    found, targets, _ = collect(
-        batches, engine, lambda batch: task.predict(network(batch["features"], batch["present"]))
+    task, network = model.task, Network(*model.modules, model.engine).eval()
+    predictions, targets, _ = collect(
+        batches,
+        model.engine,
+        lambda batch: task.predict(network(batch["features"], batch["present"])),
     )
-    return task.correct(found), targets
+    return task.correct(predictions), targets
 
 
-def measure(
-    backbone: Backbone, head: nn.Module, task: Task, batches: Iterable[Batch], engine: Engine
-) -> dict[str, float]:
+def measure(model: Model, batches: Iterable[Batch]) -> dict[str, float]:
     """How well a part is predicted: `loss`, by which epochs are chosen, `raw`, and more; see
     `Task.score`.
     """
-    return task.score(*predict(backbone, head, task, batches, engine))
+    return model.task.score(*predict(model, batches))

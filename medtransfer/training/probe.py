@@ -8,34 +8,20 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.special import expit
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedGroupKFold
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from medtransfer.errors import StudyError
 from medtransfer.evaluation.metrics.recalibration import log_losses
 from medtransfer.models.chain.backbone import Backbone
 from medtransfer.models.heads.linear import LinearHead
 from medtransfer.tasks.task import Batch
 from medtransfer.training.batches import collect
 from medtransfer.training.device import Engine
+from medtransfer.training.solvers import PENALTIES, Float, Int, fit_path
 
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
-# From almost the class frequencies alone to a nearly free fit, on standardised features.
-PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 # Where there are too few units for inner folds.
 _PENALTY = 1e-3
 _FOLDS, _FEW_UNITS, _REPEATS = 5, 60, 3
 _INNER = 3
-# Multiplications for a Hessian up to which Newton's steps are quicker than those of L-BFGS; how
-# many, and the gain at which they end.
-_SMALL, _STEPS, _CLOSE = 8_000_000, 100, 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +37,51 @@ class Features:
     values: Float
     targets: Float
     rows: Int
+
+    def labelled(self, label: int, units: Int, weight: float = 1.0) -> Labelled:
+        """These features with one of their labels.
+
+        Args:
+            label: its number.
+            units: (image,), patient or cluster of each.
+            weight: of positives in the loss.
+        """
+        return Labelled(self.values, self.targets[:, label].astype(np.int64), units, weight)
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Features of images, and what is fitted to them.
+
+    Attributes:
+        values: (image, channel), float64.
+        labels: (image,), 0 or 1.
+        units: (image,), number of the patient or cluster; images of one unit stay together.
+        weight: of positives in the loss.
+    """
+
+    values: Float
+    labels: Int
+    units: Int
+    weight: float = 1.0
+
+    @property
+    def units_of_smaller_class(self) -> int:
+        """The number of units of the class that has fewer."""
+        return min(len(np.unique(self.units[self.labels == value])) for value in (0, 1))
+
+    def take(self, indices: Int) -> Labelled:
+        """Some of the images."""
+        values, labels, units = self.values, self.labels, self.units
+        return Labelled(values[indices], labels[indices], units[indices], self.weight)
+
+    def folds(self, folds: int, repeats: int, seed: int = 0) -> Iterator[tuple[Int, Int]]:
+        """See `inner_folds`."""
+        return inner_folds(self.labels, self.units, folds, repeats, seed)
+
+    def fit(self, penalties: tuple[float, ...] = PENALTIES) -> tuple[Float, Float]:
+        """Coefficients and intercepts, see `fit_path`."""
+        return fit_path(self.values, self.labels, self.weight, penalties)
 
 
 def pooled_features(
@@ -103,110 +134,16 @@ def _collect(
     return Features(values.astype(np.float64), targets.astype(np.float64), rows)
 
 
-def fit_path(
-    values: Float, labels: Int, weight: float, penalties: tuple[float, ...] = PENALTIES
-) -> tuple[Float, Float]:
-    """L2-logistic regressions on standardised features, one per penalty, each solved to
-    convergence.
-
-    With fewer images than channels the fit is done in the span of the images, which is the same
-    fit.
-
-    Args:
-        values: (image, channel).
-        labels: (image,), 0 and 1, both there.
-        weight: of positives in the loss.
-        penalties: inverse strengths, ascending.
-
-    Returns:
-        Coefficients (penalty, channel) and intercepts (penalty,), for the features as they are.
-
-    Raises:
-        StudyError: a feature is not finite.
-    """
-    if not np.isfinite(values).all():
-        raise StudyError(
-            "features of the backbone are not finite. Set train.precision=fp32, or take other "
-            "weights."
-        )
-    mean, scale = values.mean(0), values.std(0)
-    scale[scale < 1e-8] = (
-        1.0  # a channel that never varies carries nothing; its coefficient stays 0
-    )
-    inputs = (values - mean) / scale
-    directions = None
-    if inputs.shape[0] < inputs.shape[1]:
-        squares, left = np.linalg.eigh(inputs @ inputs.T)
-        there = squares >= 1e-12 * squares[-1]
-        sizes = np.sqrt(np.maximum(squares[there], 0.0))
-        directions = (left[:, there] / np.where(sizes > 0, sizes, 1.0)).T @ inputs
-        inputs = left[:, there] * sizes
-    solve = _solve_small if inputs.size * inputs.shape[1] <= _SMALL else _solve_large
-    found = solve(inputs, labels, weight, penalties)
-    coefficients = (found[:, :-1] if directions is None else found[:, :-1] @ directions) / scale
-    return coefficients, found[:, -1] - coefficients @ mean
-
-
-def _solve_large(inputs: Float, labels: Int, weight: float, penalties: tuple[float, ...]) -> Float:
-    """Coefficients, and behind them the intercept; (penalty, channel + 1)."""
-    model = LogisticRegression(
-        max_iter=5000, tol=1e-9, class_weight={0: 1.0, 1: weight}, warm_start=True
-    )
-    found = []
-    for penalty in penalties:
-        model.set_params(C=penalty).fit(inputs, labels)
-        found.append(np.append(model.coef_[0], model.intercept_[0]))
-    return np.array(found)
-
-
-def _solve_small(inputs: Float, labels: Int, weight: float, penalties: tuple[float, ...]) -> Float:
-    """As `_solve_large`, by Newton's method, for a few dozen images ten times as fast:
-    scikit-learn's checks outweigh the arithmetic.
-
-    Steps are halved until the loss falls by a share of what its slope promises (Armijo), so that
-    they cannot overshoot.
-    """
-    design, truth = np.column_stack([inputs, np.ones(len(inputs))]), labels == 1
-    mass = np.where(truth, weight, 1.0)
-    values, found = np.zeros(design.shape[1]), []
-    for penalty in penalties:
-        ridge = np.append(np.full(inputs.shape[1], 1 / penalty), 0.0)
-
-        def loss(at: Float, ridge: Float = ridge) -> float:
-            scores = design @ at
-            return float(mass @ log_losses(scores, labels) + 0.5 * ridge @ at**2)
-
-        now = loss(values)
-        for _ in range(_STEPS):
-            probability = expit(design @ values)
-            slope = design.T @ (mass * (probability - truth)) + ridge * values
-            curvature = (design.T * (mass * probability * (1 - probability))) @ design + np.diag(
-                ridge
-            )
-            step = np.linalg.solve(curvature, slope)
-            promised = float(slope @ step)
-            if promised <= _CLOSE * max(1.0, now):
-                break
-            length = 1.0
-            while (
-                new := loss(values - length * step)
-            ) > now - 1e-4 * length * promised and length > 1e-9:
-                length /= 2
-            values, now = values - length * step, new
-        found.append(values)
-    return np.array(found)
-
-
 def inner_folds(
     labels: Int, groups: Int, folds: int, repeats: int, seed: int = 0
 ) -> Iterator[tuple[Int, Int]]:
-    """Repeated folds by group, stratified by label; those whose training part lacks a class are
-    left out.
+    """Repeated folds by group, stratified by label, without those whose training part lacks a
+    class.
 
     Args:
         labels: (image,), 0 or 1.
         groups: (image,), images of one group (patient, or cluster) stay together.
-        folds: at the most; no more than there are groups of the smaller class, none where there is
+        folds: at most so many, and no more than the smaller class has groups; none where it has
             one.
         repeats: draws of the folds.
         seed: of the draws.
@@ -214,6 +151,8 @@ def inner_folds(
     Yields:
         Indices of training and held-out images.
     """
+    from sklearn.model_selection import StratifiedGroupKFold
+
     fewest = min(len(np.unique(groups[labels == value])) for value in (0, 1))
     if fewest < 2:
         return
@@ -227,27 +166,28 @@ def inner_folds(
 
 
 def choose_penalty(
-    values: Float,
-    labels: Int,
-    groups: Int,
-    weight: float,
-    folds: int = _FOLDS,
-    seed: int = 0,
-    repeats: int | None = None,
+    data: Labelled, folds: int = _FOLDS, seed: int = 0, repeats: int | None = None
 ) -> tuple[float, float]:
-    """The penalty with the lowest weighted log-loss on inner folds by group; left out, `repeats` is
-    3 where units are few.
+    """The penalty with the lowest weighted log-loss on inner folds by group.
+
+    Args:
+        data: the images.
+        folds: at most so many.
+        seed: of the folds.
+        repeats: draws of the folds; None: 3 of fewer than 60 units, else 1.
 
     Returns:
         The penalty, and that log-loss; where no folds can be made, a strong penalty and NaN.
     """
-    repeats = repeats or (_REPEATS if len(np.unique(groups)) < _FEW_UNITS else 1)
+    repeats = repeats or (_REPEATS if len(np.unique(data.units)) < _FEW_UNITS else 1)
     total, count = np.zeros(len(PENALTIES)), 0.0
-    for train, held in inner_folds(labels, groups, folds, repeats, seed):
-        coefficients, intercepts = fit_path(values[train], labels[train], weight)
-        losses = log_losses(coefficients @ values[held].T + intercepts[:, None], labels[held])
-        weights = np.where(labels[held] == 1, weight, 1.0)
-        total, count = total + losses @ weights, count + weights.sum()
+    for train, held in data.folds(folds, repeats, seed):
+        coefficients, intercepts = data.take(train).fit()
+        outside = data.take(held)
+        scores = coefficients @ outside.values.T + intercepts[:, None]
+        weights = np.where(outside.labels == 1, data.weight, 1.0)
+        total = total + log_losses(scores, outside.labels) @ weights
+        count += weights.sum()
     if not count:
         return _PENALTY, float("nan")
     best = int(np.argmin(total))
@@ -272,17 +212,19 @@ def fit_head(
         seed: of the inner folds.
 
     Returns:
-        The penalties chosen and their log-losses on the inner folds, per label.
+        `penalty` and `inner_loss`, per label: the penalties chosen and their log-losses on the
+        inner folds.
     """
-    chosen: dict[str, Any] = {"penalty": [], "inner_loss": []}
+    penalties: list[float] = []
+    losses: list[float | None] = []
     for index, weight in enumerate(positive_weights):
-        labels = features.targets[:, index].astype(np.int64)
-        penalty, loss = choose_penalty(features.values, labels, groups, weight, seed=seed)
-        coefficients, intercepts = fit_path(features.values, labels, weight, (penalty,))
+        data = features.labelled(index, groups, weight)
+        penalty, loss = choose_penalty(data, seed=seed)
+        coefficients, intercepts = data.fit((penalty,))
         _write(head.linear, index, coefficients[0], float(intercepts[0]))
-        chosen["penalty"].append(penalty)
-        chosen["inner_loss"].append(loss if np.isfinite(loss) else None)
-    return chosen
+        penalties.append(penalty)
+        losses.append(loss if np.isfinite(loss) else None)
+    return {"penalty": penalties, "inner_loss": losses}
 
 
 def solve_without(
@@ -296,8 +238,10 @@ def solve_without(
     into `head`.
 
     Args:
-        head, features, positive_weights: see `fit_head`.
+        head: see `fit_head`.
+        features: see `fit_head`.
         left_out: row numbers of the cohort.
+        positive_weights: see `fit_head`.
         penalties: per label.
     """
     inside = ~np.isin(features.rows, left_out)
@@ -307,7 +251,7 @@ def solve_without(
         _write(head.linear, index, coefficients[0], float(intercepts[0]))
 
 
-def compare_heads(features: Features, groups: Int, weight: float) -> dict[str, float]:
+def compare_heads(data: Labelled) -> dict[str, float]:
     """AUC of three heads by repeated cross-validation by group: a check on a cohort too small to
     tune anything on.
 
@@ -319,33 +263,29 @@ def compare_heads(features: Features, groups: Int, weight: float) -> dict[str, f
     Returns:
         Mean AUC over folds by head; empty where no folds can be made.
     """
-    labels = features.targets[:, 0].astype(np.int64)
-    found: dict[str, list[float]] = {"logistic": [], "prototype": [], "neighbours": []}
-    for train, held in inner_folds(labels, groups, _FOLDS, _REPEATS):
-        if len(set(labels[held])) < 2:
+    from sklearn.metrics import roc_auc_score
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.preprocessing import StandardScaler
+
+    aucs: dict[str, list[float]] = {"logistic": [], "prototype": [], "neighbours": []}
+    for train, held in data.folds(_FOLDS, _REPEATS):
+        inside, outside = data.take(train), data.take(held)
+        if len(set(outside.labels)) < 2:
             continue
-        penalty, _ = choose_penalty(
-            features.values[train], labels[train], groups[train], weight, _INNER, repeats=1
-        )
-        coefficients, intercepts = fit_path(
-            features.values[train], labels[train], weight, (penalty,)
-        )
-        scores = {"logistic": features.values[held] @ coefficients[0] + intercepts[0]}
-        scale = StandardScaler().fit(features.values[train])
-        inside, outside = (
-            scale.transform(features.values[train]),
-            scale.transform(features.values[held]),
-        )
+        penalty, _ = choose_penalty(inside, _INNER, repeats=1)
+        coefficients, intercepts = inside.fit((penalty,))
+        scores = {"logistic": outside.values @ coefficients[0] + intercepts[0]}
+        scale = StandardScaler().fit(inside.values)
+        near, far = scale.transform(inside.values), scale.transform(outside.values)
         negative, positive = (
-            np.linalg.norm(outside - inside[labels[train] == value].mean(0), axis=1)
-            for value in (0, 1)
+            np.linalg.norm(far - near[inside.labels == value].mean(0), axis=1) for value in (0, 1)
         )
         scores["prototype"] = negative - positive
-        neighbours = KNeighborsClassifier(min(5, len(train))).fit(inside, labels[train])
-        scores["neighbours"] = neighbours.predict_proba(outside)[:, 1]
+        neighbours = KNeighborsClassifier(min(5, len(train))).fit(near, inside.labels)
+        scores["neighbours"] = neighbours.predict_proba(far)[:, 1]
         for name, values in scores.items():
-            found[name].append(float(roc_auc_score(labels[held], values)))
-    return {name: float(np.mean(values)) for name, values in found.items() if values}
+            aucs[name].append(float(roc_auc_score(outside.labels, values)))
+    return {name: float(np.mean(values)) for name, values in aucs.items() if values}
 
 
 def _write(layer: nn.Linear, row: int, weight: Float, bias: float) -> None:

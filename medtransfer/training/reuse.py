@@ -19,7 +19,7 @@ from medtransfer.models.chain.backbone import Backbone
 from medtransfer.models.heads.linear import Head
 from medtransfer.tasks.task import Batch, Task
 from medtransfer.training.device import Engine
-from medtransfer.training.predicting import predict
+from medtransfer.training.predicting import Model, predict
 from medtransfer.training.probe import features_by_stage
 
 Float = NDArray[np.float64]
@@ -111,10 +111,10 @@ def reset_robustness(
     """
     images = list(batches)
     network = engine.place(copy.deepcopy(after))
-    head.to(engine.device)
+    model = Model(network, head.to(engine.device), task, engine)  # type: ignore[arg-type]  # a copy of ours
 
     def auc() -> float:
-        logits, targets = predict(network, head, task, images, engine)  # type: ignore[arg-type]  # a copy of ours
+        logits, targets = predict(model, images)
         return float(roc_auc_score(targets[:, 0], logits[:, 0]))
 
     trained = auc()

@@ -1,5 +1,5 @@
-"""The curves of a training in TensorBoard or MLflow, where asked for; `metrics.jsonl` is written
-whatever is asked.
+"""The curves of a training in TensorBoard or MLflow, where asked for; `metrics.jsonl` is written in
+any case.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def tracking(track: Track | None, name: str, folder: Path) -> Iterator[Log]:
     if track is None:
         yield lambda *_: None
         return
-    from accelerate.tracking import MLflowTracker, TensorBoardTracker  # torch, which takes seconds
+    # It imports torch, which takes seconds.
+    from accelerate.tracking import MLflowTracker, TensorBoardTracker
 
     tracker = (
         TensorBoardTracker("tensorboard", folder)

@@ -6,35 +6,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from medtransfer.errors import StudyError
+from medtransfer.errors import DivergedError, StudyError
 from medtransfer.models.chain.backbone import Backbone
-from medtransfer.models.heads.linear import Head
 from medtransfer.models.plan.plan import FreezePlan
 from medtransfer.models.plan.schedule import frozen_at, parameter_groups, rate_at
-from medtransfer.tasks.task import Batch, Task
+from medtransfer.tasks.task import Batch
 from medtransfer.training.averages import Anchor, Averages, State, load_state
 from medtransfer.training.batches import Loader
 from medtransfer.training.checkpoint import Checkpoints
-from medtransfer.training.device import Engine
-from medtransfer.training.predicting import Network
+from medtransfer.training.predicting import Model, Network
 
 _CLIP_NORM = 5.0
 # Steps between two looks at the losses, and of several processes at each other: to look is to wait
 # for an accelerator.
 _LOOK = 16
-
-Candidate = tuple[Backbone, Head]
-
-
-class DivergedError(StudyError):
-    """The loss is not finite any more; not seen outside of a training."""
 
 
 @dataclass
@@ -70,47 +62,38 @@ class Progress:
 
 
 class Trainer:
-    """Trains backbone and head in place.
+    """Trains a model in place.
 
     Args:
-        backbone: frozen as at the end of the schedule.
-        head: trains whole.
-        task, plan, weight_decay, engine: what is learnt, and how.
+        model: its backbone frozen as at the end of the schedule; its head trains whole.
+        plan: which stages train when, and how fast.
+        weight_decay: of AdamW, on matrices only.
         ends: optimiser steps at which the cycles of the schedule end, ascending.
         say: tells the user something.
     """
 
     def __init__(
         self,
-        backbone: Backbone,
-        head: Head,
-        task: Task,
+        model: Model,
         plan: FreezePlan,
         weight_decay: float,
-        engine: Engine,
         ends: Sequence[int],
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.backbone, self.head, self.task, self.plan, self.engine, self.ends, self.say = (
-            backbone,
-            head,
-            task,
-            plan,
-            engine,
-            ends,
-            say,
-        )
+        self.model, self.plan, self.ends, self.say = model, plan, ends, say
+        backbone, head = model.modules
+        self.backbone, self.head, self.engine = backbone, head, model.engine
         self.optimizer = torch.optim.AdamW(
             parameter_groups(backbone, head, plan, weight_decay), fused=True
         )
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.anchor = Anchor(backbone) if plan.l2_sp else None
-        self.accelerator: Accelerator = engine.make_accelerator()
+        self.accelerator: Accelerator = self.engine.make_accelerator()
         self.accelerated = self.accelerator.prepare(self.optimizer)
         self.averages = Averages(backbone, head)
         self.head_rate = 0.0
         self.pieces = 1
-        self._network: torch.nn.Module = Network(backbone, head, engine)
+        self._network: torch.nn.Module = Network(backbone, head, self.engine)
         self._unseen: list[Tensor] = []
 
     def run_epoch(
@@ -199,7 +182,7 @@ class Trainer:
             outputs = self._network(
                 {name: x[part] for name, x in batch["features"].items()}, batch["present"][part]
             )
-            loss = self.task.loss(outputs, targets)["loss"] * (len(targets) / size)
+            loss = self.model.task.loss(outputs, targets)["loss"] * (len(targets) / size)
             shown += loss.detach()
             self.accelerator.backward(loss)
         if self.anchor is not None:
@@ -223,13 +206,14 @@ class Trainer:
             "each step, so that the batch stays as it is"
         )
 
-    def candidates(self, batches: Loader) -> list[Candidate]:
+    def candidates(self, batches: Loader) -> list[Model]:
         """The weights that an epoch may leave: as they are, and averaged, whose batch norms take
         their statistics anew from `batches`.
         """
         self.averages.refresh(batches, self.engine)
         self._share_statistics(self.averages.backbone)
-        return [(self.backbone, self.head), (self.averages.backbone, self.averages.head)]
+        averaged = replace(self.model, backbone=self.averages.backbone, head=self.averages.head)
+        return [self.model, averaged]
 
     def _share_statistics(self, backbone: Backbone) -> None:
         """The mean of the batch statistics of all processes."""
@@ -251,7 +235,7 @@ class Trainer:
 
     def resume(self, checkpoints: Checkpoints | None) -> Progress | None:
         """Takes up what was kept, if there is any."""
-        state = checkpoints.load() if checkpoints is not None else None
+        state = checkpoints.load(self.say) if checkpoints is not None else None
         if state is None:
             return None
         load_state(

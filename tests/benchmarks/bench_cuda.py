@@ -24,15 +24,16 @@ import numpy as np
 import pandas as pd
 import torch
 from bench_engine import Ready, epoch_of, in_turns, network
+from medtransfer.config.sections import TrainSection
 from medtransfer.data.grid.fixed import Fixed
 from medtransfer.data.grid.slices import Slices
 from medtransfer.data.grid.source import ImageSource
 from medtransfer.study.views import Images
 from medtransfer.training.batches import Loader
 from medtransfer.training.checkpoint import load_weights
-from medtransfer.training.device import Engine, settle_process
-from medtransfer.training.predicting import predict
-from medtransfer.training.settings import TrainSettings
+from medtransfer.training.device import Engine
+from medtransfer.training.predicting import Model, predict
+from medtransfer.training.process import training_settings
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
@@ -93,8 +94,7 @@ def cached_images(folder: Path, count: int) -> ImageSource:
 
 
 def bench_step() -> None:
-    settle_process(DEVICE == "cuda")
-    with tempfile.TemporaryDirectory() as name:
+    with training_settings(DEVICE == "cuda"), tempfile.TemporaryDirectory() as name:
         for batch in BATCHES:
             images = cached_images(Path(name), batch * 4)
             plain = Engine(torch.device(DEVICE), "bf16", "channels_last")
@@ -196,8 +196,8 @@ def again(cohort: mt.Cohort, run: Path, precision: str) -> pd.DataFrame:
     table = mt.read_predictions(run / "predictions.csv")
     rows = np.flatnonzero(cohort.images["image"].isin(table.loc[table["part"] == "test", "image"]))
     facts = mt.inspect_images(cohort, fixed=Fixed(128, "percentile"))
-    images = Images(cohort, [Path(entry) for entry in facts["entry"]], Slices(), 1, TrainSettings())
-    logits, truth = predict(net, head, task, images.plain(rows, net, engine), engine)
+    images = Images(cohort, [Path(entry) for entry in facts["entry"]], Slices(), 1, TrainSection())
+    logits, truth = predict(Model(net, head, task, engine), images.plain(rows, net, engine))
     return pd.DataFrame({"logit": logits[:, 0], "target": truth[:, 0]})
 
 

@@ -13,16 +13,17 @@ from pathlib import Path
 
 import medtransfer as mt
 import numpy as np
+from medtransfer.config.sections import TrainSection
 from medtransfer.data.grid.fixed import Fixed
 from medtransfer.data.grid.slices import Slices
 from medtransfer.models.chain.costs import measure_stages
 from medtransfer.models.plan.rules import PlainCounts
 from medtransfer.study.views import Images
 from medtransfer.training.batches import Loader
-from medtransfer.training.depth import search_depth
-from medtransfer.training.device import make_engine
+from medtransfer.training.depth import Setting, search_depth
 from medtransfer.training.loop import Budget, Parts, fit, settle
-from medtransfer.training.settings import TrainSettings
+from medtransfer.training.predicting import Model
+from medtransfer.training.timing import make_engine
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from planted import write_planted
@@ -45,7 +46,7 @@ def main() -> None:
             plan = mt.plan_freeze(counts, net, views=0)
             store = Path(name) / f"store-{kind}"
             images, rows = (
-                Images(cohort, entries, Slices(), 1, TrainSettings(batch_size=16), store),
+                Images(cohort, entries, Slices(), 1, TrainSection(batch_size=16), store),
                 np.arange(PATIENTS),
             )
             task = replace(mt.Classification(cohort.labels).fitted(images.targets), read=plan.read)
@@ -58,14 +59,9 @@ def main() -> None:
 
             choice = search_depth(
                 net,
-                task,
-                keep,
-                rows,
-                batches,
+                Setting(task, engine, keep, rows, images.groups, batches),
                 plan,
                 budget,
-                engine,
-                images.groups,
                 measure_stages(net, PIXELS),
             )
             full = mt.plan_freeze(counts, net, frozen_stages=0)
@@ -73,13 +69,10 @@ def main() -> None:
             begun = time.perf_counter()
             settle(net, head, full, engine, plain)
             fit(
-                net,
-                head,
-                task,
+                Model(net, head, task, engine),
                 Parts(Loader(source, rows, batches[0], 0), plain, plain, plain),
                 full,
                 budget,
-                engine,
                 images.groups,
             )
             seconds = time.perf_counter() - begun

@@ -12,8 +12,8 @@ from bench_core import median_seconds
 from medtransfer.models.catalog.catalog import load_backbone
 from medtransfer.models.plan.rules import PlainCounts, plan_freeze
 from medtransfer.tasks.detection import Detection, suppress
-from medtransfer.training.device import make_engine
 from medtransfer.training.predicting import Network
+from medtransfer.training.timing import make_engine
 from monai.data.box_utils import non_max_suppression
 from torchvision.ops import nms
 

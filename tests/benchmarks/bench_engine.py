@@ -27,8 +27,11 @@ import yaml
 from medtransfer.models.chain.costs import measure_stages
 from medtransfer.models.plan.rules import PlainCounts
 from medtransfer.training.batches import Loader
-from medtransfer.training.device import Engine, make_engine, use_threads
-from medtransfer.training.features import FeatureSource
+from medtransfer.training.device import Engine
+from medtransfer.training.features import FeatureSource, Store
+from medtransfer.training.predicting import Model
+from medtransfer.training.process import use_threads
+from medtransfer.training.timing import make_engine
 from medtransfer.training.trainer import Progress, Trainer
 from torch import nn
 
@@ -90,7 +93,7 @@ def epoch_of(
     """One epoch of the trainer: everything but the score on the tune part."""
     task = mt.Classification(("y",))
     head = task.make_head(net).to(engine.device)
-    trainer = Trainer(net, head, task, plan, 0.05, engine, [10**6])
+    trainer = Trainer(Model(net, head, task, engine), plan, 0.05, [10**6])
     progress = Progress([{}], [], 0, math.inf, {})
 
     def epoch() -> None:
@@ -157,8 +160,8 @@ def epoch_seconds(name: str, size: int, batch: int, keeps: bool) -> float:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from bench_engine import *\n"
-        "from medtransfer.training import engine as machine\n"
-        "if sys.argv[5] == 'False': machine.keep_freed_memory = lambda: None\n"
+        "from medtransfer.training.process import keep_freed_memory\n"
+        "if sys.argv[5] == 'True': keep_freed_memory()\n"
         "engine, (name, size, batch) = make_engine('cpu', 'fp32'), (sys.argv[2], "
         "int(sys.argv[3]), int(sys.argv[4]))\n"
         "net, plan = network(name, size, 0, engine)\n"
@@ -216,11 +219,10 @@ def bench_prefix() -> None:
                     kept = FeatureSource(
                         net,
                         source,
-                        count,
                         net.names[frozen - 1],
                         [net.names[-1]],
                         engine,
-                        Path(folder),
+                        Store(Path(folder), count),
                     )
                     works[str(frozen)] = epoch_of(
                         net, plan, engine, Loader(kept, range(count), batch, seed=0, views=1)
@@ -275,7 +277,7 @@ def resident(count: int) -> float:
     net, plan = network("tf_efficientnet_lite0", 96, 12, engine)
     with tempfile.TemporaryDirectory() as folder:
         kept = FeatureSource(
-            net, Drawn(96), count, net.names[11], [net.names[-1]], engine, Path(folder)
+            net, Drawn(96), net.names[11], [net.names[-1]], engine, Store(Path(folder), count)
         )
         epoch_of(net, plan, engine, Loader(kept, range(count), 32, seed=0, views=1))()
         return psutil.Process().memory_info().rss / 2**20

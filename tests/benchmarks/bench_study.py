@@ -28,7 +28,7 @@ from medtransfer.config.study_config import make_config
 from medtransfer.study import run as runs
 from medtransfer.study import settle as prepare
 from medtransfer.study.study import run_study
-from medtransfer.training.device import use_threads
+from medtransfer.training.process import use_threads
 from monai.data import DataLoader, Dataset
 from monai.transforms import (
     Compose,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from types import SimpleNamespace
 
 import pytest
-from medtransfer.study import results, study
+from medtransfer.records.study_folder import StudyFolder
+from medtransfer.study import failures, study
 from medtransfer.study.share import WHOLE, Share
 
 from studies import invoke, write_config
@@ -27,13 +27,14 @@ def calls(tmp_path, monkeypatch):
         share = arguments[5]
         received.append(arguments[3:])
         out.mkdir()
-        (out / "audit.json").write_text(json.dumps({"flow": {"images": 12, "used": calls.used}}))
+        folder = StudyFolder(out)
+        folder.write(folder.audit, {"flow": {"images": 12, "used": calls.used}})
         page = out / "report.html"
         return SimpleNamespace(sentences=["As good."], page=page) if share.of == 1 else None
 
     calls = SimpleNamespace(received=received, out=out, used=12, failures=[])
     monkeypatch.setattr(study, "run_study", run_study)
-    monkeypatch.setattr(results, "failed_runs", lambda _: calls.failures)
+    monkeypatch.setattr(failures, "failed_runs", lambda _: calls.failures)
     return calls
 
 

@@ -12,7 +12,7 @@ from medtransfer.evaluation.analyses.localisation import evaluate_localisation
 from medtransfer.inference.heat_maps import heat_maps, read_map
 from medtransfer.models.catalog.catalog import load_backbone
 from medtransfer.tasks.classification import Classification
-from medtransfer.training.device import make_engine
+from medtransfer.training.timing import make_engine
 from monai.visualize import GradCAM
 from torch import nn
 

@@ -12,10 +12,10 @@ import sys
 import time
 
 import pytest
-import torch
 from filelock import FileLock
 from medtransfer.study.folder import lock_path
 from medtransfer.study.jobs import Job
+from medtransfer.training import checkpoint
 
 from forks import command, wait_for
 from studies import SETTINGS, changed, invoke, read_table, write_config
@@ -49,9 +49,8 @@ def steps_kept(out, arms):
     """The steps that are kept of each arm's first run, which was not finished."""
     steps = {}
     for arm in arms:
-        state = torch.load(
-            out / "runs" / arm / "fold-0" / "seed-0" / "unfinished.pt", weights_only=True
-        )
+        path = out / "runs" / arm / "fold-0" / "seed-0" / "unfinished.pt"
+        state = checkpoint._unpack(path.read_bytes())
         assert state["optimizer"]["state"]
         steps[arm] = state["progress"]["step"]
     return steps

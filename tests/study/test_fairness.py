@@ -20,8 +20,9 @@ from medtransfer.study import run as runs
 from medtransfer.study.draws import draw_fold
 from medtransfer.study.settle import augment_of
 from medtransfer.study.views import backbone_of, images_of, task_of
-from medtransfer.training.device import Engine, make_engine
+from medtransfer.training.device import Engine
 from medtransfer.training.features import FeatureSource
+from medtransfer.training.timing import make_engine
 
 from networks import SMALL
 from studies import ARMS, LITE, prepare_study, write_config
@@ -241,7 +242,7 @@ def test_statistics_of_volumes_are_those_of_several(studies, tmp_path, monkeypat
     images, fold = images_of(prepared, "scratch"), prepared.split.fold(0)
 
     def stop(*given):
-        sizes.extend(len(batch["targets"]) for batch in given[3].norms)
+        sizes.extend(len(batch["targets"]) for batch in given[1].norms)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(runs, "train_network", stop)

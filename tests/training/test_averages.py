@@ -7,7 +7,7 @@ import pytest
 import torch
 from medtransfer.models.heads.linear import LinearHead
 from medtransfer.training.averages import Anchor, Averages, adapt_norms, choose_mixture, copy_state
-from medtransfer.training.device import make_engine
+from medtransfer.training.timing import make_engine
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 

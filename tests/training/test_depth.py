@@ -13,20 +13,15 @@ from medtransfer.evaluation.metrics.recalibration import fit_map, log_losses
 from medtransfer.models.plan.rules import PlainCounts
 from medtransfer.training import depth as module
 from medtransfer.training.choice import (
+    Depth,
     DepthChoice,
     StageProbe,
     apply_choice,
     choose_depth,
     unit_means,
 )
-from medtransfer.training.probe import (
-    PENALTIES,
-    Features,
-    choose_penalty,
-    compare_heads,
-    fit_path,
-    inner_folds,
-)
+from medtransfer.training.probe import Labelled, choose_penalty, compare_heads, inner_folds
+from medtransfer.training.solvers import PENALTIES, fit_path
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 
@@ -45,9 +40,9 @@ def noisy(strength, seed):
 
 def choose(*strengths):
     logits = [noisy(strength, i) for i, strength in enumerate(strengths)]
-    depths = [(7, 0, "the plan"), (3, 0, "one"), (0, 0, "two")][: len(logits)]
+    depths = [Depth(7, 0, "the plan"), Depth(3, 0, "one"), Depth(0, 0, "two")][: len(logits)]
     probes = tuple(probe(f"s{i}", loss) for i, loss in enumerate((0.6, 0.5, 0.4, 0.41)))
-    return choose_depth(probes, 2, depths, logits, LABELS, UNITS, FOLDS, 30, 1.0)
+    return choose_depth(probes, 2, depths, logits, LABELS, UNITS, FOLDS, 30)
 
 
 def test_the_prior_stays_unless_the_gain_exceeds_its_error():
@@ -91,17 +86,21 @@ def test_the_shallowest_stage_within_one_error_of_the_best():
     assert module._shallowest([probe("a", 0.60), probe("b", 0.40)]) == 1
 
 
+def where(depths):
+    return [(depth.frozen, depth.dropped) for depth in depths]
+
+
 def test_candidates_are_few_and_distinct():
     net = mt.load_backbone("resnet18")
     plan = mt.plan_freeze(
         PlainCounts({"0": 300, "1": 300}, "near"), net, transfer=True, frozen_stages=4
     )
     late = module._candidates(plan, 6, 9)
-    assert [depth[:2] for depth in late] == [(4, 0), (7, 0), (8, 0)]
+    assert where(late) == [(4, 0), (7, 0), (8, 0)]
     early = module._candidates(plan, 2, 9)
-    assert [depth[:2] for depth in early] == [(4, 0), (3, 0), (1, 6)]
-    assert [depth[:2] for depth in module._candidates(plan, 3, 9)] == [(4, 0), (2, 5)]
-    assert [depth[:2] for depth in module._candidates(plan, 8, 9)] == [(4, 0), (9, 0)]
+    assert where(early) == [(4, 0), (3, 0), (1, 6)]
+    assert where(module._candidates(plan, 3, 9)) == [(4, 0), (2, 5)]
+    assert where(module._candidates(plan, 8, 9)) == [(4, 0), (9, 0)]
 
 
 def test_a_choice_becomes_a_plan():
@@ -134,12 +133,12 @@ def test_trials_take_their_share_of_one_fine_tuning():
     net = mt.load_backbone("resnet18")
     costs = measure_stages(net, 64)
 
-    depths = [(4, 0, ""), (7, 0, ""), (8, 0, "")]
+    depths = [Depth(4, 0, ""), Depth(7, 0, ""), Depth(8, 0, "")]
     steps = module._trial_steps(Budget(1000, None, 0.0), depths, costs, 5, 400, 32)
     total = sum(cost.macs for cost in costs)
     spent = 400.0
-    for frozen, _, _ in depths:
-        prefix = sum(cost.macs for cost in costs[:frozen]) / total
+    for depth in depths:
+        prefix = sum(cost.macs for cost in costs[: depth.frozen]) / total
         spent += 3 * 400 * prefix + 5 * steps * 32 * 3 * (1 - prefix)
     assert 0.7 < spent / (3 * 1000 * 32) <= 0.8
     assert module._trial_steps(Budget(10, None, 0.0), depths, costs, 5, 400, 32) == 20
@@ -196,11 +195,11 @@ def test_the_penalty_follows_the_noise():
     noise = rng.normal(size=(60, 40))
     signal = noise.copy()
     signal[:, 0] += 4.0 * LABELS
-    strong, _ = choose_penalty(noise, LABELS, UNITS, 1.0)
-    weak, loss = choose_penalty(signal, LABELS, UNITS, 1.0)
+    strong, _ = choose_penalty(Labelled(noise, LABELS, UNITS))
+    weak, loss = choose_penalty(Labelled(signal, LABELS, UNITS))
     assert strong < weak
     assert loss < 0.5
-    alone, missing = choose_penalty(noise[:3], LABELS[:3], UNITS[:3], 1.0)
+    alone, missing = choose_penalty(Labelled(noise, LABELS, UNITS).take(np.arange(3)))
     assert alone == 1e-3
     assert np.isnan(missing)
 
@@ -209,27 +208,21 @@ def test_simple_heads_check_the_convex_one():
     rng = np.random.default_rng(0)
     values = rng.normal(size=(60, 5))
     values[:, 0] += 3.0 * LABELS
-    found = compare_heads(
-        Features(values, LABELS[:, None].astype(float), np.arange(60)), UNITS, 1.0
-    )
-    assert set(found) == {"logistic", "prototype", "neighbours"}
-    assert all(auc > 0.85 for auc in found.values())
-    none = compare_heads(
-        Features(rng.normal(size=(60, 5)), LABELS[:, None].astype(float), np.arange(60)), UNITS, 1.0
-    )
-    assert all(abs(auc - 0.5) < 0.25 for auc in none.values())
-    assert (
-        compare_heads(
-            Features(values[:2], LABELS[:2, None].astype(float), np.arange(2)), UNITS[:2], 1.0
-        )
-        == {}
-    )
+    aucs = compare_heads(Labelled(values, LABELS, UNITS))
+    assert set(aucs) == {"logistic", "prototype", "neighbours"}
+    assert all(auc > 0.85 for auc in aucs.values())
+    chance = compare_heads(Labelled(rng.normal(size=(60, 5)), LABELS, UNITS))
+    assert all(abs(auc - 0.5) < 0.25 for auc in chance.values())
+    assert compare_heads(Labelled(values, LABELS, UNITS).take(np.arange(2))) == {}
 
 
 def test_probes_at_chance_tell_nothing():
-    logits, depths = [noisy(1.0, 0), noisy(1.0, 1)], [(7, 0, "the plan"), (3, 0, "one")]
+    logits, depths = (
+        [noisy(1.0, 0), noisy(1.0, 1)],
+        [Depth(7, 0, "the plan"), Depth(3, 0, "one")],
+    )
     blind = choose_depth(
-        (probe("a", 0.70), probe("b", 0.69)), 0, depths, logits, LABELS, UNITS, FOLDS, 30, 1.0
+        (probe("a", 0.70), probe("b", 0.69)), 0, depths, logits, LABELS, UNITS, FOLDS, 30
     )
     assert "none is clearly better than chance (0.693)" in blind.reason
     assert "texture" not in blind.reason

@@ -13,7 +13,7 @@ import torch
 from medtransfer.data.grid.source import ImageSource
 from medtransfer.models.plan.rules import PlainCounts
 from medtransfer.training.device import Engine
-from medtransfer.training.predicting import Network
+from medtransfer.training.predicting import Model, Network
 from medtransfer.training.trainer import Trainer
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -62,7 +62,7 @@ def test_a_step_mixes_no_devices(tmp_path, pretended, name, shape, pooling):
         assert batch["features"]["image"].device == GPU
         engine.place(net)
         engine.place(head)
-        trainer = Trainer(net, head, task, plan, 0.05, engine, [100])
+        trainer = Trainer(Model(net, head, task, engine), plan, 0.05, [100])
         trainer.accelerator.backward = lambda _: None  # asks for a GPU
         assert trainer._backward(batch).device == GPU
         for parameter in trainer.parameters:

@@ -11,12 +11,13 @@ import medtransfer as mt
 import numpy as np
 import pytest
 import torch
+from medtransfer.config.sections import TrainSection
 from medtransfer.errors import ConfigError
 from medtransfer.models.plan.rules import PlainCounts
-from medtransfer.training import device as engines
-from medtransfer.training.device import Engine, make_engine
+from medtransfer.training import timing
+from medtransfer.training.device import Engine
 from medtransfer.training.predicting import Network
-from medtransfer.training.settings import TrainSettings
+from medtransfer.training.timing import make_engine
 from torch._dynamo.utils import counters
 
 from networks import SMALL
@@ -39,7 +40,7 @@ def train(manifest, folder, compiled, **choices):
     cohort = mt.Cohort.from_csv(path, path.parent, ["malignant"])
     net = mt.load_backbone(SMALL, seed=0)
     plan = mt.plan_freeze(PlainCounts({"0": 100, "1": 100}, "far"), net)
-    section = TrainSettings(epochs=6, batch_size=4, precision="fp32", compile=compiled)
+    section = TrainSection(epochs=6, batch_size=4, precision="fp32", compile=compiled)
     fold = mt.split_cohort(cohort, 2).fold(0)
     return mt.fit(
         cohort,
@@ -81,9 +82,9 @@ def test_every_depth_of_gradual_unfreezing_is_one_more(manifest, tmp_path, trace
 
 def chosen(seconds, monkeypatch, steps, wanted=False):
     """Of a machine that takes so long."""
-    monkeypatch.setattr(engines, "_time_steps", lambda *_: seconds)
+    monkeypatch.setattr(timing, "_time_steps", lambda *_: seconds)
     net, engine = mt.load_backbone(SMALL), Engine(torch.device("cpu"), "bf16", "contiguous")
-    return engines._compiled(engine, net, torch.rand(2, 3, 32, 32), None, steps, wanted)
+    return timing._compiled(engine, net, torch.rand(2, 3, 32, 32), None, steps, wanted)
 
 
 def test_compiling_is_chosen_where_it_saves_more_than_it_takes(monkeypatch):
@@ -108,7 +109,7 @@ def test_where_it_cannot_compile_that_is_told_only_if_it_was_asked_for(monkeypat
         match=rf"train.compile is true, but {SMALL} cannot be compiled here \(no compiler of C\)",
     ):
         make_engine("cpu", "fp32", net, image, "contiguous", compiled=True)
-    assert not engines._compiled(
+    assert not timing._compiled(
         make_engine("cpu", "fp32"), net, image, None, 10**6, wanted=False
     ).compiled
     assert not make_engine(
@@ -125,29 +126,19 @@ def test_what_does_not_fit_is_timed_on_fewer_images(monkeypatch):
             raise torch.OutOfMemoryError("no memory")
         return {"fp32 contiguous": 1.0}
 
-    monkeypatch.setattr(engines, "_time_steps", limited)
+    monkeypatch.setattr(timing, "_time_steps", limited)
     net = mt.load_backbone(SMALL)
     assert make_engine("cpu", "fp32", net, torch.rand(13, 3, 32, 32)).seconds == {
         "fp32 contiguous": 1.0
     }
     assert asked == [13, 6, 3]
     monkeypatch.setattr(
-        engines,
+        timing,
         "_time_steps",
         lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no memory")),
     )
     with pytest.raises(torch.OutOfMemoryError):
         make_engine("cpu", "fp32", net, torch.rand(4, 3, 32, 32))
-
-
-def test_more_processes_than_gpus_are_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(
-        ConfigError, match="2 processes are to train on this machine, which has 1 GPU"
-    ):
-        engines.join_processes(on_cuda=True)
 
 
 def test_several_processes_are_told_of_what_no_head_reads(monkeypatch):

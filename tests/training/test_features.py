@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import medtransfer as mt
 import numpy as np
 import pytest
@@ -10,8 +12,12 @@ from medtransfer.errors import StudyError
 from medtransfer.models.heads.linear import LinearHead
 from medtransfer.training import features as module
 from medtransfer.training.batches import Loader
-from medtransfer.training.device import Engine, make_engine
-from medtransfer.training.features import FeatureSource
+from medtransfer.training.device import Engine
+from medtransfer.training.features import FeatureSource, Store
+from medtransfer.training.timing import make_engine
+
+from damage import damage
+from networks import SMALL
 
 ENGINE = make_engine("cpu", "fp32")
 SIDE, AT_ONCE = 48, 16
@@ -46,8 +52,9 @@ class Noise:
         }
 
 
-def keep(net, noise, cut, taps, folder, engine=ENGINE, **more):
-    return FeatureSource(net, noise, noise.count, cut, taps, engine, folder, **more)
+def keep(net, noise, cut, taps, folder, engine=ENGINE, at_once=32, **more):
+    store = Store(folder, noise.count, at_once=at_once)
+    return FeatureSource(net, noise, cut, taps, engine, store, **more)
 
 
 def shuffled(source, views=2):
@@ -220,7 +227,7 @@ def test_a_killed_writer_leaves_rows_that_are_computed_again(tmp_path, monkeypat
     opened = kept._open
 
     def killed(name, view):
-        if name == "there":
+        if name == "digests":
             raise KeyboardInterrupt
         return opened(name, view)
 
@@ -249,14 +256,81 @@ def test_a_full_disk_is_told(tmp_path, monkeypatch):
     assert net.training  # as it was
 
 
-def test_a_file_cut_short_is_told(tmp_path):
-    net = mt.load_backbone("resnet18")
-    kept = keep(net, Noise(), "stem", [], tmp_path)
-    kept.prepare([0, 1], None)
+def record(reports, *report):
+    reports.append(report)
+
+
+def equal(one, other):
+    """Whether two batches hold the same numbers."""
+    pairs = [(one[key], other[key]) for key in ("present", "targets", "rows")]
+    pairs += [(one["features"][tap], other["features"][tap]) for tap in other["features"]]
+    return one["features"].keys() == other["features"].keys() and all(
+        torch.equal(a, b) for a, b in pairs
+    )
+
+
+def test_damaged_activations_are_named_once_and_computed_again(tmp_path):
+    """Whatever is done to the files of a store, what is read from it is what was written."""
+    net = mt.load_backbone(SMALL, seed=1, size=32)
+    net.freeze(3)
+    cut, rows = net.names[2], [0, 1, 2, 3, 4, 5]
+    noise = Noise(size=32)
+    expected = keep(net, noise, cut, [net.names[0]], tmp_path).load(rows)
+    files = sorted(path for path in tmp_path.glob("*/*"))
+    assert {path.name for path in files} == {
+        "contents.json",
+        "plain.digests",
+        "plain.present",
+        "plain.targets",
+        f"plain.{cut}",
+        f"plain.{net.names[0]}",
+    }
+    whole = {path: path.read_bytes() for path in files}
+    rng, repaired = np.random.default_rng(0), 0
+    for number in range(150):
+        path = files[number % len(files)]
+        path.write_bytes(damage(whole[path], rng))
+        reports = []
+        report = partial(record, reports)
+        source = keep(net, noise, cut, [net.names[0]], tmp_path, report=report)
+        assert equal(source.load(rows), expected), path
+        named = [text for text, *_ in reports if "damaged (" in text]
+        assert len(named) <= 1
+        repaired += len(named)
+        reports.clear()
+        assert equal(source.load(rows), expected)
+        assert not reports
+        path.write_bytes(whole[path])
+    assert repaired > 90  # digests or contents that are missing say only that nothing is there
+
+
+def test_a_disk_that_forgets_is_an_error_and_not_an_endless_repair(tmp_path, monkeypatch):
+    net = mt.load_backbone(SMALL, size=32)
+    source = keep(net, Noise(size=32), "stem", [], tmp_path)
+    source.prepare([0, 1], None)
     path = next(tmp_path.glob("*/plain.stem"))
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(StudyError, match="cut short"):
-        kept.load([1])
+    path.write_bytes(bytes(len(path.read_bytes())))
+    write = source._write_rows
+    monkeypatch.setattr(
+        source, "_write_rows", lambda name, *a: None if name == "stem" else write(name, *a)
+    )
+    with pytest.raises(StudyError, match="the disk does not give back the activations"):
+        source.load([1])
+
+
+def test_another_process_may_write_the_same_rows_anew(tmp_path):
+    """Its activations may differ in their last bits, as on an accelerator, and are no damage."""
+    net = mt.load_backbone(SMALL, size=32)
+    reports = []
+    one = keep(net, Noise(size=32), "stem", [], tmp_path, report=partial(record, reports))
+    one.prepare([0, 1], None)
+    other = keep(net, Noise(size=32), "stem", [], tmp_path)
+    batch = other.load([0, 1])
+    values = {"stem": batch["features"]["stem"].permute(0, 2, 3, 1) + 1e-6}
+    values |= {key: batch[key] for key in ("present", "targets")}
+    other._write([0, 1], None, values)
+    assert equal(one.load([0, 1]), other.load([0, 1]))
+    assert not reports
 
 
 @pytest.mark.parametrize("ahead", [False, True])

@@ -6,8 +6,8 @@ import medtransfer as mt
 import numpy as np
 import pytest
 import torch
-from medtransfer.training.device import make_engine
 from medtransfer.training.precision import compare_with_fp32, same_answers
+from medtransfer.training.timing import make_engine
 
 
 def batches(one_class=False, boxes=False):

@@ -6,8 +6,8 @@ import medtransfer as mt
 import numpy as np
 import pytest
 import torch
-from medtransfer.training.device import make_engine
 from medtransfer.training.reuse import compare_stages, distances, linear_cka, reset_robustness
+from medtransfer.training.timing import make_engine
 from sklearn.metrics import roc_auc_score
 
 ENGINE = make_engine("cpu", "fp32")

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import resource
 import signal
-import sys
 import time
-from types import SimpleNamespace
 
 import medtransfer as mt
 import numpy as np
@@ -20,18 +16,16 @@ from medtransfer.models.plan.rules import PlainCounts
 from medtransfer.progress import Reporter
 from medtransfer.training import (
     checkpoint,
+    costs,
     interruption,
     loop,
     predicting,
-    telemetry,
-    tracking,
     trainer,
 )
-from medtransfer.training.device import Engine, keep_freed_memory, threads_of, use_threads
+from medtransfer.training.device import Engine
 from medtransfer.training.interruption import asked, finishing_steps
 from medtransfer.training.settings import TrainSettings
 
-from forks import PROCESSES
 from networks import SMALL, as_if_pretrained
 
 
@@ -177,29 +171,6 @@ def test_a_state_that_cannot_be_kept_is_told_and_does_not_stop_the_training(
     )
 
 
-def test_checkpoints_wait_longer_where_they_take_longer(tmp_path, monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
-    kept = checkpoint.Checkpoints(tmp_path / "state.pt", "key", every=30.0)
-    now[0] = 29.0
-    assert not kept.due
-    now[0] = 30.0
-    assert kept.due
-
-    def slow(*_):
-        now[0] += 3.0
-
-    monkeypatch.setattr(checkpoint, "write_aside", slow)
-    kept.save({"a": 1})
-    now[0] = 33.0 + 59.0
-    assert not kept.due
-    now[0] = 33.0 + 60.0
-    assert kept.due
-    silent = checkpoint.Checkpoints(tmp_path / "none.pt", "key", writes=False)
-    assert silent.save({"a": 1}) == ""
-    assert not (tmp_path / "none.pt").exists()
-
-
 def test_every_epoch_tells_what_it_took(cohort, tmp_path):
     run, _, _ = train(cohort, tmp_path / "r")
     rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
@@ -213,15 +184,15 @@ def test_every_epoch_tells_what_it_took(cohort, tmp_path):
 
 
 def test_energy_is_the_difference_of_the_counters(tmp_path, monkeypatch):
-    monkeypatch.setattr(telemetry, "_COUNTERS", tmp_path)
-    meter = telemetry.EnergyMeter(torch.device("cpu"))
+    monkeypatch.setattr(costs, "_COUNTERS", tmp_path)
+    meter = costs.EnergyMeter(torch.device("cpu"))
     assert meter.joules() is None
     for number, value in ((0, 5_000_000), (1, 9_000_000)):
         (tmp_path / f"intel-rapl:{number}").mkdir()
         (tmp_path / f"intel-rapl:{number}" / "energy_uj").write_text(str(value))
     (tmp_path / "intel-rapl:0:0").mkdir()  # a part of a package, counted with it
     (tmp_path / "intel-rapl:0:0" / "energy_uj").write_text("1")
-    meter = telemetry.EnergyMeter(torch.device("cpu"))
+    meter = costs.EnergyMeter(torch.device("cpu"))
     (tmp_path / "intel-rapl:0" / "energy_uj").write_text("7500000")
     (tmp_path / "intel-rapl:1" / "energy_uj").write_text("100")  # ran over
     assert meter.joules() == 2.5
@@ -233,7 +204,7 @@ def test_curves_go_where_they_are_asked_for(tmp_path, monkeypatch, track):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path / "mlruns"))
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.chdir(tmp_path)
-    with tracking.tracking(track, "arm, fold 0, seed 0", tmp_path) as log:
+    with costs.tracking(track, "arm, fold 0, seed 0", tmp_path) as log:
         log({"tune_loss": 0.7}, 0)
         log({"tune_loss": 0.4}, 1)
     if track == "tensorboard":
@@ -253,12 +224,12 @@ def test_curves_go_where_they_are_asked_for(tmp_path, monkeypatch, track):
 
 
 def test_a_tracker_that_is_not_installed_is_told(monkeypatch):
-    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
-    tracking.refuse_missing(None)
+    monkeypatch.setattr(costs, "find_spec", lambda name: None)
+    costs.refuse_missing(None)
     with pytest.raises(
         ConfigError, match=r'mlflow is not installed: pip install "medtransfer\[track\]"'
     ):
-        tracking.refuse_missing("mlflow")
+        costs.refuse_missing("mlflow")
 
 
 def test_a_second_signal_acts_at_once(monkeypatch):
@@ -294,69 +265,6 @@ def test_an_end_can_be_asked_for_by_a_note(tmp_path, monkeypatch):
             assert asked()
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def test_threads_are_divided_and_the_environment_is_obeyed(monkeypatch):
-    monkeypatch.setattr(
-        "medtransfer.training.device.joblib.cpu_count", lambda only_physical_cores: 8
-    )
-    assert [threads_of(jobs) for jobs in (1, 3, 8, 20)] == [8, 2, 1, 1]
-    chosen = []
-    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    use_threads(2)
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    use_threads(2)
-    assert chosen == [4]
-
-
-def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch):
-    keep = keep_freed_memory.__wrapped__  # what is called once
-    told = []
-    library = SimpleNamespace(mallopt=lambda name, value: told.append((name, value)))
-    monkeypatch.setattr("medtransfer.training.device.sys.platform", "linux")
-    monkeypatch.delenv("MALLOC_MMAP_MAX_", raising=False)
-    monkeypatch.setattr("medtransfer.training.device.ctypes.CDLL", lambda _: library)
-    keep()
-    assert told == [(-4, 0), (-1, 2**31 - 1)]  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
-    monkeypatch.setattr("medtransfer.training.device.ctypes.CDLL", lambda _: SimpleNamespace())
-    keep()  # another C library
-    monkeypatch.setattr("medtransfer.training.device.ctypes.CDLL", lambda _: library)
-    monkeypatch.setenv("MALLOC_MMAP_MAX_", "65536")
-    keep()
-    monkeypatch.delenv("MALLOC_MMAP_MAX_")
-    monkeypatch.setattr("medtransfer.training.device.sys.platform", "darwin")
-    keep()
-    assert len(told) == 2
-
-
-def count_new_pages(answer):
-    """Answers how many pages of memory the system has to give while tensors are made and freed
-    again and again.
-    """
-    Engine(torch.device("cpu"), "fp32").place(torch.nn.Linear(1, 1))
-    torch.ones(2**24).sum()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(5):
-        torch.ones(2**24).sum()
-    answer.put(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-
-
-@pytest.mark.process
-@pytest.mark.xdist_group("plain")
-@pytest.mark.skipif(
-    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="of glibc"
-)
-def test_every_process_that_computes_keeps_freed_memory():
-    """Large blocks come from the heap then, which grows, and not from pages mapped for each."""
-    answer = PROCESSES.SimpleQueue()
-    process = PROCESSES.Process(target=count_new_pages, args=(answer,))
-    process.start()
-    process.join(300)
-    assert process.exitcode == 0
-    assert (
-        answer.get() < 20_000
-    )  # of 81,920 pages; one block more may be asked for, as the process was forked
 
 
 def test_one_process_is_not_distributed():

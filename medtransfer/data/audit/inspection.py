@@ -91,14 +91,31 @@ def inspect_images(
         (float32, 64 x 64 or 16 x 16 x 16, grey), `picture` (uint8, 64 x 64, to look at) and `entry`
         (file of the image cache, "" without `fixed`).
     """
+    facts = inspect_paths(cohort.images["path"].tolist(), progress, fixed, jobs)
+    return facts.assign(image=cohort.images["image"].to_numpy())
+
+
+def inspect_paths(
+    paths: Sequence[str],
+    progress: Progress | None = None,
+    fixed: Fixed | None = None,
+    jobs: int | None = None,
+) -> pd.DataFrame:
+    """Reads every file and notes what it is; see `inspect_images`, but for the column `image`.
+
+    Args:
+        paths: of the files, each with a member of it behind `#` where it holds several.
+        progress: called with ("images", done, total).
+        fixed: also fill the image cache with this half of the transforms.
+        jobs: processes; None: one per processor where that pays.
+    """
     folder = cache_folder()
     rows: list[dict[str, Any]] = []
-    paths = cohort.images["path"].tolist()
     for row in _inspect_all(paths, folder, fixed, jobs):
         rows.append(row)
         if progress is not None:
             progress("images", len(rows), len(paths))
-    return pd.DataFrame(rows).assign(image=cohort.images["image"].to_numpy())
+    return pd.DataFrame(rows)
 
 
 def _inspect_all(
@@ -204,6 +221,30 @@ def inspect_image(path: str, folder: Path, fixed: Fixed | None = None) -> dict[s
         write_entry(Path(entry), pixels)
     known = {key: _as_tuple(value) for key, value in known.items()}
     return {"error": "", **_UNREAD, **known, "file_digest": digest, "entry": entry}
+
+
+def recall_images(digests: Sequence[str], fixed: Fixed) -> pd.DataFrame:
+    """What was noted of images by the digests of their files, from the cache alone.
+
+    Args:
+        digests: SHA-256 of each file, as `inspect_images` gives it.
+        fixed: the transforms that the image cache was filled with.
+
+    Returns:
+        A row per image in this order: `error`, `shape`, `spacing`, `entry` and the rest of
+        `inspect_images`; `error` where the cache does not hold it any more.
+    """
+    folder = cache_folder()
+    rows = []
+    for digest in digests:
+        entry = str(entry_path(folder, digest, repr(fixed)))
+        known = read_facts(folder, digest)
+        if known is None or read_entry(Path(entry)) is None:
+            rows.append({"error": "is not in the cache any more", **_UNREAD})
+        else:
+            known = {key: _as_tuple(value) for key, value in known.items()}
+            rows.append({"error": "", **_UNREAD, **known, "file_digest": digest, "entry": entry})
+    return pd.DataFrame(rows)
 
 
 def describe(image: Image) -> dict[str, Any]:

@@ -59,8 +59,8 @@ class Cohort:
         salt: what the ids of patients from DICOM headers were hashed with; "" where ids were given.
         boxes: lesions, `image, x0, y0, x1, y1[, z0, z1], label` in pixel edges of the image, until
             `fitted` as the source states them; None where nobody drew any. See `read_annotations`.
-        detects: its label is that of boxes; images without any are then not needed. See
-            `detecting`.
+        needed_classes: that every part must hold: 1 alone where the label is that of boxes, as
+            images without any are then not needed. See `detecting`.
         accounts: what became of the files, rows and annotations that were handed over.
         notes: what was decided in reading them, in sentences.
         asks: what somebody has to look at, in sentences.
@@ -78,7 +78,7 @@ class Cohort:
     source: dict[str, Any] = field(default_factory=dict)
     salt: str = field(default="", repr=False)
     boxes: pd.DataFrame | None = None
-    detects: bool = False
+    needed_classes: tuple[int, ...] = (0, 1)
     accounts: tuple[Account, ...] = ()
     notes: tuple[str, ...] = ()
     asks: tuple[str, ...] = ()
@@ -305,7 +305,7 @@ class Cohort:
         images = self.images.drop(columns=list(self.labels), errors="ignore").assign(
             **{LESION: there}
         )
-        return replace(self, images=images, labels=(LESION,), detects=True)
+        return replace(self, images=images, labels=(LESION,), needed_classes=(1,))
 
     def fitted(self, facts: pd.DataFrame) -> Cohort:
         """The cohort with its boxes on the pixels of each image, from what was noted of them; see
@@ -431,7 +431,7 @@ class Cohort:
     def _checked(self, source: str) -> Cohort:
         for label in self.labels:
             counts = self.images[label].value_counts()
-            if len(counts) < 2:
+            if not set(self.needed_classes) <= set(counts.index):
                 raise CohortError(
                     f"{source}: every image has {label} = {counts.index[0]:g}. Both classes are "
                     "needed to learn and to evaluate."
@@ -487,7 +487,7 @@ class Cohort:
             else self.boxes[self.boxes["image"].isin(kept["image"])].reset_index(drop=True)
         )
         cohort = replace(self, images=kept, boxes=boxes)
-        return cohort if self.detects else cohort._checked("after leaving out unreadable images")
+        return cohort._checked("after leaving out unreadable images")
 
     def unit_labels(self, label: str) -> pd.Series:
         """One value per unit: the highest of its images."""

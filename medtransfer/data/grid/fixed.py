@@ -19,11 +19,32 @@ import torch
 from torch import Tensor
 
 from medtransfer.data.grid.placement import Placement, place
+from medtransfer.data.grid.settings import ImageSettings
 from medtransfer.data.grid.slices import Slices
 from medtransfer.data.images.image import Image
 from medtransfer.data.images.reading import window_image
-from medtransfer.data.images.windows import Window
+from medtransfer.data.images.windows import Window, parse_window
 from medtransfer.errors import ConfigError, ImageError
+
+
+def slices_of(image: ImageSettings) -> Slices:
+    """Which slices of a volume a network is given."""
+    return Slices(image.slices, image.slice_spacing, image.plane)
+
+
+def fixed_of(image: ImageSettings) -> Fixed:
+    """The fixed half of the transforms that settings ask for."""
+    return Fixed(image.size, parse_window(image.window), image.spacing, slices_of(image))
+
+
+def input_space(image: ImageSettings, ndim: int) -> tuple[int, ...]:
+    """Pixels that a network sees along rows and columns, or slices, rows and columns.
+
+    Args:
+        image: how pixels become the input.
+        ndim: axes of space of the images.
+    """
+    return (image.slices,) * (ndim == 3) + (image.size,) * 2
 
 
 @dataclass(frozen=True)

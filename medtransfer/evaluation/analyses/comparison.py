@@ -12,10 +12,11 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 from medtransfer.evaluation.analyses.sites import BySite, meta_difference
-from medtransfer.evaluation.intervals.estimate import NO_PROBABILITIES, Estimate
+from medtransfer.evaluation.intervals.entries import NO_PROBABILITIES, no_interval
+from medtransfer.evaluation.intervals.estimate import Estimate
 from medtransfer.evaluation.intervals.resample import Drawn
 from medtransfer.evaluation.intervals.variance import COVERAGE, Part, quantile
-from medtransfer.evaluation.sentences import verdict
+from medtransfer.evaluation.sentences.verdict import verdict
 from medtransfer.evaluation.tables.scores import Scores
 
 # Coverage of the interval whose half-width is what a study of 80 % power needs beyond the level.
@@ -74,7 +75,8 @@ def compare_arms(
     """
     by_name = {arm.name: arm for arm in arms}
     pairs = [(by_name[a], by_name[b]) for a, b in pair_arms(list(by_name), levelled, at_budget)]
-    comparisons, values = [], []
+    comparisons = []
+    values: list[tuple[float, float]] = []
     for a, b in pairs:
         entry: dict[str, Any] = {
             "a": a.name,
@@ -100,7 +102,7 @@ def compare_arms(
             else None
         )
         if over_sites:
-            value = tuple(over_sites["of_arms"])
+            value = (over_sites["of_arms"][0], over_sites["of_arms"][1])
             entry["delta_auc"] |= {
                 **over_sites,
                 "method": f"random effects over {sites}s of the difference within each",
@@ -116,7 +118,7 @@ def compare_arms(
     ):
         entry["delta_auc"]["p_holm"] = p
     for entry, value in zip(comparisons, values, strict=True):
-        entry["verdict"] = verdict(entry, *value, len(pairs))
+        entry["verdict"] = verdict(entry, value, len(pairs))
     return comparisons
 
 
@@ -237,21 +239,11 @@ def _folds(
     if a is None or b is None or a.folds is None or len(a.folds) < 2:
         return None
     if difference.cells is None:
-        return {
-            "estimate": None,
-            "low": None,
-            "high": None,
-            "reason": "not estimable: the arms have different folds",
-        }
+        return no_interval("not estimable: the arms have different folds")
     differences = difference.cells.estimates.mean(0)
     if not np.isfinite(differences).all():
         fold = a.folds[int(np.flatnonzero(~np.isfinite(differences))[0])]
-        return {
-            "estimate": None,
-            "low": None,
-            "high": None,
-            "reason": f"not estimable: fold {fold} lacks a class",
-        }
+        return no_interval(f"not estimable: fold {fold} lacks a class")
     tested = np.array([(a.fold[0] == fold).sum() for fold in a.folds])
     ratios = tested / np.maximum(1.0, tested.sum() - tested - tuned)
     count = len(a.folds)
@@ -260,12 +252,7 @@ def _folds(
         spread * (1 / count + float(np.mean(ratios)))
     )
     if abs(mean) + half > 1:  # as with two folds, of one degree of freedom
-        return {
-            "estimate": mean,
-            "low": None,
-            "high": None,
-            "reason": f"no interval: {count} folds tell too little",
-        }
+        return no_interval(f"no interval: {count} folds tell too little", mean)
     return {
         "estimate": mean,
         "low": mean - half,
@@ -275,13 +262,10 @@ def _folds(
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
-    """P-values corrected for their number (Holm 1979); None stays, and counts."""
-    order = sorted(
-        (i for i, p in enumerate(values) if p is not None), key=lambda i: values[i] or 0.0
-    )
-    corrected: list[float | None] = [None] * len(values)
-    highest = 0.0
-    for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(values) - rank) * (values[i] or 0.0)))
-        corrected[i] = highest
-    return corrected
+    """P-values corrected for their number (Holm 1979); a missing one stays None, and counts."""
+    from statsmodels.stats.multitest import multipletests  # here, as its import costs 30 ms
+
+    if not values:
+        return []
+    corrected = multipletests([1.0 if p is None else p for p in values], method="holm")[1]
+    return [None if p is None else float(q) for p, q in zip(values, corrected, strict=True)]

@@ -13,9 +13,8 @@ from scipy.special import expit
 from medtransfer.evaluation.intervals.resample import Drawn, Question
 from medtransfer.evaluation.metrics.recalibration import Comparable
 from medtransfer.evaluation.metrics.utility import share_interval
+from medtransfer.evaluation.tables.arrays import Float
 from medtransfer.evaluation.tables.scores import Scores
-
-Float = NDArray[np.float64]
 
 
 def conformal_threshold(

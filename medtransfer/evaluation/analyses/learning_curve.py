@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from medtransfer.evaluation.analyses.one_arm import WIDEST
 from medtransfer.evaluation.intervals import influence
+from medtransfer.evaluation.intervals.entries import no_interval
 from medtransfer.evaluation.intervals.estimate import estimate
 from medtransfer.evaluation.intervals.resample import (
     Drawn,
@@ -26,9 +26,10 @@ from medtransfer.evaluation.intervals.resample import (
 from medtransfer.evaluation.metrics import calibration as cal
 from medtransfer.evaluation.metrics import discrimination as dis
 from medtransfer.evaluation.metrics.recalibration import adjust_prevalence
+from medtransfer.evaluation.sentences.words import format_interval
+from medtransfer.evaluation.tables.arrays import Float
 from medtransfer.evaluation.tables.scores import Scores, align_scores
 
-Float = NDArray[np.float64]
 # Exponents of the power law that are tried: errors of estimates fall with 1/2, learning mostly
 # slower.
 _EXPONENTS = np.linspace(0.1, 1.5, 29)
@@ -139,7 +140,7 @@ def learning_curve(
                 auc = (
                     _quantiles(float(value), column)
                     if episodes > 1
-                    else {"estimate": float(value), "low": None, "high": None, "reason": _ONE}
+                    else no_interval(_ONE, float(value))
                 )
                 entries.append(
                     {
@@ -157,12 +158,7 @@ def _quantiles(estimate: float, draws: Float) -> dict[str, Any]:
     """95 % of the draws; they are skewed where the law meets 1."""
     known = draws[np.isfinite(draws)]
     if not np.isfinite(estimate) or len(known) < 0.9 * len(draws):
-        return {
-            "estimate": None,
-            "low": None,
-            "high": None,
-            "reason": "not estimable: too few draws can be fitted",
-        }
+        return no_interval("not estimable: too few draws can be fitted")
     low, high = np.quantile(known, [0.025, 0.975])
     return {"estimate": estimate, "low": float(max(0.0, low)), "high": float(min(1.0, high))}
 
@@ -311,10 +307,9 @@ def describe_curve(entries: list[dict[str, Any]], matches: list[dict[str, Any]])
         )
         if beyond:
             auc = beyond[-1]["auc"]
-            bounds = "" if auc["low"] is None else f" ({auc['low']:.3f} to {auc['high']:.3f})"
             text += (
-                f"; about {auc['estimate']:.3f}{bounds} is to be expected with "
-                f"{beyond[-1]['size']}, if it goes on as it began"
+                f"; about {format_interval(auc)} is to be expected with {beyond[-1]['size']}, if "
+                "it goes on as it began"
             )
         sentences.append(text + ".")
     largest: dict[tuple[str, str], dict[str, Any]] = {}

@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from medtransfer.evaluation.analyses.comparison import judged_by
 from medtransfer.evaluation.intervals.resample import Drawn, Draws, make_drawn
 from medtransfer.evaluation.metrics.matching import by_image, overlaps
+from medtransfer.evaluation.tables.arrays import Float
 from medtransfer.evaluation.tables.candidates import coordinates
 
-Float = NDArray[np.float64]
 # Measure, its title, its help.
 MEASURES = (
     (

@@ -11,14 +11,8 @@ from scipy.special import expit
 
 from medtransfer.evaluation.analyses.sites import BySite, put_over_sites
 from medtransfer.evaluation.intervals import influence
-from medtransfer.evaluation.intervals.estimate import (
-    NO_PROBABILITIES,
-    Estimate,
-    Mass,
-    estimate,
-    estimate_all,
-    interval_of,
-)
+from medtransfer.evaluation.intervals.entries import NO_PROBABILITIES, interval_of, no_interval
+from medtransfer.evaluation.intervals.estimate import Estimate, Mass, estimate, estimate_all
 from medtransfer.evaluation.intervals.influence import Estimator
 from medtransfer.evaluation.intervals.resample import (
     Drawn,
@@ -33,10 +27,11 @@ from medtransfer.evaluation.intervals.resample import (
 from medtransfer.evaluation.metrics import calibration as cal
 from medtransfer.evaluation.metrics import discrimination as dis
 from medtransfer.evaluation.metrics.recalibration import Recalibrated, summarise_maps
-from medtransfer.evaluation.sentences import isolate, trust
+from medtransfer.evaluation.sentences.trust import trust
+from medtransfer.evaluation.sentences.words import isolate
+from medtransfer.evaluation.tables.arrays import Float, Int
 from medtransfer.evaluation.tables.scores import Scores
 
-Float = NDArray[np.float64]
 ESTIMATORS: dict[str, tuple[Estimator, Mass | None]] = {
     "auc": (influence.auc, "pairs"),
     "brier": (influence.brier, "images"),
@@ -263,7 +258,7 @@ def _by_model(scores: Scores) -> list[dict[str, Any]]:
     return rows
 
 
-def _pooled(scores: Scores, codes: NDArray[np.int64], count: int) -> dict[str, Any] | None:
+def _pooled(scores: Scores, codes: Int, count: int) -> dict[str, Any] | None:
     """Discrimination by one threshold for all models of a seed, whose scores are ranked together;
     None where one model tests all.
     """
@@ -276,12 +271,7 @@ def _pooled(scores: Scores, codes: NDArray[np.int64], count: int) -> dict[str, A
     auc = dis.auc_interval(estimate(together, codes, count, influence.auc, "pairs"))
     return {
         "auc": auc,
-        "average_precision": {
-            "estimate": known,
-            "low": None,
-            "high": None,
-            "reason": "no interval: pooled over models",
-        },
+        "average_precision": no_interval("no interval: pooled over models", known),
     }
 
 

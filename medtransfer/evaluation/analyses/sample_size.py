@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import expit
-from scipy.stats import norm
 
-Float = NDArray[np.float64]
-_Z = float(norm.ppf(0.975))
+from medtransfer.evaluation.intervals.variance import NORMAL_95
+from medtransfer.evaluation.tables.arrays import Float
+
 _CERTAIN = 30.0  # a logit whose probability differs from 0 or 1 by rounding alone
 _FEWEST = 20.0  # below it the formula says nothing
 # A useful validation: whole widths of the 95 % intervals, as Riley et al. 2021 and their
@@ -32,7 +32,8 @@ def required_n(auc: float, prevalence: float, half_width: float = 0.05) -> int:
     def excess(n: float) -> float:
         middle = n / 2 - 1
         spread = auc * (1 - auc) * (1 + middle * (1 - auc) / (2 - auc) + middle * auc / (1 + auc))
-        return float(_Z * np.sqrt(spread / (n**2 * prevalence * (1 - prevalence)))) - half_width
+        error = np.sqrt(spread / (n**2 * prevalence * (1 - prevalence)))
+        return float(NORMAL_95 * error) - half_width
 
     return int(np.ceil(brentq(excess, _FEWEST, 1e9))) if excess(_FEWEST) > 0 else int(_FEWEST)
 
@@ -43,7 +44,7 @@ def required_n_observed_expected(
     """Patients for a 95 % interval of observed / expected of this width about 1: n = (1 - φ) / (φ
     SE(ln O/E)²) (Riley et al. 2021).
     """
-    error = np.arcsinh(width / 2) / _Z
+    error = np.arcsinh(width / 2) / NORMAL_95
     return int(np.ceil((1 - prevalence) / (prevalence * error**2)))
 
 
@@ -65,7 +66,7 @@ def required_n_slope(
     information = i00 * i11 - i01**2
     if information <= 0:
         raise ValueError("all logits are the same, so a slope has no information")
-    return int(np.ceil((2 * _Z / width) ** 2 * i00 / information))
+    return int(np.ceil((2 * NORMAL_95 / width) ** 2 * i00 / information))
 
 
 def required_n_net_benefit(
@@ -90,7 +91,7 @@ def required_n_net_benefit(
         + odds**2 * specificity * (1 - specificity) / (1 - prevalence)
         + odds**2 * (1 - specificity) ** 2 / (prevalence * (1 - prevalence))
     )
-    return int(np.ceil(spread * (2 * _Z / width) ** 2))
+    return int(np.ceil(spread * (2 * NORMAL_95 / width) ** 2))
 
 
 def advise(

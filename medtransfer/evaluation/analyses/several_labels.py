@@ -17,22 +17,18 @@ from medtransfer.evaluation.analyses.comparison import Contestant, compare_arms
 from medtransfer.evaluation.analyses.one_arm import WIDEST, Evaluated, Measured
 from medtransfer.evaluation.analyses.sites import BySite, put_over_sites
 from medtransfer.evaluation.intervals import influence
-from medtransfer.evaluation.intervals.estimate import (
-    NO_PROBABILITIES,
-    Estimate,
-    estimate,
-    interval_of,
-)
+from medtransfer.evaluation.intervals.entries import NO_PROBABILITIES, interval_of, no_interval
+from medtransfer.evaluation.intervals.estimate import Estimate, estimate
 from medtransfer.evaluation.intervals.resample import Drawn, Draws, make_drawn
 from medtransfer.evaluation.intervals.variance import Cells
 from medtransfer.evaluation.metrics import calibration as cal
 from medtransfer.evaluation.metrics import discrimination as dis
 from medtransfer.evaluation.metrics.recalibration import FACTOR, SPREAD_OF_FACTOR, SPREAD_OF_SHIFT
 from medtransfer.evaluation.settings import Settings
+from medtransfer.evaluation.tables.arrays import Float, Int
 from medtransfer.evaluation.tables.scores import Scores
 from medtransfer.evaluation.tables.tuning import count_once, fit_shared
 
-Float = NDArray[np.float64]
 # Probabilities of the classes of an image add up to 1 within this; beyond it they are labels that
 # stand for themselves.
 _TOLERANCE = 1e-3
@@ -192,9 +188,7 @@ def _apply_vector(
     )
 
 
-def _wide(
-    rows: pd.DataFrame, labels: list[str]
-) -> tuple[Float, NDArray[np.int64], NDArray[np.object_]]:
+def _wide(rows: pd.DataFrame, labels: list[str]) -> tuple[Float, Int, NDArray[np.object_]]:
     """(image, class) log-probabilities, (image,) class, and the images."""
     wide = rows.pivot_table(index="image", columns="label", values="logit", aggfunc="first")[labels]
     truth = (
@@ -347,12 +341,7 @@ def _mean_entry(
         if name in measured[0].drawn
     }
     scored = measured[0].scores.scored
-    cancels = {
-        "estimate": None,
-        "low": None,
-        "high": None,
-        "reason": "errors of opposite sign would cancel: see each label",
-    }
+    cancels = no_interval("errors of opposite sign would cancel: see each label")
     cancels = dict(NO_PROBABILITIES) if scored else cancels
     entry = {
         "auc": {
@@ -390,12 +379,7 @@ def _mean_ece(measured: Sequence[Measured]) -> dict[str, Any]:
             for z in m.scores.logit
         ]
     )
-    return {
-        "estimate": float(ece),
-        "low": None,
-        "high": None,
-        "reason": "no interval: see each label, beside what chance gives",
-    }
+    return no_interval("no interval: see each label, beside what chance gives", float(ece))
 
 
 def _mean_pooled(measured: Sequence[Measured]) -> dict[str, Any] | None:
@@ -408,12 +392,10 @@ def _mean_pooled(measured: Sequence[Measured]) -> dict[str, Any] | None:
         for z in m.scores.logit
     ]
     return {
-        "auc": {
-            "estimate": float(np.mean(aucs)) if np.isfinite(aucs).all() else None,
-            "low": None,
-            "high": None,
-            "reason": "no interval: pooled over models",
-        }
+        "auc": no_interval(
+            "no interval: pooled over models",
+            float(np.mean(aucs)) if np.isfinite(aucs).all() else None,
+        )
     }
 
 

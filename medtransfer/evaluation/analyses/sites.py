@@ -11,19 +11,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import expit, logit
-from scipy.stats import norm
 from scipy.stats import t as student
 
 from medtransfer.evaluation.intervals import influence
 from medtransfer.evaluation.intervals.estimate import Estimate, estimate
+from medtransfer.evaluation.intervals.variance import NORMAL_95
 from medtransfer.evaluation.metrics.discrimination import auc_interval
+from medtransfer.evaluation.tables.arrays import Float, Int
 from medtransfer.evaluation.tables.scores import Scores
 
-Float = NDArray[np.float64]
-_Z = float(norm.ppf(0.975))
 _FEWEST = 2
 # Number of the site, and the AUC there.
 BySite = Sequence[tuple[int, Estimate]]
@@ -91,7 +89,7 @@ def meta_auc(sites: BySite) -> dict[str, Any] | None:
     ).T
     effects = logit((value * pairs + 0.5) / (pairs + 1))
     with np.errstate(divide="ignore"):
-        errors = np.where(value > 0.5, effects - logit(low), logit(high) - effects) / _Z
+        errors = np.where(value > 0.5, effects - logit(low), logit(high) - effects) / NORMAL_95
     pooled = pool_sites(effects, np.maximum(errors, 1e-6) ** 2)
     return {
         "estimate": float(expit(pooled["mean"])),
@@ -157,7 +155,7 @@ def meta_difference(a: BySite, b: BySite) -> dict[str, Any] | None:
     }
 
 
-def by_site(scores: Scores, codes: NDArray[np.int64], count: int) -> BySite:
+def by_site(scores: Scores, codes: Int, count: int) -> BySite:
     """The AUC of every site; none where seeds have different divisions. `codes, count`: see
     `estimate`.
     """

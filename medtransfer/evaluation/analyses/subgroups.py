@@ -14,10 +14,12 @@ from scipy.stats import f as f_distribution
 
 from medtransfer.evaluation.analyses.one_arm import WIDEST
 from medtransfer.evaluation.intervals import influence
-from medtransfer.evaluation.intervals.estimate import NO_PROBABILITIES, Estimate, estimate
+from medtransfer.evaluation.intervals.entries import NO_PROBABILITIES
+from medtransfer.evaluation.intervals.estimate import Estimate, estimate
 from medtransfer.evaluation.intervals.resample import Draws
 from medtransfer.evaluation.intervals.variance import COVERAGE
 from medtransfer.evaluation.metrics.discrimination import auc_interval
+from medtransfer.evaluation.tables.arrays import Int
 from medtransfer.evaluation.tables.scores import Scores
 
 # A group with fewer patients of a class is counted, and nothing else is said of it.
@@ -30,7 +32,7 @@ _UNKNOWN = "not stated"
 @dataclass(frozen=True, eq=False)
 class _Arm:
     scores: Scores
-    codes: NDArray[np.int64]
+    codes: Int
     count: int
 
     def estimate(self, estimator: influence.Estimator, inside: NDArray[np.bool_]) -> Estimate:

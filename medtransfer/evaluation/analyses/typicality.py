@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import expit
 
 from medtransfer.evaluation.intervals import influence
+from medtransfer.evaluation.intervals.entries import no_interval
 from medtransfer.evaluation.intervals.estimate import Estimate, estimate
 from medtransfer.evaluation.intervals.resample import Draws
+from medtransfer.evaluation.tables.arrays import Float, Int
+from medtransfer.evaluation.tables.probabilities import squared_errors
 from medtransfer.evaluation.tables.scores import Scores
 
-Float = NDArray[np.float64]
 # An image is flagged where fewer tune images than this share are as far from the training images.
 FLAGGED_BELOW = 0.05
 # With fewer flagged patients nothing is said of them.
@@ -47,7 +48,7 @@ def describe_outliers(
             f"cannot be told, as a model has {tuned} of its tune part to compare with, and "
             f"{int(1 / FLAGGED_BELOW)} are needed"
         )
-        nothing = {"estimate": None, "low": None, "high": None, "reason": reason}
+        nothing = no_interval(reason)
         return {
             "flagged": nothing,
             "brier_flagged": nothing,
@@ -62,7 +63,7 @@ def describe_outliers(
         < FLAGGED_BELOW
     )
     # Errors lie in 0..1; the flag is told by the 2 that is added to them.
-    coded = replace(scores, logit=(expit(scores.logit) - scores.target) ** 2 + 2.0 * flag)
+    coded = replace(scores, logit=squared_errors(scores.logit, scores.target) + 2.0 * flag)
     codes, count = draws.codes(scores.patients), len(draws.patients)
     share = estimate(coded, codes, count, _share)
     flagged, others = (
@@ -72,17 +73,12 @@ def describe_outliers(
     members = len(np.unique(codes[flag.any(0)]))
     if members < FEWEST:
         reason = f"{members} patients have such an image, and {FEWEST} are needed"
-        told = {
-            "estimate": flagged.value if np.isfinite(flagged.value) else None,
-            "low": None,
-            "high": None,
-            "reason": reason,
-        }
+        told = no_interval(reason, flagged.value if np.isfinite(flagged.value) else None)
         return {
             "flagged": share.interval(least=0.0),
             "brier_flagged": told,
             "brier_others": others.interval(least=0.0),
-            "difference": {"estimate": None, "low": None, "high": None, "reason": reason},
+            "difference": no_interval(reason),
         }
     return {
         "flagged": share.interval(least=0.0),
@@ -93,7 +89,7 @@ def describe_outliers(
 
 
 def _of_group(
-    coded: Scores, codes: NDArray[np.int64], count: int, inside: NDArray[np.bool_], flagged: bool
+    coded: Scores, codes: Int, count: int, inside: NDArray[np.bool_], flagged: bool
 ) -> Estimate:
     """Brier score of a group, whose variance is known from its own patients alone, of both classes
     together.

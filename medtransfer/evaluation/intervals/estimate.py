@@ -4,13 +4,14 @@ follow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medtransfer.evaluation.intervals.entries import no_interval
 from medtransfer.evaluation.intervals.influence import Estimator
 from medtransfer.evaluation.intervals.variance import (
     COVERAGE,
@@ -23,22 +24,14 @@ from medtransfer.evaluation.intervals.variance import (
     quantile,
     two_sided_p,
 )
+from medtransfer.evaluation.tables.arrays import Float, Int
 from medtransfer.evaluation.tables.scores import Scores
 
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
 Value = Callable[[Float, NDArray[Any], Float, Int], float]
 # What a fold counts in a mean over folds; None: the estimate is no such mean.
 Mass = Literal["pairs", "positives", "images"]
 # A variance below this is rounding.
 _NOTHING = 1e-18
-# What is said of calibration and decisions where an arm gives scores.
-NO_PROBABILITIES = {
-    "estimate": None,
-    "low": None,
-    "high": None,
-    "reason": "not measured: a score is no probability",
-}
 # With so many patients of a class, one image each, the variance is known well enough for the normal
 # distribution of the textbooks.
 _MANY = 30
@@ -191,7 +184,7 @@ class Estimate(OverTrainings):
         variance = sum(part.variance for part in parts)
         if not np.isfinite(self.value):
             reason = "not estimable: a class is missing, or the score separates the classes"
-            return {"estimate": None, "low": None, "high": None, "reason": reason}
+            return no_interval(reason)
         why = ""
         if min(self.members[:2]) < 2:
             why = "fewer than two patients of a class"
@@ -200,12 +193,7 @@ class Estimate(OverTrainings):
         elif not np.isfinite(variance) or np.sqrt(variance) > widest:
             why = "the data hold too little information"
         if why:
-            return {
-                "estimate": self.value,
-                "low": None,
-                "high": None,
-                "reason": f"no interval: {why}",
-            }
+            return no_interval(f"no interval: {why}", self.value)
         half = quantile(parts, coverage) * np.sqrt(variance)
         low, high = move(self.value, -half, scale), move(self.value, half, scale)
         return {"estimate": self.value, "low": max(least, low), "high": min(greatest, high)}
@@ -222,24 +210,6 @@ class Estimate(OverTrainings):
         ):
             return None
         return two_sided_p(abs(self.value) / np.sqrt(variance), parts)
-
-
-def interval_of(
-    estimates: Mapping[str, Any], name: str, *scale: Scale, **bounds: float
-) -> dict[str, Any]:
-    """The interval of one of several estimates; of what is not measured of a score
-    `NO_PROBABILITIES`.
-    """
-    return (
-        dict(estimates[name].interval(*scale, **bounds))
-        if name in estimates
-        else dict(NO_PROBABILITIES)
-    )
-
-
-def unmeasured(entry: Mapping[str, Any]) -> bool:
-    """Whether an entry of a report says that a score is no probability."""
-    return entry.get("reason") == NO_PROBABILITIES["reason"]
 
 
 def _corrected(square: float, patients: int) -> float:

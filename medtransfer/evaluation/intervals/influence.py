@@ -22,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
+from medtransfer.evaluation.tables.arrays import Float, Int
+from medtransfer.evaluation.tables.probabilities import log_losses, squared_errors
+
 Estimator = Callable[[Float, NDArray[Any], Float, Int], tuple[float, Float]]
 
 
@@ -69,14 +70,12 @@ def auc(logit: Float, target: NDArray[Any], weight: Float, model: Int) -> tuple[
 
 def brier(logit: Float, target: NDArray[Any], weight: Float, _model: Int) -> tuple[float, Float]:
     """Mean squared error of the probability (Brier 1950); 0 is best."""
-    return mean((expit(logit) - target) ** 2, weight)
+    return mean(squared_errors(logit, target), weight)
 
 
 def log_loss(logit: Float, target: NDArray[Any], weight: Float, _model: Int) -> tuple[float, Float]:
-    """Mean negative log-likelihood in nats, from the logits, so that no probability is rounded to 0
-    or 1.
-    """
-    return mean(np.logaddexp(0.0, np.where(np.asarray(target) == 1, -logit, logit)), weight)
+    """Mean negative log-likelihood in nats; 0 is best."""
+    return mean(log_losses(logit, target), weight)
 
 
 def mean(values: Float, weight: Float) -> tuple[float, Float]:

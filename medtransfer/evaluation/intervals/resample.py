@@ -17,6 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from medtransfer.evaluation.intervals.entries import no_interval
 from medtransfer.evaluation.intervals.estimate import Mass, Value, by_model, mass_of
 from medtransfer.evaluation.intervals.variance import (
     Cells,
@@ -28,9 +29,9 @@ from medtransfer.evaluation.intervals.variance import (
     quantile,
     two_sided_p,
 )
+from medtransfer.evaluation.tables.arrays import Float, Int
 from medtransfer.evaluation.tables.scores import Scores, gather_levels
 
-Float = NDArray[np.float64]
 # (logit, target, weights (draw, row)) -> (draw,) or (draw, several).
 Metric = Callable[[Float, NDArray[Any], Float], Float]
 # A variance below this is rounding.
@@ -62,14 +63,14 @@ class Draws:
     patients: NDArray[np.object_]
     number: int
     seed: int
-    strata: NDArray[np.int64] | None = None
+    strata: Int | None = None
 
     @cached_property
     def place(self) -> dict[Any, int]:
         """Number of each patient."""
         return {patient: index for index, patient in enumerate(self.patients)}
 
-    def codes(self, patients: NDArray[np.object_]) -> NDArray[np.int64]:
+    def codes(self, patients: NDArray[np.object_]) -> Int:
         """Numbers of these patients."""
         return np.array([self.place[patient] for patient in patients], np.int64)
 
@@ -102,7 +103,7 @@ def patients_of(rows: pd.DataFrame) -> NDArray[np.object_]:
     return np.asarray(rows["patient"].unique(), object)
 
 
-def strata_of(test: pd.DataFrame, patients: NDArray[np.object_]) -> NDArray[np.int64] | None:
+def strata_of(test: pd.DataFrame, patients: NDArray[np.object_]) -> Int | None:
     """Number of the fold in which each patient is tested, where all arms and seeds test him in the
     same; else None.
 
@@ -127,7 +128,7 @@ class Table:
     """
 
     logit: Float
-    target: NDArray[np.int64]
+    target: Int
     weight: csr_array
 
     @property
@@ -136,9 +137,7 @@ class Table:
         return np.asarray(self.weight.sum(0), np.float64).reshape(1, -1)
 
 
-def tabulate(
-    logit: Float, target: NDArray[Any], weight: Float, codes: NDArray[np.int64], patients: int
-) -> Table:
+def tabulate(logit: Float, target: NDArray[Any], weight: Float, codes: Int, patients: int) -> Table:
     """Gathers the images of one seed; see `Table`."""
     different, level = gather_levels(logit, _LEVELS)
     key, row = np.unique(2 * level + np.asarray(target, np.int64), return_inverse=True)
@@ -250,15 +249,10 @@ class Drawn(OverTrainings):
         estimate = float(self.value) if np.isfinite(self.value) else None
         if self._known is None:
             reason = "not estimable: the classes are separated, or too few resamples hold both"
-            return {"estimate": estimate, "low": None, "high": None, "reason": reason}
+            return no_interval(reason, estimate)
         parts = self.parts if parts is None else parts
         if sum(part.variance for part in parts) < _NOTHING:
-            return {
-                "estimate": estimate,
-                "low": None,
-                "high": None,
-                "reason": "no interval: all resamples give the same",
-            }
+            return no_interval("no interval: all resamples give the same", estimate)
         half = quantile(parts) * np.sqrt(sum(part.variance for part in parts))
         low, high = move(self.value, -half, scale), move(self.value, half, scale)
         return {
@@ -499,7 +493,7 @@ def _cells(question: Question) -> dict[str, Cells | None]:
 
 
 def _value_of(metric: Metric) -> Value:
-    def value(logit: Float, target: NDArray[Any], weight: Float, _: NDArray[np.int64]) -> float:
+    def value(logit: Float, target: NDArray[Any], weight: Float, _: Int) -> float:
         return float(metric(logit, target, weight[None])[0])
 
     return value

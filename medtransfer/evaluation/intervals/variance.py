@@ -10,16 +10,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import expit
+from scipy.stats import norm
 from scipy.stats import t as student
 
-Float = NDArray[np.float64]
+from medtransfer.evaluation.tables.arrays import Float
+
 Scale = Literal["identity", "logit", "log"]
 COVERAGE = 0.95
-# Ratios below it are 0; logarithm of the least p.
-_ZERO, _LEAST = 1e-9, -600.0
+# Standard errors on either side of such an interval, where the variance is known.
+NORMAL_95 = float(norm.ppf((1 + COVERAGE) / 2))
+# Ratios below it are 0; logarithm of the least p, down to which scipy has quantiles of t: at 1e-261
+# and 3.7 degrees of freedom it gives -inf.
+_ZERO, _LEAST = 1e-9, -230.0
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medtransfer.evaluation.metrics.matching import interpolate, last_of_ties
+from medtransfer.evaluation.tables.arrays import Float, Int
 
-Float = NDArray[np.float64]
 # False positives per image at which the sensitivity is read; their mean is the CPM (van Ginneken et
 # al. 2010, doi:10.1016/j.media.2010.05.005).
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -40,10 +40,10 @@ class Detections:
 
     tested: NDArray[np.bool_]
     score: Float
-    patient: NDArray[np.int64]
+    patient: Int
     hits: NDArray[np.bool_]
     hit: NDArray[np.bool_]
-    lesion: NDArray[np.int64]
+    lesion: Int
     chance: Float
 
 
@@ -59,7 +59,7 @@ class Truth:
 
     images: Float
     lesions: Float
-    owner: NDArray[np.int64]
+    owner: Int
     size: Float
 
 
@@ -88,9 +88,7 @@ def pool_models(models: Sequence[Detections]) -> Detections:
     return sort_candidates(np.any([m.tested for m in models], axis=0), *columns)
 
 
-def mean_of_models(
-    models: Sequence[Detections], truth: Truth, counts: Float, bins: NDArray[np.int64]
-) -> Float:
+def mean_of_models(models: Sequence[Detections], truth: Truth, counts: Float, bins: Int) -> Float:
     """(draw, number): see `_draw`; means weighted by the lesions drawn, by those of a size, or
     sums.
     """
@@ -116,7 +114,7 @@ def mean_of_models(
         return np.concatenate([total / mass, sums], 1)
 
 
-def size_bins(truth: Truth) -> NDArray[np.int64]:
+def size_bins(truth: Truth) -> Int:
     """Thirds of the lesions by size, (lesion,), numbered from 0; fewer where many are equal."""
     size = truth.size.round(6)
     edges = np.quantile(size, np.arange(1, _SIZES) / _SIZES)
@@ -125,9 +123,7 @@ def size_bins(truth: Truth) -> NDArray[np.int64]:
     )
 
 
-def measure_model(
-    detections: Detections, truth: Truth, counts: Float, bins: NDArray[np.int64]
-) -> Float:
+def measure_model(detections: Detections, truth: Truth, counts: Float, bins: Int) -> Float:
     """(draw, number) of one model: see `_draw`; `counts` (draw, patient)."""
     counts = counts * detections.tested
     weights = counts[:, detections.patient]

@@ -18,9 +18,10 @@ from scipy.sparse import csr_array
 from scipy.special import expit, ndtr
 from scipy.stats import chi2
 
+from medtransfer.evaluation.tables.arrays import Float, Int
+from medtransfer.evaluation.tables.probabilities import log_losses, squared_errors
 from medtransfer.evaluation.tables.scores import Scores, gather_levels
 
-Float = NDArray[np.float64]
 # Points at which a smooth curve is fitted in the draws.
 _GRID = 101
 # Cells of the probability axis for kernel smoothing, and halvings of the bandwidth, to 1e-5.
@@ -34,14 +35,12 @@ _FEWEST = 5
 
 def weighted_brier(logit: Float, target: NDArray[Any], weights: Float) -> Float:
     """Mean squared error of the probability (Brier 1950); 0 is best."""
-    return _weighted_mean((expit(logit) - target) ** 2, weights)
+    return _weighted_mean(squared_errors(logit, target), weights)
 
 
 def weighted_log_loss(logit: Float, target: NDArray[Any], weights: Float) -> Float:
-    """Mean negative log-likelihood in nats, from the logits so that no probability is rounded to 0
-    or 1.
-    """
-    return _weighted_mean(np.logaddexp(0.0, np.where(target == 1, -logit, logit)), weights)
+    """Mean negative log-likelihood in nats; 0 is best."""
+    return _weighted_mean(log_losses(logit, target), weights)
 
 
 def _weighted_mean(values: Float, weights: Float) -> Float:
@@ -120,7 +119,7 @@ def _members(probability: Float, edges: Float) -> Float:
 
 
 def null_errors(
-    scores: Scores, codes: NDArray[np.int64], draws: int, rng: np.random.Generator
+    scores: Scores, codes: Int, draws: int, rng: np.random.Generator
 ) -> dict[str, Float]:
     """Errors that perfectly calibrated models with these probabilities would show: y ~
     Bernoulli(p).
@@ -157,7 +156,7 @@ def null_errors(
     return errors
 
 
-def likeness(scores: Scores, codes: NDArray[np.int64]) -> float:
+def likeness(scores: Scores, codes: Int) -> float:
     """How alike outcomes of images of one patient are beyond what their probabilities explain, 0 to
     1.
 
@@ -184,9 +183,7 @@ def likeness(scores: Scores, codes: NDArray[np.int64]) -> float:
     )
 
 
-def _uniforms(
-    draws: int, codes: NDArray[np.int64], alike: float, rng: np.random.Generator
-) -> Float:
+def _uniforms(draws: int, codes: Int, alike: float, rng: np.random.Generator) -> Float:
     """(draw, image), uniform, those of a patient correlated (Gaussian copula)."""
     if alike == 1:
         return rng.random((draws, codes.max() + 1))[:, codes]
@@ -212,7 +209,7 @@ def _levels(logit: Float, weight: Float) -> tuple[Float, csr_array, Float]:
     return different, members, np.bincount(level, weight).astype(np.float64)
 
 
-def joint_p_value(scores: Scores, codes: NDArray[np.int64]) -> tuple[float | None, float | None]:
+def joint_p_value(scores: Scores, codes: Int) -> tuple[float | None, float | None]:
     """P-values of calibration: intercept 0 and slope 1 together, and the intercept of every single
     model 0.
 
@@ -422,7 +419,7 @@ def weighted_corp(logit: Float, target: NDArray[Any], weights: Float) -> Float:
     Dimitriadis, Gneiting & Jordan 2021, doi:10.1073/pnas.2016191118): no bins to choose, and the
     first two parts are never negative.
     """
-    y, p = np.asarray(target, float), expit(logit)
+    y, errors = np.asarray(target, float), squared_errors(logit, target)
     different, level = np.unique(logit, return_inverse=True)
     members = (
         np.eye(len(different))[level]
@@ -443,14 +440,14 @@ def weighted_corp(logit: Float, target: NDArray[Any], weights: Float) -> Float:
             float(mass[draw, here] @ fitted**2 - 2 * positive[draw, here] @ fitted + weight @ y)
             / total
         )
-        score = float(weight @ (p - y) ** 2) / total
+        score = float(weight @ errors) / total
         reference = prevalence * (1 - prevalence)
         parts[draw] = score - recalibrated, reference - recalibrated, reference
     return parts
 
 
 def reliability(
-    scores: Scores, codes: NDArray[np.int64], draws: int, rng: np.random.Generator
+    scores: Scores, codes: Int, draws: int, rng: np.random.Generator
 ) -> dict[str, list[float]]:
     """Reliability diagram over equal-mass bins with a 90 % consistency band (Bröcker & Smith 2007,
     doi:10.1175/WAF993.1).

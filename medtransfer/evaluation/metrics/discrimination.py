@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.stats import norm
 
 from medtransfer.evaluation.intervals import influence
 from medtransfer.evaluation.intervals.estimate import Estimate, mass_of
+from medtransfer.evaluation.intervals.variance import NORMAL_95
+from medtransfer.evaluation.tables.arrays import Float, Int
 from medtransfer.evaluation.tables.scores import Scores
 
-Float = NDArray[np.float64]
-_Z = float(norm.ppf(0.975))
 # Below so many patients of a class the variance of DeLong is not to be trusted.
 _SMALL = 10
 # The partial AUC looks at specificities above this.
@@ -138,7 +137,7 @@ def auc_interval(estimate: Estimate) -> dict[str, Any]:
     return {**estimate.interval("logit"), "method": method}
 
 
-def _newcombe(auc: float, members: NDArray[np.int64]) -> tuple[float, float]:
+def _newcombe(auc: float, members: Int) -> tuple[float, float]:
     """Score-like interval: the AUCs whose own Hanley-McNeil error reaches the estimate; that of a
     mean over folds from those of each.
 
@@ -159,7 +158,7 @@ def _newcombe(auc: float, members: NDArray[np.int64]) -> tuple[float, float]:
             * (1 + middle * (1 - value) / (2 - value) + middle * value / (1 + value))
             / (m * n)
         )
-        return (auc - value) ** 2 - _Z**2 * float(share**2 @ spread)
+        return (auc - value) ** 2 - NORMAL_95**2 * float(share**2 @ spread)
 
     # At 0 and 1 the equation has a second, trivial root at the estimate itself; stay a hair inside
     # of it.

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
+from medtransfer.evaluation.tables.arrays import Float, Int
+
 Rule = Literal["overlap", "centre"]
 
 
@@ -95,7 +95,7 @@ def average_precision(
     return drawn[0 if weights is None else slice(None)]
 
 
-def last_of_ties(score: Float) -> NDArray[np.int64]:
+def last_of_ties(score: Float) -> Int:
     """Places of the last candidate of each score, in descending order: those of one score are let
     through together.
     """
@@ -106,9 +106,7 @@ def last_of_ties(score: Float) -> NDArray[np.int64]:
     )
 
 
-def interpolate(
-    hits: NDArray[np.bool_], weights: Float, lesions: Float, last: NDArray[np.int64]
-) -> Float:
+def interpolate(hits: NDArray[np.bool_], weights: Float, lesions: Float, last: Int) -> Float:
     """Average precision of candidates in descending order; see `average_precision`.
 
     Candidates of one score are one operating point, at the `last` of them; pycocotools lets them

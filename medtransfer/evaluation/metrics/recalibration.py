@@ -22,10 +22,13 @@ from scipy.optimize import isotonic_regression
 from scipy.special import expit
 
 from medtransfer.errors import PredictionsError
+from medtransfer.evaluation.tables.arrays import Float, Int
+from medtransfer.evaluation.tables.probabilities import (
+    log_losses as log_losses,  # noqa: PLC0414 - training imports it from here
+)
 from medtransfer.evaluation.tables.scores import Scores
 from medtransfer.evaluation.tables.tuning import (
     Cell,
-    Int,
     count_once,
     fit_shared,
     number_models,
@@ -33,7 +36,6 @@ from medtransfer.evaluation.tables.tuning import (
     weighted_share,
 )
 
-Float = NDArray[np.float64]
 Method = Literal["temperature", "platt", "beta", "isotonic"]
 _USUAL: Method = "platt"
 METHODS: tuple[Method, ...] = ("temperature", "platt", "beta", "isotonic")
@@ -118,12 +120,6 @@ class Comparable:
     tune: Float
     test: Float
     undo: Map
-
-
-def log_losses(logits: Float, labels: NDArray[Any]) -> Float:
-    """Log-loss of each image, in nats; logits (..., image)."""
-    losses: Float = np.logaddexp(0.0, np.where(labels == 1, -logits, logits))
-    return losses
 
 
 def fit_map(method: Method, logit: Float, target: NDArray[Any], weight: Float | None = None) -> Map:
@@ -381,7 +377,13 @@ def _patient_means(values: Float, groups: Sequence[int] | NDArray[Any]) -> Float
 
 
 def summarise_maps(maps: dict[tuple[int, int], Map]) -> list[dict[str, Any]]:
-    """The parameters by seed and fold."""
+    """The parameters by seed and fold; of isotonic maps `steps`, their knots and probabilities."""
     return [
-        {"seed": seed, "fold": fold, **fitted.parameters} for (seed, fold), fitted in maps.items()
+        {
+            "seed": seed,
+            "fold": fold,
+            **fitted.parameters,
+            **({} if fitted.steps is None else {"steps": [s.tolist() for s in fitted.steps]}),
+        }
+        for (seed, fold), fitted in maps.items()
     ]

@@ -12,15 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
-from scipy.stats import norm
 
+from medtransfer.evaluation.intervals.entries import no_interval
 from medtransfer.evaluation.intervals.resample import Drawn, Metric, Question, bands, plain
-from medtransfer.evaluation.intervals.variance import quantile
+from medtransfer.evaluation.intervals.variance import NORMAL_95, quantile
 from medtransfer.evaluation.metrics.recalibration import Comparable, adjust_scores
+from medtransfer.evaluation.tables.arrays import Float
 from medtransfer.evaluation.tables.scores import Scores
 
-Float = NDArray[np.float64]
-_Z = float(norm.ppf(0.975))
 # Threshold probabilities of the decision curve.
 THRESHOLDS = np.round(np.arange(0.01, 1.0, 0.01), 2)
 
@@ -280,21 +279,20 @@ def _values_at(
     }
 
 
-def wilson(share: float, size: float, z: float = _Z) -> dict[str, Any]:
+def wilson(share: float, size: float, z: float = NORMAL_95) -> dict[str, Any]:
     """A proportion with its interval by Wilson's score (Wilson 1927,
     doi:10.1080/01621459.1927.10502953).
 
+    Written out, as statsmodels' `proportion_confint` takes counts and a level, and not the quantile
+    of Student's t that a variance known from few patients asks for.
+
     Args:
-        share: 0 to 1. size: how many it is of, maybe an effective number (Kish 1965). z: standard
-            errors; of 95 % where left out.
+        share: 0 to 1.
+        size: how many it is of, maybe an effective number (Kish 1965).
+        z: standard errors on either side; those of 95 % where left out.
     """
     if size == 0 or not np.isfinite(share):
-        return {
-            "estimate": None,
-            "low": None,
-            "high": None,
-            "reason": "not estimable: some model tested no such image",
-        }
+        return no_interval("not estimable: some model tested no such image")
     center, scale = share + z**2 / (2 * size), 1 + z**2 / size
     half = z * np.sqrt(share * (1 - share) / size + z**2 / (4 * size**2))
     # At 0 and 1 the bound is the estimate itself, but for rounding.
@@ -308,12 +306,7 @@ def wilson(share: float, size: float, z: float = _Z) -> dict[str, Any]:
 def _inverse(value: Mapping[str, Any]) -> dict[str, Any]:
     """Images called positive for each one that is: 1 / PPV."""
     if not value["estimate"]:
-        return {
-            "estimate": None,
-            "low": None,
-            "high": None,
-            "reason": "not estimable: no true positive",
-        }
+        return no_interval("not estimable: no true positive")
     high = 1 / value["low"] if value["low"] else None
     return {
         "estimate": 1 / value["estimate"],

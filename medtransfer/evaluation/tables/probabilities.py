@@ -16,7 +16,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
-Float = NDArray[np.float64]
+from medtransfer.evaluation.tables.arrays import Float
+
 # What an arm gives that is no probability, on any scale, higher for positives: ranks alone are
 # taken from it.
 SCORE = "score"
@@ -34,6 +35,27 @@ def exact_logit(probability: Float) -> Float:
     limit = -float(np.log(SMALLEST))
     with np.errstate(divide="ignore"):
         return np.asarray(np.clip(logit(probability), -limit, limit), np.float64)
+
+
+def log_losses(logits: Float, labels: NDArray[Any]) -> Float:
+    """Log-loss of each image in nats, from the logits so that no probability is rounded to 0 or 1.
+
+    Args:
+        logits: (..., image), float64.
+        labels: (image,) or as the logits, 0 or 1.
+
+    Returns:
+        (..., image), float64.
+    """
+    signed = np.where(np.asarray(labels) == 1, -logits, logits)
+    return np.asarray(np.logaddexp(0.0, signed), np.float64)
+
+
+def squared_errors(logits: Float, labels: NDArray[Any]) -> Float:
+    """Squared error of the probability of each image, whose mean is the Brier score (Brier 1950);
+    arguments as `log_losses`.
+    """
+    return np.asarray((expit(logits) - labels) ** 2, np.float64)
 
 
 def read_numbers(

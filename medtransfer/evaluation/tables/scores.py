@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from medtransfer.errors import PredictionsError, list_faults
+from medtransfer.evaluation.tables.arrays import Float, Int
 
-Float = NDArray[np.float64]
 Rule = Literal["max", "mean", "noisy_or"]
 RULES: tuple[Rule, ...] = ("max", "mean", "noisy_or")
 # Patients of whom some images were looked at, and not all: by label.
@@ -43,8 +43,8 @@ class Scores:
     seeds: tuple[int, ...]
     images: NDArray[np.object_]
     patients: NDArray[np.object_]
-    target: NDArray[np.int64]
-    fold: NDArray[np.int64]
+    target: Int
+    fold: Int
     logit: Float
     weight: Float
     given: bool = False
@@ -112,7 +112,7 @@ def drop_repeated_seeds(table: pd.DataFrame) -> tuple[pd.DataFrame, list[int]]:
     return table[~table["seed"].isin(repeated)], repeated
 
 
-def gather_levels(logit: Float, most: int) -> tuple[Float, NDArray[np.int64]]:
+def gather_levels(logit: Float, most: int) -> tuple[Float, Int]:
     """The different scores, (level,), and which one each image has, (image,); beyond `most` of them
     neighbours as one, at their mean.
     """

@@ -17,10 +17,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from medtransfer.evaluation.tables.arrays import Float, Int
 from medtransfer.evaluation.tables.scores import Scores
 
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
 # (row, parameter) -> the loss of all rows together, and its gradient (row, parameter).
 Loss = Callable[[Float], tuple[float, Float]]
 # Standard deviation of a model's parameters around the shared ones: scales of models of one arm

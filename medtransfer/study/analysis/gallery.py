@@ -4,9 +4,7 @@ model fails.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,33 +12,25 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medtransfer.data.grid.cache import read_entry
-from medtransfer.data.grid.slices import Slices
-from medtransfer.files import write_aside
-from medtransfer.report.build import GALLERY
+from medtransfer.data.grid.fixed import slices_of
 from medtransfer.report.sheet import encode_picture
 from medtransfer.study.analysis.pointing import map_images
-from medtransfer.study.record import Prepared
-from medtransfer.training.device import Engine
+from medtransfer.study.recorded import Recorded
 
 # Of either kind, per arm.
 _SHOWN = 6
 
 
-def write_gallery(
-    prepared: Prepared, engines: Mapping[str, Engine], table: pd.DataFrame, output: Path
-) -> None:
-    """Writes `gallery.json`: per arm the worst false positives and negatives on test images,
+def write_gallery(study: Recorded, table: pd.DataFrame) -> None:
+    """Writes `gallery.json`: per arm the worst false positives and negatives on test images, the
     probability averaged over seeds.
 
     Args:
-        prepared: the study. engines: of its arms, for the maps of where the networks looked (of the
-            first seed).
-        table: its predictions, without those of a learning curve. output: its folder.
+        study: as its folder holds it.
+        table: its predictions, without those of a learning curve.
     """
-    entries = dict(zip(prepared.facts["image"], prepared.facts["entry"], strict=True))
-    axis = Slices(plane=prepared.config.image.plane).axis
     arms: list[dict[str, Any]] = []
-    for arm in prepared.config.arms:
+    for arm in study.config.arms:
         rows = table[(table["arm"] == arm) & (table["part"] == "test")]
         mean = rows.groupby("image", sort=False).agg(
             probability=("probability", "mean"), target=("target", "first")
@@ -53,65 +43,52 @@ def write_gallery(
             "false_positives": high[high["probability"] >= 0.5],
             "false_negatives": low[low["probability"] < 0.5],
         }
-        shown = [image for own in wrong.values() for image in own.index]
-        heat = _look(prepared, engines[arm], rows, output, arm, shown)
+        shown = [str(image) for errors in wrong.values() for image in errors.index]
+        heat = _look(study, rows, arm, shown)
         described = {
             kind: [
-                _describe(image, row, entries, axis, heat.get(image))
-                for image, row in own.iterrows()
+                _describe(study, str(image), float(row["probability"]), heat.get(str(image)))
+                for image, row in errors.iterrows()
             ]
-            for kind, own in wrong.items()
+            for kind, errors in wrong.items()
         }
         arms.append({"arm": arm, **described})
     looked = any(
-        row["heat"] for arm in arms for own in arm.values() if isinstance(own, list) for row in own
+        row["heat"]
+        for arm in arms
+        for errors in arm.values()
+        if isinstance(errors, list)
+        for row in errors
     )
-    write_aside(
-        output / GALLERY, json.dumps({"boxes": False, "heat": looked, "arms": arms}, indent=1)
-    )
+    study.folder.write(study.folder.gallery, {"boxes": False, "heat": looked, "arms": arms})
 
 
 def _look(
-    prepared: Prepared,
-    engine: Engine,
-    rows: pd.DataFrame,
-    output: Path,
-    arm: str,
-    images: Sequence[Any],
-) -> dict[Any, Any]:
+    study: Recorded, rows: pd.DataFrame, arm: str, images: Sequence[str]
+) -> dict[str, NDArray[Any]]:
     """Maps of these images, by the networks of the first seed that did not train on them."""
-    first = (
-        rows[rows["seed"] == rows["seed"].min()].drop_duplicates("image").set_index("image")["fold"]
-    )
-    numbers = dict(zip(prepared.cohort.images["image"], range(len(prepared.cohort)), strict=True))
-    found: dict[Any, Any] = {}
-    for fold in sorted(set(first.loc[list(images)])):
-        own = [image for image in images if first[image] == fold]
-        maps = map_images(
-            prepared,
-            engine,
-            output,
-            arm,
-            int(fold),
-            int(rows["seed"].min()),
-            [numbers[image] for image in own],
-        )
-        found |= {} if maps is None else dict(zip(own, maps, strict=True))
-    return found
+    seed = int(rows["seed"].min())
+    folds = rows[rows["seed"] == seed].drop_duplicates("image").set_index("image")["fold"]
+    looks: dict[str, NDArray[Any]] = {}
+    for fold in sorted(set(folds.loc[list(images)])):
+        tested = [image for image in images if folds[image] == fold]
+        maps = map_images(study, arm, int(fold), seed, tested)
+        looks |= {} if maps is None else dict(zip(tested, maps, strict=True))
+    return looks
 
 
 def _describe(
-    image: Any, row: pd.Series, entries: dict[str, str], axis: int, heat: NDArray[Any] | None
+    study: Recorded, image: str, probability: float, heat: NDArray[Any] | None
 ) -> dict[str, Any]:
-    about = {"image": str(image), "probability": float(row["probability"])}
-    pixels = read_entry(Path(entries[image]))
+    about = {"image": image, "probability": probability}
+    pixels = read_entry(study.entries[image])
     if pixels is None:
         return {**about, "picture": "", "heat": None}
     # Of a volume the slice the network looked at most, else the middle one.
     level = (
         None if heat is None or heat.ndim == 2 else int(heat.reshape(len(heat), -1).max(1).argmax())
     )
-    flat = _flatten(pixels, axis, level)
+    flat = _flatten(pixels, slices_of(study.config.image).axis, level)
     shown = None if heat is None else (heat if level is None else heat[level][::-1, ::-1].T)
     return {
         **about,

@@ -4,9 +4,7 @@ first.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,17 +14,13 @@ from skimage.draw import rectangle_perimeter
 from skimage.transform import resize
 
 from medtransfer.data.annotations.boxes import from_axes
-from medtransfer.data.cohort.box_grid import place_images
 from medtransfer.data.grid.cache import read_entry
 from medtransfer.data.grid.placement import Placement
 from medtransfer.evaluation.metrics.boxes import least_score
 from medtransfer.evaluation.metrics.matching import Rule, by_image, match
 from medtransfer.evaluation.tables.candidates import coordinates
-from medtransfer.files import write_aside
-from medtransfer.report.build import GALLERY
 from medtransfer.report.sheet import encode_picture
-from medtransfer.study.record import Prepared
-from medtransfer.study.settle import fixed_of
+from medtransfer.study.recorded import Recorded
 
 Float = NDArray[np.float64]
 # Of each kind, per arm; side of a picture in pixels.
@@ -35,14 +29,7 @@ _SHOWN, _SIDE = 6, 256
 _LESION, _CANDIDATE = (86, 180, 233), (230, 159, 0)
 
 
-def write_sightings(
-    prepared: Prepared,
-    table: pd.DataFrame,
-    candidates: pd.DataFrame,
-    output: Path,
-    rule: Rule,
-    overlap: float,
-) -> None:
+def write_box_gallery(study: Recorded, table: pd.DataFrame, candidates: pd.DataFrame) -> None:
     """Writes `gallery.json`: per arm, of its first seed, the surest hits, the largest misses and
     the surest false alarms.
 
@@ -50,23 +37,15 @@ def write_sightings(
     through per image.
 
     Args:
-        prepared: the study. table: its predictions. candidates: see `read_candidates`. output: its
-            folder.
-        rule, overlap: of a hit.
+        study: as its folder holds it.
+        table: its predictions.
+        candidates: see `read_candidates`.
     """
-    boxes = prepared.cohort.boxes
+    boxes, rule = study.boxes, study.config.detection
     assert boxes is not None
-    entries = dict(zip(prepared.facts["image"], prepared.facts["entry"], strict=True))
-    placements = dict(
-        zip(
-            prepared.facts["image"],
-            place_images(fixed_of(prepared.config), prepared.facts),
-            strict=True,
-        )
-    )
     columns = coordinates(boxes)
     arms = []
-    for arm in prepared.config.arms:
+    for arm in study.config.arms:
         tested = table[(table["arm"] == arm) & (table["part"] == "test")]
         seed = tested["seed"].min()
         folds = tested[tested["seed"] == seed].set_index("image")["fold"].to_dict()
@@ -80,21 +59,12 @@ def write_sightings(
             folds,
             by_image(images, rows, [*columns, "logit"]),
             by_image(images, boxes, columns),
-            rule,
-            overlap,
+            rule.hit,
+            rule.overlap,
         )
-        arms.append(
-            {
-                "arm": arm,
-                **{
-                    kind: [_draw(sight, entries, placements) for sight in found]
-                    for kind, found in sights.items()
-                },
-            }
-        )
-    write_aside(
-        output / GALLERY, json.dumps({"boxes": True, "heat": False, "arms": arms}, indent=1)
-    )
+        drawn = {kind: [_draw(study, sight) for sight in shown] for kind, shown in sights.items()}
+        arms.append({"arm": arm, **drawn})
+    study.folder.write(study.folder.gallery, {"boxes": True, "heat": False, "arms": arms})
 
 
 def _sort(
@@ -152,12 +122,11 @@ def _sort(
     return {"hits": surest[:_SHOWN], "misses": missed[:_SHOWN], "false_alarms": alarms[:_SHOWN]}
 
 
-def _draw(
-    sight: dict[str, Any], entries: dict[str, str], placements: dict[str, Placement]
-) -> dict[str, Any]:
-    pixels, placement = read_entry(Path(entries[sight["image"]])), placements[sight["image"]]
+def _draw(study: Recorded, sight: dict[str, Any]) -> dict[str, Any]:
+    image = sight["image"]
+    pixels, placement = read_entry(study.entries[image]), study.placements[image]
     about = {
-        "image": sight["image"],
+        "image": image,
         "probability": None
         if sight["candidate"] is None
         else float(1 / (1 + np.exp(-sight["score"]))),

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from copy import deepcopy
+from typing import Any, cast
 
 import numpy as np
 
-from medtransfer.files import write_aside
+from medtransfer.inference.model import TrainedModel
+from medtransfer.models.chain.backbone import Backbone
+from medtransfer.models.heads.linear import LinearHead
 from medtransfer.progress import Reporter
-from medtransfer.study.record import Prepared
-from medtransfer.study.views import backbone_of, images_of, load_run, task_of
-from medtransfer.training.device import Engine
+from medtransfer.study.recorded import Recorded
+from medtransfer.study.settle import load_arm
+from medtransfer.training.batches import Loader
 from medtransfer.training.reuse import compare_stages, distances, reset_robustness
 
 # Tune images that are looked at in each fold.
@@ -25,11 +25,7 @@ _LEVEL = 0.05
 
 
 def write_reuse(
-    prepared: Prepared,
-    engines: Mapping[str, Engine],
-    output: Path,
-    comparisons: Sequence[Mapping[str, Any]],
-    reporter: Reporter,
+    study: Recorded, comparisons: Sequence[Mapping[str, Any]], reporter: Reporter
 ) -> None:
     """Measures on the tune images, for the first seed of every fold, and writes means over folds.
 
@@ -37,39 +33,33 @@ def write_reuse(
     as a share of their length, and the AUC when the stage alone is set back. `pairs`: CKA of a
     pretrained and a scratch arm of one architecture. `flags`: negative transfer, in words; these
     follow from the comparisons, whatever `report.reuse` says.
+
+    Raises:
+        WeightsError: a model or the pretrained weights of an arm are not to be had any more.
     """
-    keys = sorted(
-        json.loads(path.read_text(encoding="utf-8"))["key"]
-        for path in output.glob("runs/*/fold-*/seed-*/run.json")
-    )
+    folder, config = study.folder, study.config
+    keys = sorted(run["key"] for arm in config.arms for run in folder.summaries_of(arm))
     digest = hashlib.sha256("".join(keys).encode()).hexdigest()
-    kept = _read(output / "reuse.json")
-    if kept.get("key") != digest:
-        kept = {}
-    if not kept and prepared.config.report.reuse:
+    measured = folder.read(folder.reuse)
+    if measured.get("key") != digest:
+        measured = {}
+    if not measured and config.report.reuse:
         reporter.say("measuring what was reused of the pretrained weights")
-        seed = prepared.config.protocol.seeds[0]
-        arms = {
-            arm: found
-            for arm in prepared.config.arms
-            if (found := _measure_arm(prepared, engines[arm], output, arm, seed))
-        }
-        kept = {
+        arms = {arm: values for arm in config.arms if (values := _measure_arm(study, arm))}
+        measured = {
             "key": digest,
             "part": "tune",
-            "seed": seed,
+            "seed": config.protocol.seeds[0],
             "arms": arms,
-            "pairs": _measure_pairs(prepared, engines, output, seed),
+            "pairs": _measure_pairs(study),
         }
-    content = {**kept, "flags": flag_negative_transfer(prepared, comparisons)}
-    write_aside(output / "reuse.json", json.dumps(content, indent=1))
+    folder.write(folder.reuse, {**measured, "flags": flag_negative_transfer(study, comparisons)})
 
 
-def flag_negative_transfer(
-    prepared: Prepared, comparisons: Sequence[Mapping[str, Any]]
-) -> list[str]:
+def flag_negative_transfer(study: Recorded, comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
     """Where an interval says that transfer, or freezing more of it, did harm."""
-    arms, plans, flags = prepared.config.arms, prepared.plans, []
+    arms, flags = study.config.arms, []
+    plans = study.folder.read(study.folder.plan)["arms"]
     for comparison in comparisons:
         for worse, better, sign in (
             (comparison["a"], comparison["b"], 1),
@@ -98,52 +88,41 @@ def flag_negative_transfer(
                 arms[worse].backbone == arms[better].backbone
                 and arms[worse].weights == arms[better].weights is not None
             )
-            planned = not prepared.config.plan.search and {
-                plans[worse].tuned,
-                plans[better].tuned,
+            planned = not study.config.plan.search and {
+                plans[worse]["tuned"],
+                plans[better]["tuned"],
             } == {"last"}
-            if same and planned and plans[worse].frozen_stages > plans[better].frozen_stages:
+            if same and planned and plans[worse]["frozen_stages"] > plans[better]["frozen_stages"]:
                 flags.append(
-                    f"Frozen too deep: the AUC of {worse}, {plans[worse].frozen_stages} stages "
+                    f"Frozen too deep: the AUC of {worse}, {plans[worse]['frozen_stages']} stages "
                     f"frozen, is {by} than that of {better} with "
-                    f"{plans[better].frozen_stages}."
+                    f"{plans[better]['frozen_stages']}."
                 )
     return flags
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
-
-
-def _measure_arm(
-    prepared: Prepared, engine: Engine, output: Path, arm: str, seed: int
-) -> dict[str, Any]:
+def _measure_arm(study: Recorded, arm: str) -> dict[str, Any]:
     """Means over the folds in which a pretrained arm was fine-tuned; empty where it never was."""
-    if prepared.config.arms[arm].weights is None:
+    section, seed = study.config.arms[arm], study.config.protocol.seeds[0]
+    if section.weights is None:
         return {}
-    images = images_of(prepared, arm)
     rows: list[Any] = []
-    for index in range(len(prepared.split)):
-        after, head, plan = load_run(prepared, output, arm, index, seed)
+    pretrained: Backbone | None = None
+    for fold in study.folds:
+        model = study.open(arm, fold, seed)
+        plan = model.description.plan
         if plan.strategy != "lp_ft":
             continue
-        before = backbone_of(prepared, arm, seed)
+        if pretrained is None:
+            pretrained = load_arm(section, study.config.image.size, seed)
+        before, after = deepcopy(pretrained), model.backbone
         before.truncate(plan.dropped_stages)
-        batches = images.plain(_tune_rows(prepared, index), after, engine)
-        task = replace(task_of(prepared, arm), read=plan.read)
-        trained, reset = reset_robustness(before, after, head, task, batches, engine)
-        rows.append(
-            (
-                after.names,
-                compare_stages(before, after, batches, engine),
-                distances(before, after),
-                reset,
-                trained,
-            )
+        batches, head = _tune_batches(study, model, fold), cast(LinearHead, model.head)
+        trained, reset = reset_robustness(
+            before, after, head, model.description.task, batches, model.engine
         )
+        alike = compare_stages(before, after, batches, model.engine)
+        rows.append((after.names, alike, distances(before, after), reset, trained))
     # Folds whose search cut off stages have fewer; what all of them have is averaged.
     fewest = min((len(row[0]) for row in rows), default=0)
     if not fewest:
@@ -160,47 +139,40 @@ def _measure_arm(
     }
 
 
-def _measure_pairs(
-    prepared: Prepared, engines: Mapping[str, Engine], output: Path, seed: int
-) -> list[dict[str, Any]]:
+def _measure_pairs(study: Recorded) -> list[dict[str, Any]]:
     """CKA of every pretrained arm with every scratch arm of its architecture and channels, mean
     over folds.
     """
-    arms, found = prepared.config.arms, []
+    arms, seed, pairs = study.config.arms, study.config.protocol.seeds[0], []
+    recorded = study.folder.read(study.folder.environment)["arms"]
     for a, transfer in arms.items():
         for b, scratch in arms.items():
             alike = (
                 transfer.backbone == scratch.backbone
-                and prepared.backbones[a].recipe.mean == prepared.backbones[b].recipe.mean
+                and recorded[a]["recipe"]["mean"] == recorded[b]["recipe"]["mean"]
             )
             if transfer.weights is None or scratch.weights is not None or not alike:
                 continue
             values = []
-            for index in range(len(prepared.split)):
-                first, second = (load_run(prepared, output, arm, index, seed)[0] for arm in (a, b))
-                second.truncate(len(second.stages) - len(first.stages))
+            for fold in study.folds:
+                first, second = (study.open(arm, fold, seed) for arm in (a, b))
+                second.backbone.truncate(len(second.backbone.stages) - len(first.backbone.stages))
+                batches = _tune_batches(study, first, fold)
                 values.append(
-                    compare_stages(
-                        first,
-                        second,
-                        images_of(prepared, a).plain(
-                            _tune_rows(prepared, index), first, engines[a]
-                        ),
-                        engines[a],
-                    )
+                    compare_stages(first.backbone, second.backbone, batches, first.engine)
                 )
             fewest = min(map(len, values))
             means = np.mean([row[:fewest] for row in values], axis=0).tolist()
-            found.append(
-                {"a": a, "b": b, "stages": prepared.backbones[a].names[:fewest], "cka": means}
-            )
-    return found
+            pairs.append({"a": a, "b": b, "stages": recorded[a]["stages"][:fewest], "cka": means})
+    return pairs
 
 
-def _tune_rows(prepared: Prepared, index: int) -> Any:
-    rows = prepared.split.fold(index).tune
-    return (
-        rows
-        if len(rows) <= _IMAGES
-        else np.sort(np.random.default_rng(index).permutation(rows)[:_IMAGES])
-    )
+def _tune_batches(study: Recorded, model: TrainedModel, fold: int) -> Loader:
+    """Some tune images of a fold, with their labels."""
+    images = study.part(fold, "tune")
+    if len(images) > _IMAGES:
+        drawn = np.sort(np.random.default_rng(fold).permutation(len(images))[:_IMAGES])
+        images = [images[place] for place in drawn]
+    labels = study.images.set_index("image").loc[images, list(model.labels)]
+    entries = [study.entries[image] for image in images]
+    return model.batches(model.source(entries, labels.to_numpy(np.float32)))

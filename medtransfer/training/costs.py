@@ -1,4 +1,4 @@
-"""What a training takes: memory, and energy where the machine tells."""
+"""What a training costs: memory and energy."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ class EnergyMeter:
         return sum(spent) if spent else None
 
     def _read(self) -> dict[str, float]:
-        found = {}
+        counted = {}
         for counter in sorted(_COUNTERS.glob("*-rapl:?/energy_uj")):
             try:
-                found[str(counter)] = int(counter.read_text()) / 1e6
+                counted[str(counter)] = int(counter.read_text()) / 1e6
             except (OSError, ValueError):
                 continue  # readable for the administrator alone on most machines
         if self.device.type == "cuda":
@@ -64,9 +64,9 @@ class EnergyMeter:
                 handle = pynvml.nvmlDeviceGetHandleByUUID(
                     f"GPU-{torch.cuda.get_device_properties(self.device).uuid}"
                 )
-                found["gpu"] = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
+                counted["gpu"] = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
             except (
                 Exception
             ):  # an extra that is missing, an old driver, a virtual GPU: then it does not tell
-                return found
-        return found
+                return counted
+        return counted

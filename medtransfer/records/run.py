@@ -1,0 +1,87 @@
+"""One finished training, as its folder holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from medtransfer.errors import FileError, PredictionsError
+from medtransfer.evaluation.tables.predictions import read_predictions
+from medtransfer.records.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished training.
+
+    Attributes:
+        folder: holds `run.json`, `metrics.jsonl`, `weights.safetensors`, `predictions.csv`.
+        arm, fold, seed: which one.
+        predictions: its tune and test rows.
+        summary: the content of `run.json`.
+        at_budget: the rows as predicted at the end of the budget, where training went on until
+            level.
+    """
+
+    folder: Path
+    arm: str
+    fold: int
+    seed: int
+    predictions: pd.DataFrame
+    summary: dict[str, Any] = field(default_factory=dict)
+    at_budget: pd.DataFrame | None = None
+
+
+def finished_run(
+    folder: RunFolder, key: str | None = None, say: Callable[[str], None] = lambda _: None
+) -> Run | None:
+    """The run in this folder, if it is finished and everything that decided it is unchanged.
+
+    Args:
+        folder: of the run.
+        key: digest of all that decides it; None: whatever decided it.
+        say: is told which file is damaged, where that is why there is no run.
+    """
+    try:
+        summary = folder.read_summary()
+        if key is not None and summary.get("key") != key:
+            return None
+        return _assemble(folder, summary)
+    except FileNotFoundError:
+        return None
+    except (FileError, PredictionsError) as error:
+        say(str(error))
+        return None
+    except (KeyError, TypeError, ValueError) as error:
+        say(f"{folder.summary}: is damaged ({type(error).__name__}: {error}).")
+        return None
+
+
+def read_run(folder: RunFolder) -> Run:
+    """The run in this folder.
+
+    Raises:
+        FileError: a file is missing or damaged.
+        PredictionsError: a table of predictions is wrong.
+    """
+    return _assemble(folder, folder.read_summary())
+
+
+def _assemble(folder: RunFolder, summary: dict[str, Any]) -> Run:
+    about = {name: value for name, value in summary.items() if name not in {"key", "files"}}
+    early = None
+    if about["plan"]["level"]:
+        early = read_predictions(folder.at_budget.predictions, apart=True)
+    return Run(
+        folder.path,
+        str(about["arm"]),
+        int(about["fold"]),
+        int(about["seed"]),
+        read_predictions(folder.predictions, apart=True),
+        about,
+        early,
+    )
