@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from medtransfer.config.study_config import load_config
 from medtransfer.records.study_folder import StudyFolder
 from medtransfer.study import failures, study
 from medtransfer.study.share import WHOLE, Share
@@ -26,7 +27,7 @@ def calls(tmp_path, monkeypatch):
     def run_study(*arguments):
         share = arguments[5]
         received.append(arguments[3:])
-        out.mkdir()
+        out.mkdir(exist_ok=True)
         folder = StudyFolder(out)
         folder.write(folder.audit, {"flow": {"images": 12, "used": calls.used}})
         page = out / "report.html"
@@ -79,3 +80,21 @@ def test_what_failed_is_listed_with_exit_code_3(config, calls, used, failures, m
     result = invoke("compare", config, "-o", calls.out)
     assert (result.exit_code, message in result.stderr) == (3, True), result.output
     assert "As good." in result.stdout
+
+
+def test_the_report_is_of_all_shares(config, calls):
+    calls.out.mkdir()
+    StudyFolder(calls.out).write_config(load_config(config))
+    result = invoke("compare", config, "-o", calls.out, "--share", "1/8", "--report-only")
+    assert (result.exit_code, "leave --share out" in result.output) == (2, True), result.output
+    assert calls.received == []
+
+
+def test_a_report_alone_reads_no_images(config, calls, tmp_path):
+    calls.out.mkdir()
+    StudyFolder(calls.out).write_config(load_config(config))
+    for path in (*tmp_path.glob("*.png"), tmp_path / "manifest.csv"):
+        path.unlink()
+    result = invoke("compare", config, "-o", calls.out, "--report-only")
+    assert result.exit_code == 0, result.output
+    assert calls.received == [(False, 1, WHOLE, True)]

@@ -24,7 +24,8 @@ import timm
 import torch
 from medtransfer.errors import WeightsError
 from medtransfer.models.heads.linear import LinearHead
-from medtransfer.models.weights.files import read_tensors, split_network
+from medtransfer.models.weights.files import read_tensors
+from medtransfer.models.weights.sources import split_network
 from medtransfer.study.record import describe_backbone
 from medtransfer.training.checkpoint import save_weights
 

@@ -17,6 +17,7 @@ from torch import nn
 from medtransfer.errors import WeightsError
 from medtransfer.models.catalog.formulas import NAME as FEATURES
 from medtransfer.models.catalog.formulas import build_handcrafted
+from medtransfer.models.catalog.monai_networks import build_volume_network
 from medtransfer.models.catalog.names import unknown_backbone
 from medtransfer.models.chain.backbone import Backbone, Recipe, WeightsRecord
 from medtransfer.models.chain.chain import NECK, Chain, build_chain
@@ -162,19 +163,13 @@ def _build_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = (
-            _build_volume(name, channels) if name in NAMES else _build_planar(name, channels, size)
+            build_volume_network(name, channels)
+            if name in NAMES
+            else _build_planar(name, channels, size)
         )
     for child in unused:
         setattr(network, child, nn.Identity())
     return network
-
-
-def _build_volume(name: str, channels: int) -> nn.Module:
-    from medtransfer.models.catalog.monai_networks import (
-        build_volume_network,  # MONAI, which takes seconds to import
-    )
-
-    return build_volume_network(name, channels)
 
 
 def _build_planar(name: str, channels: int, size: int | None) -> nn.Module:

@@ -1,46 +1,52 @@
-"""Networks of volumes: MONAI's, which takes seconds to import, with the two methods that timm's
-networks have.
+"""Networks of volumes: MONAI's, with the two methods that timm's networks have.
+
+MONAI is imported when the first of them is built, as that takes seconds.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
-from monai.networks.nets import DenseNet121, ResNet
-from monai.networks.nets.resnet import get_inplanes
 from torch import Tensor, nn
 
 from medtransfer.models.weights.inflation import RESNETS
 
 
-class VolumeResNet(ResNet):  # type: ignore[misc]  # MONAI carries no types
-    """MONAI's ResNet: (batch, channel, slice, row, column)."""
+@cache
+def _make_classes() -> tuple[Any, Any]:
+    """The classes of ResNets and of DenseNets: (batch, channel, slice, row, column)."""
+    from monai.networks.nets import DenseNet121, ResNet
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Activations before the pooling."""
-        x = self.maxpool(self.act(self.bn1(self.conv1(x))))
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = layer(x)
-        return x
+    class VolumeResNet(ResNet):  # type: ignore[misc]  # MONAI carries no types
+        """MONAI's ResNet."""
 
-    def forward_head(self, x: Tensor, pre_logits: bool = True) -> Tensor:  # noqa: ARG002
-        """Mean over space."""
-        pooled: Tensor = self.avgpool(x)
-        return pooled.flatten(1)
+        def forward_features(self, x: Tensor) -> Tensor:
+            """Activations before the pooling."""
+            x = self.maxpool(self.act(self.bn1(self.conv1(x))))
+            for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+                x = layer(x)
+            return x
 
+        def forward_head(self, x: Tensor, pre_logits: bool = True) -> Tensor:  # noqa: ARG002
+            """Mean over space."""
+            pooled: Tensor = self.avgpool(x)
+            return pooled.flatten(1)
 
-class VolumeDenseNet(DenseNet121):  # type: ignore[misc]  # MONAI carries no types
-    """MONAI's DenseNet-121: (batch, channel, slice, row, column)."""
+    class VolumeDenseNet(DenseNet121):  # type: ignore[misc]  # MONAI carries no types
+        """MONAI's DenseNet-121."""
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Activations before the pooling."""
-        result: Tensor = self.class_layers.relu(self.features(x))
-        return result
+        def forward_features(self, x: Tensor) -> Tensor:
+            """Activations before the pooling."""
+            result: Tensor = self.class_layers.relu(self.features(x))
+            return result
 
-    def forward_head(self, x: Tensor, pre_logits: bool = True) -> Tensor:  # noqa: ARG002
-        """Mean over space."""
-        pooled: Tensor = self.class_layers.flatten(self.class_layers.pool(x))
-        return pooled
+        def forward_head(self, x: Tensor, pre_logits: bool = True) -> Tensor:  # noqa: ARG002
+            """Mean over space."""
+            pooled: Tensor = self.class_layers.flatten(self.class_layers.pool(x))
+            return pooled
+
+    return VolumeResNet, VolumeDenseNet
 
 
 class _Halve(nn.Module):
@@ -54,13 +60,16 @@ class _Halve(nn.Module):
 
 
 def build_volume_network(name: str, channels: int) -> nn.Module:
-    """One of `volumes.NAMES`, with random weights. Strides as in torchvision's planar networks,
+    """One of `inflation.NAMES`, with random weights. Strides as in torchvision's planar networks,
     along every axis.
     """
+    resnet, densenet = _make_classes()
     network: Any
     if name in RESNETS:
+        from monai.networks.nets.resnet import get_inplanes
+
         block, layers = RESNETS[name]
-        network = VolumeResNet(
+        network = resnet(
             block,
             layers,
             get_inplanes(),
@@ -70,7 +79,7 @@ def build_volume_network(name: str, channels: int) -> nn.Module:
             bias_downsample=False,
         )
     else:
-        network = VolumeDenseNet(spatial_dims=3, in_channels=channels, out_channels=1)
+        network = densenet(spatial_dims=3, in_channels=channels, out_channels=1)
         network.class_layers.out = nn.Identity()
         for transition in (
             child for child in network.features.children() if hasattr(child, "pool")
