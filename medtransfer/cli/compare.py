@@ -102,7 +102,8 @@ def run(
         say(f"Share {share} is done. After the last one: the same command with --report-only.")
     else:
         return  # a process that trains along with the one that reports
-    flow = folder.read(folder.audit)["flow"]
+    # A report can be written from the runs alone.
+    flow = folder.read(folder.audit).get("flow", {"images": 0, "used": 0})
     left_out = flow["images"] - flow["used"]
     if left_out:
         say(
