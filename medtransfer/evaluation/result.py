@@ -14,7 +14,7 @@ import pandas as pd
 from medtransfer.evaluation.intervals.entries import is_unmeasured
 from medtransfer.evaluation.sentences.headline import describe_detector, headline
 from medtransfer.evaluation.sentences.words import format_interval
-from medtransfer.files import write_aside
+from medtransfer.files import read_json, write_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,9 +152,30 @@ class EvaluationReport:
         parts = (self.data.get("at_budget"), self.data.get("detection", {}).get("at_budget"))
         return [entry for part in parts if part for entry in part["comparisons"]]
 
+    @classmethod
+    def load(cls, path: str | Path) -> EvaluationReport:
+        """Reads `report.json`, as `save` wrote it.
+
+        Args:
+            path: of the file.
+
+        Raises:
+            FileError: it is no JSON object, or of a format that this version cannot read.
+            FileNotFoundError: there is no such file.
+        """
+        return cls(read_json(Path(path)))
+
     def save(self, path: Path) -> None:
-        """Writes `report.json`."""
-        write_aside(path, json.dumps(self.data, indent=1, allow_nan=False, ensure_ascii=False))
+        """Writes `report.json`.
+
+        Args:
+            path: of the file.
+
+        Raises:
+            ValueError: a number is infinite or NaN, which JSON does not have.
+        """
+        json.dumps(self.data, allow_nan=False)
+        write_json(path, self.data)
 
     def show(self) -> None:
         """Shows the report: as HTML in a notebook, as text elsewhere."""

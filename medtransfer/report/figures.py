@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 from medtransfer.evaluation.sentences.words import format_interval
 
@@ -71,8 +73,8 @@ def draw_reliability(arm: str, entry: Mapping[str, Any], colour: str) -> Figure:
     panels = [("as trained", entry)]
     if entry["recalibrated"]:
         panels.append((f"recalibrated ({entry['recalibrated']['method']})", entry["recalibrated"]))
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(3.6 * len(panels) + 0.4, 4.6), layout="constrained")
+    with _style():
+        figure = _empty_figure(figsize=(3.6 * len(panels) + 0.4, 4.6), layout="constrained")
         axes = figure.subplots(2, len(panels), squeeze=False, height_ratios=(3, 1), sharex=True)
         figure.suptitle(_short(arm))
     for column, (name, part) in enumerate(panels):
@@ -432,7 +434,7 @@ def draw_learning_curve(report: Mapping[str, Any]) -> Figure:
 
 def settle(figure: Figure) -> None:
     """Finds the places of all parts, once for all kinds of file."""
-    with mpl.rc_context(_STYLE):
+    with _style():
         figure.draw_without_rendering()
     figure.set_layout_engine("none")
 
@@ -445,20 +447,32 @@ def render(figure: Figure, kind: str) -> bytes:
         "pdf": {"CreationDate": None},
         "png": {"Software": None},
     }
-    with mpl.rc_context(_STYLE):
+    with _style():
         figure.savefig(stream, format=kind, dpi=150, metadata=dates[kind])
     return stream.getvalue()
 
 
+def _style() -> AbstractContextManager[None]:
+    import matplotlib as mpl  # takes a second, and a study begins without it
+
+    return mpl.rc_context(_STYLE)
+
+
+def _empty_figure(**options: Any) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(**options)
+
+
 def _figure(width: float, height: float) -> tuple[Figure, Any]:
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
+    with _style():
+        figure = _empty_figure(figsize=(width, height), layout="constrained")
         return figure, figure.subplots()
 
 
 def _panels(width: float, height: float, count: int) -> tuple[Figure, Any]:
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
+    with _style():
+        figure = _empty_figure(figsize=(width, height), layout="constrained")
         return figure, figure.subplots(1, count)
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from medtransfer.errors import PredictionsError
-from medtransfer.evaluation.analyses.lesions import describe_arm, evaluate_boxes
+from medtransfer.evaluation.analyses.lesions import evaluate_boxes
 from medtransfer.evaluation.metrics.boxes import RATES, froc, froc_curve
 from medtransfer.evaluation.metrics.matching import (
     average_precision,
@@ -20,6 +20,7 @@ from medtransfer.evaluation.metrics.matching import (
     match,
     overlaps,
 )
+from medtransfer.evaluation.sentences.headline import describe_detector
 from medtransfer.evaluation.tables.candidates import read_candidates, read_lesions
 
 COLUMNS = ["x0", "y0", "x1", "y1"]
@@ -241,7 +242,7 @@ def test_the_report_of_two_arms(seeds, volumes):
     assert report["comparisons"][0]["verdict"].startswith(
         f"{start}good finds lesions better than poor: average precision"
     )
-    assert describe_arm("good", good).startswith("good finds")
+    assert describe_detector("good", good).startswith("good finds")
     json.dumps(report, allow_nan=False)
 
 
@@ -366,7 +367,7 @@ def test_a_perfect_detector_is_described():
     alone = predictions[predictions["arm"] == "good"]
     perfect = boxes.assign(arm="good", seed=0, fold=0, part="test", logit=3.0)
     entry = evaluate_boxes(alone, perfect, boxes, bootstrap=100)["arms"]["good"]
-    assert describe_arm("good", entry) == (
+    assert describe_detector("good", entry) == (
         "good finds 100 % of the lesions at one false positive per image; average precision at an "
         "overlap of 0.5: 1.000."
     )

@@ -20,7 +20,9 @@ from medtransfer.evaluation.intervals.variance import (
     between_seeds,
     trained_again,
 )
-from medtransfer.evaluation.sentences import headline, trust, verdict
+from medtransfer.evaluation.sentences.headline import headline
+from medtransfer.evaluation.sentences.trust import trust
+from medtransfer.evaluation.sentences.verdict import verdict
 from medtransfer.evaluation.tables.scores import align_scores
 from scipy.stats import t as student
 

@@ -6,7 +6,8 @@ from html.parser import HTMLParser
 
 import pytest
 from medtransfer.evaluation import evaluate
-from medtransfer.report.build import build_report, format_interval
+from medtransfer.evaluation.sentences.words import explain_interval
+from medtransfer.report.build import build_report
 from medtransfer.report.notes import note_overfitting
 
 HOSTILE = "<script>alert('x')</script>\"&$x^2$"
@@ -76,14 +77,14 @@ def test_hostile_names_are_shown_as_text(scores, tmp_path):
 
 def test_what_cannot_be_estimated_is_said():
     assert (
-        format_interval({"estimate": None, "low": None, "high": None, "reason": "separated"})
+        explain_interval({"estimate": None, "low": None, "high": None, "reason": "separated"})
         == "separated"
     )
     assert (
-        format_interval({"estimate": 0.5, "low": None, "high": None})
+        explain_interval({"estimate": 0.5, "low": None, "high": None})
         == "0.500 (no interval: not estimable)"
     )
-    assert format_interval({"estimate": 0.5, "low": 0.4, "high": 0.6}) == "0.500 (0.400 to 0.600)"
+    assert explain_interval({"estimate": 0.5, "low": 0.4, "high": 0.6}) == "0.500 (0.400 to 0.600)"
 
 
 @pytest.mark.parametrize("n", [2, 30])
