@@ -9,14 +9,26 @@ import pytest
 from medtransfer.errors import LeakageError, PredictionsError
 from medtransfer.evaluation import evaluate, read_predictions, write_predictions
 from medtransfer.evaluation.analyses.comparison import judged_by
-from medtransfer.evaluation.intervals.resample import make_drawn
+from medtransfer.evaluation.intervals.resample import (
+    Draws,
+    Question,
+    Within,
+    draw_values,
+    make_drawn,
+)
 from medtransfer.evaluation.intervals.variance import Part, quantile, two_sided_p
+from medtransfer.evaluation.metrics.discrimination import (
+    weighted_auc,
+    weighted_average_precision,
+    weighted_partial_auc,
+)
+from medtransfer.evaluation.tables.predictions import check_predictions
 from medtransfer.report.build import build_report
-from scipy.stats import norm
+from scipy.stats import binom, norm
 from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
-from scored import estimate_of, make_scores
+from scored import align_arm, estimate_of, make_scores, youden_sum
 
 pytestmark = pytest.mark.usefixtures("coarse_smooth_ece")
 
@@ -519,14 +531,13 @@ def test_images_of_two_patients_are_refused(scores):
         evaluate(table, bootstrap=100)
 
 
-@pytest.mark.slow
 def test_folds_divided_anew_in_every_seed_learn_nothing_from_their_test_rows():
     """Noise stays noise: each score meets the thresholds of its own seed and fold, whose tune rows
     do not hold it.
     """
     rng = np.random.default_rng(0)
     sums = []
-    for _ in range(12):
+    for _ in range(20):
         target = rng.integers(0, 2, 120)
         frames = []
         for seed in range(3):
@@ -542,13 +553,11 @@ def test_folds_divided_anew_in_every_seed_learn_nothing_from_their_test_rows():
             base["image"] = base["patient"]
             frames.append(base.assign(fold=fold, part="test"))
             frames += [base[fold == (k + 1) % 3].assign(fold=k, part="tune") for k in range(3)]
-        report = evaluate(pd.concat(frames), bootstrap=100).to_dict()
-        point = next(
-            p for p in report["arms"]["model"]["operating_points"] if p["rule"] == "youden"
-        )
-        sums.append(point["sensitivity"]["estimate"] + point["specificity"]["estimate"])
-        assert any("folds differ between seeds" in warning for warning in report["warnings"])
+        table = pd.concat(frames)
+        sums.append(youden_sum(*align_arm(check_predictions(table))))
     assert np.mean(sums) == pytest.approx(1, abs=0.03)
+    warnings = evaluate(table, bootstrap=100).to_dict()["warnings"]
+    assert any("folds differ between seeds" in warning for warning in warnings)
 
 
 def test_controls_in_a_name_do_not_turn_the_numbers_around(scores):
@@ -559,26 +568,31 @@ def test_controls_in_a_name_do_not_turn_the_numbers_around(scores):
     assert "\u2068نموذج\u2069" in verdict
 
 
-@pytest.mark.slow
 def test_two_seeds_do_not_find_differences_that_are_not_there():
     """Whatever is measured: the draws know no more of the seeds than the influences do."""
-    seeds = 2
-    rng = np.random.default_rng(seeds)
-    found = {"delta_auc": 0, "delta_average_precision": 0, "delta_partial_auc": 0}
-    for _ in range(30):
-        target = np.repeat([0, 1], 60)
+    rng = np.random.default_rng(2)
+    metrics = {
+        "auc": Within(weighted_auc, "pairs"),
+        "partial_auc": Within(weighted_partial_auc, "pairs"),
+        "average_precision": Within(weighted_average_precision, "positives"),
+    }
+    target, draws = np.repeat([0, 1], 60), Draws(np.arange(120).astype(object), 100, 0)
+    studies, excluding = 150, dict.fromkeys(("delong", *metrics), 0)
+    for _ in range(studies):
         common = rng.normal(size=120)
-        frames = [
-            pd.DataFrame({"arm": arm, "seed": s, "patient": range(120), "target": target}).assign(
-                logit=(1.2 + 0.35 * rng.normal()) * target + common + 0.5 * rng.normal(size=120)
+        arms = []
+        for _ in range(2):
+            skill = 1.2 + 0.35 * rng.normal(size=(2, 1))
+            arms.append(
+                make_scores(skill * target + common + 0.5 * rng.normal(size=(2, 120)), target)
             )
-            for arm in "ab"
-            for s in range(seeds)
-        ]
-        (comparison,) = evaluate(pd.concat(frames), bootstrap=100).to_dict()["comparisons"]
-        for key in found:
-            found[key] += not comparison[key]["low"] < 0 < comparison[key]["high"]
-    assert max(found.values()) <= 5
+        first, second = draw_values([Question(arm, metrics) for arm in arms], draws)
+        differences = {name: first[name] - second[name] for name in metrics}
+        differences["delong"] = estimate_of(arms[0]) - estimate_of(arms[1])
+        for name, difference in differences.items():
+            interval = difference.interval(parts=judged_by(difference))
+            excluding[name] += not interval["low"] < 0 < interval["high"]
+    assert max(excluding.values()) <= binom.ppf(0.999, studies, 0.05), excluding
 
 
 def test_every_seed_is_binned_by_its_own_scores_and_a_copy_of_a_seed_changes_nothing(scores):

@@ -7,6 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from medtransfer.errors import PredictionsError
 from medtransfer.evaluation import evaluate
+from medtransfer.evaluation.analyses.conformal import conformal_sets
+from medtransfer.evaluation.intervals import influence
 from medtransfer.evaluation.metrics.recalibration import (
     METHODS,
     Map,
@@ -16,11 +18,12 @@ from medtransfer.evaluation.metrics.recalibration import (
     make_comparable,
     recalibrate,
 )
-from medtransfer.evaluation.tables.scores import align_scores
 from medtransfer.evaluation.tables.tuning import pair_tune
 from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
+
+from scored import align_arm, estimate_of, measure_question, youden_sum
 
 
 def sample(seed=0, n=4000):
@@ -82,17 +85,12 @@ def test_a_separated_tune_part_does_not_send_a_map_to_infinity(method):
     assert np.all(np.diff(fitted.apply(np.linspace(-9, 9, 50))) > 0)
 
 
-def aligned(table):
-    (scores,), _ = align_scores(table)
-    return scores, table[table["part"] == "tune"]
-
-
 def test_auto_stays_with_platt_unless_another_wins(scores):
-    assert recalibrate(*aligned(scores({"a": 1.0}, patients=400))).method == "platt"
+    assert recalibrate(*align_arm(scores({"a": 1.0}, patients=400))).method == "platt"
     bent = scores({"a": 1.0}, patients=1500)
     p = expit(bent["logit"]) ** 6  # too low near 0 alone
     bent["logit"] = np.log(p / (1 - p))
-    found = recalibrate(*aligned(bent))
+    found = recalibrate(*align_arm(bent))
     assert found.method == "beta"
     assert "lower than with platt by" in found.chosen
 
@@ -144,7 +142,7 @@ def of_models(models=5, patients=150, prevalence=0.3, over=2.0, apart=0.0, shift
 
 def test_a_model_learns_from_tune_rows_of_all_but_not_of_patients_that_it_tests():
     table = of_models()
-    scores, tune = aligned(table)
+    scores, tune = align_arm(table)
     cells = pair_tune(scores, tune)
     assert len(cells) == 5
     for cell in cells:
@@ -157,7 +155,7 @@ def test_a_model_learns_from_tune_rows_of_all_but_not_of_patients_that_it_tests(
     changed = table.copy()
     mine = changed["patient"].isin(set(scores.patients[cells[0].inside]))
     changed.loc[mine, "target"] = 1 - changed.loc[mine, "target"]
-    again = pair_tune(*aligned(changed))
+    again = pair_tune(*align_arm(changed))
     first, second = (
         fit_maps("platt", c.logit, c.target, c.weight, c.model) for c in (cells[0], again[0])
     )
@@ -179,7 +177,7 @@ def test_models_with_few_rows_keep_to_the_others_and_those_with_many_do_not():
 
 
 def test_tune_rows_of_models_that_differ_are_made_comparable():
-    scores, tune = aligned(of_models(patients=2000, apart=0.4, shifted=1.0))
+    scores, tune = align_arm(of_models(patients=2000, apart=0.4, shifted=1.0))
     for model in make_comparable(scores, tune):
         reference = model.tune[model.cell.model == model.cell.number]
         others = model.tune[model.cell.model != model.cell.number]
@@ -196,8 +194,8 @@ def test_tune_rows_of_models_that_differ_are_made_comparable():
 def test_after_recalibration_slope_and_mean_are_right_on_average(prevalence, patients):
     """Networks that are twice as confident as they should be, 40 to 80 tune patients each."""
     found = []
-    for seed in range(60):
-        scores, tune = aligned(of_models(patients=patients, prevalence=prevalence, seed=seed))
+    for seed in range(40):
+        scores, tune = align_arm(of_models(patients=patients, prevalence=prevalence, seed=seed))
         new = recalibrate(scores, tune)
         middle = np.log(prevalence / (1 - prevalence))
         for cell in pair_tune(scores, tune):
@@ -214,29 +212,21 @@ def test_after_recalibration_slope_and_mean_are_right_on_average(prevalence, pat
     assert 0.95 < ratio < 1.05
 
 
-@pytest.mark.slow
 def test_nothing_leaks_where_labels_are_independent_of_images():
     """Noise stays noise: sensitivity + specificity is 1, coverage what is asked, and no log-loss
     below that of the prevalence.
     """
-    found = []
+    measured = []
     for seed in range(20):
         table = of_models(patients=150, prevalence=0.5, seed=seed)
         rng = np.random.default_rng(seed)
         table["logit"] = rng.normal(size=len(table))
-        entry = evaluate(table.drop(columns="probability"), bootstrap=100, coverage=0.8).to_dict()[
-            "arms"
-        ]["a"]
-        point = next(p for p in entry["operating_points"] if p["rule"] == "youden")
-        sets = entry["prediction_sets"]["coverage"]["estimate"]
-        found.append(
-            (
-                point["sensitivity"]["estimate"] + point["specificity"]["estimate"],
-                sets,
-                entry["recalibrated"]["log_loss"]["estimate"],
-            )
-        )
-    sums, coverage, loss = np.mean(found, axis=0)
+        scores, tune = align_arm(table)
+        question = conformal_sets(scores, make_comparable(scores, tune), 0.8)
+        loss = estimate_of(recalibrate(scores, tune).scores, influence.log_loss).value
+        coverage = measure_question(question)["sets"][0]
+        measured.append((youden_sum(scores, tune), coverage, loss))
+    sums, coverage, loss = np.mean(measured, axis=0)
     assert sums == pytest.approx(1, abs=0.04)
     assert coverage == pytest.approx(0.8, abs=0.03)
     assert loss > np.log(2)
@@ -244,7 +234,7 @@ def test_nothing_leaks_where_labels_are_independent_of_images():
 
 def test_isotonic_is_refused_for_small_tune_parts(scores):
     with pytest.raises(PredictionsError, match="refused below 1000"):
-        recalibrate(*aligned(scores({"a": 1.0})), "isotonic")
+        recalibrate(*align_arm(scores({"a": 1.0})), "isotonic")
 
 
 def test_every_method_is_fitted_on_tune_rows_only(scores):
@@ -253,7 +243,7 @@ def test_every_method_is_fitted_on_tune_rows_only(scores):
     test = changed["part"] == "test"
     changed.loc[test, "target"] = 1 - changed.loc[test, "target"]
     for method in METHODS[:3]:
-        first, second = (recalibrate(*aligned(t), method) for t in (table, changed))
+        first, second = (recalibrate(*align_arm(t), method) for t in (table, changed))
         assert [m.parameters for m in first.maps.values()] == [
             m.parameters for m in second.maps.values()
         ]
