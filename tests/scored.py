@@ -72,3 +72,22 @@ def youden_sum(scores: Scores, tune: pd.DataFrame) -> float:
     (decision,) = decide(scores, make_comparable(scores, tune), None, aims)
     sensitivity, specificity = measure_question(decision.question)["rates"][:2]
     return float(sensitivity + specificity)
+
+
+def estimate_auc(scores, target, patients=None, fold=None):
+    return estimate_of(make_scores(scores, target, patients, fold))
+
+
+def delong_by_definition(score: np.ndarray, target: np.ndarray) -> tuple[float, float]:
+    x, y = score[target == 1], score[target == 0]
+    psi = (x[:, None] > y) + 0.5 * (x[:, None] == y)
+    return float(psi.mean()), float(
+        psi.mean(1).var(ddof=1) / len(x) + psi.mean(0).var(ddof=1) / len(y)
+    )
+
+
+def ones(logit: np.ndarray) -> np.ndarray:
+    return np.ones((1, len(logit)))
+
+
+ONE_MODEL = np.zeros(100_000, int)

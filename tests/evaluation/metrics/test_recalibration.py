@@ -18,12 +18,18 @@ from medtransfer.evaluation.metrics.recalibration import (
     make_comparable,
     recalibrate,
 )
+from medtransfer.evaluation.tables.predictions import check_predictions
 from medtransfer.evaluation.tables.tuning import pair_tune
 from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
+from predicted import (
+    overconfident_arm,
+)
 from scored import align_arm, estimate_of, measure_question, youden_sum
+
+pytestmark = pytest.mark.usefixtures("coarse_smooth_ece")
 
 
 def sample(seed=0, n=4000):
@@ -95,73 +101,6 @@ def test_auto_stays_with_platt_unless_another_wins(scores):
     assert "lower than with platt by" in found.chosen
 
 
-def of_models(models=5, patients=150, prevalence=0.3, over=2.0, apart=0.0, shifted=0.0, seed=0):
-    """A cross-validated arm that is over-confident about the prevalence; scales and shifts of its
-    models differ.
-    """
-    rng = np.random.default_rng(seed)
-    target = (rng.permutation(patients) < round(prevalence * patients)).astype(int)
-    middle = np.log(prevalence / (1 - prevalence))
-    truth = middle + 1.5 * (1.5 * target + rng.normal(size=patients)) - 1.125
-    fold = np.empty(patients, int)
-    for value in (0, 1):
-        rows = np.flatnonzero(target == value)
-        fold[rows] = rng.permutation(np.arange(len(rows)) % models)
-    frames = []
-    for model in range(models):
-        logit = (
-            over * np.exp(apart * rng.normal()) * (truth - middle) + middle + shifted * rng.normal()
-        )
-        others = rng.permutation(np.flatnonzero(fold != model))
-        tune = np.concatenate(
-            [
-                others[target[others] == value][
-                    : max(1, round(0.2 * (target[others] == value).sum()))
-                ]
-                for value in (0, 1)
-            ]
-        )
-        for part, rows in (("test", np.flatnonzero(fold == model)), ("tune", tune)):
-            names = [f"P{row}" for row in rows]
-            frames.append(
-                pd.DataFrame(
-                    {
-                        "fold": model,
-                        "part": part,
-                        "patient": names,
-                        "image": names,
-                        "target": target[rows],
-                        "logit": logit[rows],
-                    }
-                )
-            )
-    return pd.concat(frames, ignore_index=True).assign(
-        arm="a", seed=0, label="y", probability=lambda t: expit(t["logit"])
-    )
-
-
-def test_a_model_learns_from_tune_rows_of_all_but_not_of_patients_that_it_tests():
-    table = of_models()
-    scores, tune = align_arm(table)
-    cells = pair_tune(scores, tune)
-    assert len(cells) == 5
-    for cell in cells:
-        tested = set(scores.patients[cell.inside])
-        assert not tested & set(cell.tune["patient"])
-        assert len(cell.tune) == (~tune["patient"].isin(tested)).sum()
-        assert len(set(cell.model)) == 5
-        assert cell.weight @ np.ones(len(cell.tune)) == pytest.approx(cell.tune["image"].nunique())
-    # What a patient's label is changes nothing for the model that tests him.
-    changed = table.copy()
-    mine = changed["patient"].isin(set(scores.patients[cells[0].inside]))
-    changed.loc[mine, "target"] = 1 - changed.loc[mine, "target"]
-    again = pair_tune(*align_arm(changed))
-    first, second = (
-        fit_maps("platt", c.logit, c.target, c.weight, c.model) for c in (cells[0], again[0])
-    )
-    assert first == second
-
-
 def test_models_with_few_rows_keep_to_the_others_and_those_with_many_do_not():
     rng = np.random.default_rng(0)
     truth = rng.normal(-0.5, 1.5, 4000)
@@ -177,7 +116,7 @@ def test_models_with_few_rows_keep_to_the_others_and_those_with_many_do_not():
 
 
 def test_tune_rows_of_models_that_differ_are_made_comparable():
-    scores, tune = align_arm(of_models(patients=2000, apart=0.4, shifted=1.0))
+    scores, tune = align_arm(overconfident_arm(patients=2000, apart=0.4, shifted=1.0))
     for model in make_comparable(scores, tune):
         reference = model.tune[model.cell.model == model.cell.number]
         others = model.tune[model.cell.model != model.cell.number]
@@ -195,7 +134,9 @@ def test_after_recalibration_slope_and_mean_are_right_on_average(prevalence, pat
     """Networks that are twice as confident as they should be, 40 to 80 tune patients each."""
     found = []
     for seed in range(40):
-        scores, tune = align_arm(of_models(patients=patients, prevalence=prevalence, seed=seed))
+        scores, tune = align_arm(
+            overconfident_arm(patients=patients, prevalence=prevalence, seed=seed)
+        )
         new = recalibrate(scores, tune)
         middle = np.log(prevalence / (1 - prevalence))
         for cell in pair_tune(scores, tune):
@@ -218,7 +159,7 @@ def test_nothing_leaks_where_labels_are_independent_of_images():
     """
     measured = []
     for seed in range(20):
-        table = of_models(patients=150, prevalence=0.5, seed=seed)
+        table = overconfident_arm(patients=150, prevalence=0.5, seed=seed)
         rng = np.random.default_rng(seed)
         table["logit"] = rng.normal(size=len(table))
         scores, tune = align_arm(table)
@@ -284,3 +225,81 @@ def test_rows_of_tune_parts_that_lack_a_class_leave_the_arm_as_it_is(scores):
     assert isinstance(
         pd.DataFrame(report["arms"]["a"]["curves"]["histogram"]["negative"]), pd.DataFrame
     )
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(0.4, 3.0), st.floats(-2.5, 1.0), st.integers(0, 1000))
+def test_temperature_undoes_over_confidence_about_the_prevalence(factor, middle, seed):
+    rng = np.random.default_rng(seed)
+    truth = rng.normal(middle, 1.5, 6000)
+    target = (rng.random(6000) < expit(truth)).astype(int)
+    share = target.mean()
+    centre = np.log(share / (1 - share))
+    logit = factor * (truth - centre) + centre
+    found = fit_map("temperature", logit, target)
+    assert found.parameters["temperature"] == pytest.approx(factor, rel=0.2)
+    assert found.parameters["centre"] == pytest.approx(centre)
+    assert expit(found.apply(logit)).mean() == pytest.approx(share, abs=0.02)
+
+
+def test_temperature_of_a_separated_tune_part_stays_finite():
+    found = fit_map("temperature", np.array([-1.0, -2.0, 1.0, 2.0]), np.array([0, 0, 1, 1]))
+    assert 0.05 < found.parameters["temperature"] < 2
+
+
+def test_temperature_comes_from_tune_rows_only(scores):
+    table = scores({"a": 1.0})
+    changed = table.copy()
+    test = changed["part"] == "test"
+    changed.loc[test, "target"] = 1 - changed.loc[test, "target"]
+    first, second = (
+        evaluate(t, bootstrap=100).to_dict()["arms"]["a"]["recalibrated"]["maps"]
+        for t in (table, changed)
+    )
+    assert len(first) == 2
+    for one, other in zip(first, second, strict=True):
+        assert one == pytest.approx(other, rel=1e-12)
+
+
+def test_recalibration_mends_over_confidence(scores):
+    table = scores({"a": 0.9}, patients=600)
+    table["logit"] *= 3
+    table["probability"] = 1 / (1 + np.exp(-table["logit"]))
+    arm = evaluate(table, bootstrap=200).to_dict()["arms"]["a"]
+    assert "over-confident" in arm["trust"]
+    assert arm["calibration"]["slope"]["high"] < 1
+    assert abs(arm["recalibrated"]["calibration"]["slope"]["estimate"] - 1) < 0.25
+    assert arm["recalibrated"]["log_loss"]["estimate"] < arm["log_loss"]["estimate"]
+
+
+def test_nothing_leaks_from_models_that_learnt_their_labels_by_heart():
+    """Labels independent of images; every model knows its training labels, tune and test labels are
+    known to others: still noise.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    sums, losses = [], []
+    for seed in range(25):
+        rng = np.random.default_rng(seed)
+        features, target = rng.normal(size=(120, 60)), rng.permutation(np.arange(120) % 2)
+        fold, frames = np.arange(120) // 2 % 4, []
+        for model in range(4):
+            others = rng.permutation(np.flatnonzero(fold != model))
+            tune, train = others[:20], others[20:]
+            fitted = LogisticRegression(C=1.0).fit(features[train], target[train])
+            for part, rows in (("test", np.flatnonzero(fold == model)), ("tune", tune)):
+                logit = fitted.decision_function(features[rows])
+                about = {
+                    "patient": rows,
+                    "image": rows,
+                    "target": target[rows],
+                    "fold": model,
+                    "part": part,
+                    "logit": logit,
+                }
+                frames.append(pd.DataFrame(about))
+        scores, tune = align_arm(check_predictions(pd.concat(frames)))
+        sums.append(youden_sum(scores, tune))
+        losses.append(estimate_of(recalibrate(scores, tune).scores, influence.log_loss).value)
+    assert np.mean(sums) == pytest.approx(1, abs=0.05)
+    assert np.mean(losses) > np.log(2)
