@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from medtransfer.evaluation.metrics.matching import (
-    match,
-)
+from medtransfer.evaluation.metrics.matching import match
 
 
 def draw_boxes(seed: int, images: int = 30, volumes: bool = False):
@@ -87,9 +85,6 @@ def detection_tables(seeds: int = 1, images: int = 90, volumes: bool = False):
         columns=["arm", "seed", "fold", "part", "image", "patient", "label", "target", "logit"],
     )
     return predictions, pd.DataFrame(found), pd.DataFrame(boxes)
-
-
-# Detection
 
 
 def few_detections(seed, images=12, grid=0.0):

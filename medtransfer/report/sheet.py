@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
-from medtransfer.files import write_aside
+from medtransfer.files import write_aside, write_json
 from medtransfer.report.build import load_template
 
 # Groups and images shown of each kind; check.json holds all.
@@ -40,7 +39,7 @@ def build_sheet(
         boxed: by image, uint8 (row, column, 3) with its boxes, and a caption.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_aside(folder / "check.json", json.dumps(findings, indent=1))
+    write_json(folder / "check.json", findings)
     by_hazard: dict[str, list[tuple[str, str]]] = {}
     for row in findings["hazards"]:
         by_hazard.setdefault(row["hazard"], []).append((row["image"], row["detail"]))
