@@ -172,13 +172,13 @@ def _about_seeds(
     if settings.models == "given":
         pass
     elif min(seeds) == 1:
-        known = "nothing here shows it"
+        evidence = "nothing here shows it"
         if covers and "models" not in covers:
             parts = f"{settings.leave_out}s" if "sites" in covers else "folds"
-            known = f"the difference between arms is judged by how the {folds} {parts} vary"
+            evidence = f"the difference between arms is judged by how the {folds} {parts} vary"
         caveats.append(
             "One seed: intervals of single arms are about these models, and do not hold the "
-            f"randomness of training; {known}. Five seeds "
+            f"randomness of training; {evidence}. Five seeds "
             "are advisable below 2,000 images."
         )
     elif min(seeds) < 5 and images < 2000:

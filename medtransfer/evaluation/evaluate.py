@@ -133,16 +133,20 @@ def evaluate(
     else:
         # Of patients with images of several classes none is the one.
         exclusive = exclude_each_other(counted)
-        again = recalibrate_classes(counted) if exclusive else None
+        recalibration = recalibrate_classes(counted) if exclusive else None
         parts = {}
         for label in labels:
-            recalibrated = None if again is None else again[0][again[0]["label"] == label]
+            recalibrated = (
+                None
+                if recalibration is None
+                else recalibration[0][recalibration[0]["label"] == label]
+            )
             cases, images = (of[of["label"] == label] for of in (counted, table))
             parts[label] = _evaluate_label(
                 images, cases, settings, draws, recalibrated, exclusive, hidden
             )
         data = summarise_labels(
-            parts, exclusive, draws, None if again is None else again[1], settings
+            parts, exclusive, draws, None if recalibration is None else recalibration[1], settings
         )
         if exclusive and settings.recalibration != "auto":
             data["warnings"].append(
@@ -152,14 +156,14 @@ def evaluate(
     curve = _count(rows.curve[rows.curve["probability"].notna()], settings, hidden)
     growth, matches = learning_curve(curve, bootstrap, seed) if len(labels) == 1 else ([], [])
     data.setdefault("at_budget", None)
-    more = {
+    curve_entries = {
         "learning_curve": growth,
         "matching_sizes": matches,
         "growth": describe_curve(growth, matches),
         "shift": None,
     }
     data |= {
-        **more,
+        **curve_entries,
         "warnings": [*data["warnings"], *rows.warnings],
         "accounts": [rows.account.to_dict()],
     }
@@ -195,7 +199,7 @@ def _evaluate_label(
     table: pd.DataFrame,
     settings: Settings,
     draws: Draws,
-    again: pd.DataFrame | None = None,
+    together: pd.DataFrame | None = None,
     exclusive: bool = False,
     hidden: Unknown | None = None,
     levelled: Sequence[str] = (),
@@ -209,7 +213,7 @@ def _evaluate_label(
     aligned, left_out = align_scores(table)
     scores = [replace(s, given=settings.models == "given") for s in aligned]
     tunes = [table[(table["arm"] == arm.arm) & (table["part"] == "tune")] for arm in scores]
-    recalibrated = _recalibrated(scores, tunes, settings, again, exclusive)
+    recalibrated = _recalibrated(scores, tunes, settings, together, exclusive)
     after = [r.scores for r in recalibrated if r is not None]
     measured = measure([*scores, *after], draws)
     if settings.leave_out:
@@ -218,35 +222,37 @@ def _evaluate_label(
             for m in measured
         ]
     raw = measured[: len(scores)]
-    rest = iter(measured[len(scores) :])
-    second = [next(rest) if r is not None else None for r in recalibrated]
+    measured_after = iter(measured[len(scores) :])
+    measured_recalibrated = [next(measured_after) if r is not None else None for r in recalibrated]
 
     comparable = [
         None if s.scored else make_comparable(s, tune)
         for s, tune in zip(scores, tunes, strict=True)
     ]
-    last = [r.scores if r else None for r in recalibrated]
+    calibrated = [r.scores if r else None for r in recalibrated]
     decisions = [
         [] if s.scored else decide(s, models, z, settings.aims)
-        for s, models, z in zip(scores, comparable, last, strict=True)
+        for s, models, z in zip(scores, comparable, calibrated, strict=True)
     ]
     sets = [
         conformal_sets(s, models, settings.coverage)
         for s, models in zip(scores, comparable, strict=True)
     ]
-    asked = [d.question for own in decisions for d in own] + [
+    questions = [d.question for of_arm in decisions for d in of_arm] + [
         question for question in sets if question is not None
     ]
-    answers = iter(draw_values(asked, draws))
-    points = [[describe_decision(d, next(answers)["rates"]) for d in own] for own in decisions]
-    covered = [
+    answers = iter(draw_values(questions, draws))
+    points = [
+        [describe_decision(d, next(answers)["rates"]) for d in of_arm] for of_arm in decisions
+    ]
+    set_entries = [
         None if q is None else describe_sets(q, next(answers)["sets"], settings.coverage)
         for q in sets
     ]
 
     arms: dict[str, Any] = {}
     for s, one, two, r, own_points, own_sets in zip(
-        scores, raw, second, recalibrated, points, covered, strict=True
+        scores, raw, measured_recalibrated, recalibrated, points, set_entries, strict=True
     ):
         entry = summarise(one, draws, s.arm)
         entry["recalibrated"] = None
@@ -264,10 +270,10 @@ def _evaluate_label(
         arms[s.arm]["outliers"] = (
             None if s.scored else describe_outliers((two or one).scores, rows, fewest, draws)
         )
-    used = [(two or one).scores for one, two in zip(raw, second, strict=True)]
+    used = [(two or one).scores for one, two in zip(raw, measured_recalibrated, strict=True)]
     benefits, at_threshold = _net_benefit(used, settings, draws)
     first = scores[0]
-    turned = [entry["trust"] for entry in arms.values() if entry["trusted"] == "reversed"]
+    reversed_arms = [entry["trust"] for entry in arms.values() if entry["trusted"] == "reversed"]
     comparisons = _compare(scores, raw, at_threshold, settings, _tune_images(table), levelled)
     covers = {entry["delta_auc"]["covers"] for entry in comparisons}
     data = {
@@ -280,11 +286,11 @@ def _evaluate_label(
         "external_validation": _advise(raw, used, settings),
         "warnings": [
             *left_out,
-            *turned,
+            *reversed_arms,
             *list_caveats(images, scores, recalibrated, settings, covers),
         ],
     }
-    return Evaluated(data, raw, second)
+    return Evaluated(data, raw, measured_recalibrated)
 
 
 def _tune_images(table: pd.DataFrame) -> float:
@@ -299,14 +305,17 @@ def _net_benefit(
     """Of probabilities after recalibration, at the prevalence of the patients they are meant for:
     all thresholds, and the one asked for.
     """
-    there = settings.target_prevalence
-    metrics: dict[str, Metric | Within] = {"all": net_benefit(there)}
+    prevalence = settings.target_prevalence
+    metrics: dict[str, Metric | Within] = {"all": net_benefit(prevalence)}
     if settings.threshold is not None:
-        place, curve = int(np.argmin(np.abs(THRESHOLDS - settings.threshold))), net_benefit(there)
+        place, curve = (
+            int(np.argmin(np.abs(THRESHOLDS - settings.threshold))),
+            net_benefit(prevalence),
+        )
         metrics["one"] = Within(lambda z, y, w: curve(z, y, w)[:, place], "images")
     drawn = iter(
         draw_values(
-            [Question(adjust_scores(s, there), metrics) for s in scores if not s.scored], draws
+            [Question(adjust_scores(s, prevalence), metrics) for s in scores if not s.scored], draws
         )
     )
     answers = [{} if s.scored else next(drawn) for s in scores]
@@ -317,18 +326,18 @@ def _recalibrated(
     scores: Sequence[Scores],
     tunes: Sequence[pd.DataFrame],
     settings: Settings,
-    again: pd.DataFrame | None,
+    together: pd.DataFrame | None,
     exclusive: bool,
 ) -> list[Recalibrated | None]:
-    if again is not None:
-        by_arm = {s.arm: s for s in align_scores(again)[0]}
-        taken = [
+    if together is not None:
+        by_arm = {s.arm: s for s in align_scores(together)[0]}
+        rows_of_arm = [
             by_arm[s.arm].take(_rows_of(by_arm[s.arm], s)) if s.arm in by_arm else None
             for s in scores
         ]
         return [
             None if of is None else Recalibrated(of, "vector", {}, "the classes exclude each other")
-            for of in taken
+            for of in rows_of_arm
         ]
     if exclusive:  # maps of single classes would not add up to 1
         return [None] * len(scores)
@@ -373,12 +382,12 @@ def _advise(
     place = next((place for place, s in enumerate(used) if not s.scored), None)
     if place is None:
         return None
-    one, auc = used[place], raw[place].found["auc"].value
-    there, logit = (
+    one, auc = used[place], raw[place].estimates["auc"].value
+    prevalence, logit = (
         settings.target_prevalence or one.prevalence,
         adjust_scores(one, settings.target_prevalence).logit[0],
     )
-    return {**advise(auc, there, logit, one.target, settings.threshold), "unit": settings.unit}
+    return {**advise(auc, prevalence, logit, one.target, settings.threshold), "unit": settings.unit}
 
 
 def _compare(
@@ -395,7 +404,7 @@ def _compare(
     contestants = []
     for s, one, benefit in zip(scores, raw, benefits, strict=True):
         drawn = one.drawn if benefit is None else {**one.drawn, "net_benefit": benefit}
-        contestants.append(Contestant(s.arm, one.found, drawn, s, one.sites))
+        contestants.append(Contestant(s.arm, one.estimates, drawn, s, one.sites))
     comparisons = compare_arms(contestants, settings.margin, settings.leave_out, tuned, levelled)
     for entry in comparisons if settings.threshold is not None else ():
         entry.setdefault("delta_net_benefit", {**NO_PROBABILITIES, "p": None, "covers": "models"})
@@ -440,11 +449,13 @@ def _other_unit(
     arms, aucs = {}, []
     for s in scores:
         tune = rows[(rows["arm"] == s.arm) & (rows["part"] == "tune")]
-        again = None if exclusive or s.scored else recalibrate(s, tune, method)
+        recalibrated = None if exclusive or s.scored else recalibrate(s, tune, method)
         entry, auc = _main_numbers(s, draws)
         arms[s.arm] = {
             **entry,
-            "recalibrated": None if again is None else _main_numbers(again.scores, draws)[0],
+            "recalibrated": None
+            if recalibrated is None
+            else _main_numbers(recalibrated.scores, draws)[0],
         }
         aucs.append(auc)
     comparisons = []

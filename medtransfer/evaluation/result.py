@@ -62,7 +62,7 @@ class EvaluationReport:
         comparisons `at_budget` and `lesions_at_budget`, of arms that were trained until level, as
         they were before.
         """
-        found = self.data.get("detection", {"arms": {}, "comparisons": []})
+        detection = self.data.get("detection", {"arms": {}, "comparisons": []})
         points = [
             {"arm": arm, **point}
             for arm, entry in self.data["arms"].items()
@@ -94,16 +94,16 @@ class EvaluationReport:
             "learning_curve": self.data["learning_curve"],
             "lesions": [
                 {"arm": arm, "metric": name, **value}
-                for arm, entry in found["arms"].items()
+                for arm, entry in detection["arms"].items()
                 for name, value in entry.items()
                 if isinstance(value, dict) and "estimate" in value
             ],
             "lesion_sizes": [
                 {"arm": arm, **row}
-                for arm, entry in found["arms"].items()
+                for arm, entry in detection["arms"].items()
                 for row in entry["by_size"]
             ],
-            "lesion_comparisons": found["comparisons"],
+            "lesion_comparisons": detection["comparisons"],
             "at_budget": [entry for entry in self._at_budget if "delta_auc" in entry],
             "lesions_at_budget": [entry for entry in self._at_budget if "delta_ap_50" in entry],
         }
@@ -124,13 +124,13 @@ class EvaluationReport:
         of each arm.
         """
         verdicts = headline(self.data)
-        if found := self.data.get("detection"):
+        if detection := self.data.get("detection"):
             verdicts += [
                 str(entry["verdict"])
-                for entry in (*found["comparisons"], *self._at_budget)
+                for entry in (*detection["comparisons"], *self._at_budget)
                 if "delta_ap_50" in entry
             ]
-            verdicts += [describe_detector(arm, entry) for arm, entry in found["arms"].items()]
+            verdicts += [describe_detector(arm, entry) for arm, entry in detection["arms"].items()]
             if self.one_class:  # of images with a lesion against those without nothing can be said
                 return verdicts
         verdicts += [

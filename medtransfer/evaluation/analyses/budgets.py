@@ -94,7 +94,9 @@ def evaluate_at_budget(
             replace(m, sites=by_site(m.scores, draws.codes(m.scores.patients), len(draws.patients)))
             for m in measured
         ]
-    contestants = [Contestant(m.scores.arm, m.found, m.drawn, m.scores, m.sites) for m in measured]
+    contestants = [
+        Contestant(m.scores.arm, m.estimates, m.drawn, m.scores, m.sites) for m in measured
+    ]
     comparisons = compare_arms(
         contestants, settings.margin, settings.leave_out, tuned, levelled, at_budget=True
     )

@@ -34,7 +34,7 @@ class Contestant:
 
     Attributes:
         name: of the arm.
-        found: estimates with their influences; `auc`, and of probabilities `brier`, `log_loss`,
+        estimates: with their influences; `auc`, and of probabilities `brier`, `log_loss`,
             `slope`.
         drawn: metrics with their draws; `auc`, and those of `_FROM_DRAWS` that are there.
         scores: for the differences within folds; None where several labels were averaged.
@@ -42,7 +42,7 @@ class Contestant:
     """
 
     name: str
-    found: dict[str, Estimate]
+    estimates: dict[str, Estimate]
     drawn: dict[str, Drawn]
     scores: Scores | None = None
     sites: BySite | None = None
@@ -84,18 +84,18 @@ def compare_arms(
             **describe_budgets((a.name, b.name), levelled, at_budget),
         }
         for metric in _FROM_INFLUENCE:
-            if metric in a.found and metric in b.found:
+            if metric in a.estimates and metric in b.estimates:
                 entry[f"delta_{metric}"] = _describe(
-                    a.found[metric] - b.found[metric], widest=_LARGEST
+                    a.estimates[metric] - b.estimates[metric], widest=_LARGEST
                 )
             else:
                 entry[f"delta_{metric}"] = {**NO_PROBABILITIES, "p": None, "covers": "models"}
         for metric in _FROM_DRAWS:
             if metric in a.drawn and metric in b.drawn:
                 entry[f"delta_{metric}"] = _describe(a.drawn[metric] - b.drawn[metric])
-        difference = a.found["auc"] - b.found["auc"]
+        difference = a.estimates["auc"] - b.estimates["auc"]
         _add_auc(entry, difference, a.drawn["auc"] - b.drawn["auc"])
-        value = (a.found["auc"].value, b.found["auc"].value)
+        value = (a.estimates["auc"].value, b.estimates["auc"].value)
         over_sites = (
             meta_difference(a.sites, b.sites)
             if a.sites and b.sites and difference.cells is not None
@@ -137,8 +137,14 @@ def describe_budgets(
     """What a comparison says of budgets: `levelled`, the arms of it that were trained until level,
     or `at_budget`.
     """
-    those = [arm for arm in arms if arm in levelled]
-    return {"at_budget": True} if at_budget else {"levelled": those} if those else {}
+    levelled_of_pair = [arm for arm in arms if arm in levelled]
+    return (
+        {"at_budget": True}
+        if at_budget
+        else {"levelled": levelled_of_pair}
+        if levelled_of_pair
+        else {}
+    )
 
 
 def _describe(difference: Estimate | Drawn, **bounds: float) -> dict[str, Any]:
@@ -165,13 +171,13 @@ def describe_test(difference: Estimate | Drawn) -> dict[str, Any]:
     parts, models = judged_by(difference), difference.models_alone
     alone = difference.interval(parts=models)
     variance = sum(part.variance for part in parts)
-    seen = np.isfinite(variance) and variance > 0
+    measurable = np.isfinite(variance) and variance > 0
     return {
         "p": difference.p_value(parts),
         "covers": _covers(difference),
         "models": {"low": alone["low"], "high": alone["high"], "p": difference.p_value(models)},
         "detectable": float((quantile(parts) + quantile(parts, _POWER)) * np.sqrt(variance))
-        if seen
+        if measurable
         else None,
     }
 
@@ -182,10 +188,10 @@ def _add_auc(entry: dict[str, Any], difference: Estimate, drawn: Drawn) -> None:
     """
     delta = entry["delta_auc"]
     delta |= describe_test(difference)
-    again = ", and between trainings" if delta["covers"] == "training" else ""
+    between_trainings = ", and between trainings" if delta["covers"] == "training" else ""
     delta["method"] = (
         "within models, paired DeLong over "
-        f"patients{', clustered' if difference.clustered else ''}{again}"
+        f"patients{', clustered' if difference.clustered else ''}{between_trainings}"
     )
     bootstrap = drawn.interval(parts=drawn.models_alone)
     delta["bootstrap"] = {
@@ -194,9 +200,9 @@ def _add_auc(entry: dict[str, Any], difference: Estimate, drawn: Drawn) -> None:
         "p": drawn.p_value(drawn.models_alone),
     }
     patients = difference.of_patients
-    known = np.isfinite(difference.value) and np.isfinite(patients) and patients > 0
+    measurable = np.isfinite(difference.value) and np.isfinite(patients) and patients > 0
     delta["p_delong"] = (
-        float(2 * norm.sf(abs(difference.value) / np.sqrt(patients))) if known else None
+        float(2 * norm.sf(abs(difference.value) / np.sqrt(patients))) if measurable else None
     )
 
 

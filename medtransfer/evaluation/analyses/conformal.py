@@ -111,8 +111,8 @@ def describe_sets(question: Question, shares: Drawn, coverage: float) -> dict[st
     truth, everyone = scores.target == 1, np.ones(len(scores.target), bool)
     names = {"coverage": everyone, "coverage_positive": truth, "coverage_negative": ~truth}
     names |= dict.fromkeys(("certain", "uncertain", "empty"), everyone)
-    found = {
+    shares_of = {
         name: share_interval(shares[i], len(set(scores.patients[rows])))
         for i, (name, rows) in enumerate(names.items())
     }
-    return {"asked": coverage, **found}
+    return {"asked": coverage, **shares_of}

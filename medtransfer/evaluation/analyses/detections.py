@@ -168,8 +168,8 @@ def _calibrate(
         fitted = fit_maps(
             "platt", score[allowed], hit[allowed].astype(int), 1 / models[allowed], model[allowed]
         )
-        chosen = fitted.get(numbers.get(key, -1), fitted[-1])
-        maps[key] = partial(_apply, chosen)
+        recalibration = fitted.get(numbers.get(key, -1), fitted[-1])
+        maps[key] = partial(_apply, recalibration)
     return maps
 
 

@@ -104,10 +104,10 @@ def learning_curve(
     rng = np.random.default_rng([seed, 3])
     entries, curves = [], {}
     for arm in dict.fromkeys(s.arm for s in scores):
-        mine = [i for i, s in enumerate(scores) if s.arm == arm]
+        places_of_arm = [i for i, s in enumerate(scores) if s.arm == arm]
         # Several seeds of one draw do not show how draws vary.
-        episodes = len(scores[mine[0]].seeds) if draws_of > 1 else 1
-        for i in mine:
+        episodes = len(scores[places_of_arm[0]].seeds) if draws_of > 1 else 1
+        for i in places_of_arm:
             values = {
                 name: drawn[i][name].interval("logit" if name == "auc" else "identity", least=0.0)
                 for name in _METRICS
@@ -124,13 +124,13 @@ def learning_curve(
                     **values,
                 }
             )
-        places = np.array([sizes[i] for i in mine], float)
+        places = np.array([sizes[i] for i in places_of_arm], float)
         aucs, columns = (
-            np.array([drawn[i]["auc"].value for i in mine]),
-            [_with_episodes(drawn[i]["auc"], rng) for i in mine],
+            np.array([drawn[i]["auc"].value for i in places_of_arm]),
+            [_with_episodes(drawn[i]["auc"], rng) for i in places_of_arm],
         )
         curves[arm] = Curve(places, aucs, np.stack(columns, 1), episodes > 1)
-        if len(mine) >= _FEWEST_SIZES:
+        if len(places_of_arm) >= _FEWEST_SIZES:
             beyond = places[-1] * np.array(_BEYOND)
             values, further = (
                 extrapolate(places, aucs[None], beyond)[0],
@@ -156,10 +156,10 @@ def learning_curve(
 
 def _quantiles(estimate: float, draws: Float) -> dict[str, Any]:
     """95 % of the draws; they are skewed where the law meets 1."""
-    known = draws[np.isfinite(draws)]
-    if not np.isfinite(estimate) or len(known) < 0.9 * len(draws):
+    finite = draws[np.isfinite(draws)]
+    if not np.isfinite(estimate) or len(finite) < 0.9 * len(draws):
         return no_interval("not estimable: too few draws can be fitted")
-    low, high = np.quantile(known, [0.025, 0.975])
+    low, high = np.quantile(finite, [0.025, 0.975])
     return {"estimate": estimate, "low": float(max(0.0, low)), "high": float(min(1.0, high))}
 
 
@@ -182,12 +182,12 @@ def _with_episodes(auc: Drawn, rng: np.random.Generator) -> Float:
     draws = auc.mean
     shared, *between = auc.parts if len(auc.draws) > 1 else auc.models_alone
     spread = float(np.nanstd(draws))
-    moved = auc.value + (draws - np.nanmean(draws)) * (
+    rescaled = auc.value + (draws - np.nanmean(draws)) * (
         np.sqrt(shared.variance) / spread if spread > 0 else 1.0
     )
     for part in between:
-        moved = moved + np.sqrt(part.variance) * rng.standard_t(part.freedom, len(moved))
-    return np.asarray(moved, np.float64)
+        rescaled = rescaled + np.sqrt(part.variance) * rng.standard_t(part.freedom, len(rescaled))
+    return np.asarray(rescaled, np.float64)
 
 
 def _slope(scores: Scores, draws: Draws) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def match_sizes(curves: dict[str, Curve]) -> list[dict[str, Any]]:
         None where the law never gets there; `within` says whether the estimate lies within four
         times the largest size that was run. Only where the other arm is ahead.
     """
-    found = []
+    matches = []
     for arm, other in permutations(curves, 2):
         a, b = curves[arm], curves[other]
         if len(a.sizes) < _FEWEST_SIZES:
@@ -213,8 +213,8 @@ def match_sizes(curves: dict[str, Curve]) -> list[dict[str, Any]]:
         level, rise, power = _fit(a.sizes, np.concatenate([a.estimate[None], a.drawn]))
         for column, size in enumerate(b.sizes):
             goals = np.concatenate([b.estimate[None], b.drawn])[:, column]
-            mine = a.estimate[a.sizes == size]
-            if len(mine) and mine[0] >= goals[0]:
+            at_size = a.estimate[a.sizes == size]
+            if len(at_size) and at_size[0] >= goals[0]:
                 continue
             with np.errstate(invalid="ignore", divide="ignore"):
                 needed = np.where(goals < level, (rise / (level - goals)) ** (1 / power), np.inf)
@@ -231,7 +231,7 @@ def match_sizes(curves: dict[str, Curve]) -> list[dict[str, Any]]:
             if not (a.shown and b.shown):
                 entry |= {"low": None, "high": None}
             within = bool(needed[0] <= _BEYOND[-1] * a.sizes[-1])
-            found.append(
+            matches.append(
                 {
                     "arm": arm,
                     "to_match": other,
@@ -241,7 +241,7 @@ def match_sizes(curves: dict[str, Curve]) -> list[dict[str, Any]]:
                     "shown": a.shown and b.shown,
                 }
             )
-    return found
+    return matches
 
 
 def extrapolate(sizes: Float, values: Float, beyond: Float) -> Float:
@@ -262,7 +262,7 @@ def extrapolate(sizes: Float, values: Float, beyond: Float) -> Float:
 def _fit(sizes: Float, values: Float) -> tuple[Float, Float, Float]:
     """(curve,) each: a, b, c."""
     best = np.full(len(values), np.inf)
-    found = np.full((3, len(values)), np.nan)
+    parameters = np.full((3, len(values)), np.nan)
     for exponent in _EXPONENTS:
         x = -(sizes**-exponent)
         slope = np.maximum(
@@ -278,10 +278,10 @@ def _fit(sizes: Float, values: Float) -> tuple[Float, Float, Float]:
         error = np.square(values - (level[:, None] + slope[:, None] * x)).sum(1)
         better = error < best
         best[better] = error[better]
-        found[:, better] = np.stack(
+        parameters[:, better] = np.stack(
             [level[better], slope[better], np.full(int(better.sum()), exponent)]
         )
-    return found[0], found[1], found[2]
+    return parameters[0], parameters[1], parameters[2]
 
 
 def describe_curve(entries: list[dict[str, Any]], matches: list[dict[str, Any]]) -> list[str]:
@@ -290,26 +290,26 @@ def describe_curve(entries: list[dict[str, Any]], matches: list[dict[str, Any]])
     """
     sentences = []
     for arm in dict.fromkeys(entry["arm"] for entry in entries):
-        mine = [
+        of_arm = [
             entry
             for entry in entries
             if entry["arm"] == arm and entry["auc"]["estimate"] is not None
         ]
-        seen, beyond = (
-            [entry for entry in mine if entry["extrapolated"] == kind] for kind in (False, True)
+        measured, extrapolated = (
+            [entry for entry in of_arm if entry["extrapolated"] == kind] for kind in (False, True)
         )
-        if not seen:
+        if not measured:
             continue
-        last = seen[-1]
+        last = measured[-1]
         text = (
             f"Learning curve of {arm}: AUC {last['auc']['estimate']:.3f} with {last['size']} "
             "patients per class"
         )
-        if beyond:
-            auc = beyond[-1]["auc"]
+        if extrapolated:
+            auc = extrapolated[-1]["auc"]
             text += (
-                f"; about {format_interval(auc)} is to be expected with {beyond[-1]['size']}, if "
-                "it goes on as it began"
+                f"; about {format_interval(auc)} is to be expected with {extrapolated[-1]['size']}, "
+                "if it goes on as it began"
             )
         sentences.append(text + ".")
     largest: dict[tuple[str, str], dict[str, Any]] = {}

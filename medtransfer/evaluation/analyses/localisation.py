@@ -94,15 +94,18 @@ def _draw(
 ) -> dict[str, Drawn]:
     axes = len(columns) // 2
     by_seed, values = [], []
-    for _, own in rows.groupby("seed", sort=True):
+    for _, of_seed in rows.groupby("seed", sort=True):
         points, boxes = (
-            own[["x", "y", "z"][:axes]].to_numpy(float),
-            own[list(columns)].to_numpy(float),
+            of_seed[["x", "y", "z"][:axes]].to_numpy(float),
+            of_seed[list(columns)].to_numpy(float),
         )
         measured = np.array(
-            [_measure(p, b, truth[i]) for p, b, i in zip(points, boxes, own["image"], strict=True)]
+            [
+                _measure(p, b, truth[i])
+                for p, b, i in zip(points, boxes, of_seed["image"], strict=True)
+            ]
         )
-        codes = draws.codes(own["patient"].astype(str).to_numpy(object))
+        codes = draws.codes(of_seed["patient"].astype(str).to_numpy(object))
         total = np.stack(
             [np.bincount(codes, column, len(draws.patients)) for column in measured.T], 1
         )

@@ -61,13 +61,13 @@ class Measured:
 
     Attributes:
         scores: of an arm, as trained or recalibrated.
-        found: estimates with their influences.
+        estimates: with their influences.
         drawn: metrics with their draws.
         sites: the AUC of every site, where a fold leaves one out.
     """
 
     scores: Scores
-    found: dict[str, Estimate]
+    estimates: dict[str, Estimate]
     drawn: dict[str, Drawn]
     sites: BySite | None = None
 
@@ -133,16 +133,22 @@ def summarise(measured: Measured, draws: Draws, name: str) -> dict[str, Any]:
         },
     }
     curves = {"roc": dis.roc_curve(scores), "precision_recall": dis.precision_recall_curve(scores)}
-    rest, more = _of_no_probabilities(name) if scores.scored else _of_probabilities(measured, draws)
+    of_probabilities, more_curves = (
+        _of_no_probabilities(name) if scores.scored else _of_probabilities(measured, draws)
+    )
     entry = {
         **ranks,
-        **rest,
+        **of_probabilities,
         "pooled": _pooled(scores, draws.codes(scores.patients), len(draws.patients)),
     }
     if not scores.scored:
-        told = trust(name, entry)
-        entry |= {"trust": told["sentence"], "trusted": told["status"], "faults": told["faults"]}
-    return {**entry, "scored": scores.scored, "curves": {**curves, **more}}
+        verdict = trust(name, entry)
+        entry |= {
+            "trust": verdict["sentence"],
+            "trusted": verdict["status"],
+            "faults": verdict["faults"],
+        }
+    return {**entry, "scored": scores.scored, "curves": {**curves, **more_curves}}
 
 
 def _of_no_probabilities(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -174,7 +180,7 @@ def _of_no_probabilities(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _of_probabilities(measured: Measured, draws: Draws) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the entry of an arm says of its probabilities, and the curves of them."""
-    scores, found, drawn = measured.scores, measured.found, measured.drawn
+    scores, estimates, drawn = measured.scores, measured.estimates, measured.drawn
     codes = draws.codes(scores.patients)
     rng = np.random.default_rng([draws.seed, 2])
     null = cal.null_errors(scores, codes, min(draws.number, _NULL_DRAWS), rng)
@@ -188,14 +194,14 @@ def _of_probabilities(measured: Measured, draws: Draws) -> tuple[dict[str, Any],
     parts = drawn["corp"]
     joint, between = cal.joint_p_value(scores, codes)
     entry: dict[str, Any] = {
-        "brier": found["brier"].interval(least=0.0, greatest=1.0),
-        "brier_skill": found["brier_skill"].interval(greatest=1.0),
+        "brier": estimates["brier"].interval(least=0.0, greatest=1.0),
+        "brier_skill": estimates["brier_skill"].interval(greatest=1.0),
         "brier_parts": {
             "miscalibration": _beside_chance(float(parts.value[0]), null["miscalibration"]),
             "discrimination": parts[1].interval(least=0.0, greatest=_HIGHEST_VARIANCE),
             "uncertainty": parts[2].interval(least=0.0, greatest=_HIGHEST_VARIANCE),
         },
-        "log_loss": found["log_loss"].interval(least=0.0),
+        "log_loss": estimates["log_loss"].interval(least=0.0),
         "ece": {
             **_beside_chance(float(ece), null["ece"]),
             "bins": max(len(cal.bin_edges(logit)) for logit in scores.logit) + 1,
@@ -203,9 +209,9 @@ def _of_probabilities(measured: Measured, draws: Draws) -> tuple[dict[str, Any],
         "l2_ece": drawn["l2_ece"].interval(least=0.0, greatest=1.0),
         "smooth_ece": _beside_chance(float(smooth), null["smooth_ece"]),
         "calibration": {
-            "intercept": found["intercept"].interval(widest=WIDEST),
-            "slope": found["slope"].interval(widest=WIDEST),
-            "observed_expected": found["observed_expected"].interval("log"),
+            "intercept": estimates["intercept"].interval(widest=WIDEST),
+            "slope": estimates["slope"].interval(widest=WIDEST),
+            "observed_expected": estimates["observed_expected"].interval("log"),
             "joint_p": joint,
             "between_models_p": between,
             "by_model": _by_model(scores),
@@ -251,10 +257,10 @@ def _by_model(scores: Scores) -> list[dict[str, Any]]:
             name: ESTIMATORS[name][0](*of)[0]
             for name in ("intercept", "slope", "observed_expected")
         }
-        known = {
+        finite = {
             name: float(value) if np.isfinite(value) else None for name, value in numbers.items()
         }
-        rows.append({"seed": scores.seeds[row], "fold": fold, **known})
+        rows.append({"seed": scores.seeds[row], "fold": fold, **finite})
     return rows
 
 
@@ -267,11 +273,11 @@ def _pooled(scores: Scores, codes: Int, count: int) -> dict[str, Any] | None:
     together = replace(scores, fold=np.zeros_like(scores.fold))
     one = scores.weight[None]
     precision = [dis.weighted_average_precision(z, scores.target, one)[0] for z in scores.logit]
-    known = float(np.mean(precision)) if np.isfinite(precision).all() else None
+    mean_precision = float(np.mean(precision)) if np.isfinite(precision).all() else None
     auc = dis.auc_interval(estimate(together, codes, count, influence.auc, "pairs"))
     return {
         "auc": auc,
-        "average_precision": no_interval("no interval: pooled over models", known),
+        "average_precision": no_interval("no interval: pooled over models", mean_precision),
     }
 
 
@@ -313,8 +319,8 @@ def _chance(scores: Scores) -> float:
 
 
 def _auc(measured: Measured) -> dict[str, Any]:
-    scores, found = measured.scores, measured.found["auc"]
-    entry = dis.auc_interval(found)
+    scores, auc = measured.scores, measured.estimates["auc"]
+    entry = dis.auc_interval(auc)
     bootstrap = measured.drawn["auc"].interval("logit", 0.0, 1.0)
     entry["bootstrap"] = {"low": bootstrap["low"], "high": bootstrap["high"]}
     by_model = {
@@ -335,20 +341,20 @@ def _auc(measured: Measured) -> dict[str, Any]:
         {"fold": fold, "auc": value if np.isfinite(value) else None}
         for fold, value in means.items()
     ]
-    known = [value for value in means.values() if np.isfinite(value)]
-    entry["fold_mean"] = float(np.mean(known)) if known and len(known) == len(folds) else None
+    finite = [value for value in means.values() if np.isfinite(value)]
+    entry["fold_mean"] = float(np.mean(finite)) if finite and len(finite) == len(folds) else None
     return entry
 
 
 def describe_briefly(measured: Measured) -> dict[str, Any]:
     """The main numbers of an arm with their intervals."""
-    found, drawn = measured.found, measured.drawn
+    estimates, drawn = measured.estimates, measured.drawn
     return {
-        "auc": put_over_sites(dis.auc_interval(found["auc"]), measured.sites),
+        "auc": put_over_sites(dis.auc_interval(estimates["auc"]), measured.sites),
         "average_precision": drawn["average_precision"].interval("logit", 0.0, 1.0),
-        "brier": interval_of(found, "brier", least=0.0, greatest=1.0),
-        "log_loss": interval_of(found, "log_loss", least=0.0),
-        "slope": interval_of(found, "slope", widest=WIDEST),
+        "brier": interval_of(estimates, "brier", least=0.0, greatest=1.0),
+        "log_loss": interval_of(estimates, "log_loss", least=0.0),
+        "slope": interval_of(estimates, "slope", widest=WIDEST),
     }
 
 

@@ -130,14 +130,14 @@ def meta_difference(a: BySite, b: BySite) -> dict[str, Any] | None:
     difference, which is theirs.
     """
     pairs = [(x, y, x - y) for (_, x), (_, y) in zip(a, b, strict=True) if min(x.members[:2]) > 1]
-    known = [
+    figures = [
         (x.value, y.value, d.value, d.variance)
         for x, y, d in pairs
         if np.isfinite(d.value) and d.variance > 0
     ]
-    if len(known) < _FEWEST:
+    if len(figures) < _FEWEST:
         return None
-    first, second, difference, variance = np.array(known).T
+    first, second, difference, variance = np.array(figures).T
     pooled = pool_sites(difference, variance)
     arms = [_weigh_sites(values, variance + pooled["between"])[0] for values in (first, second)]
     t = [float(student.ppf(q, pooled["freedom"])) for q in (0.975, 0.8)]
@@ -148,7 +148,7 @@ def meta_difference(a: BySite, b: BySite) -> dict[str, Any] | None:
         "p": pooled["p"],
         "error": pooled["error"],
         "freedom": pooled["freedom"],
-        "left_out": len(pairs) - len(known),
+        "left_out": len(pairs) - len(figures),
         "new_site": {"low": max(-1.0, pooled["new_low"]), "high": min(1.0, pooled["new_high"])},
         "detectable": sum(t) * pooled["error"],
         "of_arms": arms,

@@ -73,10 +73,10 @@ def describe_outliers(
     members = len(np.unique(codes[flag.any(0)]))
     if members < FEWEST:
         reason = f"{members} patients have such an image, and {FEWEST} are needed"
-        told = no_interval(reason, flagged.value if np.isfinite(flagged.value) else None)
+        too_few = no_interval(reason, flagged.value if np.isfinite(flagged.value) else None)
         return {
             "flagged": share.interval(least=0.0),
-            "brier_flagged": told,
+            "brier_flagged": too_few,
             "brier_others": others.interval(least=0.0),
             "difference": no_interval(reason),
         }
@@ -122,9 +122,9 @@ def _brier_where(flagged: bool) -> influence.Estimator:
         weight: Float,
         model: NDArray[Any],  # noqa: ARG001
     ) -> tuple[float, Float]:
-        chosen = weight * ((coded >= 2) == flagged)
-        if chosen.sum() == 0:
+        group_weight = weight * ((coded >= 2) == flagged)
+        if group_weight.sum() == 0:
             return float("nan"), np.zeros(len(coded))
-        return influence.mean(np.where(coded >= 2, coded - 2, coded), chosen)
+        return influence.mean(np.where(coded >= 2, coded - 2, coded), group_weight)
 
     return estimator

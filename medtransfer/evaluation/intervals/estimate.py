@@ -147,11 +147,15 @@ class Estimate(OverTrainings):
         if min(positives, negatives) >= _MANY and not self.clustered:
             return (Part(variance, np.inf),)
         pair = [(of_positive, positives - 1), (of_negative, negatives - 1)]
-        known = [(part, freedom) for part, freedom in pair if part > 0 and freedom > 0]
+        parts = [
+            (component, freedom) for component, freedom in pair if component > 0 and freedom > 0
+        ]
         # In shares of the largest, whose squares are numbers whatever the scale.
-        largest = max((part for part, _ in known), default=0.0)
+        largest = max((component for component, _ in parts), default=0.0)
         shares = (
-            [(part / largest, freedom) for part, freedom in known] if np.isfinite(largest) else []
+            [(component / largest, freedom) for component, freedom in parts]
+            if np.isfinite(largest)
+            else []
         )
         freedom = (
             sum(share for share, _ in shares) ** 2

@@ -80,8 +80,11 @@ class Draws:
         strata = np.zeros(count, np.int64) if self.strata is None else self.strata
         order = np.argsort(strata, kind="stable")
         sizes = np.bincount(strata)
-        taken = np.where(sizes > 1, sizes - 1, sizes)
-        first, size_of = np.repeat(np.cumsum(sizes) - sizes, taken), np.repeat(sizes, taken)
+        number_drawn = np.where(sizes > 1, sizes - 1, sizes)
+        first, size_of = (
+            np.repeat(np.cumsum(sizes) - sizes, number_drawn),
+            np.repeat(sizes, number_drawn),
+        )
         step = max(1, _CHUNK // max(width, count))
         for start in range(0, self.number, step):
             rows = slice(start, min(start + step, self.number))
@@ -296,10 +299,10 @@ class Drawn(OverTrainings):
     @cached_property
     def _covariance(self) -> Float:
         """(seed, seed), over the draws in which every seed has a value."""
-        known = self._known
+        finite = self._known
         return (
-            np.atleast_2d(np.cov(known))
-            if known is not None
+            np.atleast_2d(np.cov(finite))
+            if finite is not None
             else np.full((len(self.draws),) * 2, np.nan)
         )
 
@@ -347,22 +350,22 @@ def draw_values(questions: Sequence[Question], draws: Draws) -> list[dict[str, D
         ),
         default=1,
     )
-    found: list[dict[str, list[list[Float]]]] = [
+    collected: list[dict[str, list[list[Float]]]] = [
         {name: [[] for _ in q.scores.seeds] for name in q.metrics} for q in questions
     ]
     for _, counts in draws.chunks(2 * widest):
-        turned = np.ascontiguousarray(counts.T)
-        for question, seeds, values in zip(questions, tables, found, strict=True):
+        by_patient = np.ascontiguousarray(counts.T)
+        for question, seeds, values in zip(questions, tables, collected, strict=True):
             for seed, kinds in enumerate(seeds):
                 for within, parts in kinds.items():
                     weights = [
-                        np.ascontiguousarray((table.weight.T @ turned).T) for table, _ in parts
+                        np.ascontiguousarray((table.weight.T @ by_patient).T) for table, _ in parts
                     ]
                     for name, metric in question.metrics.items():
                         if isinstance(metric, Within) == within:
                             values[name][seed].append(_join(name, metric, parts, weights))
     answers = []
-    for question, values in zip(questions, found, strict=True):
+    for question, values in zip(questions, collected, strict=True):
         by_seed, cells = estimates(question), _cells(question)
         freedom = _freedom(question.scores)
         answers.append(
@@ -393,13 +396,13 @@ def _join(
 ) -> Float:
     """A metric over the draws: of all rows, or the mean of models."""
     if not isinstance(metric, Within):
-        (table, moved), (weight,) = parts[0], weights
+        (table, correction), (weight,) = parts[0], weights
         return np.asarray(
-            metric(table.logit, table.target, weight) + moved.get(name, 0.0), np.float64
+            metric(table.logit, table.target, weight) + correction.get(name, 0.0), np.float64
         )
     values = [
-        metric.metric(t.logit, t.target, w) + moved.get(name, 0.0)
-        for (t, moved), w in zip(parts, weights, strict=True)
+        metric.metric(t.logit, t.target, w) + correction.get(name, 0.0)
+        for (t, correction), w in zip(parts, weights, strict=True)
     ]
     return _mean_of_models(
         values,
@@ -431,12 +434,12 @@ def _tabulate_all(
         kinds: dict[bool, list[tuple[Table, dict[str, Any]]]] = {
             within: [] for within in question.kinds
         }
-        for within, own in kinds.items():
+        for within, tables_of in kinds.items():
             for inside in question.parts(seed, within):
                 table = tabulate(
                     z[inside], s.target[inside], s.weight[inside], codes[inside], count
                 )
-                own.append((table, _moved(question, within, table, z[inside], inside)))
+                tables_of.append((table, _moved(question, within, table, z[inside], inside)))
         tables.append(kinds)
     return tables
 
@@ -503,10 +506,12 @@ def bands(values: Float) -> tuple[Float, Float]:
     """2.5 and 97.5 % quantiles of the draws at each place, (draw, place) -> (place,) each; NaN
     where no draw has a value.
     """
-    known = np.isfinite(values).any(0)
+    has_value = np.isfinite(values).any(0)
     low, high = np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
-    if known.any():
-        low[known], high[known] = np.nanquantile(values[:, known], [0.025, 0.975], axis=0)
+    if has_value.any():
+        low[has_value], high[has_value] = np.nanquantile(
+            values[:, has_value], [0.025, 0.975], axis=0
+        )
     return low, high
 
 

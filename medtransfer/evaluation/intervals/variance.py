@@ -66,8 +66,10 @@ class Cells:
 
     def known(self) -> tuple[Float, Float]:
         """Values (seed, fold) and shares (fold,) of the folds in which every model has a value."""
-        there = np.isfinite(self.estimates).all(0) & (self.mass > 0)
-        return self.estimates[:, there], self.mass[there] / max(self.mass[there].sum(), 1e-300)
+        complete = np.isfinite(self.estimates).all(0) & (self.mass > 0)
+        return self.estimates[:, complete], self.mass[complete] / max(
+            self.mass[complete].sum(), 1e-300
+        )
 
 
 class OverTrainings(ABC):
@@ -180,7 +182,7 @@ def trained_again(
     """
     folds = between_folds(cells)
     if folds is None or not seeds:
-        again = (*shared, *seeds) if seeds else () if folds is None else (folds,)
+        parts = (*shared, *seeds) if seeds else () if folds is None else (folds,)
     else:
         freedom = _pooled_freedom(seeds)
         total = freedom + folds.freedom
@@ -189,8 +191,8 @@ def trained_again(
             / total,
             total,
         )
-        again = (*(Part(part.variance * freedom / total, part.freedom) for part in shared), mixed)
-    return max(again, alone, key=_half_width) if again else ()
+        parts = (*(Part(part.variance * freedom / total, part.freedom) for part in shared), mixed)
+    return max(parts, alone, key=_half_width) if parts else ()
 
 
 def _pooled_freedom(parts: Sequence[Part]) -> float:
@@ -237,14 +239,14 @@ def two_sided_p(ratio: float, parts: Sequence[Part]) -> float:
     """
     if not np.isfinite(ratio):
         return 0.0 if ratio > 0 else float("nan")
-    known = [part for part in parts if part.variance > 0]
-    if len({part.freedom for part in known}) == 1:
-        return float(2 * student.sf(ratio, known[0].freedom))
+    positive = [part for part in parts if part.variance > 0]
+    if len({part.freedom for part in positive}) == 1:
+        return float(2 * student.sf(ratio, positive[0].freedom))
     if ratio < _ZERO:
         return 1.0
 
     def excess(log_p: float) -> float:
-        return _quantile_at(known, float(np.exp(log_p))) - ratio
+        return _quantile_at(positive, float(np.exp(log_p))) - ratio
 
     # From a p that nobody tells from 0 up to 1.
     return (

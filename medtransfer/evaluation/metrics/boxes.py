@@ -143,9 +143,10 @@ def measure_model(detections: Detections, truth: Truth, counts: Float, bins: Int
         weight = counts[:, truth.owner] * (bins == place)
         with np.errstate(invalid="ignore"):
             by_size.append((weight * caught).sum(1) / weight.sum(1))
-    known = np.isfinite(detections.chance)
+    calibrated = np.isfinite(detections.chance)
     expected, observed = (
-        weights[:, known] @ v[known] for v in (detections.chance, detections.hit.astype(float))
+        weights[:, calibrated] @ v[calibrated]
+        for v in (detections.chance, detections.hit.astype(float))
     )
     return np.stack([*precision, *sensitivity.T, *by_size, expected, observed], 1)
 

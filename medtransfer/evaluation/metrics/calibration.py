@@ -263,10 +263,10 @@ def joint_p_value(scores: Scores, codes: Int) -> tuple[float | None, float | Non
         test(np.asarray(np.bincount(number, r), np.float64), of, np.eye(len(mass))[number])
         for r, of in zip(residual, p, strict=True)
     ]
-    known = [single for single in singles if single is not None]
-    if len(known) < len(singles):
+    p_values = [single for single in singles if single is not None]
+    if len(p_values) < len(singles):
         return first, None
-    between = min(1.0, min(known) * len(known) / (1 - _OF_LEVEL))
+    between = min(1.0, min(p_values) * len(p_values) / (1 - _OF_LEVEL))
     return min(first / _OF_LEVEL, between), between
 
 
@@ -293,11 +293,11 @@ def _residual_spectrum(logit: Float, target: NDArray[Any], weights: Float) -> Fl
     probability = expit(logit)
     # Shared between the two nearest cells, so that the grid shifts nothing.
     place = np.clip(probability * _CELLS - 0.5, 0, _CELLS - 1)
-    left = np.minimum(place.astype(int), _CELLS - 2)
-    share = place - left
+    lower = np.minimum(place.astype(int), _CELLS - 2)
+    share = place - lower
     residual = weights * (target - probability)
     mass = np.zeros((len(weights), _CELLS))
-    for at, part in ((left, 1 - share), (left + 1, share)):
+    for at, part in ((lower, 1 - share), (lower + 1, share)):
         order = np.argsort(at, kind="stable")
         starts = np.flatnonzero(np.r_[True, np.diff(at[order]) > 0])
         mass[:, at[order][starts]] += np.add.reduceat((residual * part)[:, order], starts, axis=1)
@@ -364,20 +364,20 @@ def curve_metric(logit: Float) -> Callable[[Float, NDArray[Any], Float], Float]:
     grid = curve_grid(logit)
     near = max(2, int(np.ceil(2 / 3 * len(probability))))
     # Width of the neighbourhood of every point: the distance to its farthest neighbour.
-    left = np.clip(np.searchsorted(probability, grid) - near, 0, len(probability) - near)
+    lower = np.clip(np.searchsorted(probability, grid) - near, 0, len(probability) - near)
     width = np.empty(len(grid))
     for i, point in enumerate(grid):
-        window = np.arange(left[i], min(left[i] + 2 * near, len(probability)))
+        window = np.arange(lower[i], min(lower[i] + 2 * near, len(probability)))
         distance = np.sort(np.abs(probability[window] - point))
         width[i] = max(distance[min(near, len(distance)) - 1], 1e-9)
 
     def metric(rows: Float, target: NDArray[Any], weights: Float) -> Float:
         x = expit(rows)
-        apart = x[:, None] - grid
-        kernel = np.clip(1 - np.abs(apart / width) ** 3, 0, None) ** 3
-        s0, s1, s2 = (weights @ (kernel * apart**power) for power in (0, 1, 2))
+        distance_to = x[:, None] - grid
+        kernel = np.clip(1 - np.abs(distance_to / width) ** 3, 0, None) ** 3
+        s0, s1, s2 = (weights @ (kernel * distance_to**power) for power in (0, 1, 2))
         positive = weights * target
-        t0, t1 = (positive @ (kernel * apart**power) for power in (0, 1))
+        t0, t1 = (positive @ (kernel * distance_to**power) for power in (0, 1))
         with np.errstate(invalid="ignore", divide="ignore"):
             slope_free = s0 * s2 - s1**2 <= 1e-12 * s0 * np.maximum(s2, 1e-300)
             height = np.where(slope_free, t0 / s0, (s2 * t0 - s1 * t1) / (s0 * s2 - s1**2))
@@ -391,9 +391,9 @@ def curve_metric(logit: Float) -> Callable[[Float, NDArray[Any], Float], Float]:
             share = np.clip((x - grid[inside]) / (grid[inside + 1] - grid[inside]), 0, 1)
             # Between far apart scores the curve has no value; an image at a grid point needs that
             # of this point alone.
-            left, right = curve[:, inside], curve[:, inside + 1]
+            lower, upper = curve[:, inside], curve[:, inside + 1]
             fitted = np.where(
-                share <= 0, left, np.where(share >= 1, right, left * (1 - share) + right * share)
+                share <= 0, lower, np.where(share >= 1, upper, lower * (1 - share) + upper * share)
             )
         else:
             fitted = curve[:, inside]
@@ -429,15 +429,17 @@ def weighted_corp(logit: Float, target: NDArray[Any], weights: Float) -> Float:
     mass, positive = weights @ members, (weights * y) @ members
     parts = np.empty((len(weights), 3))
     for draw, weight in enumerate(weights):
-        here = mass[draw] > 0
+        in_draw = mass[draw] > 0
         fitted = isotonic_regression(
-            positive[draw, here] / mass[draw, here], weights=mass[draw, here]
+            positive[draw, in_draw] / mass[draw, in_draw], weights=mass[draw, in_draw]
         ).x
         total = weight.sum()
         prevalence = float(weight @ y / total)
         # sum of w (f - y)^2 over the images, from the sums of each level
         recalibrated = (
-            float(mass[draw, here] @ fitted**2 - 2 * positive[draw, here] @ fitted + weight @ y)
+            float(
+                mass[draw, in_draw] @ fitted**2 - 2 * positive[draw, in_draw] @ fitted + weight @ y
+            )
             / total
         )
         score = float(weight @ errors) / total

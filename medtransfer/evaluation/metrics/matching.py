@@ -54,9 +54,9 @@ def match(
     Returns:
         (candidate,), index of a lesion, or -1.
     """
-    found = np.full(len(candidates), -1, np.int64)
+    lesion_of = np.full(len(candidates), -1, np.int64)
     if not len(candidates) or not len(lesions):
-        return found
+        return lesion_of
     shared = overlaps(candidates, lesions)
     # As pycocotools, which takes 0.5 for reached within rounding.
     fits = (
@@ -71,8 +71,8 @@ def match(
         open_ = (fits[candidate] & free)[places]
         if open_.any():
             lesion = int(places[np.argmax(np.where(open_, shared[candidate, places], -1.0))])
-            found[candidate], free[lesion] = lesion, False
-    return found
+            lesion_of[candidate], free[lesion] = lesion, False
+    return lesion_of
 
 
 def average_precision(

@@ -228,10 +228,10 @@ def adjust_scores(scores: Scores, prevalence: float | None) -> Scores:
     """The scores for patients with another prevalence than theirs; as they are where it is None, or
     where they are of one class.
     """
-    here = scores.prevalence
-    if prevalence is None or not 0 < here < 1:
+    prevalence_of_cohort = scores.prevalence
+    if prevalence is None or not 0 < prevalence_of_cohort < 1:
         return scores
-    return replace(scores, logit=adjust_prevalence(scores.logit, here, prevalence))
+    return replace(scores, logit=adjust_prevalence(scores.logit, prevalence_of_cohort, prevalence))
 
 
 def make_comparable(scores: Scores, tune: pd.DataFrame) -> list[Comparable] | None:
@@ -244,14 +244,17 @@ def make_comparable(scores: Scores, tune: pd.DataFrame) -> list[Comparable] | No
     comparable = []
     for cell in cells:
         maps = fit_maps("platt", cell.logit, cell.target, cell.weight, cell.model)
-        logit, moved = cell.logit, np.empty(len(cell.tune))
+        logit, comparable_logit = cell.logit, np.empty(len(cell.tune))
         for number in np.unique(cell.model):
             rows = cell.model == number
-            moved[rows] = maps[int(number)].apply(logit[rows])
+            comparable_logit[rows] = maps[int(number)].apply(logit[rows])
         recalibration = maps.get(cell.number, maps[-1])
         comparable.append(
             Comparable(
-                cell, moved, recalibration.apply(scores.logit[cell.row, cell.inside]), recalibration
+                cell,
+                comparable_logit,
+                recalibration.apply(scores.logit[cell.row, cell.inside]),
+                recalibration,
             )
         )
     return comparable
@@ -286,16 +289,16 @@ def recalibrate(
             f"refused below {FEWEST_ISOTONIC}: it would "
             "fit noise. Choose temperature, platt or beta."
         )
-    chosen = "set by hand"
+    reason = "set by hand"
     if method == "auto":
-        method, chosen = _choose(tune, fewest)
+        method, reason = _choose(tune, fewest)
     maps = {(cell.seed, cell.fold): _fit_cell(method, cell) for cell in cells}
     logit = np.empty_like(scores.logit)
     for cell in cells:
         logit[cell.row, cell.inside] = maps[cell.seed, cell.fold].apply(
             scores.logit[cell.row, cell.inside]
         )
-    return Recalibrated(replace(scores, logit=logit), method, maps, chosen)
+    return Recalibrated(replace(scores, logit=logit), method, maps, reason)
 
 
 def _fit_cell(method: Method, cell: Cell) -> Map:
@@ -365,11 +368,11 @@ def _predict(
         }
     else:
         maps = fit_maps(method, logit[train], target[train], weight[train], model[train])
-    found = np.empty(len(held))
+    predicted = np.empty(len(held))
     for number in set(model[held].tolist()):
         rows = model[held] == number
-        found[rows] = maps.get(number, next(iter(maps.values()))).apply(logit[held][rows])
-    return found
+        predicted[rows] = maps.get(number, next(iter(maps.values()))).apply(logit[held][rows])
+    return predicted
 
 
 def _patient_means(values: Float, groups: Sequence[int] | NDArray[Any]) -> Float:

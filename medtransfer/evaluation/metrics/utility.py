@@ -172,18 +172,18 @@ def _rates(prevalences: tuple[float, ...]) -> Metric:
         positive, everyone = weights @ target, weights.sum(1)
         negative, silent = everyone - positive, everyone - hit - alarm
         with np.errstate(invalid="ignore", divide="ignore"):
-            found, quiet = hit / positive, 1 - alarm / negative
+            sensitivity, specificity = hit / positive, 1 - alarm / negative
             columns = [
-                found,
-                quiet,
+                sensitivity,
+                specificity,
                 hit / (hit + alarm),
                 (negative - alarm) / silent,
                 (hit + alarm) / everyone,
             ]
             for p in prevalences:
                 columns += [
-                    found * p / (found * p + (1 - quiet) * (1 - p)),
-                    quiet * (1 - p) / (quiet * (1 - p) + (1 - found) * p),
+                    sensitivity * p / (sensitivity * p + (1 - specificity) * (1 - p)),
+                    specificity * (1 - p) / (specificity * (1 - p) + (1 - sensitivity) * p),
                 ]
         return np.stack(columns, 1)
 
@@ -213,25 +213,25 @@ def describe_decision(decision: Decision, rates: Drawn) -> dict[str, Any]:
         "npv": called == 0,
         "flagged": np.ones_like(truth),
     }
-    found: dict[str, Any] = {
+    entry: dict[str, Any] = {
         "rule": decision.rule,
         "aim": decision.aim,
         "thresholds": list(decision.thresholds),
     }
     for column, (name, rows) in enumerate(of.items()):
-        found[name] = share_interval(rates[column], len(set(scores.patients[rows])), simple)
-    found["number_needed_to_read"] = _inverse(found["ppv"])
-    certain = any(found[name]["estimate"] in {0.0, 1.0} for name in ("sensitivity", "specificity"))
-    found["at_prevalence"] = []
+        entry[name] = share_interval(rates[column], len(set(scores.patients[rows])), simple)
+    entry["number_needed_to_read"] = _inverse(entry["ppv"])
+    certain = any(entry[name]["estimate"] in {0.0, 1.0} for name in ("sensitivity", "specificity"))
+    entry["at_prevalence"] = []
     for i, p in enumerate(decision.prevalences):
         values = {
             name: rates[5 + 2 * i + place].interval("logit", 0.0, 1.0)
             for place, name in enumerate(("ppv", "npv"))
         }
         if certain:
-            values = _values_at(found["sensitivity"], found["specificity"], p)
-        found["at_prevalence"].append({"prevalence": p, **values})
-    return found
+            values = _values_at(entry["sensitivity"], entry["specificity"], p)
+        entry["at_prevalence"].append({"prevalence": p, **values})
+    return entry
 
 
 def share_interval(share: Drawn, patients: int, simple: bool = False) -> dict[str, Any]:
@@ -264,11 +264,11 @@ def _values_at(
     of both.
     """
 
-    def at(found: float | None, quiet: float | None) -> tuple[float | None, float | None]:
-        if found is None or quiet is None:
+    def at(sens: float | None, spec: float | None) -> tuple[float | None, float | None]:
+        if sens is None or spec is None:
             return None, None
-        called, silent = found * p + (1 - quiet) * (1 - p), quiet * (1 - p) + (1 - found) * p
-        return found * p / called if called else None, quiet * (1 - p) / silent if silent else None
+        called, silent = sens * p + (1 - spec) * (1 - p), spec * (1 - p) + (1 - sens) * p
+        return sens * p / called if called else None, spec * (1 - p) / silent if silent else None
 
     bounds = {key: at(sensitivity[key], specificity[key]) for key in ("estimate", "low", "high")}
     none = "not estimable: nothing is called"

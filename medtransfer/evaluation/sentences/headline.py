@@ -141,9 +141,9 @@ def _by_how_much(pair: Mapping[str, Any], measure: Measure, part: Mapping[str, A
             "cannot be estimated."
         )
     early = part.get("at_budget") or {"arms": {}, "comparisons": []}
-    for other in early["comparisons"]:
-        if (other["a"], other["b"]) == (pair["a"], pair["b"]):
-            at_budget = _describe_difference(other, early["arms"], measure)
+    for early_pair in early["comparisons"]:
+        if (early_pair["a"], early_pair["b"]) == (pair["a"], pair["b"]):
+            at_budget = _describe_difference(early_pair, early["arms"], measure)
             difference += f"; at the same budget {at_budget}" if at_budget else ""
     return f"By how much? {capitalise(measure.name)}: {difference}."
 

@@ -70,8 +70,8 @@ def order_of(table: pd.DataFrame) -> Order:
     """
     model = ["arm", "label", "seed", "fold", "part"]
     place = table.groupby(model, sort=False)["logit"].rank("dense")
-    said = [column for column in table.columns if column not in _NOT_CONTENT]
-    digests = digest_rows(table.assign(_place=place), [*said, "_place"])
+    content = [column for column in table.columns if column not in _NOT_CONTENT]
+    digests = digest_rows(table.assign(_place=place), [*content, "_place"])
     return Order(*digest_patients(table["image"], table["patient"], digests))
 
 

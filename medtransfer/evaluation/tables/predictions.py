@@ -150,8 +150,8 @@ def check_predictions(
             )
         )
     table = _weigh(table, keep, weight)
-    known = table["target"].notna() & (table["target"].astype(str).str.strip() != "")
-    if not known.any():
+    has_target = table["target"].notna() & (table["target"].astype(str).str.strip() != "")
+    if not has_target.any():
         raise PredictionsError(f"{source}: column target is empty. Give the true class, 0 or 1.")
     faults: list[str] = []
     curve = [column for column in CURVE if column in table.columns]
@@ -163,8 +163,8 @@ def check_predictions(
     for column in {"seed", "fold", WEIGHT, *curve} & set(table.columns):
         table[column] = read_numbers(table[column], rows, faults)
     words = {"true": 1, "false": 0}
-    target = table["target"].where(known, 0)
-    _refuse_classes(target[known], words, source)
+    target = table["target"].where(has_target, 0)
+    _refuse_classes(target[has_target], words, source)
     table["target"] = read_numbers(
         target.map(lambda value: words.get(str(value).strip().lower(), value)), rows, faults
     ).round(6)
@@ -203,16 +203,16 @@ def check_predictions(
         )
     for column in ("target", "seed", "fold", *curve):
         table[column] = table[column].astype(np.int64)
-    hidden = table[~known]
+    hidden = table[~has_target]
     unknown = {str(label): frozenset(of["patient"]) for label, of in hidden.groupby("label")}
-    table = table[known].reset_index(drop=True)
+    table = table[has_target].reset_index(drop=True)
     for _, of in table.groupby([*curve, *budget], sort=False) if curve or budget else [((), table)]:
         _refuse_leaks(of, source)
         if not apart:
             _refuse_look_alikes(of, source)
     table = table[_columns(table, keep)]
     table.attrs = {
-        "unknown": int((~known).sum()),
+        "unknown": int((~has_target).sum()),
         "unknown_patients": unknown,
         "found": len(rows),
         "rounded": rounded,
@@ -269,11 +269,11 @@ def _read_budget(table: pd.DataFrame, source: str) -> tuple[pd.DataFrame, list[s
     if BUDGET not in table.columns:
         return table, []
     table = table.assign(**{BUDGET: table[BUDGET].fillna("").astype(str)})
-    if strange := sorted(set(table[BUDGET]) - {"", LEVEL, AT_BUDGET, OTHER}):
-        said = (
+    if unknown_words := sorted(set(table[BUDGET]) - {"", LEVEL, AT_BUDGET, OTHER}):
+        remedy = (
             f"it says {LEVEL}, {AT_BUDGET}, {OTHER} or nothing. Rename it if it is something else."
         )
-        raise PredictionsError(f"{source}: column {BUDGET} holds {strange[0]!r}; {said}")
+        raise PredictionsError(f"{source}: column {BUDGET} holds {unknown_words[0]!r}; {remedy}")
     return table, [BUDGET]
 
 

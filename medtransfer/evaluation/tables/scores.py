@@ -56,9 +56,9 @@ class Scores:
         seed.
         """
         return [
-            (row, int(fold), own == fold)
-            for row, own in enumerate(self.fold)
-            for fold in np.unique(own)
+            (row, int(fold), folds == fold)
+            for row, folds in enumerate(self.fold)
+            for fold in np.unique(folds)
         ]
 
     @property
@@ -105,7 +105,7 @@ def drop_repeated_seeds(table: pd.DataFrame) -> tuple[pd.DataFrame, list[int]]:
     different: list[pd.DataFrame] = []
     for _, of_seed in table.groupby("seed", sort=True):
         rows = of_seed[[*keys, "logit"]].sort_values(keys).reset_index(drop=True)
-        if any(rows.equals(other) for other in different):
+        if any(rows.equals(earlier) for earlier in different):
             repeated.append(int(of_seed["seed"].iloc[0]))
         else:
             different.append(rows)

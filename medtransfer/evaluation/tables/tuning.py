@@ -135,16 +135,16 @@ def fit_shared(
 
     def joint(values: Float) -> tuple[float, Float]:
         shared = values[:size]
-        apart = values[size:].reshape(count, size) if several else np.zeros((1, size))
-        value, slopes = loss(shared + apart[code])
+        offsets = values[size:].reshape(count, size) if several else np.zeros((1, size))
+        value, slopes = loss(shared + offsets[code])
         gradient = slopes.sum(0) + (shared - mean) / spread**2
         value += 0.5 * float(np.square((shared - mean) / spread).sum())
         if not several:
             return value, gradient
-        value += 0.5 * float(np.square(apart / _BETWEEN_MODELS).sum())
+        value += 0.5 * float(np.square(offsets / _BETWEEN_MODELS).sum())
         of_models = (
             np.stack([np.bincount(code, column, count) for column in slopes.T], 1)
-            + apart / _BETWEEN_MODELS**2
+            + offsets / _BETWEEN_MODELS**2
         )
         return value, np.concatenate([gradient, of_models.ravel()])
 
@@ -157,8 +157,10 @@ def fit_shared(
         options={"ftol": 1e-13, "gtol": 1e-8, "maxiter": 500},
     ).x
     shared = solution[:size]
-    apart = solution[size:].reshape(count, size) if several else np.zeros((1, size))
-    return shared, {int(number): shared + step for number, step in zip(models, apart, strict=True)}
+    offsets = solution[size:].reshape(count, size) if several else np.zeros((1, size))
+    return shared, {
+        int(number): shared + step for number, step in zip(models, offsets, strict=True)
+    }
 
 
 def weighted_share(target: NDArray[Any], weight: Float) -> float:

@@ -73,7 +73,7 @@ def test_candidates_are_calibrated_on_tune_images_of_patients_that_the_model_doe
     first = calibrate(tune)
     assert all(((chance > 0) & (chance < 1)).all() for chance in first)
     assert all((np.diff(chance) <= 0).all() for chance in first)
-    # What the second model finds in the patients whom the first one tests says nothing to the first.
+    # What a model finds in the patients whom the other one tests does not calibrate the other.
     second = calibrate(tune.assign(logit=np.where(tune["fold"] == 1, 1.0, 3.0) * tune["logit"]))
     third = calibrate(tune.assign(logit=np.where(tune["fold"] == 1, 3.0, 1.0) * tune["logit"]))
     assert (second[1] == first[1]).all()
