@@ -105,10 +105,13 @@ def list_caveats(
 
 
 def _about_rows(table: pd.DataFrame) -> list[str]:
-    """What looks as if rows, or a column, were not what they are taken for."""
+    """Warnings about rows that look like copies, and about a target that looks like a column of
+    classes.
+    """
     test = table[table["part"] == "test"]
     caveats = []
-    # Images without a name are numbered; of those with one, two may look the same to a model.
+    # Only images that were numbered for want of a name: two named images may look the same to a
+    # model.
     numbered = [
         str(image).startswith(f"{patient}#")
         for image, patient in zip(test["image"], test["patient"], strict=True)
@@ -137,8 +140,8 @@ def _about_rows(table: pd.DataFrame) -> list[str]:
 
 
 def _about_models(scores: Sequence[Scores], settings: Settings) -> list[str]:
-    """What holds where several models tested the patients, and which of them could not be
-    ranked.
+    """Warnings that hold where several models tested the patients, and which of the models could
+    not rank them.
     """
     first = scores[0]
     if len(np.unique(first.fold)) < 2:

@@ -131,7 +131,7 @@ def evaluate(
             _count(rows.early, settings, hidden), levelled, settings, draws, tuned
         )
     else:
-        # Of patients with images of several classes none is the one.
+        # A patient with images of several classes has no single class.
         exclusive = exclude_each_other(counted)
         recalibration = recalibrate_classes(counted) if exclusive else None
         parts = {}
@@ -171,7 +171,9 @@ def evaluate(
 
 
 def _settle(table: pd.DataFrame, settings: Settings) -> Settings:
-    """What is counted, and how images become a patient, where that is left to the table."""
+    """The settings with the unit and the rule for joining images chosen from the table, where they
+    are `auto`.
+    """
     test = table[table["part"] == "test"]
     rule = choose_rule(test) if settings.aggregate == "auto" else settings.aggregate
     unit = settings.unit
@@ -188,7 +190,7 @@ def _settle(table: pd.DataFrame, settings: Settings) -> Settings:
 
 
 def _count(table: pd.DataFrame, settings: Settings, hidden: Unknown) -> pd.DataFrame:
-    """The rows that are counted: of images, or of patients."""
+    """The rows in the unit that is counted: images or patients."""
     if settings.unit == "image" or settings.aggregate == "auto" or table.empty:
         return table
     return by_patient(table, settings.aggregate, hidden)
@@ -294,7 +296,7 @@ def _evaluate_label(
 
 
 def _tune_images(table: pd.DataFrame) -> float:
-    """Tune images of a model of the first arm."""
+    """Mean number of tune images per model of the first arm."""
     tune = table[(table["part"] == "tune") & (table["arm"] == table["arm"].iloc[0])]
     return len(tune) / max(1, len(tune[["seed", "fold"]].drop_duplicates()))
 
@@ -302,8 +304,8 @@ def _tune_images(table: pd.DataFrame) -> float:
 def _net_benefit(
     scores: Sequence[Scores], settings: Settings, draws: Draws
 ) -> tuple[list[Drawn | None], list[Drawn | None]]:
-    """Of probabilities after recalibration, at the prevalence of the patients they are meant for:
-    all thresholds, and the one asked for.
+    """Net benefit of recalibrated probabilities, at the prevalence of the patients they are meant
+    for: at all thresholds, and at the one asked for.
     """
     prevalence = settings.target_prevalence
     metrics: dict[str, Metric | Within] = {"all": net_benefit(prevalence)}
@@ -398,8 +400,8 @@ def _compare(
     tuned: float,
     levelled: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """Differences; that in net benefit is at the threshold asked for, on probabilities after
-    recalibration.
+    """The comparisons of the arms; the difference in net benefit is taken at the threshold asked
+    for, on recalibrated probabilities.
     """
     contestants = []
     for s, one, benefit in zip(scores, raw, benefits, strict=True):
@@ -422,7 +424,7 @@ def _other_unit(
     hidden: Unknown | None,
     exclusive: bool,
 ) -> dict[str, Any] | None:
-    """The main numbers counted the other way, by patient or by image; None where every patient has
+    """The main numbers counted by the other unit, patient or image; None where every patient has
     one image.
 
     They are recalibrated at that unit, but not those of classes that exclude each other, which are

@@ -57,10 +57,10 @@ class EvaluationReport:
         )
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """By name, those that are not empty: `metrics`, `comparisons`, `operating_points`,
+        """The tables that are not empty, by name: `metrics`, `comparisons`, `operating_points`,
         `subgroups`, `learning_curve`; of detection `lesions`, `lesion_sizes`, `lesion_comparisons`;
-        comparisons `at_budget` and `lesions_at_budget`, of arms that were trained until level, as
-        they were before.
+        and `at_budget` and `lesions_at_budget`, comparisons at the end of the budget where arms
+        were trained until level.
         """
         detection = self.data.get("detection", {"arms": {}, "comparisons": []})
         points = [
@@ -204,8 +204,8 @@ class EvaluationReport:
         return "\n".join(lines) + (f"\nPage: {self.page}" if self.page else "")
 
     def _frames(self) -> list[pd.DataFrame]:
-        """What is shown: of detection the lesions first, and of images nothing where all have the
-        same label.
+        """The tables that are shown: lesions first, and no table of images where all have the same
+        label.
         """
         lesions = self.tables().get("lesions")
         if lesions is None:

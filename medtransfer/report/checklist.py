@@ -100,10 +100,16 @@ def fill_checklists(
     study: Mapping[str, Any],
     gallery: bool,
 ) -> dict[str, list[dict[str, str]]]:
-    """Rows `item, topic, text` of both checklists; what was not done or is not known is left to the authors.
+    """Rows `item, topic, text` of both checklists; what was not done, or cannot be known, is left
+    to the authors.
 
     Args:
-        report, plans, environment, audit, study: as in `write_methods`. gallery: whether failures are shown.
+        report: `report.json`.
+        plans: of the study, by arm; see `write_methods`.
+        environment: of the study.
+        audit: of the study.
+        study: its configuration.
+        gallery: whether failures are shown.
     """
     texts = _facts(report, plans, environment, audit, study, gallery)
     lists = {"TRIPOD+AI 2024": _TRIPOD, "CLAIM 2024": _CLAIM}
@@ -186,7 +192,7 @@ def _facts(
             if detection
             else "The worst false positives and negatives are shown: section Failures."
         )
-    # Of a table by anybody it is not known whose patients these are.
+    # A table from elsewhere does not say whose patients these are.
     if report.get("shift"):
         facts["external"] = facts["performance"]
         facts["shift"] = "The two cohorts are compared: section The second cohort."

@@ -339,8 +339,8 @@ def draw_depth(arm: str, searches: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def draw_reuse(reuse: Mapping[str, Any]) -> Figure:
-    """Per stage: likeness to the pretrained network (and to scratch), way moved, and AUC lost when
-    it is set back.
+    """For every stage: similarity to the pretrained network (and to scratch), distance moved, and
+    the AUC lost when the stage is reset.
     """
     figure, panels = _panels(9.6, 3.4, 3)
     for colour, (arm, entry) in zip(_colours(reuse["arms"]), reuse["arms"].items(), strict=True):
@@ -439,7 +439,7 @@ def draw_learning_curve(report: Mapping[str, Any]) -> Figure:
 
 
 def settle(figure: Figure) -> None:
-    """Finds the places of all parts, once for all kinds of file."""
+    """Computes the layout of a figure once, for all kinds of file."""
     with _style():
         figure.draw_without_rendering()
     figure.set_layout_engine("none")
@@ -487,6 +487,6 @@ def _colours(arms: Mapping[str, Any]) -> list[str]:
 
 
 def _short(text: str) -> str:
-    """Names as plain text of bearable length: `$` would start a formula."""
+    """Names as plain text of at most 24 characters; `$` is escaped, as it would start a formula."""
     text = text if len(text) <= 24 else text[:23] + "…"
     return text.replace("$", r"\$")

@@ -53,7 +53,11 @@ def write_methods(
     """Paragraphs with numbered citations, and the references in their order.
 
     Args:
-        report: `report.json`. plans, environment, audit: of the study, empty for foreign predictions. study: its configuration.
+        report: `report.json`.
+        plans: of the study, by arm; empty for foreign predictions.
+        environment: of the study; empty for foreign predictions.
+        audit: of the study; empty for foreign predictions.
+        study: its configuration.
     """
     cited: list[str] = []
 
@@ -164,7 +168,7 @@ def _training(
 
 
 def _schedule(study: Any, plans: Any, detects: bool, cite: Any) -> str:
-    """How those arms were trained that were trained step by step."""
+    """How the arms were trained that were trained step by step."""
     budgets = describe_budgets(study, plans)
     if not budgets:
         return ""

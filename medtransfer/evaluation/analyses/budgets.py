@@ -23,8 +23,8 @@ from medtransfer.evaluation.tables.scores import align_scores
 def split_budgets(
     table: pd.DataFrame, levelled: Sequence[str]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows of predictions or candidates without those at the end of the budget; and those at
-    its end, of all arms that had it.
+    """Separates the rows at the end of the common budget from the others, in predictions or
+    candidates. The second table holds all arms as they were at that end.
 
     Args:
         table: with or without a column `budget`.
@@ -55,8 +55,8 @@ def levelled_arms(table: pd.DataFrame) -> list[str]:
 
 
 def refuse_later_candidates(levelled: Sequence[str], candidates: pd.DataFrame) -> None:
-    """Candidates without rows at the end of the budget would be taken for detectors that find
-    nothing.
+    """Refuses candidates without rows at the end of the budget, as their detectors would seem to
+    find nothing.
 
     Raises:
         PredictionsError: an arm that was trained until level has none.
@@ -72,14 +72,16 @@ def refuse_later_candidates(levelled: Sequence[str], candidates: pd.DataFrame) -
 def evaluate_at_budget(
     table: pd.DataFrame, levelled: Sequence[str], settings: Settings, draws: Draws, tuned: float
 ) -> dict[str, Any] | None:
-    """The main numbers and the comparisons of arms as they were when each had been given the same
-    budget.
+    """The main numbers and the comparisons of the arms at the end of the budget that all were
+    given.
 
     Args:
         table: rows that are counted, of all arms.
         levelled: the arms whose rows are not those of the main evaluation; pairs without one of
             them are left out.
-        settings, draws: of the main evaluation. tuned: see `compare_arms`.
+        settings: of the main evaluation.
+        draws: of the main evaluation.
+        tuned: see `compare_arms`.
 
     Returns:
         `arms`, of each AUC, average precision, Brier score, log-loss and slope, and `comparisons`;

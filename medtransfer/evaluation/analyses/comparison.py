@@ -21,7 +21,7 @@ from medtransfer.evaluation.tables.scores import Scores
 
 # Coverage of the interval whose half-width is what a study of 80 % power needs beyond the level.
 _POWER = 0.6
-# Of a difference in slopes whose standard error is larger the data say nothing.
+# The data say nothing about a difference in slopes whose standard error is larger.
 _LARGEST = 20.0
 # Differences whose intervals come from influences, and those that come from the draws.
 _FROM_INFLUENCE = ("auc", "brier", "log_loss", "slope")
@@ -30,7 +30,7 @@ _FROM_DRAWS = ("average_precision", "partial_auc", "net_benefit")
 
 @dataclass(frozen=True, eq=False)
 class Contestant:
-    """What is compared of an arm.
+    """What the comparison needs of an arm.
 
     Attributes:
         name: of the arm.
@@ -56,8 +56,8 @@ def compare_arms(
     levelled: Collection[str] = (),
     at_budget: bool = False,
 ) -> list[dict[str, Any]]:
-    """Every pair of arms, the earlier one as `a`: a minus b over the same patients, with paired
-    intervals.
+    """Compares every pair of arms over the same patients: the earlier arm `a` minus the later arm
+    `b`, with paired intervals.
 
     The difference in AUC is the one that is tested: its interval and its p-value hold the variation
     between trainings where folds or seeds show it. The other differences have intervals, and no
@@ -134,8 +134,8 @@ def pair_arms(
 def describe_budgets(
     arms: Sequence[str], levelled: Collection[str], at_budget: bool
 ) -> dict[str, Any]:
-    """What a comparison says of budgets: `levelled`, the arms of it that were trained until level,
-    or `at_budget`.
+    """What a comparison says about budgets: `levelled`, its arms that were trained until level, or
+    `at_budget`.
     """
     levelled_of_pair = [arm for arm in arms if arm in levelled]
     return (
@@ -148,7 +148,7 @@ def describe_budgets(
 
 
 def _describe(difference: Estimate | Drawn, **bounds: float) -> dict[str, Any]:
-    """A difference that is not tested: its interval, and what that covers."""
+    """The entry of a difference that is not tested: its interval, and what the interval covers."""
     interval = difference.interval(parts=judged_by(difference), **bounds)  # type: ignore[arg-type]
     return {**interval, "p": None, "covers": _covers(difference)}
 
@@ -166,7 +166,7 @@ def _covers(difference: Estimate | Drawn) -> str:
 
 def describe_test(difference: Estimate | Drawn) -> dict[str, Any]:
     """What the interval of a difference covers, its p-value, the interval for these models alone,
-    and what could have been seen.
+    and the difference that the study could have detected.
     """
     parts, models = judged_by(difference), difference.models_alone
     alone = difference.interval(parts=models)
@@ -183,8 +183,8 @@ def describe_test(difference: Estimate | Drawn) -> dict[str, Any]:
 
 
 def _add_auc(entry: dict[str, Any], difference: Estimate, drawn: Drawn) -> None:
-    """To the difference in AUC: its method, what it covers and could have seen; of these models
-    alone DeLong's test and the bootstrap.
+    """Completes the entry of the difference in AUC: the method, the test, and for these models
+    alone DeLong's p-value and the bootstrap.
     """
     delta = entry["delta_auc"]
     delta |= describe_test(difference)
@@ -209,8 +209,8 @@ def _add_auc(entry: dict[str, Any], difference: Estimate, drawn: Drawn) -> None:
 def _non_inferiority(
     difference: Estimate, margin: float, pairs: int, over_sites: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """Both ways, by an interval that holds for all pairs together (Bonferroni); of sites by
-    theirs.
+    """Tests non-inferiority in both directions, by an interval that holds for all pairs together
+    (Bonferroni); with sites, by the interval over sites.
     """
     coverage = 1 - (1 - COVERAGE) / pairs
     if over_sites:
@@ -239,8 +239,10 @@ def _folds(
     other reasons.
 
     Args:
-        difference: in AUC. a, b: the arms. tuned: tune images of a model, which are not among those
-            that trained it.
+        difference: in AUC.
+        a: the first arm.
+        b: the second arm.
+        tuned: tune images of a model, which are not among those that trained it.
     """
     if a is None or b is None or a.folds is None or len(a.folds) < 2:
         return None
@@ -268,7 +270,9 @@ def _folds(
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
-    """P-values corrected for their number (Holm 1979); a missing one stays None, and counts."""
+    """P-values corrected for multiple comparisons (Holm 1979); a missing value stays None and
+    counts as a comparison.
+    """
     from statsmodels.stats.multitest import multipletests  # here, as its import costs 30 ms
 
     if not values:

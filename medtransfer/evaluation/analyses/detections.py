@@ -129,8 +129,8 @@ def _calibrate(
     columns: list[str],
     criterion: Criterion,
 ) -> dict[Any, Callable[[Float], Float]]:
-    """By model, a map from logits to probabilities that a candidate is a lesion, by Platt's method;
-    see `tuning`.
+    """For every model, Platt's map from logits to probabilities that a candidate is a lesion; see
+    `tuning`.
 
     Fitted on the tune candidates of all models, but for those of patients that the model tests.
     """

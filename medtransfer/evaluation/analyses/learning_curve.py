@@ -70,7 +70,8 @@ def learning_curve(
 
     Args:
         table: predictions with `size` above 0.
-        bootstrap, seed: number and seed of the draws.
+        bootstrap: number of draws.
+        seed: of the draws.
 
     Returns:
         Entries `arm, size, episodes, extrapolated, auc`, and of sizes that were run `brier,
@@ -79,7 +80,7 @@ def learning_curve(
     if table.empty:
         return [], []
     draws_of = table["episode"].nunique()
-    # Every seed of an episode is a draw of its own.
+    # Every seed of an episode counts as a draw of its own.
     pairs = {
         pair: number
         for number, pair in enumerate(
@@ -260,7 +261,7 @@ def extrapolate(sizes: Float, values: Float, beyond: Float) -> Float:
 
 
 def _fit(sizes: Float, values: Float) -> tuple[Float, Float, Float]:
-    """(curve,) each: a, b, c."""
+    """The parameters a, b and c of every curve, (curve,) each."""
     best = np.full(len(values), np.inf)
     parameters = np.full((3, len(values)), np.nan)
     for exponent in _EXPONENTS:
@@ -285,8 +286,8 @@ def _fit(sizes: Float, values: Float) -> tuple[Float, Float, Float]:
 
 
 def describe_curve(entries: list[dict[str, Any]], matches: list[dict[str, Any]]) -> list[str]:
-    """Per arm one sentence: what more patients would bring; then per pair, how many would make the
-    arms equal.
+    """One sentence per arm on what more patients would bring, then one per pair of arms on how many
+    patients would make them equal.
     """
     sentences = []
     for arm in dict.fromkeys(entry["arm"] for entry in entries):
@@ -308,8 +309,8 @@ def describe_curve(entries: list[dict[str, Any]], matches: list[dict[str, Any]])
         if extrapolated:
             auc = extrapolated[-1]["auc"]
             text += (
-                f"; about {format_interval(auc)} is to be expected with {extrapolated[-1]['size']}, "
-                "if it goes on as it began"
+                f"; about {format_interval(auc)} is to be expected with "
+                f"{extrapolated[-1]['size']}, if it goes on as it began"
             )
         sentences.append(text + ".")
     largest: dict[tuple[str, str], dict[str, Any]] = {}

@@ -47,7 +47,7 @@ from medtransfer.evaluation.tables.correspondence import (
 )
 from medtransfer.evaluation.tables.predictions import read_predictions
 
-# Compared between arms.
+# Metrics that are compared between arms.
 COMPARED = ("ap_50", "ap_10", "map", "sensitivity_1", "cpm")
 
 
@@ -203,7 +203,7 @@ def _compare(
     levelled: Sequence[str],
     at_budget: bool,
 ) -> list[dict[str, Any]]:
-    """The difference in AP50 is the one that is tested."""
+    """Compares every pair of detectors; only the difference in AP50 is tested."""
     comparisons = []
     for a, b in pair_arms(list(drawn), levelled, at_budget):
         entry: dict[str, Any] = {"a": a, "b": b, **describe_budgets((a, b), levelled, at_budget)}

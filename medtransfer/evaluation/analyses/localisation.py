@@ -15,7 +15,7 @@ from medtransfer.evaluation.metrics.matching import by_image, overlaps
 from medtransfer.evaluation.tables.arrays import Float
 from medtransfer.evaluation.tables.candidates import coordinates
 
-# Measure, its title, its help.
+# Key, title and help of each measure.
 MEASURES = (
     (
         "pointing",

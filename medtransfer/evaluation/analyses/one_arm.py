@@ -41,23 +41,23 @@ ESTIMATORS: dict[str, tuple[Estimator, Mass | None]] = {
     "slope": (influence.slope, None),
     "observed_expected": (influence.observed_expected, None),
 }
-# Those of them that rank.
+# The estimators that use ranks alone.
 RANKING = ("auc",)
-# Smooth curves and isotonic fits are dear; their intervals need fewer draws than a p-value does.
+# Smooth curves and isotonic fits are slow; their intervals need fewer draws than a p-value does.
 FEW_DRAWS = 200
 _NULL_DRAWS, _BAND_DRAWS = 200, 1000
-# Of an intercept or a slope whose standard error is larger the data say nothing.
+# The data say nothing about an intercept or a slope whose standard error is larger.
 WIDEST = 20.0
-# Of a label, at a prevalence of 1/2; parts of a Brier score cannot be larger.
+# Variance of a label at a prevalence of 1/2; parts of a Brier score cannot be larger.
 _HIGHEST_VARIANCE = 0.25
-# So many images of a model show whether its probabilities differ.
+# Images that a model must test to show whether its probabilities differ.
 _ENOUGH = 10
 _BESIDE_CHANCE = "no interval: it cannot be negative, so it is read beside what chance alone gives"
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """The numbers of some scores, before they are put into words.
+    """The estimates and draws of some scores, before they are put into words.
 
     Attributes:
         scores: of an arm, as trained or recalibrated.
@@ -74,8 +74,8 @@ class Measured:
 
 @dataclass(frozen=True, eq=False)
 class Evaluated:
-    """One label: its part of the report, and the numbers behind it, per arm as trained and (maybe)
-    recalibrated.
+    """The evaluation of one label: its part of the report, and the numbers behind it of every arm,
+    as trained and (where that was possible) recalibrated.
     """
 
     data: dict[str, Any]
@@ -84,7 +84,7 @@ class Evaluated:
 
 
 def ask(scores: Scores) -> tuple[Question, Question]:
-    """What is drawn of some scores: in all draws, and in few."""
+    """The metrics that are drawn in all draws, and those that are drawn in a few."""
     many: dict[str, Metric | Within] = {
         "auc": Within(dis.weighted_auc, "pairs"),
         "partial_auc": Within(dis.weighted_partial_auc, "pairs"),
@@ -98,7 +98,7 @@ def ask(scores: Scores) -> tuple[Question, Question]:
 
 
 def measure(all_scores: list[Scores], draws: Draws) -> list[Measured]:
-    """All that is measured of arms over the same patients, in one round of draws."""
+    """Measures arms over the same patients, in one round of draws."""
     asked = [ask(scores) for scores in all_scores]
     many = draw_values([question for question, _ in asked], draws)
     few = draw_values(
@@ -114,7 +114,7 @@ def measure(all_scores: list[Scores], draws: Draws) -> list[Measured]:
 
 
 def estimators_of(scores: Scores) -> dict[str, tuple[Estimator, Mass | None]]:
-    """What is estimated of an arm: of scores that are no probabilities, ranks alone."""
+    """The estimators that apply to an arm: only the AUC where its scores are no probabilities."""
     return {name: ESTIMATORS[name] for name in (RANKING if scores.scored else ESTIMATORS)}
 
 
@@ -152,8 +152,8 @@ def summarise(measured: Measured, draws: Draws, name: str) -> dict[str, Any]:
 
 
 def _of_no_probabilities(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the entry of an arm says where it gives scores: that nothing about probabilities was
-    measured.
+    """The part of an arm's entry on probabilities, and its curves, where the arm gives scores:
+    nothing was measured.
     """
     calibration = ("intercept", "slope", "observed_expected", "ici")
     entry: dict[str, Any] = {
@@ -179,7 +179,7 @@ def _of_no_probabilities(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _of_probabilities(measured: Measured, draws: Draws) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the entry of an arm says of its probabilities, and the curves of them."""
+    """The part of an arm's entry on its probabilities, and their curves."""
     scores, estimates, drawn = measured.scores, measured.estimates, measured.drawn
     codes = draws.codes(scores.patients)
     rng = np.random.default_rng([draws.seed, 2])
@@ -234,8 +234,8 @@ def _of_probabilities(measured: Measured, draws: Draws) -> tuple[dict[str, Any],
 
 
 def _beside_chance(estimate: float, null: Float) -> dict[str, Any]:
-    """An error that cannot be negative, with what chance alone gives: its mean, and what it exceeds
-    in one of twenty draws.
+    """The entry of an error that cannot be negative: beside it the mean of what chance alone gives,
+    and what chance exceeds in one of twenty draws.
     """
     chance = {"null_mean": float(null.mean()), "null_high": float(np.quantile(null, 0.95))}
     return {"estimate": estimate, "low": None, "high": None, "reason": _BESIDE_CHANCE, **chance}
@@ -296,7 +296,7 @@ def _spread_of_scores(scores: Scores) -> float:
 
 
 def describe_recalibration(recalibrated: Recalibrated) -> dict[str, Any]:
-    """Method, why, and the parameters by seed and fold."""
+    """The method of recalibration, the reason for it, and its parameters by seed and fold."""
     return {
         "method": recalibrated.method,
         "chosen": recalibrated.chosen,
@@ -305,7 +305,9 @@ def describe_recalibration(recalibrated: Recalibrated) -> dict[str, Any]:
 
 
 def _chance(scores: Scores) -> float:
-    """The prevalence, that of each model weighted by its positives."""
+    """The average precision of chance: the prevalence that each model tests, weighted by its
+    positives.
+    """
     masses = [
         (scores.weight[inside].sum(), scores.weight[inside] @ scores.target[inside])
         for _, _, inside in scores.cells

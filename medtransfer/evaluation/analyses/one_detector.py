@@ -141,7 +141,7 @@ def _share(drawn: Drawn) -> dict[str, Any]:
 
 
 def _pooled(seeds: list[list[Detections]], truth: Truth, bins: Int) -> dict[str, float]:
-    """With one threshold for all models: the candidates of all of them ranked together."""
+    """The metrics with one threshold for all models: their candidates are ranked together."""
     sample = np.ones((1, len(truth.images)))
     values = np.mean(
         [measure_model(pool_models(models), truth, sample, bins)[0] for models in seeds], axis=0

@@ -35,8 +35,8 @@ _TOLERANCE = 1e-3
 
 
 def exclude_each_other(table: pd.DataFrame) -> bool:
-    """Whether the labels are classes: of every image one is 1, and their probabilities add up to
-    1.
+    """Whether the labels are classes: exactly one is 1 for every image, and their probabilities add
+    up to 1.
     """
     labels = table["label"].nunique()
     sums = (
@@ -51,8 +51,8 @@ def exclude_each_other(table: pd.DataFrame) -> bool:
 
 
 def refuse_class_names(table: pd.DataFrame) -> None:
-    """The name of an image's class in place of the name of a label would make a label of every
-    class.
+    """Refuses a column `label` that holds the class of each image, as every class would become a
+    label.
 
     Raises:
         PredictionsError: every image has one label, and every label one target.
@@ -74,7 +74,7 @@ def mean_estimate(estimates: Sequence[Estimate]) -> Estimate:
     label.
     """
     count = len(estimates)
-    # A patient may be positive for one label and negative for another; what he adds is one number.
+    # A patient may be positive for one label and negative for another, and has one influence.
     whole = (
         sum((e.positive + e.negative for e in estimates), np.zeros_like(estimates[0].positive))
         / count
@@ -93,8 +93,8 @@ def mean_estimate(estimates: Sequence[Estimate]) -> Estimate:
 
 
 def mean_cells(of_labels: Sequence[Cells | None]) -> Cells | None:
-    """The mean over labels of the figures of every model; labels may be known of other images each,
-    their models are the same.
+    """The mean over labels of the figures of every model; the labels may be known for different
+    images, but the models are the same.
     """
     cells = [c for c in of_labels if c is not None]
     if len(cells) < len(of_labels) or len({c.estimates.shape for c in cells}) > 1:
@@ -321,7 +321,9 @@ def summarise_labels(
 
 
 def _say_once(warnings: dict[str, list[str]]) -> list[str]:
-    """What holds for all labels without a name, the rest with that of its labels."""
+    """Joins the warnings of the labels: one that holds for all labels stands alone, any other is
+    preceded by its labels.
+    """
     labels: dict[str, list[str]] = {}
     for label, texts in warnings.items():
         for text in texts:
@@ -391,7 +393,9 @@ def _mean_ece(measured: Sequence[Measured]) -> dict[str, Any]:
 
 
 def _mean_pooled(measured: Sequence[Measured]) -> dict[str, Any] | None:
-    """By one threshold for all models, mean over labels; None where one model tests all."""
+    """The AUC with one threshold for all models, averaged over labels; None where one model tests
+    all images.
+    """
     if len(np.unique(measured[0].scores.fold)) == 1:
         return None
     aucs = [

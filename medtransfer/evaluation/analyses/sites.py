@@ -23,7 +23,7 @@ from medtransfer.evaluation.tables.arrays import Float, Int
 from medtransfer.evaluation.tables.scores import Scores
 
 _FEWEST = 2
-# Number of the site, and the AUC there.
+# Pairs of the number of a site and its AUC.
 BySite = Sequence[tuple[int, Estimate]]
 
 
@@ -36,7 +36,8 @@ def pool_sites(effects: Float, variances: Float) -> dict[str, float]:
     freedom; as R's metafor `rma(method = "PM", test = "knha")`.
 
     Args:
-        effects: (site,), at least two. variances: (site,), each above 0.
+        effects: (site,), at least two.
+        variances: (site,), each above 0.
 
     Returns:
         `mean, error, freedom, between` (variance), `low, high`, `new_low, new_high`, `p` of the
@@ -109,8 +110,8 @@ def meta_auc(sites: BySite) -> dict[str, Any] | None:
 
 
 def put_over_sites(entry: dict[str, Any], sites: BySite | None) -> dict[str, Any]:
-    """The entry of an AUC, over sites where there are several, with what it is over patients beside
-    it.
+    """The entry of an AUC, replaced by the one over sites where there are several sites; the figure
+    over patients is kept beside it.
     """
     pooled = meta_auc(sites) if sites else None
     if pooled is None:

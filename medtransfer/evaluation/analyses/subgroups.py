@@ -42,8 +42,8 @@ class _Arm:
 def describe_subgroups(
     scores: Sequence[Scores], columns: pd.DataFrame, draws: Draws
 ) -> list[dict[str, Any]]:
-    """Per column and group: counts, AUC, slope, observed / expected, and how they differ from the
-    other groups.
+    """For every column and group: counts, AUC, slope, observed / expected, and how they differ from
+    the other groups.
 
     AUCs are of pairs within models and within the group. Differences are between a group and the
     rest of the patients, over the models that tested both: of each arm's AUC, and of the difference
@@ -123,7 +123,7 @@ def band(column: pd.Series) -> pd.Series:
     """
     numbers = pd.to_numeric(column, errors="coerce")
     stated = column.notna() & (column.astype(str).str.strip() != "")
-    # Whole numbers of which there are few may be the codes of sites or scanners.
+    # A few whole numbers may be the codes of sites or scanners.
     most = _CODES if (numbers[stated] % 1 == 0).all() else _DISTINCT
     if numbers[stated].notna().all() and numbers[stated].nunique() > most:
         edges = np.unique(
@@ -220,6 +220,8 @@ def _comparable(
 
 
 def _apart(group: Estimate, others: Estimate) -> Estimate:
-    """The difference between groups that share no patient; the smaller one limits what is known."""
+    """The difference between groups that share no patient; the smaller group limits the degrees of
+    freedom.
+    """
     members = tuple(min(pair) for pair in zip(group.members, others.members, strict=True))
     return replace(group - others, members=(members[0], members[1], members[2]))

@@ -21,7 +21,7 @@ from medtransfer.evaluation.tables.scores import Scores
 
 # An image is flagged where fewer tune images than this share are as far from the training images.
 FLAGGED_BELOW = 0.05
-# With fewer flagged patients nothing is said of them.
+# With fewer flagged patients nothing is reported about them.
 FEWEST = 10
 
 
@@ -62,7 +62,7 @@ def describe_outliers(
         .T
         < FLAGGED_BELOW
     )
-    # Errors lie in 0..1; the flag is told by the 2 that is added to them.
+    # Errors lie in 0..1; 2 is added to those of flagged images to mark them.
     coded = replace(scores, logit=squared_errors(scores.logit, scores.target) + 2.0 * flag)
     codes, count = draws.codes(scores.patients), len(draws.patients)
     share = estimate(coded, codes, count, _share)
@@ -91,7 +91,7 @@ def describe_outliers(
 def _of_group(
     coded: Scores, codes: Int, count: int, inside: NDArray[np.bool_], flagged: bool
 ) -> Estimate:
-    """Brier score of a group, whose variance is known from its own patients alone, of both classes
+    """Brier score of a group; its variance comes from the group's own patients, both classes
     together.
     """
     brier = estimate(coded, codes, count, _brier_where(flagged))

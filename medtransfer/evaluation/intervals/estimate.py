@@ -43,8 +43,8 @@ class Estimate(OverTrainings):
 
     Attributes:
         value: mean over seeds.
-        positive, negative: (seed, patient), influence of the images of either class, summed within
-            the patient.
+        positive: (seed, patient), influence of the positive images, summed within the patient.
+        negative: (seed, patient), the same of the negative images.
         members: number of patients with a positive, with a negative image, and of all.
         by_fold: (fold, 2), number of patients with a positive and with a negative image, of the
             first seed.
@@ -179,7 +179,8 @@ class Estimate(OverTrainings):
 
         Args:
             scale: of the interval.
-            least, greatest: bounds of the quantity.
+            least: lower bound of the quantity.
+            greatest: upper bound of the quantity.
             widest: standard errors beyond this mean that the data hold no information on it.
             parts: of the variance; left out, over patients and seeds.
             coverage: 0.95 where left out.
@@ -296,7 +297,9 @@ def by_model(scores: Scores, value: Value, mass: Mass) -> Cells | None:
     """A value of every model; None where seeds have different folds.
 
     Args:
-        scores: of an arm. value: from `logit, target, weight, model`. mass: what a fold counts.
+        scores: of an arm.
+        value: from `logit, target, weight, model`.
+        mass: what a fold counts.
     """
     folds = scores.folds
     if folds is None or len(scores.target) == 0:

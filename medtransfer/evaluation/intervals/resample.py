@@ -111,7 +111,8 @@ def strata_of(test: pd.DataFrame, patients: NDArray[np.object_]) -> Int | None:
     same; else None.
 
     Args:
-        test: test rows, `patient, fold`. patients: in their order.
+        test: test rows, `patient, fold`.
+        patients: in their order.
     """
     folds = test.groupby(test["patient"].astype(str))["fold"].agg(["min", "max"])
     if not (folds["min"] == folds["max"]).all():
@@ -186,7 +187,9 @@ class Drawn(OverTrainings):
         draws: (seed, draw) or (seed, draw, several); NaN where a draw lacks a class.
         freedom: degrees of freedom with which the variance over patients is known.
         cells: the values of single models, where the value is a mean over them.
-        given: as of `Scores`. apart, interaction: as of `Estimate`.
+        given: see `Scores`.
+        apart: see `Estimate`.
+        interaction: see `Estimate`.
     """
 
     value: Any
@@ -246,7 +249,8 @@ class Drawn(OverTrainings):
 
         Args:
             scale: where the estimate is nearer to normal, logit for shares.
-            least, greatest: bounds of the quantity.
+            least: lower bound of the quantity.
+            greatest: upper bound of the quantity.
             parts: of the variance; left out, over patients and seeds.
         """
         estimate = float(self.value) if np.isfinite(self.value) else None

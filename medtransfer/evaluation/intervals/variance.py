@@ -77,8 +77,10 @@ class OverTrainings(ABC):
     what trainings add to it.
 
     Attributes:
-        by_seed, cells: the figures of seeds and of single models. given, apart: as of
-            `estimate.Estimate`.
+        by_seed: (seed,), the estimate of each seed.
+        cells: the estimates of single models.
+        given: see `estimate.Estimate`.
+        apart: see `estimate.Estimate`.
     """
 
     by_seed: Float
@@ -178,7 +180,8 @@ def trained_again(
     Args:
         alone: over patients, the trained models taken as given.
         shared: of it, without the part that differs from seed to seed.
-        seeds: between seeds. cells: the estimates of single models.
+        seeds: between seeds.
+        cells: the estimates of single models.
     """
     folds = between_folds(cells)
     if folds is None or not seeds:
@@ -248,7 +251,7 @@ def two_sided_p(ratio: float, parts: Sequence[Part]) -> float:
     def excess(log_p: float) -> float:
         return _quantile_at(positive, float(np.exp(log_p))) - ratio
 
-    # From a p that nobody tells from 0 up to 1.
+    # Between a p that cannot be told from 0, and 1.
     return (
         float(np.exp(brentq(excess, _LEAST, 0.0))) if excess(_LEAST) > 0 else float(np.exp(_LEAST))
     )

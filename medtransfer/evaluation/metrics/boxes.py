@@ -30,10 +30,11 @@ class Detections:
 
     Attributes:
         tested: (patient,), whether the model tested this patient.
-        score: (candidate,), logit. patient: (candidate,), number of the patient.
+        score: (candidate,), logit.
+        patient: (candidate,), number of the patient.
         hits: (candidate, overlap), whether it finds a lesion at each of `OVERLAPS`.
-        hit: (candidate,), by the rule of the evaluation. lesion: (candidate,), number of that
-            lesion, or -1.
+        hit: (candidate,), by the rule of the evaluation.
+        lesion: (candidate,), number of that lesion, or -1.
         chance: (candidate,), calibrated probability of being a lesion; NaN where nothing could be
             fitted.
     """
@@ -52,9 +53,10 @@ class Truth:
     """The test images and their lesions.
 
     Attributes:
-        images: (patient,), number of images. lesions: (patient,), number of lesions.
-        owner: (lesion,), number of its patient. size: (lesion,), side of a square (or cube) as
-            large, in pixels.
+        images: (patient,), number of images.
+        lesions: (patient,), number of lesions.
+        owner: (lesion,), number of its patient.
+        size: (lesion,), side of a square (or cube) as large, in pixels.
     """
 
     images: Float
@@ -134,7 +136,7 @@ def measure_model(detections: Detections, truth: Truth, counts: Float, bins: Int
         for place in range(len(OVERLAPS))
     ]
     sensitivity = froc(detections.score, detections.hit, weights, lesions, images)
-    # Of sizes, at the score that lets one false positive through on each image of the sample.
+    # Sensitivity by size, at the score that lets one false positive per image through.
     least = least_score(detections.score, detections.hit, truth.images[detections.tested].sum())
     caught = np.zeros(len(truth.owner), bool)
     caught[detections.lesion[(detections.score >= least) & detections.hit]] = True
@@ -163,8 +165,12 @@ def froc(
     MONAI's `compute_froc_score`.
 
     Args:
-        score: (candidate,), descending. hit: whether it finds a lesion.
-        weights: (draw, candidate). lesions, images: (draw,), how many there are.
+        score: (candidate,), descending.
+        hit: whether it finds a lesion.
+        weights: (draw, candidate).
+        lesions: (draw,), number of lesions.
+        images: (draw,), number of images.
+        rates: false positives per image at which the sensitivity is read.
 
     Returns:
         (draw, rate); NaN without lesions.
@@ -199,7 +205,9 @@ def least_score(score: Float, hit: NDArray[np.bool_], images: float) -> float:
     infinite where the first bring more.
 
     Args:
-        score: (candidate,), descending. hit: whether it finds a lesion. images: how many there are.
+        score: (candidate,), descending.
+        hit: whether it finds a lesion.
+        images: how many there are.
     """
     last = last_of_ties(score)
     few = last[np.cumsum(~hit)[last] <= images]

@@ -48,8 +48,11 @@ def match(
     `least` at the least; by the rule `centre`, of those that hold its centre.
 
     Args:
-        candidates, lesions: boxes. scores: (candidate,).
-        least: intersection over union, 0 to 1; without effect on the rule `centre`.
+        candidates: (candidate, 2 x axes), boxes, lower ends first.
+        lesions: (lesion, 2 x axes), boxes.
+        scores: (candidate,).
+        least: intersection over union of a hit, 0 to 1; without effect on the rule `centre`.
+        rule: `overlap`, or `centre` of the candidate within the lesion.
 
     Returns:
         (candidate,), index of a lesion, or -1.
@@ -65,7 +68,7 @@ def match(
         else centres_inside(candidates, lesions)
     )
     free = np.ones(len(lesions), bool)
-    # Of lesions that overlap as much, the first by its coordinates.
+    # Among lesions with the same overlap the first by its coordinates is taken.
     places = np.lexsort(lesions.T[::-1])
     for candidate in np.lexsort((*candidates.T[::-1], -scores)):
         open_ = (fits[candidate] & free)[places]
@@ -81,7 +84,8 @@ def average_precision(
     """Average precision at 101 points of recall, as COCO has it (Lin et al. 2014, arXiv:1405.0312).
 
     Args:
-        scores: (candidate,), of all images. hits: whether it found a lesion.
+        scores: (candidate,), of all images.
+        hits: whether it found a lesion.
         lesions: number of lesions; with weights (draw,).
         weights: (draw, candidate), how often each draw holds the image; a single one of 1 where
             left out.

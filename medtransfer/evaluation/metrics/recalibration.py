@@ -111,8 +111,9 @@ class Comparable:
     from the tune rows of all models.
 
     Attributes:
-        cell: the model. tune: (row,), logits of its tune rows. test: (image,), of the images it
-            tests.
+        cell: the model.
+        tune: (row,), logits of its tune rows.
+        test: (image,), of the images it tests.
         undo: from that scale to the logits of the model.
     """
 
@@ -216,7 +217,8 @@ def adjust_prevalence(logit: Float, prevalence: float, target_prevalence: float)
 
     Args:
         logit: of any shape, right for `prevalence`.
-        prevalence, target_prevalence: between 0 and 1.
+        prevalence: that the logits are right for, between 0 and 1.
+        target_prevalence: that they are adjusted to, between 0 and 1.
     """
     shift = np.log(target_prevalence / (1 - target_prevalence)) - np.log(
         prevalence / (1 - prevalence)

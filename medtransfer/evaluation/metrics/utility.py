@@ -29,8 +29,10 @@ class Aims:
     """What operating points are wanted.
 
     Attributes:
-        sensitivity, specificity: least value on the tune rows, with the most of the other; None:
-            not wanted.
+        sensitivity: least sensitivity on the tune rows, with the highest specificity; None: no such
+            point.
+        specificity: least specificity on the tune rows, with the highest sensitivity; None: no such
+            point.
         probability: a threshold of the (recalibrated) probability, as from a harm / benefit ratio p
             / (1 - p); None: not wanted.
         prevalences: at which predictive values are told, besides that of the cohort.
@@ -64,8 +66,8 @@ def lock_threshold(
         rule: `sensitivity` or `specificity` of at least `least`, or `youden`, the largest sum of
             both (Youden 1950).
         least: 0 to 1.
-        weight: (row,), how much each counts; 1 where left out. patients: (row,); each row is one
-            where left out.
+        weight: (row,), how much each counts; 1 where left out.
+        patients: (row,); each row is one where left out.
 
     Returns:
         A threshold; infinite where all or none are called, as m is too small.
@@ -105,7 +107,8 @@ class Decision:
     """A rule with its thresholds, carried out on the test images.
 
     Attributes:
-        rule, aim: `sensitivity` or `specificity` with the least value, `youden`, `probability`.
+        rule: `sensitivity`, `specificity`, `youden` or `probability`.
+        aim: the least sensitivity or specificity, or the probability; None with `youden`.
         thresholds: probability from which on an image is called positive, by seed and fold.
         question: the calls, 0 or 1 in place of logits, and their rates.
         prevalences: at which predictive values are told.
@@ -241,7 +244,9 @@ def share_interval(share: Drawn, patients: int, simple: bool = False) -> dict[st
     With several seeds, their variance is among it.
 
     Args:
-        share: drawn. patients: how many it is of. simple: whether each is one independent image.
+        share: the proportion with its draws.
+        patients: of how many it is the share.
+        simple: whether each is one independent image.
     """
     value = float(np.round(share.value, 12)) if np.isfinite(share.value) else float("nan")
     variance = sum(part.variance for part in share.parts) if np.isfinite(value) else float("nan")
@@ -348,8 +353,8 @@ def decision_curves(
     with 95 % bands over patients.
 
     Args:
-        first: an arm, for the prevalence. scores: arms over the same images, recalibrated where
-            that could be done.
+        first: an arm, for the prevalence.
+        scores: arms over the same images, recalibrated where that could be done.
         benefits: of each arm, `net_benefit` drawn; None of one that gives scores.
         prevalence: as of `net_benefit`.
     """

@@ -66,7 +66,7 @@ def _does_it_help(
 
 
 def _answer(pair: Mapping[str, Any], measure: Measure, data: Mapping[str, Any], count: int) -> str:
-    """Whether the first arm does better, with how many comparisons there are in mind."""
+    """Whether the first arm does better, corrected for the number of comparisons."""
     a, b, delta = isolate(pair["a"]), isolate(pair["b"]), pair[measure.difference]
     if measure == AUC and (
         reversed_arms := [

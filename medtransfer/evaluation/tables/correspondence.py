@@ -26,8 +26,8 @@ def account_of(
     candidates: str,
     lesions: str,
 ) -> list[Account]:
-    """Of the candidates and the lesions: those of images that no arm was tested on count
-    nowhere.
+    """The accounts of the candidates and the lesions; those of images that no arm was tested on do
+    not count.
     """
     test = set(tested.loc[tested["part"] == "test", "image"])
     images = set(tested["image"])
@@ -59,8 +59,8 @@ def account_of(
 def refuse_strangers(
     detections: pd.DataFrame, tested: pd.DataFrame, test: pd.DataFrame, boxes: pd.DataFrame
 ) -> None:
-    """Candidates that belong to nothing would be left out without a word, and an arm be called
-    blind.
+    """Refuses candidates that belong to no prediction: they would be left out without a word, and
+    an arm would seem blind.
     """
     faults = []
     for name in ("arm", "image"):
@@ -135,8 +135,8 @@ def owners(test: pd.DataFrame, arms: Sequence[str]) -> dict[str, str]:
 def sort_owners(
     owner: Mapping[str, str], detections: pd.DataFrame, boxes: pd.DataFrame
 ) -> dict[str, str]:
-    """The images by what is said of them, and not by their names: by their lesions, and the places
-    of their candidates; see `order`.
+    """The owner of each image, in an order that follows from the lesions and the candidates and not
+    from names; see `order`.
     """
     model = ["arm", "seed", "fold", "part"]
     place = (

@@ -223,7 +223,7 @@ def check_predictions(
 
 
 def _read_names(table: pd.DataFrame, rows: list[int], faults: list[str]) -> pd.DataFrame:
-    """Names in their one spelling; empty ones, and those with control characters, are faults."""
+    """Names in one spelling; empty names, and those with control characters, are faults."""
     table = table.copy()
     for column in (
         "arm",
@@ -278,7 +278,9 @@ def _read_budget(table: pd.DataFrame, source: str) -> tuple[pd.DataFrame, list[s
 
 
 def _refuse_classes(target: pd.Series, words: Mapping[str, int], source: str) -> None:
-    """A target of names, or of more numbers than two, is said once, and not row by row."""
+    """Refuses a target of names, or of more than two numbers, once for the whole column and not row
+    by row.
+    """
     text = target.astype(str).str.strip()
     numbers = pd.to_numeric(text, errors="coerce")
     values = sorted(text[~text.str.lower().isin(words)].unique())
@@ -302,7 +304,9 @@ def _refuse_classes(target: pd.Series, words: Mapping[str, int], source: str) ->
 
 
 def _weigh(table: pd.DataFrame, keep: Sequence[str], weight: str | None) -> pd.DataFrame:
-    """A column of the name `weight` may be that of a body: only the one asked for counts."""
+    """Takes the column of weights that was asked for; another column named `weight` may be that of
+    a body and does not count.
+    """
     if weight is not None:
         return table.assign(**{WEIGHT: table[weight]})
     return table if WEIGHT in keep else table.drop(columns=WEIGHT, errors="ignore")
@@ -389,7 +393,7 @@ def _refuse_leaks(table: pd.DataFrame, source: str) -> None:
 
 
 def _refuse_look_alikes(table: pd.DataFrame, source: str) -> None:
-    """Patients whose names look alike may be one, who would then be on both sides."""
+    """Refuses patients whose names look alike on both sides of a split: they may be one patient."""
     groups = look_alikes(table["patient"].unique())
     if not groups:
         return

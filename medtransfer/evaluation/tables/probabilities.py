@@ -29,8 +29,8 @@ ROUNDING, _OFF = 1e-6, 1e-4
 
 
 def exact_logit(probability: Float) -> Float:
-    """The logit of probabilities, 0 to 1, in their order down to the smallest double; of exactly 0
-    and 1 -744.4 and 744.4.
+    """The logit of probabilities from 0 to 1, exact down to the smallest double; exactly 0 and 1
+    give -744.4 and 744.4.
     """
     limit = -float(np.log(SMALLEST))
     with np.errstate(divide="ignore"):
@@ -61,7 +61,7 @@ def squared_errors(logits: Float, labels: NDArray[Any]) -> Float:
 def read_numbers(
     column: pd.Series, rows: list[int], faults: list[str], empty: bool = False
 ) -> pd.Series:
-    """A column as finite numbers; what is none is a fault with its row, but for empty cells where
+    """A column as finite numbers; any other cell is a fault with its row, but for empty cells where
     these are allowed.
     """
     numbers = np.full(len(column), np.nan)
@@ -102,7 +102,8 @@ def read_scores(
     Args:
         table: columns `arm`, and of `probability`, `logit`, `score` at least one, as text or
             numbers.
-        rows: of the file, for messages. faults: those found are added.
+        rows: of the file, for messages.
+        faults: to which the faults of the columns are added.
 
     Returns:
         The table, and how many values were taken as rounded, by a sentence that says how.
@@ -142,7 +143,7 @@ def read_scores(
     digits = [columns.get(name, missing) for name in ("probability", "logit")]
     _refuse_disagreement(probability, z, digits, rows, faults, rounded)
     has_probability = np.isfinite(probability)
-    # Of two columns that say the same, the one with more digits ranks.
+    # Where both columns say the same, the one with more digits gives the ranks.
     coarse = (
         has_probability
         & np.isfinite(z)

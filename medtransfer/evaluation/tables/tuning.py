@@ -32,7 +32,9 @@ class Cell:
     """What one model (a seed and a fold) tests, and the tune rows that may be used for it.
 
     Attributes:
-        row: of the seed in `Scores.logit`. seed, fold: which.
+        row: of the seed in `Scores.logit`.
+        seed: that the model was trained with.
+        fold: that it tests.
         inside: (image,), the images it tests.
         tune: tune rows of all models whose patients it does not test: `seed, fold, image, patient,
             target, logit`.
@@ -53,17 +55,17 @@ class Cell:
 
     @property
     def logit(self) -> Float:
-        """Of the tune rows."""
+        """(row,), of the tune rows."""
         return self.tune["logit"].to_numpy(np.float64)
 
     @property
     def target(self) -> Int:
-        """Of the tune rows."""
+        """(row,), of the tune rows."""
         return self.tune["target"].to_numpy(np.int64)
 
     @property
     def patient(self) -> Int:
-        """Of the tune rows, numbered."""
+        """(row,), number of the patient of each tune row."""
         return np.asarray(pd.factorize(self.tune["patient"])[0], np.int64)
 
 
@@ -86,8 +88,8 @@ def pair_tune(scores: Scores, tune: pd.DataFrame) -> list[Cell] | None:
     classes for each.
 
     Args:
-        scores: test scores. tune: tune rows of the arm: `seed, fold, image, patient, target,
-            logit`.
+        scores: test scores.
+        tune: tune rows of the arm: `seed, fold, image, patient, target, logit`.
     """
     numbers = number_models(tune)
     models = dict(zip(zip(tune["seed"], tune["fold"], strict=True), numbers.tolist(), strict=True))
@@ -124,7 +126,8 @@ def fit_shared(
     Args:
         loss: of the rows, given the parameters of each.
         model: (row,), number of the model of each.
-        mean, spread: (parameter,), of the prior.
+        mean: (parameter,), of the prior.
+        spread: (parameter,), standard deviation of the prior.
 
     Returns:
         Shared parameters, and by model those of its own.
