@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import pandas as pd
 
-from medtransfer.evaluation.metrics.recalibration import Recalibrated
+from medtransfer.evaluation.metrics.recalibration import RecalibratedArm
 from medtransfer.evaluation.sentences.words import isolate
 from medtransfer.evaluation.settings import Settings
 from medtransfer.evaluation.tables.probabilities import exact_logit
@@ -22,7 +22,7 @@ _ROWS_ALIKE = 10
 def list_caveats(
     table: pd.DataFrame,
     scores: Sequence[Scores],
-    recalibrated: Sequence[Recalibrated | None],
+    recalibrated: Sequence[RecalibratedArm | None],
     settings: Settings,
     covers: Collection[str],
 ) -> list[str]:

@@ -19,8 +19,8 @@ from medtransfer.evaluation.analyses.learning_curve import describe_curve, learn
 from medtransfer.evaluation.analyses.one_arm import (
     FEW_DRAWS,
     WIDEST,
-    Evaluated,
-    Measured,
+    ArmMeasurements,
+    LabelEvaluation,
     describe_recalibration,
     estimators_of,
     measure,
@@ -41,18 +41,18 @@ from medtransfer.evaluation.caveats import list_caveats
 from medtransfer.evaluation.intervals.entries import NO_PROBABILITIES, interval_of
 from medtransfer.evaluation.intervals.estimate import Estimate, estimate_all
 from medtransfer.evaluation.intervals.resample import (
-    Drawn,
+    DrawnMetric,
     Draws,
     Metric,
     Question,
-    Within,
+    WithinModels,
     draw_values,
     patients_of,
     strata_of,
 )
 from medtransfer.evaluation.metrics.discrimination import auc_interval
 from medtransfer.evaluation.metrics.recalibration import (
-    Recalibrated,
+    RecalibratedArm,
     adjust_scores,
     make_comparable,
     recalibrate,
@@ -205,7 +205,7 @@ def _evaluate_label(
     exclusive: bool = False,
     hidden: Unknown | None = None,
     levelled: Sequence[str] = (),
-) -> Evaluated:
+) -> LabelEvaluation:
     """All numbers of one label.
 
     `images`: its rows as they are; `table`: those that are counted. `again`: the latter after a
@@ -292,7 +292,7 @@ def _evaluate_label(
             *list_caveats(images, scores, recalibrated, settings, covers),
         ],
     }
-    return Evaluated(data, raw, measured_recalibrated)
+    return LabelEvaluation(data, raw, measured_recalibrated)
 
 
 def _tune_images(table: pd.DataFrame) -> float:
@@ -303,18 +303,18 @@ def _tune_images(table: pd.DataFrame) -> float:
 
 def _net_benefit(
     scores: Sequence[Scores], settings: Settings, draws: Draws
-) -> tuple[list[Drawn | None], list[Drawn | None]]:
+) -> tuple[list[DrawnMetric | None], list[DrawnMetric | None]]:
     """Net benefit of recalibrated probabilities, at the prevalence of the patients they are meant
     for: at all thresholds, and at the one asked for.
     """
     prevalence = settings.target_prevalence
-    metrics: dict[str, Metric | Within] = {"all": net_benefit(prevalence)}
+    metrics: dict[str, Metric | WithinModels] = {"all": net_benefit(prevalence)}
     if settings.threshold is not None:
         place, curve = (
             int(np.argmin(np.abs(THRESHOLDS - settings.threshold))),
             net_benefit(prevalence),
         )
-        metrics["one"] = Within(lambda z, y, w: curve(z, y, w)[:, place], "images")
+        metrics["one"] = WithinModels(lambda z, y, w: curve(z, y, w)[:, place], "images")
     drawn = iter(
         draw_values(
             [Question(adjust_scores(s, prevalence), metrics) for s in scores if not s.scored], draws
@@ -330,7 +330,7 @@ def _recalibrated(
     settings: Settings,
     together: pd.DataFrame | None,
     exclusive: bool,
-) -> list[Recalibrated | None]:
+) -> list[RecalibratedArm | None]:
     if together is not None:
         by_arm = {s.arm: s for s in align_scores(together)[0]}
         rows_of_arm = [
@@ -338,7 +338,9 @@ def _recalibrated(
             for s in scores
         ]
         return [
-            None if of is None else Recalibrated(of, "vector", {}, "the classes exclude each other")
+            None
+            if of is None
+            else RecalibratedArm(of, "vector", {}, "the classes exclude each other")
             for of in rows_of_arm
         ]
     if exclusive:  # maps of single classes would not add up to 1
@@ -376,7 +378,7 @@ def _describe_table(table: pd.DataFrame, first: Scores, settings: Settings) -> d
 
 
 def _advise(
-    raw: Sequence[Measured], used: Sequence[Scores], settings: Settings
+    raw: Sequence[ArmMeasurements], used: Sequence[Scores], settings: Settings
 ) -> dict[str, Any] | None:
     """Sizes for an external validation of the first arm that gives probabilities, at the prevalence
     of the patients it is meant for.
@@ -394,8 +396,8 @@ def _advise(
 
 def _compare(
     scores: Sequence[Scores],
-    raw: Sequence[Measured],
-    benefits: Sequence[Drawn | None],
+    raw: Sequence[ArmMeasurements],
+    benefits: Sequence[DrawnMetric | None],
     settings: Settings,
     tuned: float,
     levelled: Sequence[str],

@@ -22,7 +22,7 @@ from medtransfer.evaluation.analyses.sites import by_site, meta_auc, meta_differ
 from medtransfer.evaluation.analyses.subgroups import describe_subgroups
 from medtransfer.evaluation.intervals import influence
 from medtransfer.evaluation.intervals.estimate import estimate
-from medtransfer.evaluation.intervals.resample import Draws, Question, Within, draw_values
+from medtransfer.evaluation.intervals.resample import Draws, Question, WithinModels, draw_values
 from medtransfer.evaluation.metrics import calibration as cal
 from medtransfer.evaluation.metrics import discrimination as dis
 from medtransfer.evaluation.metrics.discrimination import auc_interval
@@ -238,8 +238,8 @@ def few_positives(cohorts: int) -> None:
     for positives, images in ((8, 1), (15, 1), (30, 1), (10, 6), (30, 6)):
         held = {"average_precision": [], "partial_auc": [], "sensitivity": []}
         metrics = {
-            "average_precision": Within(dis.weighted_average_precision, "positives"),
-            "partial_auc": Within(dis.weighted_partial_auc, "pairs"),
+            "average_precision": WithinModels(dis.weighted_average_precision, "positives"),
+            "partial_auc": WithinModels(dis.weighted_partial_auc, "pairs"),
         }
 
         def cohort(count, images=images):

@@ -14,7 +14,7 @@ from scipy.stats import t as student
 from medtransfer.evaluation.analyses.sites import BySite, meta_difference
 from medtransfer.evaluation.intervals.entries import NO_PROBABILITIES, no_interval
 from medtransfer.evaluation.intervals.estimate import Estimate
-from medtransfer.evaluation.intervals.resample import Drawn
+from medtransfer.evaluation.intervals.resample import DrawnMetric
 from medtransfer.evaluation.intervals.variance import COVERAGE, Part, quantile
 from medtransfer.evaluation.sentences.verdict import verdict
 from medtransfer.evaluation.tables.scores import Scores
@@ -43,7 +43,7 @@ class Contestant:
 
     name: str
     estimates: dict[str, Estimate]
-    drawn: dict[str, Drawn]
+    drawn: dict[str, DrawnMetric]
     scores: Scores | None = None
     sites: BySite | None = None
 
@@ -147,24 +147,24 @@ def describe_budgets(
     )
 
 
-def _describe(difference: Estimate | Drawn, **bounds: float) -> dict[str, Any]:
+def _describe(difference: Estimate | DrawnMetric, **bounds: float) -> dict[str, Any]:
     """The entry of a difference that is not tested: its interval, and what the interval covers."""
     interval = difference.interval(parts=judged_by(difference), **bounds)  # type: ignore[arg-type]
     return {**interval, "p": None, "covers": _covers(difference)}
 
 
-def judged_by(difference: Estimate | Drawn) -> tuple[Part, ...]:
+def judged_by(difference: Estimate | DrawnMetric) -> tuple[Part, ...]:
     """Parts of the variance by which a difference is judged: with the variation between trainings,
     or over patients where none is shown.
     """
     return difference.trained_again or difference.models_alone
 
 
-def _covers(difference: Estimate | Drawn) -> str:
+def _covers(difference: Estimate | DrawnMetric) -> str:
     return "training" if difference.trained_again else "models"
 
 
-def describe_test(difference: Estimate | Drawn) -> dict[str, Any]:
+def describe_test(difference: Estimate | DrawnMetric) -> dict[str, Any]:
     """What the interval of a difference covers, its p-value, the interval for these models alone,
     and the difference that the study could have detected.
     """
@@ -182,7 +182,7 @@ def describe_test(difference: Estimate | Drawn) -> dict[str, Any]:
     }
 
 
-def _add_auc(entry: dict[str, Any], difference: Estimate, drawn: Drawn) -> None:
+def _add_auc(entry: dict[str, Any], difference: Estimate, drawn: DrawnMetric) -> None:
     """Completes the entry of the difference in AUC: the method, the test, and for these models
     alone DeLong's p-value and the bootstrap.
     """

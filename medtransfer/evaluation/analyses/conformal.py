@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from medtransfer.evaluation.intervals.resample import Drawn, Question
+from medtransfer.evaluation.intervals.resample import DrawnMetric, Question
 from medtransfer.evaluation.metrics.recalibration import Comparable
 from medtransfer.evaluation.metrics.utility import share_interval
 from medtransfer.evaluation.tables.arrays import Float
@@ -101,7 +101,7 @@ def _shares(kind: Float, target: NDArray[Any], weights: Float) -> Float:
         return np.stack([*covered, *(weights @ (size == count) / total for count in (1, 2, 0))], 1)
 
 
-def describe_sets(question: Question, shares: Drawn, coverage: float) -> dict[str, Any]:
+def describe_sets(question: Question, shares: DrawnMetric, coverage: float) -> dict[str, Any]:
     """The entry of the prediction sets: the coverage that was `asked` for, `coverage` over all and
     over either class, and the shares of sets that are `certain`, `uncertain` and `empty`.
 

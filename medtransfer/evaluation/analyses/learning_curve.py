@@ -16,11 +16,11 @@ from medtransfer.evaluation.intervals import influence
 from medtransfer.evaluation.intervals.entries import no_interval
 from medtransfer.evaluation.intervals.estimate import estimate
 from medtransfer.evaluation.intervals.resample import (
-    Drawn,
+    DrawnMetric,
     Draws,
     Metric,
     Question,
-    Within,
+    WithinModels,
     draw_values,
 )
 from medtransfer.evaluation.metrics import calibration as cal
@@ -34,10 +34,10 @@ from medtransfer.evaluation.tables.scores import Scores, align_scores
 # slower.
 _EXPONENTS = np.linspace(0.1, 1.5, 29)
 _FEWEST_SIZES, _BEYOND = 3, (2, 4)
-_METRICS: dict[str, Metric | Within] = {
-    "auc": Within(dis.weighted_auc, "pairs"),
-    "brier": Within(cal.weighted_brier, "images"),
-    "log_loss": Within(cal.weighted_log_loss, "images"),
+_METRICS: dict[str, Metric | WithinModels] = {
+    "auc": WithinModels(dis.weighted_auc, "pairs"),
+    "brier": WithinModels(cal.weighted_brier, "images"),
+    "log_loss": WithinModels(cal.weighted_log_loss, "images"),
 }
 _ONE = "no interval: one draw of each size does not show how draws vary"
 
@@ -178,7 +178,7 @@ def _without_interval(value: dict[str, Any]) -> dict[str, Any]:
     return {**value, "low": None, "high": None, "reason": value.get("reason", _ONE)}
 
 
-def _with_episodes(auc: Drawn, rng: np.random.Generator) -> Float:
+def _with_episodes(auc: DrawnMetric, rng: np.random.Generator) -> Float:
     """Draws of the mean that vary as its interval says, over patients and between episodes."""
     draws = auc.mean
     shared, *between = auc.parts if len(auc.draws) > 1 else auc.models_alone

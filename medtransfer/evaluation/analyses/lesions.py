@@ -34,7 +34,7 @@ from medtransfer.evaluation.analyses.detections import (
     gather_detections,
 )
 from medtransfer.evaluation.analyses.one_detector import describe_detections, measure_detector
-from medtransfer.evaluation.intervals.resample import Drawn, Draws, strata_of
+from medtransfer.evaluation.intervals.resample import DrawnMetric, Draws, strata_of
 from medtransfer.evaluation.metrics.matching import Rule, by_image
 from medtransfer.evaluation.sentences.verdict import verdict
 from medtransfer.evaluation.sentences.words import AP_50
@@ -198,7 +198,7 @@ def _evaluate(
 
 
 def _compare(
-    drawn: Mapping[str, Mapping[str, Drawn]],
+    drawn: Mapping[str, Mapping[str, DrawnMetric]],
     entries: Mapping[str, Any],
     levelled: Sequence[str],
     at_budget: bool,

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from medtransfer.evaluation.analyses.comparison import judged_by
-from medtransfer.evaluation.intervals.resample import Drawn, Draws, make_drawn
-from medtransfer.evaluation.metrics.matching import by_image, overlaps
+from medtransfer.evaluation.intervals.resample import DrawnMetric, Draws, make_drawn_metric
+from medtransfer.evaluation.metrics.matching import by_image, pairwise_iou
 from medtransfer.evaluation.tables.arrays import Float
 from medtransfer.evaluation.tables.candidates import coordinates
 
@@ -91,7 +91,7 @@ def evaluate_localisation(
 
 def _draw(
     rows: pd.DataFrame, truth: Mapping[Any, Float], columns: Sequence[str], draws: Draws
-) -> dict[str, Drawn]:
+) -> dict[str, DrawnMetric]:
     axes = len(columns) // 2
     by_seed, values = [], []
     for _, of_seed in rows.groupby("seed", sort=True):
@@ -122,7 +122,7 @@ def _draw(
             )
     drawn, freedom = np.stack(values), float(rows["patient"].nunique() - 1)
     return {
-        name: make_drawn(np.array(by_seed)[:, place], drawn[:, :, place], freedom)
+        name: make_drawn_metric(np.array(by_seed)[:, place], drawn[:, :, place], freedom)
         for place, (name, _, _) in enumerate(MEASURES)
     }
 
@@ -130,7 +130,7 @@ def _draw(
 def _measure(point: Float, box: Float, lesions: Float) -> tuple[float, float, float]:
     if not np.isfinite(point).all():
         return 0.0, 0.0, 0.0
-    best = float(overlaps(box[None], lesions).max())
+    best = float(pairwise_iou(box[None], lesions).max())
     return float(_inside(point, lesions)), float(best >= _FOUND), best
 
 

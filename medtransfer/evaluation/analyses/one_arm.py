@@ -15,18 +15,18 @@ from medtransfer.evaluation.intervals.entries import NO_PROBABILITIES, interval_
 from medtransfer.evaluation.intervals.estimate import Estimate, Mass, estimate, estimate_all
 from medtransfer.evaluation.intervals.influence import Estimator
 from medtransfer.evaluation.intervals.resample import (
-    Drawn,
+    DrawnMetric,
     Draws,
     Metric,
     Question,
-    Within,
+    WithinModels,
     bands,
     draw_values,
     plain,
 )
 from medtransfer.evaluation.metrics import calibration as cal
 from medtransfer.evaluation.metrics import discrimination as dis
-from medtransfer.evaluation.metrics.recalibration import Recalibrated, summarise_maps
+from medtransfer.evaluation.metrics.recalibration import RecalibratedArm, summarise_maps
 from medtransfer.evaluation.sentences.trust import trust
 from medtransfer.evaluation.sentences.words import isolate
 from medtransfer.evaluation.tables.arrays import Float, Int
@@ -56,7 +56,7 @@ _BESIDE_CHANCE = "no interval: it cannot be negative, so it is read beside what 
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class ArmMeasurements:
     """The estimates and draws of some scores, before they are put into words.
 
     Attributes:
@@ -68,27 +68,27 @@ class Measured:
 
     scores: Scores
     estimates: dict[str, Estimate]
-    drawn: dict[str, Drawn]
+    drawn: dict[str, DrawnMetric]
     sites: BySite | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluated:
+class LabelEvaluation:
     """The evaluation of one label: its part of the report, and the numbers behind it of every arm,
     as trained and (where that was possible) recalibrated.
     """
 
     data: dict[str, Any]
-    raw: list[Measured]
-    recalibrated: list[Measured | None]
+    raw: list[ArmMeasurements]
+    recalibrated: list[ArmMeasurements | None]
 
 
 def ask(scores: Scores) -> tuple[Question, Question]:
     """The metrics that are drawn in all draws, and those that are drawn in a few."""
-    many: dict[str, Metric | Within] = {
-        "auc": Within(dis.weighted_auc, "pairs"),
-        "partial_auc": Within(dis.weighted_partial_auc, "pairs"),
-        "average_precision": Within(dis.weighted_average_precision, "positives"),
+    many: dict[str, Metric | WithinModels] = {
+        "auc": WithinModels(dis.weighted_auc, "pairs"),
+        "partial_auc": WithinModels(dis.weighted_partial_auc, "pairs"),
+        "average_precision": WithinModels(dis.weighted_average_precision, "positives"),
     }
     if scores.scored:
         return Question(scores, many), Question(scores, {})
@@ -97,7 +97,7 @@ def ask(scores: Scores) -> tuple[Question, Question]:
     return Question(scores, many), Question(scores, few)
 
 
-def measure(all_scores: list[Scores], draws: Draws) -> list[Measured]:
+def measure(all_scores: list[Scores], draws: Draws) -> list[ArmMeasurements]:
     """Measures arms over the same patients, in one round of draws."""
     asked = [ask(scores) for scores in all_scores]
     many = draw_values([question for question, _ in asked], draws)
@@ -109,7 +109,7 @@ def measure(all_scores: list[Scores], draws: Draws) -> list[Measured]:
         estimates = estimate_all(
             scores, draws.codes(scores.patients), len(draws.patients), estimators_of(scores)
         )
-        measured.append(Measured(scores, estimates, {**drawn[0], **drawn[1]}))
+        measured.append(ArmMeasurements(scores, estimates, {**drawn[0], **drawn[1]}))
     return measured
 
 
@@ -118,7 +118,7 @@ def estimators_of(scores: Scores) -> dict[str, tuple[Estimator, Mass | None]]:
     return {name: ESTIMATORS[name] for name in (RANKING if scores.scored else ESTIMATORS)}
 
 
-def summarise(measured: Measured, draws: Draws, name: str) -> dict[str, Any]:
+def summarise(measured: ArmMeasurements, draws: Draws, name: str) -> dict[str, Any]:
     """The entry of an arm in `report.json`, without decisions."""
     scores, drawn = measured.scores, measured.drawn
     ranks: dict[str, Any] = {
@@ -178,7 +178,9 @@ def _of_no_probabilities(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return entry, {"reliability": None, "smooth": None, "histogram": None}
 
 
-def _of_probabilities(measured: Measured, draws: Draws) -> tuple[dict[str, Any], dict[str, Any]]:
+def _of_probabilities(
+    measured: ArmMeasurements, draws: Draws
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The part of an arm's entry on its probabilities, and their curves."""
     scores, estimates, drawn = measured.scores, measured.estimates, measured.drawn
     codes = draws.codes(scores.patients)
@@ -295,7 +297,7 @@ def _spread_of_scores(scores: Scores) -> float:
     return float(np.median([p.std() for p in cells or expit(scores.logit)]))
 
 
-def describe_recalibration(recalibrated: Recalibrated) -> dict[str, Any]:
+def describe_recalibration(recalibrated: RecalibratedArm) -> dict[str, Any]:
     """The method of recalibration, the reason for it, and its parameters by seed and fold."""
     return {
         "method": recalibrated.method,
@@ -320,7 +322,7 @@ def _chance(scores: Scores) -> float:
     )
 
 
-def _auc(measured: Measured) -> dict[str, Any]:
+def _auc(measured: ArmMeasurements) -> dict[str, Any]:
     scores, auc = measured.scores, measured.estimates["auc"]
     entry = dis.auc_interval(auc)
     bootstrap = measured.drawn["auc"].interval("logit", 0.0, 1.0)
@@ -348,7 +350,7 @@ def _auc(measured: Measured) -> dict[str, Any]:
     return entry
 
 
-def describe_briefly(measured: Measured) -> dict[str, Any]:
+def describe_briefly(measured: ArmMeasurements) -> dict[str, Any]:
     """The main numbers of an arm with their intervals."""
     estimates, drawn = measured.estimates, measured.drawn
     return {

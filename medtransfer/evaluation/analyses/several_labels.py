@@ -14,12 +14,12 @@ from scipy.special import log_softmax, logsumexp
 
 from medtransfer.errors import PredictionsError
 from medtransfer.evaluation.analyses.comparison import Contestant, compare_arms
-from medtransfer.evaluation.analyses.one_arm import WIDEST, Evaluated, Measured
+from medtransfer.evaluation.analyses.one_arm import WIDEST, ArmMeasurements, LabelEvaluation
 from medtransfer.evaluation.analyses.sites import BySite, put_over_sites
 from medtransfer.evaluation.intervals import influence
 from medtransfer.evaluation.intervals.entries import NO_PROBABILITIES, interval_of, no_interval
 from medtransfer.evaluation.intervals.estimate import Estimate, estimate
-from medtransfer.evaluation.intervals.resample import Drawn, Draws, make_drawn
+from medtransfer.evaluation.intervals.resample import DrawnMetric, Draws, make_drawn_metric
 from medtransfer.evaluation.intervals.variance import Cells
 from medtransfer.evaluation.metrics import calibration as cal
 from medtransfer.evaluation.metrics import discrimination as dis
@@ -239,7 +239,7 @@ def _fit_vector(
 
 
 def summarise_labels(
-    parts: dict[str, Evaluated],
+    parts: dict[str, LabelEvaluation],
     exclusive: bool,
     draws: Draws,
     maps: list[dict[str, Any]] | None,
@@ -335,8 +335,8 @@ def _say_once(warnings: dict[str, list[str]]) -> list[str]:
 
 
 def _mean_entry(
-    measured: Sequence[Measured],
-) -> tuple[dict[str, Estimate], dict[str, Drawn], dict[str, Any]]:
+    measured: Sequence[ArmMeasurements],
+) -> tuple[dict[str, Estimate], dict[str, DrawnMetric], dict[str, Any]]:
     estimates = {
         name: mean_estimate([m.estimates[name] for m in measured]) for name in measured[0].estimates
     }
@@ -380,7 +380,7 @@ def _mean_entry(
     )
 
 
-def _mean_ece(measured: Sequence[Measured]) -> dict[str, Any]:
+def _mean_ece(measured: Sequence[ArmMeasurements]) -> dict[str, Any]:
     error = cal.binned_metric(cal.weighted_ece)
     ece = np.mean(
         [
@@ -392,7 +392,7 @@ def _mean_ece(measured: Sequence[Measured]) -> dict[str, Any]:
     return no_interval("no interval: see each label, beside what chance gives", float(ece))
 
 
-def _mean_pooled(measured: Sequence[Measured]) -> dict[str, Any] | None:
+def _mean_pooled(measured: Sequence[ArmMeasurements]) -> dict[str, Any] | None:
     """The AUC with one threshold for all models, averaged over labels; None where one model tests
     all images.
     """
@@ -411,7 +411,7 @@ def _mean_pooled(measured: Sequence[Measured]) -> dict[str, Any] | None:
     }
 
 
-def _mean_sites(measured: Sequence[Measured]) -> BySite | None:
+def _mean_sites(measured: Sequence[ArmMeasurements]) -> BySite | None:
     """The mean over labels of the AUC of every site at which all of them have one; None where no
     fold leaves a site out.
     """
@@ -426,10 +426,10 @@ def _mean_sites(measured: Sequence[Measured]) -> BySite | None:
     return [(fold, mean_estimate([of[fold] for of in by_label])) for fold in shared]
 
 
-def _mean_drawn(drawn: Sequence[Drawn]) -> Drawn:
+def _mean_drawn(drawn: Sequence[DrawnMetric]) -> DrawnMetric:
     freedom = min(d.freedom for d in drawn)
     cells = mean_cells([d.cells for d in drawn])
-    return make_drawn(
+    return make_drawn_metric(
         np.mean([d.by_seed for d in drawn], 0),
         np.mean([d.draws for d in drawn], 0),
         freedom,

@@ -150,7 +150,7 @@ def tabulate(logit: Float, target: NDArray[Any], weight: Float, codes: Int, pati
 
 
 @dataclass(frozen=True, eq=False)
-class Within:
+class WithinModels:
     """A metric within models: its mean over them, each with its mass; of a draw in which a model
     has no value, over the others.
     """
@@ -161,10 +161,10 @@ class Within:
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """Metrics of some scores, by name; those within models are `Within`."""
+    """Metrics of some scores, by name; those within models are `WithinModels`."""
 
     scores: Scores
-    metrics: Mapping[str, Metric | Within]
+    metrics: Mapping[str, Metric | WithinModels]
 
     def parts(self, seed: int, within: bool) -> list[NDArray[np.bool_]]:
         """(image,) per part: all at once, or the images of each model."""
@@ -174,11 +174,11 @@ class Question:
     @property
     def kinds(self) -> list[bool]:
         """Whether metrics are within models; both where some are."""
-        return sorted({isinstance(metric, Within) for metric in self.metrics.values()})
+        return sorted({isinstance(metric, WithinModels) for metric in self.metrics.values()})
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn(OverTrainings):
+class DrawnMetric(OverTrainings):
     """A metric and its draws over patients.
 
     Attributes:
@@ -206,19 +206,19 @@ class Drawn(OverTrainings):
         """(draw,) or (draw, several), over seeds."""
         return np.asarray(self.draws.mean(0), np.float64)
 
-    def __getitem__(self, column: int) -> Drawn:
-        return make_drawn(
+    def __getitem__(self, column: int) -> DrawnMetric:
+        return make_drawn_metric(
             self.by_seed[:, column], self.draws[:, :, column], self.freedom, given=self.given
         )
 
-    def __sub__(self, other: Drawn) -> Drawn:
+    def __sub__(self, other: DrawnMetric) -> DrawnMetric:
         """The difference in the same draws; seeds are paired where there are as many, folds where
         they are the same.
         """
         freedom = min(self.freedom, other.freedom)
         cells = None if self.cells is None else self.cells.less(other.cells)
         if len(self.by_seed) != len(other.by_seed):
-            difference = make_drawn(
+            difference = make_drawn_metric(
                 np.array([self.value - other.value]),
                 (self.mean - other.mean)[None],
                 freedom,
@@ -231,7 +231,7 @@ class Drawn(OverTrainings):
                 apart=apart,
                 interaction=self._interaction + other._interaction,
             )
-        return make_drawn(
+        return make_drawn_metric(
             self.by_seed - other.by_seed, self.draws - other.draws, freedom, cells, self.given
         )
 
@@ -320,21 +320,21 @@ class Drawn(OverTrainings):
         )
 
 
-def make_drawn(
+def make_drawn_metric(
     by_seed: Float,
     draws: Float,
     freedom: float = np.inf,
     cells: Cells | None = None,
     given: bool = False,
-) -> Drawn:
+) -> DrawnMetric:
     """From the estimates of the seeds and their draws (seed, draw)."""
     mean = by_seed.mean(0)
-    return Drawn(
+    return DrawnMetric(
         float(mean) if np.ndim(mean) == 0 else mean, by_seed, draws, max(1.0, freedom), cells, given
     )
 
 
-def draw_values(questions: Sequence[Question], draws: Draws) -> list[dict[str, Drawn]]:
+def draw_values(questions: Sequence[Question], draws: Draws) -> list[dict[str, DrawnMetric]]:
     """Each metric and its draws, paired between all questions; a metric is computed per seed and
     averaged.
 
@@ -366,7 +366,7 @@ def draw_values(questions: Sequence[Question], draws: Draws) -> list[dict[str, D
                         np.ascontiguousarray((table.weight.T @ by_patient).T) for table, _ in parts
                     ]
                     for name, metric in question.metrics.items():
-                        if isinstance(metric, Within) == within:
+                        if isinstance(metric, WithinModels) == within:
                             values[name][seed].append(_join(name, metric, parts, weights))
     answers = []
     for question, values in zip(questions, collected, strict=True):
@@ -374,7 +374,7 @@ def draw_values(questions: Sequence[Question], draws: Draws) -> list[dict[str, D
         freedom = _freedom(question.scores)
         answers.append(
             {
-                name: make_drawn(
+                name: make_drawn_metric(
                     by_seed[name],
                     np.stack([np.concatenate(p) for p in parts]),
                     freedom,
@@ -394,12 +394,12 @@ def _freedom(scores: Scores) -> float:
 
 def _join(
     name: str,
-    metric: Metric | Within,
+    metric: Metric | WithinModels,
     parts: Sequence[tuple[Table, dict[str, Any]]],
     weights: Sequence[Float],
 ) -> Float:
     """A metric over the draws: of all rows, or the mean of models."""
-    if not isinstance(metric, Within):
+    if not isinstance(metric, WithinModels):
         (table, correction), (weight,) = parts[0], weights
         return np.asarray(
             metric(table.logit, table.target, weight) + correction.get(name, 0.0), np.float64
@@ -458,9 +458,9 @@ def _moved(
         return {}
     target, weight = question.scores.target[inside], question.scores.weight[inside][None]
     metrics = {
-        n: m.metric if isinstance(m, Within) else m
+        n: m.metric if isinstance(m, WithinModels) else m
         for n, m in question.metrics.items()
-        if isinstance(m, Within) == within
+        if isinstance(m, WithinModels) == within
     }
     return {
         name: metric(logit, target, weight) - metric(table.logit, table.target, table.total)
@@ -474,13 +474,13 @@ def estimates(question: Question) -> dict[str, Float]:
     for name, metric in question.metrics.items():
         by_seed = []
         for seed, logit in enumerate(s.logit):
-            within = isinstance(metric, Within)
-            of = metric.metric if isinstance(metric, Within) else metric
+            within = isinstance(metric, WithinModels)
+            of = metric.metric if isinstance(metric, WithinModels) else metric
             rows = question.parts(seed, within)
             values = [of(logit[c], s.target[c], s.weight[c][None]) for c in rows]
             masses = (
                 [mass_of(metric.mass, s.target[c], s.weight[c][None]) for c in rows]
-                if isinstance(metric, Within)
+                if isinstance(metric, WithinModels)
                 else []
             )
             by_seed.append((_mean_of_models(values, masses) if within else values[0])[0])
@@ -491,7 +491,9 @@ def estimates(question: Question) -> dict[str, Float]:
 def _cells(question: Question) -> dict[str, Cells | None]:
     """The values of single models of the metrics within them."""
     within = {
-        name: metric for name, metric in question.metrics.items() if isinstance(metric, Within)
+        name: metric
+        for name, metric in question.metrics.items()
+        if isinstance(metric, WithinModels)
     }
     return {
         name: by_model(question.scores, _value_of(metric.metric), metric.mass)

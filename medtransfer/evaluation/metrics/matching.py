@@ -16,7 +16,7 @@ from medtransfer.evaluation.tables.arrays import Float, Int
 Rule = Literal["overlap", "centre"]
 
 
-def overlaps(first: Float, second: Float) -> Float:
+def pairwise_iou(first: Float, second: Float) -> Float:
     """Intersection over union of each pair, (n, m), 0 to 1."""
     axes = first.shape[1] // 2
     low = np.maximum(first[:, None, :axes], second[None, :, :axes])
@@ -60,7 +60,7 @@ def match(
     lesion_of = np.full(len(candidates), -1, np.int64)
     if not len(candidates) or not len(lesions):
         return lesion_of
-    shared = overlaps(candidates, lesions)
+    shared = pairwise_iou(candidates, lesions)
     # As pycocotools, which takes 0.5 for reached within rounding.
     fits = (
         shared >= min(least, 1 - 1e-10)

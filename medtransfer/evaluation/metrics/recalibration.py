@@ -89,7 +89,7 @@ class Map:
 
 
 @dataclass(frozen=True, eq=False)
-class Recalibrated:
+class RecalibratedArm:
     """An arm after recalibration.
 
     Attributes:
@@ -264,7 +264,7 @@ def make_comparable(scores: Scores, tune: pd.DataFrame) -> list[Comparable] | No
 
 def recalibrate(
     scores: Scores, tune: pd.DataFrame, method: Method | Literal["auto"] = "auto"
-) -> Recalibrated | None:
+) -> RecalibratedArm | None:
     """Fits a map per seed and fold on the tune rows it may learn from, and applies it to the test
     images of that fold.
 
@@ -300,7 +300,7 @@ def recalibrate(
         logit[cell.row, cell.inside] = maps[cell.seed, cell.fold].apply(
             scores.logit[cell.row, cell.inside]
         )
-    return Recalibrated(replace(scores, logit=logit), method, maps, reason)
+    return RecalibratedArm(replace(scores, logit=logit), method, maps, reason)
 
 
 def _fit_cell(method: Method, cell: Cell) -> Map:

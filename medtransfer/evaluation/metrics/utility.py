@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 
 from medtransfer.evaluation.intervals.entries import no_interval
-from medtransfer.evaluation.intervals.resample import Drawn, Metric, Question, bands, plain
+from medtransfer.evaluation.intervals.resample import DrawnMetric, Metric, Question, bands, plain
 from medtransfer.evaluation.intervals.variance import NORMAL_95, quantile
 from medtransfer.evaluation.metrics.recalibration import Comparable, adjust_scores
 from medtransfer.evaluation.tables.arrays import Float
@@ -193,7 +193,7 @@ def _rates(prevalences: tuple[float, ...]) -> Metric:
     return rates
 
 
-def describe_decision(decision: Decision, rates: Drawn) -> dict[str, Any]:
+def describe_decision(decision: Decision, rates: DrawnMetric) -> dict[str, Any]:
     """Sensitivity, specificity and predictive values of an operating point.
 
     Args:
@@ -237,7 +237,7 @@ def describe_decision(decision: Decision, rates: Drawn) -> dict[str, Any]:
     return entry
 
 
-def share_interval(share: Drawn, patients: int, simple: bool = False) -> dict[str, Any]:
+def share_interval(share: DrawnMetric, patients: int, simple: bool = False) -> dict[str, Any]:
     """A proportion with its interval: Wilson's, of as many patients as the draws say that it is
     worth; of all where they cannot vary.
 
@@ -346,7 +346,7 @@ def net_benefit(prevalence: float | None = None) -> Metric:
 def decision_curves(
     first: Scores,
     scores: Sequence[Scores],
-    benefits: Sequence[Drawn | None],
+    benefits: Sequence[DrawnMetric | None],
     prevalence: float | None = None,
 ) -> dict[str, Any]:
     """Net benefit of every arm that gives probabilities, of calling all, and of calling none (0),

@@ -10,9 +10,9 @@ from medtransfer.evaluation.intervals.estimate import estimate
 from medtransfer.evaluation.intervals.resample import (
     Draws,
     Question,
-    Within,
+    WithinModels,
     draw_values,
-    make_drawn,
+    make_drawn_metric,
     strata_of,
     tabulate,
 )
@@ -109,26 +109,26 @@ def test_patients_are_resampled_whole(scores):
 def test_intervals_and_p_of_draws_by_hand():
     values = np.linspace(-1, 3, 401)
     spread = np.var(values, ddof=1)
-    one = make_drawn(np.array([1.0]), values[None], 11)
+    one = make_drawn_metric(np.array([1.0]), values[None], 11)
     half = student.ppf(0.975, 11) * np.sqrt(spread)
     interval = one.interval()
     assert (interval["low"], interval["high"]) == pytest.approx((1 - half, 1 + half))
     assert one.p_value() == pytest.approx(2 * student.sf(1 / np.sqrt(spread), 11))
-    share = make_drawn(np.array([0.8]), 0.8 + np.linspace(-0.1, 0.1, 401)[None], 20).interval(
-        "logit"
-    )
+    share = make_drawn_metric(
+        np.array([0.8]), 0.8 + np.linspace(-0.1, 0.1, 401)[None], 20
+    ).interval("logit")
     half = student.ppf(0.975, 20) * np.std(np.linspace(-0.1, 0.1, 401), ddof=1) / (0.8 * 0.2)
     assert [np.log(share[k] / (1 - share[k])) for k in ("low", "high")] == pytest.approx(
         [np.log(4) - half, np.log(4) + half]
     )
-    assert make_drawn(np.array([1.0]), np.full((1, 100), np.nan)).interval()["low"] is None
+    assert make_drawn_metric(np.array([1.0]), np.full((1, 100), np.nan)).interval()["low"] is None
     assert (
-        make_drawn(np.array([1.0]), np.full((1, 100), 1.0)).interval()["reason"]
+        make_drawn_metric(np.array([1.0]), np.full((1, 100), 1.0)).interval()["reason"]
         == "no interval: all resamples give the same"
     )
     # Three seeds at 0.9, 1 and 1.1: their mean has a variance of 0.01 / 3, known from two degrees
     # of freedom. Of the patients, only what all seeds share is added: here, all of it.
-    several = make_drawn(np.array([0.9, 1.0, 1.1]), np.tile(values, (3, 1)))
+    several = make_drawn_metric(np.array([0.9, 1.0, 1.1]), np.tile(values, (3, 1)))
     parts = spread, 0.01 / 3
     expected = (
         (parts[0] * norm.ppf(0.975) + parts[1] * student.ppf(0.975, 2))
@@ -140,7 +140,9 @@ def test_intervals_and_p_of_draws_by_hand():
         two_sided_p(1 / np.sqrt(sum(parts)), [Part(parts[0], np.inf), Part(parts[1], 2)])
     )
     # Seeds that share nothing: the variance between them is all there is.
-    apart = make_drawn(np.array([0.9, 1.0, 1.1]), np.random.default_rng(0).normal(size=(3, 4000)))
+    apart = make_drawn_metric(
+        np.array([0.9, 1.0, 1.1]), np.random.default_rng(0).normal(size=(3, 4000))
+    )
     assert apart.parts[0].variance < 0.05
     assert apart.parts[1] == Part(pytest.approx(0.01 / 3), 2)
 
@@ -149,9 +151,9 @@ def test_two_seeds_do_not_find_differences_that_are_not_there():
     """Whatever is measured: the draws know no more of the seeds than the influences do."""
     rng = np.random.default_rng(2)
     metrics = {
-        "auc": Within(weighted_auc, "pairs"),
-        "partial_auc": Within(weighted_partial_auc, "pairs"),
-        "average_precision": Within(weighted_average_precision, "positives"),
+        "auc": WithinModels(weighted_auc, "pairs"),
+        "partial_auc": WithinModels(weighted_partial_auc, "pairs"),
+        "average_precision": WithinModels(weighted_average_precision, "positives"),
     }
     target, draws = np.repeat([0, 1], 60), Draws(np.arange(120).astype(object), 100, 0)
     studies, excluding = 150, dict.fromkeys(("delong", *metrics), 0)

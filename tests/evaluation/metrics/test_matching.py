@@ -10,7 +10,7 @@ from medtransfer.evaluation.metrics.matching import (
     average_precision,
     centres_inside,
     match,
-    overlaps,
+    pairwise_iou,
 )
 
 from detected import draw_boxes, rank_candidates
@@ -69,7 +69,7 @@ def test_matching_by_hand():
     candidates = np.array(
         [[0, 0, 10, 8], [0, 0, 10, 10], [24, 24, 40, 40], [21, 21, 30, 30]], float
     )
-    assert overlaps(candidates, lesions)[:, 0].tolist() == pytest.approx([0.8, 1.0, 0.0, 0.0])
+    assert pairwise_iou(candidates, lesions)[:, 0].tolist() == pytest.approx([0.8, 1.0, 0.0, 0.0])
     score = np.array([0.9, 0.8, 0.7, 0.6])
     # The first takes the lesion; the better one finds it taken. The third overlaps by 36 / 320.
     assert match(candidates, score, lesions).tolist() == [0, -1, -1, 1]
