@@ -150,9 +150,9 @@ def test_a_case_control_cohort_is_judged_at_the_prevalence_it_is_meant_for():
     import pandas as pd
 
     rng = np.random.default_rng(0)
-    target = np.repeat([0, 1], 20_000)
-    logit = 1.5 * (1.5 * target + rng.normal(size=40_000)) - 1.125
-    table = pd.DataFrame({"patient": range(40_000), "target": target, "logit": logit})
+    target = np.repeat([0, 1], 10_000)
+    logit = 1.5 * (1.5 * target + rng.normal(size=20_000)) - 1.125
+    table = pd.DataFrame({"patient": range(20_000), "target": target, "logit": logit})
     report = evaluate(table, bootstrap=100, target_prevalence=0.02, threshold=0.05).to_dict()
     place = int(np.argmin(np.abs(THRESHOLDS - 0.05)))
     population = rng.random(400_000) < 0.02
