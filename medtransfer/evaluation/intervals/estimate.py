@@ -103,12 +103,14 @@ class Estimate(OverTrainings):
 
     @property
     def variance(self) -> float:
-        """Over patients and seeds."""
+        """The variance over patients and seeds."""
         return sum(part.variance for part in self.parts)
 
     @property
     def shared(self) -> tuple[Part, ...]:
-        """Over patients, what all seeds share: the mean covariance of two of them."""
+        """Parts of the variance over patients that all seeds share: the mean covariance of two
+        seeds.
+        """
         seeds = len(self.positive)
         if self.apart is not None:
             return tuple(
@@ -121,13 +123,13 @@ class Estimate(OverTrainings):
 
     @property
     def _interaction(self) -> float:
-        """The variance over patients of the mean over seeds that these do not share."""
+        """The variance over patients of the mean over seeds that the seeds do not share."""
         shared = sum(part.variance for part in self.shared)
         return self.interaction if self.apart is not None else max(0.0, self.of_patients - shared)
 
     def _over_patients(self, share: Float) -> tuple[Part, ...]:
-        """From the covariances between seeds, each with its share (seed, seed); known from the
-        patients of either class.
+        """The variance from the covariances between seeds, each with its share (seed, seed); its
+        degrees of freedom come from the patients of either class.
 
         (Satterthwaite 1946, doi:10.2307/3002019.)
         """
@@ -204,7 +206,7 @@ class Estimate(OverTrainings):
         return {"estimate": self.value, "low": max(least, low), "high": min(greatest, high)}
 
     def p_value(self, parts: tuple[Part, ...] | None = None) -> float | None:
-        """Two-sided, of the estimate being 0; None where its variance is not known."""
+        """Two-sided p-value of the estimate being 0; None where its variance is not known."""
         parts = self.parts if parts is None else parts
         variance = sum(part.variance for part in parts)
         if not (
@@ -294,7 +296,7 @@ def _count_by_fold(scores: Scores) -> Int:
 
 
 def by_model(scores: Scores, value: Value, mass: Mass) -> Cells | None:
-    """A value of every model; None where seeds have different folds.
+    """The value of every model; None where the seeds have different folds.
 
     Args:
         scores: of an arm.
@@ -316,8 +318,8 @@ def by_model(scores: Scores, value: Value, mass: Mass) -> Cells | None:
 
 
 def mass_of(mass: Mass, target: NDArray[Any], weights: Float) -> Float:
-    """What images count together, (draw, image) -> (draw,): pairs of a positive and a negative,
-    positives, or all.
+    """The mass of the images in each draw, (draw, image) -> (draw,): the number of pairs of a
+    positive and a negative, of positives, or of all.
     """
     positives = weights @ np.asarray(target, np.float64)
     if mass == "positives":

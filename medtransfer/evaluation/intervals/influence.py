@@ -82,7 +82,7 @@ def log_loss(logit: Float, target: NDArray[Any], weight: Float, _model: Int) -> 
 
 
 def mean(values: Float, weight: Float) -> tuple[float, Float]:
-    """A weighted mean."""
+    """A weighted mean with its influences."""
     total = weight.sum()
     value = float(weight @ values / total)
     return value, weight * (values - value) / total

@@ -75,7 +75,9 @@ class Draws:
         return np.array([self.place[patient] for patient in patients], np.int64)
 
     def chunks(self, width: int) -> Iterator[tuple[slice, Float]]:
-        """Counts (draw, patient), some draws at a time; `width` numbers are to be held for each."""
+        """Counts (draw, patient), for some draws at a time; `width` numbers will be held for each
+        draw.
+        """
         rng, count = np.random.default_rng([self.seed, 0]), len(self.patients)
         strata = np.zeros(count, np.int64) if self.strata is None else self.strata
         order = np.argsort(strata, kind="stable")
@@ -137,7 +139,7 @@ class Table:
 
     @property
     def total(self) -> Float:
-        """(1, row), the sample as it is."""
+        """(1, row), the weights of the sample itself."""
         return np.asarray(self.weight.sum(0), np.float64).reshape(1, -1)
 
 
@@ -151,8 +153,8 @@ def tabulate(logit: Float, target: NDArray[Any], weight: Float, codes: Int, pati
 
 @dataclass(frozen=True, eq=False)
 class WithinModels:
-    """A metric within models: its mean over them, each with its mass; of a draw in which a model
-    has no value, over the others.
+    """A metric that is measured within models: its mean over the models, weighted by their masses.
+    In a draw where a model has no value, the mean is over the others.
     """
 
     metric: Metric
@@ -161,25 +163,27 @@ class WithinModels:
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """Metrics of some scores, by name; those within models are `WithinModels`."""
+    """Metrics to be measured on some scores, by name."""
 
     scores: Scores
     metrics: Mapping[str, Metric | WithinModels]
 
     def parts(self, seed: int, within: bool) -> list[NDArray[np.bool_]]:
-        """(image,) per part: all at once, or the images of each model."""
+        """The images that are measured together, (image,) per part: all images, or the images of
+        each model.
+        """
         folds = self.scores.fold[seed] if within else np.zeros(len(self.scores.target), int)
         return [folds == fold for fold in np.unique(folds)]
 
     @property
     def kinds(self) -> list[bool]:
-        """Whether metrics are within models; both where some are."""
+        """Whether there are metrics over all images (False), within models (True), or both."""
         return sorted({isinstance(metric, WithinModels) for metric in self.metrics.values()})
 
 
 @dataclass(frozen=True, eq=False)
 class DrawnMetric(OverTrainings):
-    """A metric and its draws over patients.
+    """A metric and its values in the draws over patients.
 
     Attributes:
         value: mean over seeds: a number, or (several,).
@@ -203,7 +207,7 @@ class DrawnMetric(OverTrainings):
 
     @property
     def mean(self) -> Float:
-        """(draw,) or (draw, several), over seeds."""
+        """Mean over seeds, (draw,) or (draw, several)."""
         return np.asarray(self.draws.mean(0), np.float64)
 
     def __getitem__(self, column: int) -> DrawnMetric:
@@ -269,7 +273,7 @@ class DrawnMetric(OverTrainings):
         }
 
     def p_value(self, parts: tuple[Part, ...] | None = None) -> float | None:
-        """Two-sided, of the value being 0."""
+        """Two-sided p-value of the value being 0; None where its variance is not known."""
         if self._known is None:
             return None
         parts = self.parts if parts is None else parts
@@ -291,7 +295,7 @@ class DrawnMetric(OverTrainings):
 
     @property
     def shared(self) -> tuple[Part, ...]:
-        """As of `Estimate`."""
+        """See `Estimate.shared`."""
         seeds = len(self.draws)
         if self.apart is not None:
             return (Part(max(0.0, self.models_alone[0].variance - self.interaction), self.freedom),)
@@ -302,7 +306,7 @@ class DrawnMetric(OverTrainings):
 
     @cached_property
     def _covariance(self) -> Float:
-        """(seed, seed), over the draws in which every seed has a value."""
+        """Covariance of the seeds, (seed, seed), over the draws where every seed has a value."""
         finite = self._known
         return (
             np.atleast_2d(np.cov(finite))
@@ -327,7 +331,7 @@ def make_drawn_metric(
     cells: Cells | None = None,
     given: bool = False,
 ) -> DrawnMetric:
-    """From the estimates of the seeds and their draws (seed, draw)."""
+    """A metric from the estimates of the seeds and their draws (seed, draw)."""
     mean = by_seed.mean(0)
     return DrawnMetric(
         float(mean) if np.ndim(mean) == 0 else mean, by_seed, draws, max(1.0, freedom), cells, given
@@ -335,8 +339,8 @@ def make_drawn_metric(
 
 
 def draw_values(questions: Sequence[Question], draws: Draws) -> list[dict[str, DrawnMetric]]:
-    """Each metric and its draws, paired between all questions; a metric is computed per seed and
-    averaged.
+    """Measures each metric on the sample and in the draws, which are the same for all questions; a
+    metric is computed per seed and averaged.
 
     Args:
         questions: their patients are among those of the draws.
@@ -388,7 +392,7 @@ def draw_values(questions: Sequence[Question], draws: Draws) -> list[dict[str, D
 
 
 def _freedom(scores: Scores) -> float:
-    """That of the smaller class."""
+    """Degrees of freedom of the smaller class."""
     return min(len(set(scores.patients[scores.target == value])) for value in (0, 1)) - 1.0
 
 
@@ -398,7 +402,7 @@ def _join(
     parts: Sequence[tuple[Table, dict[str, Any]]],
     weights: Sequence[Float],
 ) -> Float:
-    """A metric over the draws: of all rows, or the mean of models."""
+    """The values of a metric in the draws: of all rows, or the mean over models."""
     if not isinstance(metric, WithinModels):
         (table, correction), (weight,) = parts[0], weights
         return np.asarray(
@@ -428,8 +432,8 @@ def _mean_of_models(values: Sequence[Float], masses: Sequence[Float]) -> Float:
 def _tabulate_all(
     question: Question, draws: Draws, count: int
 ) -> list[dict[bool, list[tuple[Table, dict[str, Any]]]]]:
-    """Per seed, pooled and within models, and per part, the gathered scores and what gathering
-    changes.
+    """The gathered scores of every seed, pooled and within models, and what gathering changes in
+    each metric.
     """
     s = question.scores
     codes = draws.codes(s.patients)
@@ -451,7 +455,7 @@ def _tabulate_all(
 def _moved(
     question: Question, within: bool, table: Table, logit: Float, inside: NDArray[np.bool_]
 ) -> dict[str, Any]:
-    """By metric, what is lost by drawing neighbouring scores as one; nothing where every score has
+    """The change of each metric by drawing neighbouring scores as one; empty where every score has
     its own row.
     """
     if len(np.unique(logit)) <= _LEVELS:
@@ -469,7 +473,7 @@ def _moved(
 
 
 def estimates(question: Question) -> dict[str, Float]:
-    """Each metric on the data as they are: (seed,) or (seed, several)."""
+    """The value of each metric on the sample itself: (seed,) or (seed, several)."""
     s, by_name = question.scores, {}
     for name, metric in question.metrics.items():
         by_seed = []
@@ -489,7 +493,7 @@ def estimates(question: Question) -> dict[str, Float]:
 
 
 def _cells(question: Question) -> dict[str, Cells | None]:
-    """The values of single models of the metrics within them."""
+    """The values of single models, for the metrics within models."""
     within = {
         name: metric
         for name, metric in question.metrics.items()

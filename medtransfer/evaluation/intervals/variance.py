@@ -27,7 +27,7 @@ _ZERO, _LEAST = 1e-9, -600.0
 
 @dataclass(frozen=True)
 class Part:
-    """A variance and its degrees of freedom; infinite where it is known."""
+    """A variance and its degrees of freedom; infinite where the variance is known."""
 
     variance: float
     freedom: float
@@ -35,7 +35,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """An estimate of every model.
+    """The estimate of every model.
 
     Attributes:
         estimates: (seed, fold).
@@ -51,7 +51,7 @@ class Cells:
 
     def less(self, other: Cells | None) -> Cells | None:
         """The difference model by model, of means over seeds where their number differs; None where
-        folds are not the same.
+        the folds differ.
         """
         if (
             other is None
@@ -96,19 +96,23 @@ class OverTrainings(ABC):
     @property
     @abstractmethod
     def shared(self) -> tuple[Part, ...]:
-        """Over patients, what all seeds share: the mean covariance of two of them."""
+        """Parts of the variance over patients that all seeds share: the mean covariance of two
+        seeds.
+        """
 
     @property
     def between(self) -> tuple[Part, ...]:
-        """Between seeds; empty where they are not thought to vary, or do not show it."""
+        """Parts of the variance between seeds; empty where the models are given, or where nothing
+        shows it.
+        """
         if self.given:
             return ()
         return between_seeds(self.by_seed, self.cells) if self.apart is None else self.apart
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """Of the variance over patients and seeds. What differs between patients from seed to seed
-        is in the variance between seeds.
+        """Parts of the variance over patients and seeds; what differs between patients from seed to
+        seed is within the variance between seeds.
 
         (Obuchowski & Rockette 1995, doi:10.1080/03610919508813243; Hillis 2007,
         doi:10.1002/sim.2532.)
@@ -117,8 +121,8 @@ class OverTrainings(ABC):
 
     @property
     def trained_again(self) -> tuple[Part, ...]:
-        """Of the variance that also holds what another training would change, see `trained_again`;
-        empty where nothing shows it.
+        """Parts of the variance that another training would show; see the function `trained_again`.
+        Empty where nothing shows it.
         """
         return (
             ()
@@ -128,7 +132,7 @@ class OverTrainings(ABC):
 
 
 def between_seeds(by_seed: Float, cells: Cells | None = None) -> tuple[Part, ...]:
-    """Variance of the mean over seeds that comes from the seeds; nothing for a single one, which
+    """Variance of the mean over seeds that comes from the seeds; empty for a single seed, which
     does not show it.
 
     With the same folds in every seed it is that between the seeds of a fold, summed over folds:
@@ -161,7 +165,7 @@ def between_folds(cells: Cells | None) -> Part | None:
 
 
 def differ_between_seeds(*arms: tuple[Part, ...]) -> tuple[Part, ...]:
-    """Between the seeds of arms that are not paired; empty where one of them has a single seed,
+    """Variance between the seeds of arms that are not paired; empty where an arm has a single seed,
     which does not show it.
     """
     return tuple(part for parts in arms for part in parts) if all(arms) else ()
@@ -170,8 +174,8 @@ def differ_between_seeds(*arms: tuple[Part, ...]) -> tuple[Part, ...]:
 def trained_again(
     alone: tuple[Part, ...], shared: Sequence[Part], seeds: tuple[Part, ...], cells: Cells | None
 ) -> tuple[Part, ...]:
-    """Parts of a variance that holds what another training of every model would change; empty where
-    nothing shows it.
+    """Parts of the variance that another training of every model would show; empty where nothing
+    shows it.
 
     Two estimates, weighted by their degrees of freedom: that over patients which all seeds share,
     with the variance between the seeds of a fold; and that between folds. Few of either may show
@@ -199,7 +203,7 @@ def trained_again(
 
 
 def _pooled_freedom(parts: Sequence[Part]) -> float:
-    """Satterthwaite 1946, doi:10.2307/3002019."""
+    """Degrees of freedom of a sum of variances (Satterthwaite 1946, doi:10.2307/3002019)."""
     below = sum(part.variance**2 / part.freedom for part in parts)
     return (
         sum(part.variance for part in parts) ** 2 / below
@@ -234,7 +238,8 @@ def _quantile_at(parts: Sequence[Part], outside: float) -> float:
 
 
 def two_sided_p(ratio: float, parts: Sequence[Part]) -> float:
-    """The p-value that belongs to such intervals: 1 - coverage of the one that just holds 0.
+    """The p-value that belongs to such intervals: 1 - coverage of the interval that just includes
+    0.
 
     Args:
         ratio: |estimate| / standard error.
@@ -258,8 +263,8 @@ def two_sided_p(ratio: float, parts: Sequence[Part]) -> float:
 
 
 def move(value: float, half: float, scale: Scale) -> float:
-    """A bound `half` away from an estimate, the distance taken on a scale where the estimate is
-    nearer to normal: logit, log, identity.
+    """A bound at a distance of `half` from an estimate, on the scale (logit, log or identity) where
+    the estimate is closest to normal.
     """
     if scale == "logit" and 0 < value < 1:
         return float(expit(np.log(value / (1 - value)) + half / (value * (1 - value))))

@@ -17,7 +17,7 @@ from medtransfer.evaluation.tables.arrays import Float, Int
 # False positives per image at which the sensitivity is read; their mean is the CPM (van Ginneken et
 # al. 2010, doi:10.1016/j.media.2010.05.005).
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-# Overlaps of the average precision by itself, and those whose mean is COCO's mAP.
+# IoU of the average precisions that are reported alone, and of those whose mean is COCO's mAP.
 ALONE = (0.1, 0.3, 0.5)
 COCO = tuple(np.round(np.arange(0.5, 1.0, 0.05), 2))
 OVERLAPS = tuple(sorted({*ALONE, *COCO}))
@@ -91,8 +91,8 @@ def pool_models(models: Sequence[Detections]) -> Detections:
 
 
 def mean_of_models(models: Sequence[Detections], truth: Truth, counts: Float, bins: Int) -> Float:
-    """(draw, number): see `_draw`; means weighted by the lesions drawn, by those of a size, or
-    sums.
+    """The numbers of `measure_model`, (draw, number), averaged over models: weighted by the lesions
+    drawn, or by those of a size; the last two are sums.
     """
     if len(models) == 1:
         return measure_model(models[0], truth, counts, bins)
@@ -126,7 +126,9 @@ def size_bins(truth: Truth) -> Int:
 
 
 def measure_model(detections: Detections, truth: Truth, counts: Float, bins: Int) -> Float:
-    """(draw, number) of one model: see `_draw`; `counts` (draw, patient)."""
+    """The numbers of one model, (draw, number): average precisions, sensitivities of the FROC,
+    sensitivities by size, and the hits that are expected and observed; `counts` (draw, patient).
+    """
     counts = counts * detections.tested
     weights = counts[:, detections.patient]
     lesions, images = counts @ truth.lesions, counts @ truth.images
@@ -201,8 +203,8 @@ def froc_curve(
 
 
 def least_score(score: Float, hit: NDArray[np.bool_], images: float) -> float:
-    """The lowest score down to which candidates bring one false positive per image at most;
-    infinite where the first bring more.
+    """The lowest score at which candidates still bring one false positive per image at most;
+    infinite where the first candidates bring more.
 
     Args:
         score: (candidate,), descending.

@@ -29,7 +29,7 @@ _CELLS, _HALVINGS = 2048, 17
 # Share of the level that the test of intercept and slope has; that of differences between models
 # has the rest.
 _OF_LEVEL = 0.8
-# With fewer patients of a class no such test is made.
+# Patients of a class below which the test is not made.
 _FEWEST = 5
 
 
@@ -44,7 +44,7 @@ def weighted_log_loss(logit: Float, target: NDArray[Any], weights: Float) -> Flo
 
 
 def _weighted_mean(values: Float, weights: Float) -> Float:
-    """NaN for a draw without any image, as a fold may have."""
+    """Weighted mean of each draw; NaN for a draw without any image, as a fold may have."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(weights @ values / weights.sum(1), np.float64)
 
@@ -103,7 +103,7 @@ def weighted_l2_ece(logit: Float, target: NDArray[Any], weights: Float, edges: F
 def _bins(
     logit: Float, target: NDArray[Any], weights: Float, edges: Float
 ) -> tuple[Float, Float, Float]:
-    """Per draw and bin: sum of probability - outcome, images, positives."""
+    """Sums of probability - outcome, of images and of positives, (draw, bin) each."""
     probability = expit(logit)
     members = _members(probability, edges)
     return (
@@ -114,7 +114,7 @@ def _bins(
 
 
 def _members(probability: Float, edges: Float) -> Float:
-    """1 where an image lies in a bin, else 0; (image, bin)."""
+    """(image, bin), 1 where an image lies in a bin, else 0."""
     return np.asarray(np.eye(len(edges) + 1)[np.searchsorted(edges, probability, side="right")])
 
 
@@ -157,8 +157,8 @@ def null_errors(
 
 
 def likeness(scores: Scores, codes: Int) -> float:
-    """How alike outcomes of images of one patient are beyond what their probabilities explain, 0 to
-    1.
+    """How much the outcomes of one patient's images resemble each other beyond what their
+    probabilities explain, 0 to 1.
 
     1 where the label is the patient's; else the mean product of two standardised residuals of one
     patient, not below 0.
@@ -184,7 +184,7 @@ def likeness(scores: Scores, codes: Int) -> float:
 
 
 def _uniforms(draws: int, codes: Int, alike: float, rng: np.random.Generator) -> Float:
-    """(draw, image), uniform, those of a patient correlated (Gaussian copula)."""
+    """Uniform numbers (draw, image), correlated within a patient (Gaussian copula)."""
     if alike == 1:
         return rng.random((draws, codes.max() + 1))[:, codes]
     if alike == 0:
@@ -199,8 +199,8 @@ def _uniforms(draws: int, codes: Int, alike: float, rng: np.random.Generator) ->
 
 
 def _levels(logit: Float, weight: Float) -> tuple[Float, csr_array, Float]:
-    """Different scores, or the means of thousands of neighbouring ones; the images at each, and
-    their weight.
+    """The distinct scores, or means of thousands of neighbouring scores, with the images at each
+    and their weight.
     """
     different, level = gather_levels(logit, _CELLS)
     members = csr_array(
@@ -243,8 +243,8 @@ def joint_p_value(scores: Scores, codes: Int) -> tuple[float | None, float | Non
     )
 
     def test(total: Float, p: Float, direction: Float) -> float | None:
-        """Of sums that should be 0; `direction` (image, sum): how an outcome of probability `p`
-        moves them.
+        """P-value of sums that should be 0; `direction` (image, sum) says how an outcome of
+        probability `p` moves them.
         """
         terms = (scores.weight * np.sqrt(p * (1 - p)))[:, None] * direction
         of_patients = np.asarray(members @ terms, np.float64)
@@ -404,8 +404,8 @@ def curve_metric(logit: Float) -> Callable[[Float, NDArray[Any], Float], Float]:
 
 
 def curve_grid(logit: Float) -> Float:
-    """Where `curve_metric` reads the curve: 101 points over the range of the probabilities, or the
-    one there is.
+    """The points at which `curve_metric` reads the curve: 101 over the range of the probabilities,
+    or the single one.
     """
     probability = expit(logit)
     low, high = float(probability.min()), float(probability.max())

@@ -100,8 +100,8 @@ def average_precision(
 
 
 def last_of_ties(score: Float) -> Int:
-    """Places of the last candidate of each score, in descending order: those of one score are let
-    through together.
+    """Places of the last candidate of each score, in descending order: candidates of one score pass
+    a threshold together.
     """
     return (
         np.append(np.flatnonzero(np.diff(score)), len(score) - 1).astype(np.int64)
@@ -130,7 +130,7 @@ def interpolate(hits: NDArray[np.bool_], weights: Float, lesions: Float, last: I
 
 
 def by_image(images: Sequence[Any], table: Any, columns: Sequence[str]) -> dict[Any, Float]:
-    """Rows of a table as arrays, by image."""
+    """The rows of a table as arrays, by image."""
     groups = dict(iter(table.groupby("image", sort=False)))
     empty = np.zeros((0, len(columns)))
     return {

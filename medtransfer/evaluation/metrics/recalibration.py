@@ -39,7 +39,7 @@ from medtransfer.evaluation.tables.tuning import (
 Method = Literal["temperature", "platt", "beta", "isotonic"]
 _USUAL: Method = "platt"
 METHODS: tuple[Method, ...] = ("temperature", "platt", "beta", "isotonic")
-# Below so many images an isotonic map fits noise.
+# Images below which an isotonic map fits noise.
 FEWEST_ISOTONIC = 1000
 # Priors: of the logarithm of a factor (the temperature is 1 / factor), mean and standard deviation;
 # of a shift, about 0.
@@ -84,7 +84,7 @@ class Map:
         )
 
     def undo(self, logit: float) -> float:
-        """The logit that the map takes to this one; of platt."""
+        """The logit that a Platt map takes to this one."""
         return float((logit - self.parameters["shift"]) / self.parameters["factor"])
 
 
@@ -107,7 +107,7 @@ class RecalibratedArm:
 
 @dataclass(frozen=True, eq=False)
 class Comparable:
-    """The tune and the test rows of one model on one scale, so that thresholds for it can be taken
+    """The tune and the test rows of one model on one scale, so that its thresholds can be taken
     from the tune rows of all models.
 
     Attributes:
@@ -139,7 +139,7 @@ def fit_map(method: Method, logit: Float, target: NDArray[Any], weight: Float | 
 def fit_maps(
     method: Method, logit: Float, target: NDArray[Any], weight: Float, model: Int
 ) -> dict[int, Map]:
-    """Maps of several models with shared parameters, by model; under -1 the map of a model without
+    """Maps of several models with shared parameters, by model; -1 is the map of a model without
     tune rows.
 
     Args:
@@ -171,7 +171,7 @@ def fit_maps(
 
 
 def _parts(method: Method, logit: Float, centre: float) -> Float:
-    """(row, factor): what the factors multiply; 0 at the centre, and with factors of 1 their sum is
+    """(row, factor), what the factors multiply: 0 at the centre; with factors of 1 their sum is
     logit - centre.
     """
     if method != "beta":
@@ -227,8 +227,8 @@ def adjust_prevalence(logit: Float, prevalence: float, target_prevalence: float)
 
 
 def adjust_scores(scores: Scores, prevalence: float | None) -> Scores:
-    """The scores for patients with another prevalence than theirs; as they are where it is None, or
-    where they are of one class.
+    """The scores adjusted to another prevalence; unchanged where it is None, or where the scores
+    are of one class.
     """
     prevalence_of_cohort = scores.prevalence
     if prevalence is None or not 0 < prevalence_of_cohort < 1:
@@ -360,7 +360,7 @@ def _choose(tune: pd.DataFrame, fewest: int) -> tuple[Method, str]:
 def _predict(
     method: Method, logit: Float, target: Int, weight: Float, model: Int, train: Any, held: Any
 ) -> Float:
-    """Logits of held-out rows by maps of their models."""
+    """Logits of held-out rows by the maps of their models."""
     if method == "isotonic":
         maps = {
             int(number): _fit_isotonic(

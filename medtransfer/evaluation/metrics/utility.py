@@ -26,7 +26,7 @@ THRESHOLDS = np.round(np.arange(0.01, 1.0, 0.01), 2)
 
 @dataclass(frozen=True)
 class Aims:
-    """What operating points are wanted.
+    """Which operating points are wanted.
 
     Attributes:
         sensitivity: least sensitivity on the tune rows, with the highest specificity; None: no such
@@ -104,7 +104,7 @@ def _share_above(score: Float, mass: Float, cuts: Float) -> Float:
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """A rule with its thresholds, carried out on the test images.
+    """An operating point with its thresholds, applied to the test images.
 
     Attributes:
         rule: `sensitivity`, `specificity`, `youden` or `probability`.
@@ -238,8 +238,8 @@ def describe_decision(decision: Decision, rates: DrawnMetric) -> dict[str, Any]:
 
 
 def share_interval(share: DrawnMetric, patients: int, simple: bool = False) -> dict[str, Any]:
-    """A proportion with its interval: Wilson's, of as many patients as the draws say that it is
-    worth; of all where they cannot vary.
+    """A proportion with Wilson's interval, for the number of patients that the draws say it is
+    worth; for all patients where the draws cannot vary.
 
     With several seeds, their variance is among it.
 
@@ -309,7 +309,7 @@ def wilson(share: float, size: float, z: float = NORMAL_95) -> dict[str, Any]:
 
 
 def _inverse(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Images called positive for each one that is: 1 / PPV."""
+    """1 / PPV: the images called positive for each one that is."""
     if not value["estimate"]:
         return no_interval("not estimable: no true positive")
     high = 1 / value["low"] if value["low"] else None
@@ -321,8 +321,8 @@ def _inverse(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def net_benefit(prevalence: float | None = None) -> Metric:
-    """True positives less false ones at the odds of the threshold, per image, as a metric (draw,
-    threshold).
+    """Net benefit per image, as a metric (draw, threshold): true positives less false positives at
+    the odds of the threshold.
 
     Vickers & Elkin 2006, doi:10.1177/0272989X06295361. `prevalence`: of the patients the model is
     meant for, where it is not that of the sample: sensitivity and specificity are then weighted by
