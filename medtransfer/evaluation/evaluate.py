@@ -38,17 +38,15 @@ from medtransfer.evaluation.analyses.sites import by_site, put_over_sites
 from medtransfer.evaluation.analyses.subgroups import describe_subgroups
 from medtransfer.evaluation.analyses.typicality import describe_outliers
 from medtransfer.evaluation.caveats import list_caveats
+from medtransfer.evaluation.intervals.draws import Draws, patients_of, strata_of
 from medtransfer.evaluation.intervals.entries import NO_PROBABILITIES, interval_of
 from medtransfer.evaluation.intervals.estimate import Estimate, estimate_all
 from medtransfer.evaluation.intervals.resample import (
     DrawnMetric,
-    Draws,
     Metric,
     Question,
     WithinModels,
     draw_values,
-    patients_of,
-    strata_of,
 )
 from medtransfer.evaluation.metrics.discrimination import auc_interval
 from medtransfer.evaluation.metrics.recalibration import (

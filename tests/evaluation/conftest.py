@@ -10,9 +10,9 @@ from scipy.special import expit
 @pytest.fixture
 def coarse_smooth_ece(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves the smooth ECE right to 1/32: its digits take a third of the time of an evaluation,
-    and test_calibration.py asks for them.
+    and test_smooth_ece.py asks for them.
     """
-    monkeypatch.setattr("medtransfer.evaluation.metrics.calibration._HALVINGS", 5)
+    monkeypatch.setattr("medtransfer.evaluation.metrics.smooth_ece._HALVINGS", 5)
 
 
 @pytest.fixture

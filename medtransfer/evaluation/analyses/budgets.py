@@ -14,7 +14,7 @@ from medtransfer.errors import PredictionsError
 from medtransfer.evaluation.analyses.comparison import Contestant, compare_arms
 from medtransfer.evaluation.analyses.one_arm import describe_briefly, measure
 from medtransfer.evaluation.analyses.sites import by_site
-from medtransfer.evaluation.intervals.resample import Draws
+from medtransfer.evaluation.intervals.draws import Draws
 from medtransfer.evaluation.settings import Settings
 from medtransfer.evaluation.tables.predictions import AT_BUDGET, BUDGET, OTHER
 from medtransfer.evaluation.tables.scores import align_scores

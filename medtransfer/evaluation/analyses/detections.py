@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from medtransfer.evaluation.intervals.resample import Draws
+from medtransfer.evaluation.intervals.draws import Draws
 from medtransfer.evaluation.metrics.boxes import OVERLAPS, Detections, Truth, sort_candidates
 from medtransfer.evaluation.metrics.matching import Rule, by_image, match
 from medtransfer.evaluation.metrics.recalibration import Map, fit_maps

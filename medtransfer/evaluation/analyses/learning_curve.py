@@ -13,11 +13,11 @@ import pandas as pd
 
 from medtransfer.evaluation.analyses.one_arm import WIDEST
 from medtransfer.evaluation.intervals import influence
+from medtransfer.evaluation.intervals.draws import Draws
 from medtransfer.evaluation.intervals.entries import no_interval
 from medtransfer.evaluation.intervals.estimate import estimate
 from medtransfer.evaluation.intervals.resample import (
     DrawnMetric,
-    Draws,
     Metric,
     Question,
     WithinModels,

@@ -34,7 +34,8 @@ from medtransfer.evaluation.analyses.detections import (
     gather_detections,
 )
 from medtransfer.evaluation.analyses.one_detector import describe_detections, measure_detector
-from medtransfer.evaluation.intervals.resample import DrawnMetric, Draws, strata_of
+from medtransfer.evaluation.intervals.draws import Draws, strata_of
+from medtransfer.evaluation.intervals.resample import DrawnMetric
 from medtransfer.evaluation.metrics.matching import Rule, by_image
 from medtransfer.evaluation.sentences.verdict import verdict
 from medtransfer.evaluation.sentences.words import AP_50

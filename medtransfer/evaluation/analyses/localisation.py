@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from medtransfer.evaluation.analyses.comparison import judged_by
-from medtransfer.evaluation.intervals.resample import DrawnMetric, Draws, make_drawn_metric
+from medtransfer.evaluation.intervals.draws import Draws
+from medtransfer.evaluation.intervals.resample import DrawnMetric, make_drawn_metric
 from medtransfer.evaluation.metrics.matching import by_image, pairwise_iou
 from medtransfer.evaluation.tables.arrays import Float
 from medtransfer.evaluation.tables.candidates import coordinates

@@ -11,12 +11,12 @@ from scipy.special import expit
 
 from medtransfer.evaluation.analyses.sites import BySite, put_over_sites
 from medtransfer.evaluation.intervals import influence
+from medtransfer.evaluation.intervals.draws import Draws
 from medtransfer.evaluation.intervals.entries import NO_PROBABILITIES, interval_of, no_interval
 from medtransfer.evaluation.intervals.estimate import Estimate, Mass, estimate, estimate_all
 from medtransfer.evaluation.intervals.influence import Estimator
 from medtransfer.evaluation.intervals.resample import (
     DrawnMetric,
-    Draws,
     Metric,
     Question,
     WithinModels,
@@ -26,7 +26,9 @@ from medtransfer.evaluation.intervals.resample import (
 )
 from medtransfer.evaluation.metrics import calibration as cal
 from medtransfer.evaluation.metrics import discrimination as dis
+from medtransfer.evaluation.metrics.calibration_curve import curve_errors, curve_grid, curve_metric
 from medtransfer.evaluation.metrics.recalibration import RecalibratedArm, summarise_maps
+from medtransfer.evaluation.metrics.smooth_ece import weighted_smooth_ece
 from medtransfer.evaluation.sentences.trust import trust
 from medtransfer.evaluation.sentences.words import isolate
 from medtransfer.evaluation.tables.arrays import Float, Int
@@ -93,7 +95,7 @@ def ask(scores: Scores) -> tuple[Question, Question]:
     if scores.scored:
         return Question(scores, many), Question(scores, {})
     many["l2_ece"] = cal.binned_metric(cal.weighted_l2_ece)
-    few = {"corp": cal.weighted_corp, "curve": cal.curve_metric(scores.logit)}
+    few = {"corp": cal.weighted_corp, "curve": curve_metric(scores.logit)}
     return Question(scores, many), Question(scores, few)
 
 
@@ -186,13 +188,13 @@ def _of_probabilities(
     codes = draws.codes(scores.patients)
     rng = np.random.default_rng([draws.seed, 2])
     null = cal.null_errors(scores, codes, min(draws.number, _NULL_DRAWS), rng)
-    errors = [cal.curve_errors(logit, scores.target, scores.weight) for logit in scores.logit]
+    errors = [curve_errors(logit, scores.target, scores.weight) for logit in scores.logit]
     curve = {key: np.array([e[key] for e in errors]) for key in errors[0]}
     one = scores.weight[None]
     ece = np.mean(
         [cal.binned_metric(cal.weighted_ece)(z, scores.target, one)[0] for z in scores.logit]
     )
-    smooth = np.mean([cal.weighted_smooth_ece(z, scores.target, one)[0] for z in scores.logit])
+    smooth = np.mean([weighted_smooth_ece(z, scores.target, one)[0] for z in scores.logit])
     parts = drawn["corp"]
     joint, between = cal.joint_p_value(scores, codes)
     entry: dict[str, Any] = {
@@ -226,7 +228,7 @@ def _of_probabilities(
     return entry, {
         "reliability": cal.reliability(scores, codes, min(draws.number, _BAND_DRAWS), rng),
         "smooth": {
-            "predicted": cal.curve_grid(scores.logit).tolist(),
+            "predicted": curve_grid(scores.logit).tolist(),
             "observed": plain(drawn["curve"].value[1:]),
             "low": plain(low),
             "high": plain(high),

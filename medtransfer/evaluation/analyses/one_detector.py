@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
-from medtransfer.evaluation.intervals.resample import DrawnMetric, Draws, make_drawn_metric
+from medtransfer.evaluation.intervals.draws import Draws
+from medtransfer.evaluation.intervals.resample import DrawnMetric, make_drawn_metric
 from medtransfer.evaluation.intervals.variance import Cells
 from medtransfer.evaluation.metrics.boxes import (
     ALONE,

@@ -17,9 +17,10 @@ from medtransfer.evaluation.analyses.comparison import Contestant, compare_arms
 from medtransfer.evaluation.analyses.one_arm import WIDEST, ArmMeasurements, LabelEvaluation
 from medtransfer.evaluation.analyses.sites import BySite, put_over_sites
 from medtransfer.evaluation.intervals import influence
+from medtransfer.evaluation.intervals.draws import Draws
 from medtransfer.evaluation.intervals.entries import NO_PROBABILITIES, interval_of, no_interval
 from medtransfer.evaluation.intervals.estimate import Estimate, estimate
-from medtransfer.evaluation.intervals.resample import DrawnMetric, Draws, make_drawn_metric
+from medtransfer.evaluation.intervals.resample import DrawnMetric, make_drawn_metric
 from medtransfer.evaluation.intervals.variance import Cells
 from medtransfer.evaluation.metrics import calibration as cal
 from medtransfer.evaluation.metrics import discrimination as dis

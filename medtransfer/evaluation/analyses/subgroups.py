@@ -14,9 +14,9 @@ from scipy.stats import f as f_distribution
 
 from medtransfer.evaluation.analyses.one_arm import WIDEST
 from medtransfer.evaluation.intervals import influence
+from medtransfer.evaluation.intervals.draws import Draws
 from medtransfer.evaluation.intervals.entries import NO_PROBABILITIES
 from medtransfer.evaluation.intervals.estimate import Estimate, estimate
-from medtransfer.evaluation.intervals.resample import Draws
 from medtransfer.evaluation.intervals.variance import COVERAGE
 from medtransfer.evaluation.metrics.discrimination import auc_interval
 from medtransfer.evaluation.tables.arrays import Int

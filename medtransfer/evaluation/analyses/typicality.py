@@ -12,9 +12,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medtransfer.evaluation.intervals import influence
+from medtransfer.evaluation.intervals.draws import Draws
 from medtransfer.evaluation.intervals.entries import no_interval
 from medtransfer.evaluation.intervals.estimate import Estimate, estimate
-from medtransfer.evaluation.intervals.resample import Draws
 from medtransfer.evaluation.tables.arrays import Float, Int
 from medtransfer.evaluation.tables.probabilities import squared_errors
 from medtransfer.evaluation.tables.scores import Scores

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from medtransfer.evaluation.analyses.detections import Criterion, count_lesions, gather_detections
-from medtransfer.evaluation.intervals.resample import Draws
+from medtransfer.evaluation.intervals.draws import Draws
 from medtransfer.evaluation.metrics.matching import by_image
 
 from detected import BOX, few_detections

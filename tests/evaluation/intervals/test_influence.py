@@ -6,9 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from medtransfer.evaluation.intervals import influence
 from medtransfer.evaluation.metrics import calibration as cal
+from medtransfer.evaluation.metrics.calibration_curve import curve_metric
 from medtransfer.evaluation.metrics.discrimination import (
     weighted_auc,
 )
+from medtransfer.evaluation.metrics.smooth_ece import weighted_smooth_ece
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
@@ -90,11 +92,11 @@ def test_weights_mean_repetition(cohort):
     for metric in (
         cal.weighted_brier,
         cal.weighted_log_loss,
-        cal.weighted_smooth_ece,
+        weighted_smooth_ece,
         cal.weighted_corp,
         lambda *rows: cal.weighted_ece(*rows, edges),
         lambda *rows: cal.weighted_l2_ece(*rows, edges),
-        cal.curve_metric(logit[None]),
+        curve_metric(logit[None]),
     ):
         assert metric(logit, target, weights)[0] == pytest.approx(
             metric(logit[rows], target[rows], ones(rows))[0], abs=1e-6

@@ -6,14 +6,13 @@ import pytest
 from medtransfer.evaluation import evaluate
 from medtransfer.evaluation.analyses.comparison import judged_by
 from medtransfer.evaluation.intervals import influence
+from medtransfer.evaluation.intervals.draws import Draws
 from medtransfer.evaluation.intervals.estimate import estimate
 from medtransfer.evaluation.intervals.resample import (
-    Draws,
     Question,
     WithinModels,
     draw_values,
     make_drawn_metric,
-    strata_of,
     tabulate,
 )
 from medtransfer.evaluation.intervals.variance import (
@@ -172,18 +171,3 @@ def test_two_seeds_do_not_find_differences_that_are_not_there():
             interval = difference.interval(parts=judged_by(difference))
             excluding[name] += not interval["low"] < 0 < interval["high"]
     assert max(excluding.values()) <= binom.ppf(0.999, studies, 0.05), excluding
-
-
-def test_patients_are_drawn_within_the_fold_that_tests_them():
-    table = pd.DataFrame({"patient": list("abcdef"), "fold": [0, 0, 1, 1, 1, 2]})
-    patients = np.array(list("fedcba"), object)
-    strata = strata_of(table, patients)
-    assert strata.tolist() == [2, 1, 1, 1, 0, 0]
-    (_, counts), *_ = Draws(patients, 500, 0, strata).chunks(1)
-    assert (counts[:, :1].sum(1) == 1).all()
-    # One less than there are, so that the mean of few patients varies as it should.
-    assert (counts[:, 1:4].sum(1) == 2).all()
-    assert (counts[:, 4:].sum(1) == 1).all()
-    assert counts[:, 1].std() > 0.5
-    other = pd.concat([table, table.assign(fold=0)])
-    assert strata_of(other, patients) is None

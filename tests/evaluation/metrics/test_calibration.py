@@ -4,6 +4,10 @@ import numpy as np
 import pytest
 from medtransfer.evaluation.intervals import influence
 from medtransfer.evaluation.metrics import calibration as cal
+from medtransfer.evaluation.metrics.calibration_curve import (
+    curve_errors,
+)
+from medtransfer.evaluation.metrics.smooth_ece import weighted_smooth_ece
 from scipy.special import expit
 from scipy.stats import binom, chi2
 from sklearn.metrics import brier_score_loss, log_loss
@@ -76,17 +80,6 @@ def test_null_of_ece_matches_the_published_size():
     assert 0.035 < null.mean() < 0.06
 
 
-def test_ici_of_perfect_and_of_shifted_probabilities():
-    rng = np.random.default_rng(3)
-    p = rng.uniform(0.05, 0.95, 20_000)
-    target = (rng.random(20_000) < p).astype(int)
-    logit = np.log(p / (1 - p))
-    assert cal.curve_errors(logit, target, ones(logit)[0])["ici"] < 0.015
-    assert cal.curve_errors(logit + 1.0, target, ones(logit)[0])["ici"] == pytest.approx(
-        np.mean(expit(logit + 1.0) - p), abs=0.02
-    )
-
-
 def test_reliability_band_holds_a_calibrated_model():
     rng = np.random.default_rng(4)
     p = rng.uniform(0.02, 0.98, 2000)
@@ -110,7 +103,7 @@ def test_the_null_holds_with_several_images_per_patient(of_patients, monkeypatch
     """
     rng = np.random.default_rng(5)
     # To 1/512; the digits beyond it take most of the time.
-    monkeypatch.setattr("medtransfer.evaluation.metrics.calibration._HALVINGS", 9)
+    monkeypatch.setattr("medtransfer.evaluation.metrics.smooth_ece._HALVINGS", 9)
     cohorts, exceeded = 60, dict.fromkeys(("ece", "smooth_ece", "miscalibration", "ici"), 0)
     for _ in range(cohorts):
         p = np.repeat(rng.uniform(0.05, 0.95, 60), 3)
@@ -125,9 +118,9 @@ def test_the_null_holds_with_several_images_per_patient(of_patients, monkeypatch
         null = cal.null_errors(scores, patients, 100, rng)
         seen = {
             "ece": cal.weighted_ece(logit, target, ones(logit), cal.bin_edges(logit))[0],
-            "smooth_ece": cal.weighted_smooth_ece(logit, target, ones(logit))[0],
+            "smooth_ece": weighted_smooth_ece(logit, target, ones(logit))[0],
             "miscalibration": cal.weighted_corp(logit, target, ones(logit))[0, 0],
-            "ici": cal.curve_errors(logit, target, ones(logit)[0])["ici"],
+            "ici": curve_errors(logit, target, ones(logit)[0])["ici"],
         }
         for name, value in seen.items():
             exceeded[name] += value > np.quantile(null[name], 0.95)
@@ -175,29 +168,3 @@ def test_the_joint_test_of_a_hand_worked_case():
         pytest.approx(expected),
         None,
     )
-
-
-def test_the_curve_of_draws_is_the_lowess_of_the_sample(cohort):
-    """With every image once, lines fitted in the neighbourhoods of the sample are lowess, but for
-    reading between grid points.
-    """
-    logit, target = cohort
-    curve = cal.curve_metric(logit[None])(logit, target, ones(logit))[0]
-    assert curve[0] == pytest.approx(
-        cal.curve_errors(logit, target, ones(logit)[0])["ici"], abs=2e-3
-    )
-    smooth = np.interp(expit(logit), cal.curve_grid(logit[None]), curve[1:])
-    assert np.abs(smooth - cal.calibration_curve(logit, target)).max() < 0.02
-
-
-def test_smooth_ece_needs_no_bins():
-    """A calibrated model has a small one that falls with its size; a shifted one that of the
-    shift.
-    """
-    rng = np.random.default_rng(7)
-    p = rng.uniform(0.1, 0.9, 20_000)
-    target = (rng.random(20_000) < p).astype(int)
-    logit = np.log(p / (1 - p))
-    assert cal.weighted_smooth_ece(logit, target, ones(logit))[0] < 0.02
-    shifted = np.log((p + 0.1) / (0.9 - p + 1e-9))
-    assert cal.weighted_smooth_ece(shifted, target, ones(logit))[0] == pytest.approx(0.1, abs=0.015)
