@@ -34,7 +34,7 @@ from medtransfer.evaluation.analyses.several_labels import (
     refuse_class_names,
     summarise_labels,
 )
-from medtransfer.evaluation.analyses.sites import by_site, put_over_sites
+from medtransfer.evaluation.analyses.sites import put_over_sites
 from medtransfer.evaluation.analyses.subgroups import describe_subgroups
 from medtransfer.evaluation.analyses.typicality import describe_outliers
 from medtransfer.evaluation.caveats import list_caveats
@@ -206,78 +206,39 @@ def _evaluate_label(
 ) -> LabelEvaluation:
     """All numbers of one label.
 
-    `images`: its rows as they are; `table`: those that are counted. `again`: the latter after a
-    recalibration of all classes together; `exclusive`: there is none but that. `levelled`: arms
-    that were trained until level.
+    Args:
+        images: its rows as they are.
+        table: the rows that are counted: images or patients.
+        settings: of the evaluation.
+        draws: names the patients.
+        together: the rows that are counted after a recalibration of all classes together.
+        exclusive: the classes exclude each other, so that there is no other recalibration.
+        hidden: by label, patients with images whose target is unknown.
+        levelled: arms that were trained until level.
     """
     aligned, left_out = align_scores(table)
     scores = [replace(s, given=settings.models == "given") for s in aligned]
     tunes = [table[(table["arm"] == arm.arm) & (table["part"] == "tune")] for arm in scores]
     recalibrated = _recalibrated(scores, tunes, settings, together, exclusive)
     after = [r.scores for r in recalibrated if r is not None]
-    measured = measure([*scores, *after], draws)
-    if settings.leave_out:
-        measured = [
-            replace(m, sites=by_site(m.scores, draws.codes(m.scores.patients), len(draws.patients)))
-            for m in measured
-        ]
-    raw = measured[: len(scores)]
-    measured_after = iter(measured[len(scores) :])
+    measured = measure([*scores, *after], draws, by_sites=bool(settings.leave_out))
+    raw, measured_after = measured[: len(scores)], iter(measured[len(scores) :])
     measured_recalibrated = [next(measured_after) if r is not None else None for r in recalibrated]
-
-    comparable = [
-        None if s.scored else make_comparable(s, tune)
-        for s, tune in zip(scores, tunes, strict=True)
-    ]
-    calibrated = [r.scores if r else None for r in recalibrated]
-    decisions = [
-        [] if s.scored else decide(s, models, z, settings.aims)
-        for s, models, z in zip(scores, comparable, calibrated, strict=True)
-    ]
-    sets = [
-        conformal_sets(s, models, settings.coverage)
-        for s, models in zip(scores, comparable, strict=True)
-    ]
-    questions = [d.question for of_arm in decisions for d in of_arm] + [
-        question for question in sets if question is not None
-    ]
-    answers = iter(draw_values(questions, draws))
-    points = [
-        [describe_decision(d, next(answers)["rates"]) for d in of_arm] for of_arm in decisions
-    ]
-    set_entries = [
-        None if q is None else describe_sets(q, next(answers)["sets"], settings.coverage)
-        for q in sets
-    ]
-
+    decisions = _decide(scores, tunes, recalibrated, settings, draws)
     arms: dict[str, Any] = {}
-    for s, one, two, r, own_points, own_sets in zip(
-        scores, raw, measured_recalibrated, recalibrated, points, set_entries, strict=True
-    ):
-        entry = summarise(one, draws, s.arm)
-        entry["recalibrated"] = None
-        if r is not None and two is not None:
-            entry["recalibrated"] = {
-                **summarise(two, draws, f"{s.arm} after recalibration ({r.method})"),
-                **describe_recalibration(r),
-            }
-            entry["recalibrated"]["auc"] = put_over_sites(entry["recalibrated"]["auc"], two.sites)
-        entry["auc"] = put_over_sites(entry["auc"], one.sites)
-        arms[s.arm] = {**entry, "operating_points": own_points, "prediction_sets": own_sets}
-        rows = table[(table["arm"] == s.arm) & (table["part"] == "test")]
-        looked_at = images[(images["arm"] == s.arm) & (images["part"] == "tune")]
-        fewest = int(looked_at.groupby(["seed", "fold"]).size().min()) if len(looked_at) else 0
-        arms[s.arm]["outliers"] = (
-            None if s.scored else describe_outliers((two or one).scores, rows, fewest, draws)
-        )
+    for one, two, r, entry in zip(raw, measured_recalibrated, recalibrated, decisions, strict=True):
+        arms[one.scores.arm] = {
+            **_describe_arm(one, two, r, draws),
+            **entry,
+            "outliers": _describe_outliers((two or one).scores, images, table, draws),
+        }
     used = [(two or one).scores for one, two in zip(raw, measured_recalibrated, strict=True)]
     benefits, at_threshold = _net_benefit(used, settings, draws)
-    first = scores[0]
     reversed_arms = [entry["trust"] for entry in arms.values() if entry["trusted"] == "reversed"]
     comparisons = _compare(scores, raw, at_threshold, settings, _tune_images(table), levelled)
     covers = {entry["delta_auc"]["covers"] for entry in comparisons}
     data = {
-        **_describe_table(table, first, settings),
+        **_describe_table(table, scores[0], settings),
         "arms": arms,
         "comparisons": comparisons,
         "decision_curves": decision_curves(scores[0], used, benefits, settings.target_prevalence),
@@ -291,6 +252,87 @@ def _evaluate_label(
         ],
     }
     return LabelEvaluation(data, raw, measured_recalibrated)
+
+
+def _decide(
+    scores: Sequence[Scores],
+    tunes: Sequence[pd.DataFrame],
+    recalibrated: Sequence[RecalibratedArm | None],
+    settings: Settings,
+    draws: Draws,
+) -> list[dict[str, Any]]:
+    """`operating_points` and `prediction_sets` of every arm, in one round of draws."""
+    comparable = [
+        None if s.scored else make_comparable(s, tune)
+        for s, tune in zip(scores, tunes, strict=True)
+    ]
+    calibrated = [r.scores if r else None for r in recalibrated]
+    decisions = [
+        [] if s.scored else decide(s, models, z, settings.aims)
+        for s, models, z in zip(scores, comparable, calibrated, strict=True)
+    ]
+    sets = [
+        conformal_sets(s, models, settings.coverage)
+        for s, models in zip(scores, comparable, strict=True)
+    ]
+    questions = [decision.question for of_arm in decisions for decision in of_arm]
+    questions += [question for question in sets if question is not None]
+    answers = iter(draw_values(questions, draws))
+    points = [
+        [describe_decision(decision, next(answers)["rates"]) for decision in of_arm]
+        for of_arm in decisions
+    ]
+    coverages = [
+        None if q is None else describe_sets(q, next(answers)["sets"], settings.coverage)
+        for q in sets
+    ]
+    return [
+        {"operating_points": of_arm, "prediction_sets": coverage}
+        for of_arm, coverage in zip(points, coverages, strict=True)
+    ]
+
+
+def _describe_arm(
+    raw: ArmMeasurements,
+    measured: ArmMeasurements | None,
+    recalibrated: RecalibratedArm | None,
+    draws: Draws,
+) -> dict[str, Any]:
+    """The entry of an arm as trained, with that after recalibration in it.
+
+    Args:
+        raw: as trained.
+        measured: after recalibration; None where that could not be done.
+        recalibrated: how that was done.
+        draws: names the patients.
+    """
+    arm = raw.scores.arm
+    entry = summarise(raw, draws, arm)
+    entry["recalibrated"] = None
+    if recalibrated is not None and measured is not None:
+        name = f"{arm} after recalibration ({recalibrated.method})"
+        after = {**summarise(measured, draws, name), **describe_recalibration(recalibrated)}
+        entry["recalibrated"] = {**after, "auc": put_over_sites(after["auc"], measured.sites)}
+    return {**entry, "auc": put_over_sites(entry["auc"], raw.sites)}
+
+
+def _describe_outliers(
+    scores: Scores, images: pd.DataFrame, table: pd.DataFrame, draws: Draws
+) -> dict[str, Any] | None:
+    """The images unlike the training images; None of scores that are no probabilities.
+
+    Args:
+        scores: of an arm, recalibrated where that could be done.
+        images: all rows as they are.
+        table: the rows that are counted.
+        draws: names the patients.
+    """
+    if scores.scored:
+        return None
+    tune = images[(images["arm"] == scores.arm) & (images["part"] == "tune")]
+    fewest = int(tune.groupby(["seed", "fold"]).size().min()) if len(tune) else 0
+    rows = table[(table["arm"] == scores.arm) & (table["part"] == "test")]
+    return describe_outliers(scores, rows, fewest, draws)
 
 
 def _tune_images(table: pd.DataFrame) -> float:

@@ -13,7 +13,6 @@ import pandas as pd
 from medtransfer.errors import PredictionsError
 from medtransfer.evaluation.analyses.comparison import Contestant, compare_arms
 from medtransfer.evaluation.analyses.one_arm import describe_briefly, measure
-from medtransfer.evaluation.analyses.sites import by_site
 from medtransfer.evaluation.intervals.draws import Draws
 from medtransfer.evaluation.settings import Settings
 from medtransfer.evaluation.tables.predictions import AT_BUDGET, BUDGET, OTHER
@@ -90,12 +89,7 @@ def evaluate_at_budget(
     if table.empty:
         return None
     scores = [replace(s, given=settings.models == "given") for s in align_scores(table)[0]]
-    measured = measure(scores, draws)
-    if settings.leave_out:
-        measured = [
-            replace(m, sites=by_site(m.scores, draws.codes(m.scores.patients), len(draws.patients)))
-            for m in measured
-        ]
+    measured = measure(scores, draws, by_sites=bool(settings.leave_out))
     contestants = [
         Contestant(m.scores.arm, m.estimates, m.drawn, m.scores, m.sites) for m in measured
     ]

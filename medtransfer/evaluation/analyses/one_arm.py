@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from medtransfer.evaluation.analyses.sites import BySite, put_over_sites
+from medtransfer.evaluation.analyses.sites import BySite, by_site, put_over_sites
 from medtransfer.evaluation.intervals import influence
 from medtransfer.evaluation.intervals.draws import Draws
 from medtransfer.evaluation.intervals.entries import NO_PROBABILITIES, interval_of, no_interval
@@ -99,8 +99,16 @@ def ask(scores: Scores) -> tuple[Question, Question]:
     return Question(scores, many), Question(scores, few)
 
 
-def measure(all_scores: list[Scores], draws: Draws) -> list[ArmMeasurements]:
-    """Measures arms over the same patients, in one round of draws."""
+def measure(
+    all_scores: list[Scores], draws: Draws, by_sites: bool = False
+) -> list[ArmMeasurements]:
+    """Measures arms over the same patients, in one round of draws.
+
+    Args:
+        all_scores: of the arms.
+        draws: names the patients.
+        by_sites: every fold leaves a site out, so that the AUC of each is measured too.
+    """
     asked = [ask(scores) for scores in all_scores]
     many = draw_values([question for question, _ in asked], draws)
     few = draw_values(
@@ -108,10 +116,10 @@ def measure(all_scores: list[Scores], draws: Draws) -> list[ArmMeasurements]:
     )
     measured = []
     for scores, *drawn in zip(all_scores, many, few, strict=True):
-        estimates = estimate_all(
-            scores, draws.codes(scores.patients), len(draws.patients), estimators_of(scores)
-        )
-        measured.append(ArmMeasurements(scores, estimates, {**drawn[0], **drawn[1]}))
+        codes, count = draws.codes(scores.patients), len(draws.patients)
+        estimates = estimate_all(scores, codes, count, estimators_of(scores))
+        sites = by_site(scores, codes, count) if by_sites else None
+        measured.append(ArmMeasurements(scores, estimates, {**drawn[0], **drawn[1]}, sites))
     return measured
 
 
