@@ -4,6 +4,7 @@ how many make two arms equal.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import Any
@@ -79,7 +80,36 @@ def learning_curve(
     """
     if table.empty:
         return [], []
-    draws_of = table["episode"].nunique()
+    scores, sizes = _align_by_size(table)
+    draws = Draws(
+        np.array([*dict.fromkeys(np.concatenate([s.patients for s in scores]).tolist())], object),
+        bootstrap,
+        seed,
+    )
+    drawn = draw_values([Question(s, _METRICS) for s in scores], draws)
+    rng = np.random.default_rng([seed, 3])
+    several = len(set(table["episode"])) > 1
+    entries, curves = [], {}
+    for arm in dict.fromkeys(s.arm for s in scores):
+        places = [place for place, s in enumerate(scores) if s.arm == arm]
+        # Several seeds of one draw do not show how draws vary.
+        episodes = len(scores[places[0]].seeds) if several else 1
+        for place in places:
+            entry = {"arm": arm, "size": sizes[place], "episodes": episodes, "extrapolated": False}
+            entries.append(entry | _describe_size(scores[place], drawn[place], draws, episodes))
+        aucs = [drawn[place]["auc"] for place in places]
+        curves[arm] = Curve(
+            np.array([sizes[place] for place in places], float),
+            np.array([auc.value for auc in aucs]),
+            np.stack([_with_episodes(auc, rng) for auc in aucs], 1),
+            episodes > 1,
+        )
+        entries += _describe_beyond(arm, curves[arm], episodes)
+    return entries, match_sizes(curves)
+
+
+def _align_by_size(table: pd.DataFrame) -> tuple[list[Scores], list[int]]:
+    """The scores of every arm at every size, ascending, and the size of each."""
     # Every seed of an episode counts as a draw of its own.
     pairs = {
         pair: number
@@ -96,63 +126,36 @@ def learning_curve(
         aligned = [_at_prevalence(s) for s in align_scores(table[table["size"] == size])[0]]
         scores += aligned
         sizes += [size] * len(aligned)
-    draws = Draws(
-        np.array([*dict.fromkeys(np.concatenate([s.patients for s in scores]).tolist())], object),
-        bootstrap,
-        seed,
-    )
-    drawn = draw_values([Question(s, _METRICS) for s in scores], draws)
-    rng = np.random.default_rng([seed, 3])
-    entries, curves = [], {}
-    for arm in dict.fromkeys(s.arm for s in scores):
-        places_of_arm = [i for i, s in enumerate(scores) if s.arm == arm]
-        # Several seeds of one draw do not show how draws vary.
-        episodes = len(scores[places_of_arm[0]].seeds) if draws_of > 1 else 1
-        for i in places_of_arm:
-            values = {
-                name: drawn[i][name].interval("logit" if name == "auc" else "identity", least=0.0)
-                for name in _METRICS
-            }
-            values["slope"] = _slope(scores[i], draws)
-            if episodes == 1:
-                values = {name: _without_interval(value) for name, value in values.items()}
-            entries.append(
-                {
-                    "arm": arm,
-                    "size": sizes[i],
-                    "episodes": episodes,
-                    "extrapolated": False,
-                    **values,
-                }
-            )
-        places = np.array([sizes[i] for i in places_of_arm], float)
-        aucs, columns = (
-            np.array([drawn[i]["auc"].value for i in places_of_arm]),
-            [_with_episodes(drawn[i]["auc"], rng) for i in places_of_arm],
-        )
-        curves[arm] = Curve(places, aucs, np.stack(columns, 1), episodes > 1)
-        if len(places_of_arm) >= _FEWEST_SIZES:
-            beyond = places[-1] * np.array(_BEYOND)
-            values, further = (
-                extrapolate(places, aucs[None], beyond)[0],
-                extrapolate(places, curves[arm].drawn, beyond),
-            )
-            for place, value, column in zip(beyond, values, further.T, strict=True):
-                auc = (
-                    _quantiles(float(value), column)
-                    if episodes > 1
-                    else no_interval(_ONE, float(value))
-                )
-                entries.append(
-                    {
-                        "arm": arm,
-                        "size": int(place),
-                        "episodes": episodes,
-                        "extrapolated": True,
-                        "auc": auc,
-                    }
-                )
-    return entries, match_sizes(curves)
+    return scores, sizes
+
+
+def _describe_size(
+    scores: Scores, drawn: Mapping[str, DrawnMetric], draws: Draws, episodes: int
+) -> dict[str, Any]:
+    """The metrics of an arm at one size; without intervals where there is a single episode."""
+    values = {
+        name: drawn[name].interval("logit" if name == "auc" else "identity", least=0.0)
+        for name in _METRICS
+    }
+    values["slope"] = _slope(scores, draws)
+    if episodes > 1:
+        return values
+    return {name: _without_interval(value) for name, value in values.items()}
+
+
+def _describe_beyond(arm: str, curve: Curve, episodes: int) -> list[dict[str, Any]]:
+    """The entries beyond the largest size of an arm; none where too few sizes were run."""
+    if len(curve.sizes) < _FEWEST_SIZES:
+        return []
+    beyond = curve.sizes[-1] * np.array(_BEYOND)
+    values = extrapolate(curve.sizes, curve.estimate[None], beyond)[0]
+    in_draws = extrapolate(curve.sizes, curve.drawn, beyond)
+    entries = []
+    for size, value, column in zip(beyond, values, in_draws.T, strict=True):
+        auc = _quantiles(float(value), column) if curve.shown else no_interval(_ONE, float(value))
+        entry = {"arm": arm, "size": int(size), "episodes": episodes, "extrapolated": True}
+        entries.append({**entry, "auc": auc})
+    return entries
 
 
 def _quantiles(estimate: float, draws: Float) -> dict[str, Any]:
