@@ -62,6 +62,10 @@ class BusyError(StudyError):
     """Another process is doing this run; not seen outside of a study."""
 
 
+class DivergedError(StudyError):
+    """The loss is not finite any more; not seen outside of a training."""
+
+
 def list_faults(heading: str, faults: Sequence[str], remedy: str = "", shown: int = 20) -> str:
     """Joins all faults under one heading, so that a user mends them in one go."""
     lines = [heading, *(f"  - {fault}" for fault in faults[:shown])]
