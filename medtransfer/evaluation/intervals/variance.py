@@ -21,8 +21,9 @@ Scale = Literal["identity", "logit", "log"]
 COVERAGE = 0.95
 # Standard errors on either side of such an interval, where the variance is known.
 NORMAL_95 = float(norm.ppf((1 + COVERAGE) / 2))
-# Ratios below it are 0; logarithm of the least p.
-_ZERO, _LEAST = 1e-9, -600.0
+# Ratios below it are 0; logarithm of the least p, down to which scipy has quantiles of t: at 1e-261
+# and 3.7 degrees of freedom it gives -inf.
+_ZERO, _LEAST = 1e-9, -230.0
 
 
 @dataclass(frozen=True)
