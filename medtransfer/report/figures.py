@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medtransfer.evaluation.sentences.words import format_interval
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+from medtransfer.evaluation.sentences.words import format_interval
 
 # Okabe & Ito's palette, told apart by readers with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
