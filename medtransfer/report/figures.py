@@ -439,7 +439,7 @@ def draw_learning_curve(report: Mapping[str, Any]) -> Figure:
 
 
 def settle(figure: Figure) -> None:
-    """Computes the layout of a figure once, for all kinds of file."""
+    """Finds the places of all parts, once for all kinds of file."""
     with _style():
         figure.draw_without_rendering()
     figure.set_layout_engine("none")
