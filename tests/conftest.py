@@ -131,7 +131,7 @@ def manifest(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def scores() -> Callable[..., pd.DataFrame]:
     """A predictions table: arms with a signal of given strength over the same patients."""
 

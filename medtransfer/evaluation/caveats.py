@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import pandas as pd
 
-from medtransfer.evaluation.metrics.recalibration import Recalibrated
+from medtransfer.evaluation.metrics.recalibration import RecalibratedArm
 from medtransfer.evaluation.sentences.words import isolate
 from medtransfer.evaluation.settings import Settings
 from medtransfer.evaluation.tables.probabilities import exact_logit
@@ -22,7 +22,7 @@ _ROWS_ALIKE = 10
 def list_caveats(
     table: pd.DataFrame,
     scores: Sequence[Scores],
-    recalibrated: Sequence[Recalibrated | None],
+    recalibrated: Sequence[RecalibratedArm | None],
     settings: Settings,
     covers: Collection[str],
 ) -> list[str]:
@@ -105,10 +105,13 @@ def list_caveats(
 
 
 def _about_rows(table: pd.DataFrame) -> list[str]:
-    """What looks as if rows, or a column, were not what they are taken for."""
+    """Warnings about rows that look like copies, and about a target that looks like a column of
+    classes.
+    """
     test = table[table["part"] == "test"]
     caveats = []
-    # Images without a name are numbered; of those with one, two may look the same to a model.
+    # Only images that were numbered for want of a name: two named images may look the same to a
+    # model.
     numbered = [
         str(image).startswith(f"{patient}#")
         for image, patient in zip(test["image"], test["patient"], strict=True)
@@ -137,8 +140,8 @@ def _about_rows(table: pd.DataFrame) -> list[str]:
 
 
 def _about_models(scores: Sequence[Scores], settings: Settings) -> list[str]:
-    """What holds where several models tested the patients, and which of them could not be
-    ranked.
+    """Warnings that hold where several models tested the patients, and which of the models could
+    not rank them.
     """
     first = scores[0]
     if len(np.unique(first.fold)) < 2:
@@ -172,13 +175,13 @@ def _about_seeds(
     if settings.models == "given":
         pass
     elif min(seeds) == 1:
-        known = "nothing here shows it"
+        evidence = "nothing here shows it"
         if covers and "models" not in covers:
             parts = f"{settings.leave_out}s" if "sites" in covers else "folds"
-            known = f"the difference between arms is judged by how the {folds} {parts} vary"
+            evidence = f"the difference between arms is judged by how the {folds} {parts} vary"
         caveats.append(
             "One seed: intervals of single arms are about these models, and do not hold the "
-            f"randomness of training; {known}. Five seeds "
+            f"randomness of training; {evidence}. Five seeds "
             "are advisable below 2,000 images."
         )
     elif min(seeds) < 5 and images < 2000:

@@ -19,8 +19,8 @@ from medtransfer.evaluation.analyses.learning_curve import describe_curve, learn
 from medtransfer.evaluation.analyses.one_arm import (
     FEW_DRAWS,
     WIDEST,
-    Evaluated,
-    Measured,
+    ArmMeasurements,
+    LabelEvaluation,
     describe_recalibration,
     estimators_of,
     measure,
@@ -34,25 +34,23 @@ from medtransfer.evaluation.analyses.several_labels import (
     refuse_class_names,
     summarise_labels,
 )
-from medtransfer.evaluation.analyses.sites import by_site, put_over_sites
+from medtransfer.evaluation.analyses.sites import put_over_sites
 from medtransfer.evaluation.analyses.subgroups import describe_subgroups
 from medtransfer.evaluation.analyses.typicality import describe_outliers
 from medtransfer.evaluation.caveats import list_caveats
+from medtransfer.evaluation.intervals.draws import Draws, patients_of, strata_of
 from medtransfer.evaluation.intervals.entries import NO_PROBABILITIES, interval_of
 from medtransfer.evaluation.intervals.estimate import Estimate, estimate_all
 from medtransfer.evaluation.intervals.resample import (
-    Drawn,
-    Draws,
+    DrawnMetric,
     Metric,
     Question,
-    Within,
+    WithinModels,
     draw_values,
-    patients_of,
-    strata_of,
 )
 from medtransfer.evaluation.metrics.discrimination import auc_interval
 from medtransfer.evaluation.metrics.recalibration import (
-    Recalibrated,
+    RecalibratedArm,
     adjust_scores,
     make_comparable,
     recalibrate,
@@ -126,18 +124,22 @@ def evaluate(
             _count(rows.early, settings, hidden), levelled, settings, draws, tuned
         )
     else:
-        # Of patients with images of several classes none is the one.
+        # A patient with images of several classes has no single class.
         exclusive = exclude_each_other(counted)
-        again = recalibrate_classes(counted) if exclusive else None
+        recalibration = recalibrate_classes(counted) if exclusive else None
         parts = {}
         for label in labels:
-            recalibrated = None if again is None else again[0][again[0]["label"] == label]
+            recalibrated = (
+                None
+                if recalibration is None
+                else recalibration[0][recalibration[0]["label"] == label]
+            )
             cases, images = (of[of["label"] == label] for of in (counted, table))
             parts[label] = _evaluate_label(
                 images, cases, settings, draws, recalibrated, exclusive, hidden
             )
         data = summarise_labels(
-            parts, exclusive, draws, None if again is None else again[1], settings
+            parts, exclusive, draws, None if recalibration is None else recalibration[1], settings
         )
         if exclusive and settings.recalibration != "auto":
             data["warnings"].append(
@@ -147,14 +149,14 @@ def evaluate(
     curve = _count(rows.curve[rows.curve["probability"].notna()], settings, hidden)
     growth, matches = learning_curve(curve, bootstrap, seed) if len(labels) == 1 else ([], [])
     data.setdefault("at_budget", None)
-    more = {
+    curve_entries = {
         "learning_curve": growth,
         "matching_sizes": matches,
         "growth": describe_curve(growth, matches),
         "shift": None,
     }
     data |= {
-        **more,
+        **curve_entries,
         "warnings": [*data["warnings"], *rows.warnings],
         "accounts": [rows.account.to_dict()],
     }
@@ -162,7 +164,9 @@ def evaluate(
 
 
 def _settle(table: pd.DataFrame, settings: Settings) -> Settings:
-    """What is counted, and how images become a patient, where that is left to the table."""
+    """The settings with the unit and the rule for joining images chosen from the table, where they
+    are `auto`.
+    """
     test = table[table["part"] == "test"]
     rule = choose_rule(test) if settings.aggregate == "auto" else settings.aggregate
     unit = settings.unit
@@ -179,7 +183,7 @@ def _settle(table: pd.DataFrame, settings: Settings) -> Settings:
 
 
 def _count(table: pd.DataFrame, settings: Settings, hidden: Unknown) -> pd.DataFrame:
-    """The rows that are counted: of images, or of patients."""
+    """The rows in the unit that is counted: images or patients."""
     if settings.unit == "image" or settings.aggregate == "auto" or table.empty:
         return table
     return by_patient(table, settings.aggregate, hidden)
@@ -190,83 +194,46 @@ def _evaluate_label(
     table: pd.DataFrame,
     settings: Settings,
     draws: Draws,
-    again: pd.DataFrame | None = None,
+    together: pd.DataFrame | None = None,
     exclusive: bool = False,
     hidden: Unknown | None = None,
     levelled: Sequence[str] = (),
-) -> Evaluated:
+) -> LabelEvaluation:
     """All numbers of one label.
 
-    `images`: its rows as they are; `table`: those that are counted. `again`: the latter after a
-    recalibration of all classes together; `exclusive`: there is none but that. `levelled`: arms
-    that were trained until level.
+    Args:
+        images: its rows as they are.
+        table: the rows that are counted: images or patients.
+        settings: of the evaluation.
+        draws: names the patients.
+        together: the rows that are counted after a recalibration of all classes together.
+        exclusive: the classes exclude each other, so that there is no other recalibration.
+        hidden: by label, patients with images whose target is unknown.
+        levelled: arms that were trained until level.
     """
     aligned, left_out = align_scores(table)
     scores = [replace(s, given=settings.models == "given") for s in aligned]
     tunes = [table[(table["arm"] == arm.arm) & (table["part"] == "tune")] for arm in scores]
-    recalibrated = _recalibrated(scores, tunes, settings, again, exclusive)
+    recalibrated = _recalibrated(scores, tunes, settings, together, exclusive)
     after = [r.scores for r in recalibrated if r is not None]
-    measured = measure([*scores, *after], draws)
-    if settings.leave_out:
-        measured = [
-            replace(m, sites=by_site(m.scores, draws.codes(m.scores.patients), len(draws.patients)))
-            for m in measured
-        ]
-    raw = measured[: len(scores)]
-    rest = iter(measured[len(scores) :])
-    second = [next(rest) if r is not None else None for r in recalibrated]
-
-    comparable = [
-        None if s.scored else make_comparable(s, tune)
-        for s, tune in zip(scores, tunes, strict=True)
-    ]
-    last = [r.scores if r else None for r in recalibrated]
-    decisions = [
-        [] if s.scored else decide(s, models, z, settings.aims)
-        for s, models, z in zip(scores, comparable, last, strict=True)
-    ]
-    sets = [
-        conformal_sets(s, models, settings.coverage)
-        for s, models in zip(scores, comparable, strict=True)
-    ]
-    asked = [d.question for own in decisions for d in own] + [
-        question for question in sets if question is not None
-    ]
-    answers = iter(draw_values(asked, draws))
-    points = [[describe_decision(d, next(answers)["rates"]) for d in own] for own in decisions]
-    covered = [
-        None if q is None else describe_sets(q, next(answers)["sets"], settings.coverage)
-        for q in sets
-    ]
-
+    measured = measure([*scores, *after], draws, by_sites=bool(settings.leave_out))
+    raw, measured_after = measured[: len(scores)], iter(measured[len(scores) :])
+    measured_recalibrated = [next(measured_after) if r is not None else None for r in recalibrated]
+    decisions = _decide(scores, tunes, recalibrated, settings, draws)
     arms: dict[str, Any] = {}
-    for s, one, two, r, own_points, own_sets in zip(
-        scores, raw, second, recalibrated, points, covered, strict=True
-    ):
-        entry = summarise(one, draws, s.arm)
-        entry["recalibrated"] = None
-        if r is not None and two is not None:
-            entry["recalibrated"] = {
-                **summarise(two, draws, f"{s.arm} after recalibration ({r.method})"),
-                **describe_recalibration(r),
-            }
-            entry["recalibrated"]["auc"] = put_over_sites(entry["recalibrated"]["auc"], two.sites)
-        entry["auc"] = put_over_sites(entry["auc"], one.sites)
-        arms[s.arm] = {**entry, "operating_points": own_points, "prediction_sets": own_sets}
-        rows = table[(table["arm"] == s.arm) & (table["part"] == "test")]
-        looked_at = images[(images["arm"] == s.arm) & (images["part"] == "tune")]
-        fewest = int(looked_at.groupby(["seed", "fold"]).size().min()) if len(looked_at) else 0
-        arms[s.arm]["outliers"] = (
-            None if s.scored else describe_outliers((two or one).scores, rows, fewest, draws)
-        )
-    used = [(two or one).scores for one, two in zip(raw, second, strict=True)]
+    for one, two, r, entry in zip(raw, measured_recalibrated, recalibrated, decisions, strict=True):
+        arms[one.scores.arm] = {
+            **_describe_arm(one, two, r, draws),
+            **entry,
+            "outliers": _describe_outliers((two or one).scores, images, table, draws),
+        }
+    used = [(two or one).scores for one, two in zip(raw, measured_recalibrated, strict=True)]
     benefits, at_threshold = _net_benefit(used, settings, draws)
-    first = scores[0]
-    turned = [entry["trust"] for entry in arms.values() if entry["trusted"] == "reversed"]
+    reversed_arms = [entry["trust"] for entry in arms.values() if entry["trusted"] == "reversed"]
     comparisons = _compare(scores, raw, at_threshold, settings, _tune_images(table), levelled)
     covers = {entry["delta_auc"]["covers"] for entry in comparisons}
     data = {
-        **_describe_table(table, first, settings),
+        **_describe_table(table, scores[0], settings),
         "arms": arms,
         "comparisons": comparisons,
         "decision_curves": decision_curves(scores[0], used, benefits, settings.target_prevalence),
@@ -275,33 +242,117 @@ def _evaluate_label(
         "external_validation": _advise(raw, used, settings),
         "warnings": [
             *left_out,
-            *turned,
+            *reversed_arms,
             *list_caveats(images, scores, recalibrated, settings, covers),
         ],
     }
-    return Evaluated(data, raw, second)
+    return LabelEvaluation(data, raw, measured_recalibrated)
+
+
+def _decide(
+    scores: Sequence[Scores],
+    tunes: Sequence[pd.DataFrame],
+    recalibrated: Sequence[RecalibratedArm | None],
+    settings: Settings,
+    draws: Draws,
+) -> list[dict[str, Any]]:
+    """`operating_points` and `prediction_sets` of every arm, in one round of draws."""
+    comparable = [
+        None if s.scored else make_comparable(s, tune)
+        for s, tune in zip(scores, tunes, strict=True)
+    ]
+    calibrated = [r.scores if r else None for r in recalibrated]
+    decisions = [
+        [] if s.scored else decide(s, models, z, settings.aims)
+        for s, models, z in zip(scores, comparable, calibrated, strict=True)
+    ]
+    sets = [
+        conformal_sets(s, models, settings.coverage)
+        for s, models in zip(scores, comparable, strict=True)
+    ]
+    questions = [decision.question for of_arm in decisions for decision in of_arm]
+    questions += [question for question in sets if question is not None]
+    answers = iter(draw_values(questions, draws))
+    points = [
+        [describe_decision(decision, next(answers)["rates"]) for decision in of_arm]
+        for of_arm in decisions
+    ]
+    coverages = [
+        None if q is None else describe_sets(q, next(answers)["sets"], settings.coverage)
+        for q in sets
+    ]
+    return [
+        {"operating_points": of_arm, "prediction_sets": coverage}
+        for of_arm, coverage in zip(points, coverages, strict=True)
+    ]
+
+
+def _describe_arm(
+    raw: ArmMeasurements,
+    measured: ArmMeasurements | None,
+    recalibrated: RecalibratedArm | None,
+    draws: Draws,
+) -> dict[str, Any]:
+    """The entry of an arm as trained, with that after recalibration in it.
+
+    Args:
+        raw: as trained.
+        measured: after recalibration; None where that could not be done.
+        recalibrated: how that was done.
+        draws: names the patients.
+    """
+    arm = raw.scores.arm
+    entry = summarise(raw, draws, arm)
+    entry["recalibrated"] = None
+    if recalibrated is not None and measured is not None:
+        name = f"{arm} after recalibration ({recalibrated.method})"
+        after = {**summarise(measured, draws, name), **describe_recalibration(recalibrated)}
+        entry["recalibrated"] = {**after, "auc": put_over_sites(after["auc"], measured.sites)}
+    return {**entry, "auc": put_over_sites(entry["auc"], raw.sites)}
+
+
+def _describe_outliers(
+    scores: Scores, images: pd.DataFrame, table: pd.DataFrame, draws: Draws
+) -> dict[str, Any] | None:
+    """The images unlike the training images; None of scores that are no probabilities.
+
+    Args:
+        scores: of an arm, recalibrated where that could be done.
+        images: all rows as they are.
+        table: the rows that are counted.
+        draws: names the patients.
+    """
+    if scores.scored:
+        return None
+    tune = images[(images["arm"] == scores.arm) & (images["part"] == "tune")]
+    fewest = int(tune.groupby(["seed", "fold"]).size().min()) if len(tune) else 0
+    rows = table[(table["arm"] == scores.arm) & (table["part"] == "test")]
+    return describe_outliers(scores, rows, fewest, draws)
 
 
 def _tune_images(table: pd.DataFrame) -> float:
-    """Tune images of a model of the first arm."""
+    """Mean number of tune images per model of the first arm."""
     tune = table[(table["part"] == "tune") & (table["arm"] == table["arm"].iloc[0])]
     return len(tune) / max(1, len(tune[["seed", "fold"]].drop_duplicates()))
 
 
 def _net_benefit(
     scores: Sequence[Scores], settings: Settings, draws: Draws
-) -> tuple[list[Drawn | None], list[Drawn | None]]:
-    """Of probabilities after recalibration, at the prevalence of the patients they are meant for:
-    all thresholds, and the one asked for.
+) -> tuple[list[DrawnMetric | None], list[DrawnMetric | None]]:
+    """Net benefit of recalibrated probabilities, at the prevalence of the patients they are meant
+    for: at all thresholds, and at the one asked for.
     """
-    there = settings.target_prevalence
-    metrics: dict[str, Metric | Within] = {"all": net_benefit(there)}
+    prevalence = settings.target_prevalence
+    metrics: dict[str, Metric | WithinModels] = {"all": net_benefit(prevalence)}
     if settings.threshold is not None:
-        place, curve = int(np.argmin(np.abs(THRESHOLDS - settings.threshold))), net_benefit(there)
-        metrics["one"] = Within(lambda z, y, w: curve(z, y, w)[:, place], "images")
+        place, curve = (
+            int(np.argmin(np.abs(THRESHOLDS - settings.threshold))),
+            net_benefit(prevalence),
+        )
+        metrics["one"] = WithinModels(lambda z, y, w: curve(z, y, w)[:, place], "images")
     drawn = iter(
         draw_values(
-            [Question(adjust_scores(s, there), metrics) for s in scores if not s.scored], draws
+            [Question(adjust_scores(s, prevalence), metrics) for s in scores if not s.scored], draws
         )
     )
     answers = [{} if s.scored else next(drawn) for s in scores]
@@ -312,18 +363,20 @@ def _recalibrated(
     scores: Sequence[Scores],
     tunes: Sequence[pd.DataFrame],
     settings: Settings,
-    again: pd.DataFrame | None,
+    together: pd.DataFrame | None,
     exclusive: bool,
-) -> list[Recalibrated | None]:
-    if again is not None:
-        by_arm = {s.arm: s for s in align_scores(again)[0]}
-        taken = [
+) -> list[RecalibratedArm | None]:
+    if together is not None:
+        by_arm = {s.arm: s for s in align_scores(together)[0]}
+        rows_of_arm = [
             by_arm[s.arm].take(_rows_of(by_arm[s.arm], s)) if s.arm in by_arm else None
             for s in scores
         ]
         return [
-            None if of is None else Recalibrated(of, "vector", {}, "the classes exclude each other")
-            for of in taken
+            None
+            if of is None
+            else RecalibratedArm(of, "vector", {}, "the classes exclude each other")
+            for of in rows_of_arm
         ]
     if exclusive:  # maps of single classes would not add up to 1
         return [None] * len(scores)
@@ -360,7 +413,7 @@ def _describe_table(table: pd.DataFrame, first: Scores, settings: Settings) -> d
 
 
 def _advise(
-    raw: Sequence[Measured], used: Sequence[Scores], settings: Settings
+    raw: Sequence[ArmMeasurements], used: Sequence[Scores], settings: Settings
 ) -> dict[str, Any] | None:
     """Sizes for an external validation of the first arm that gives probabilities, at the prevalence
     of the patients it is meant for.
@@ -368,29 +421,29 @@ def _advise(
     place = next((place for place, s in enumerate(used) if not s.scored), None)
     if place is None:
         return None
-    one, auc = used[place], raw[place].found["auc"].value
-    there, logit = (
+    one, auc = used[place], raw[place].estimates["auc"].value
+    prevalence, logit = (
         settings.target_prevalence or one.prevalence,
         adjust_scores(one, settings.target_prevalence).logit[0],
     )
-    return {**advise(auc, there, logit, one.target, settings.threshold), "unit": settings.unit}
+    return {**advise(auc, prevalence, logit, one.target, settings.threshold), "unit": settings.unit}
 
 
 def _compare(
     scores: Sequence[Scores],
-    raw: Sequence[Measured],
-    benefits: Sequence[Drawn | None],
+    raw: Sequence[ArmMeasurements],
+    benefits: Sequence[DrawnMetric | None],
     settings: Settings,
     tuned: float,
     levelled: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """Differences; that in net benefit is at the threshold asked for, on probabilities after
-    recalibration.
+    """The comparisons of the arms; the difference in net benefit is taken at the threshold asked
+    for, on recalibrated probabilities.
     """
     contestants = []
     for s, one, benefit in zip(scores, raw, benefits, strict=True):
         drawn = one.drawn if benefit is None else {**one.drawn, "net_benefit": benefit}
-        contestants.append(Contestant(s.arm, one.found, drawn, s, one.sites))
+        contestants.append(Contestant(s.arm, one.estimates, drawn, s, one.sites))
     comparisons = compare_arms(contestants, settings.margin, settings.leave_out, tuned, levelled)
     for entry in comparisons if settings.threshold is not None else ():
         entry.setdefault("delta_net_benefit", {**NO_PROBABILITIES, "p": None, "covers": "models"})
@@ -408,7 +461,7 @@ def _other_unit(
     hidden: Unknown | None,
     exclusive: bool,
 ) -> dict[str, Any] | None:
-    """The main numbers counted the other way, by patient or by image; None where every patient has
+    """The main numbers counted by the other unit, patient or image; None where every patient has
     one image.
 
     They are recalibrated at that unit, but not those of classes that exclude each other, which are
@@ -435,11 +488,13 @@ def _other_unit(
     arms, aucs = {}, []
     for s in scores:
         tune = rows[(rows["arm"] == s.arm) & (rows["part"] == "tune")]
-        again = None if exclusive or s.scored else recalibrate(s, tune, method)
+        recalibrated = None if exclusive or s.scored else recalibrate(s, tune, method)
         entry, auc = _main_numbers(s, draws)
         arms[s.arm] = {
             **entry,
-            "recalibrated": None if again is None else _main_numbers(again.scores, draws)[0],
+            "recalibrated": None
+            if recalibrated is None
+            else _main_numbers(recalibrated.scores, draws)[0],
         }
         aucs.append(auc)
     comparisons = []

@@ -14,7 +14,7 @@ import pandas as pd
 from medtransfer.evaluation.intervals.entries import is_unmeasured
 from medtransfer.evaluation.sentences.headline import describe_detector, headline
 from medtransfer.evaluation.sentences.words import format_interval
-from medtransfer.files import write_aside
+from medtransfer.files import read_json, write_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,12 +57,12 @@ class EvaluationReport:
         )
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """By name, those that are not empty: `metrics`, `comparisons`, `operating_points`,
+        """The tables that are not empty, by name: `metrics`, `comparisons`, `operating_points`,
         `subgroups`, `learning_curve`; of detection `lesions`, `lesion_sizes`, `lesion_comparisons`;
-        comparisons `at_budget` and `lesions_at_budget`, of arms that were trained until level, as
-        they were before.
+        and `at_budget` and `lesions_at_budget`, comparisons at the end of the budget where arms
+        were trained until level.
         """
-        found = self.data.get("detection", {"arms": {}, "comparisons": []})
+        detection = self.data.get("detection", {"arms": {}, "comparisons": []})
         points = [
             {"arm": arm, **point}
             for arm, entry in self.data["arms"].items()
@@ -94,16 +94,16 @@ class EvaluationReport:
             "learning_curve": self.data["learning_curve"],
             "lesions": [
                 {"arm": arm, "metric": name, **value}
-                for arm, entry in found["arms"].items()
+                for arm, entry in detection["arms"].items()
                 for name, value in entry.items()
                 if isinstance(value, dict) and "estimate" in value
             ],
             "lesion_sizes": [
                 {"arm": arm, **row}
-                for arm, entry in found["arms"].items()
+                for arm, entry in detection["arms"].items()
                 for row in entry["by_size"]
             ],
-            "lesion_comparisons": found["comparisons"],
+            "lesion_comparisons": detection["comparisons"],
             "at_budget": [entry for entry in self._at_budget if "delta_auc" in entry],
             "lesions_at_budget": [entry for entry in self._at_budget if "delta_ap_50" in entry],
         }
@@ -124,13 +124,13 @@ class EvaluationReport:
         of each arm.
         """
         verdicts = headline(self.data)
-        if found := self.data.get("detection"):
+        if detection := self.data.get("detection"):
             verdicts += [
                 str(entry["verdict"])
-                for entry in (*found["comparisons"], *self._at_budget)
+                for entry in (*detection["comparisons"], *self._at_budget)
                 if "delta_ap_50" in entry
             ]
-            verdicts += [describe_detector(arm, entry) for arm, entry in found["arms"].items()]
+            verdicts += [describe_detector(arm, entry) for arm, entry in detection["arms"].items()]
             if self.one_class:  # of images with a lesion against those without nothing can be said
                 return verdicts
         verdicts += [
@@ -152,9 +152,30 @@ class EvaluationReport:
         parts = (self.data.get("at_budget"), self.data.get("detection", {}).get("at_budget"))
         return [entry for part in parts if part for entry in part["comparisons"]]
 
+    @classmethod
+    def load(cls, path: str | Path) -> EvaluationReport:
+        """Reads `report.json`, as `save` wrote it.
+
+        Args:
+            path: of the file.
+
+        Raises:
+            FileError: it is no JSON object, or of a format that this version cannot read.
+            FileNotFoundError: there is no such file.
+        """
+        return cls(read_json(Path(path)))
+
     def save(self, path: Path) -> None:
-        """Writes `report.json`."""
-        write_aside(path, json.dumps(self.data, indent=1, allow_nan=False, ensure_ascii=False))
+        """Writes `report.json`.
+
+        Args:
+            path: of the file.
+
+        Raises:
+            ValueError: a number is infinite or NaN, which JSON does not have.
+        """
+        json.dumps(self.data, allow_nan=False)
+        write_json(path, self.data)
 
     def show(self) -> None:
         """Shows the report: as HTML in a notebook, as text elsewhere."""
@@ -183,8 +204,8 @@ class EvaluationReport:
         return "\n".join(lines) + (f"\nPage: {self.page}" if self.page else "")
 
     def _frames(self) -> list[pd.DataFrame]:
-        """What is shown: of detection the lesions first, and of images nothing where all have the
-        same label.
+        """The tables that are shown: lesions first, and no table of images where all have the same
+        label.
         """
         lesions = self.tables().get("lesions")
         if lesions is None:

@@ -100,16 +100,22 @@ def fill_checklists(
     study: Mapping[str, Any],
     gallery: bool,
 ) -> dict[str, list[dict[str, str]]]:
-    """Rows `item, topic, text` of both checklists; what was not done or is not known is left to the authors.
+    """Rows `item, topic, text` of both checklists; what was not done, or cannot be known, is left
+    to the authors.
 
     Args:
-        report, plans, environment, audit, study: as in `write_methods`. gallery: whether failures are shown.
+        report: `report.json`.
+        plans: of the study, by arm; see `write_methods`.
+        environment: of the study.
+        audit: of the study.
+        study: its configuration.
+        gallery: whether failures are shown.
     """
-    known = _facts(report, plans, environment, audit, study, gallery)
+    texts = _facts(report, plans, environment, audit, study, gallery)
     lists = {"TRIPOD+AI 2024": _TRIPOD, "CLAIM 2024": _CLAIM}
     return {
         name: [
-            {"item": item, "topic": topic, "text": known.get(key) or AUTHORS}
+            {"item": item, "topic": topic, "text": texts.get(key) or AUTHORS}
             for item, topic, key in rows
         ]
         for name, rows in lists.items()
@@ -119,7 +125,7 @@ def fill_checklists(
 def _facts(
     report: Any, plans: Any, environment: Any, audit: Any, study: Any, gallery: bool
 ) -> dict[str, str]:
-    arms, found = report["arms"], report.get("detection")
+    arms, detection = report["arms"], report.get("detection")
     nameless = bool(audit) and not audit["patients_known"]
     counts = report["positive_images"]
     positives = (
@@ -133,10 +139,10 @@ def _facts(
         "uncertainty": _uncertainty(report),
         "performance": _performance(report) + " All measures: table Numbers.",
     }
-    if found:
+    if detection:
         lesions = "; ".join(
             f"{arm}: average precision at 0.5 {format_interval(entry['ap_50'])}"
-            for arm, entry in found["arms"].items()
+            for arm, entry in detection["arms"].items()
         )
         facts["measures"] = (
             f"Average precision, FROC, CPM, sensitivity by size; of images with a lesion: {facts['measures']}"
@@ -183,10 +189,10 @@ def _facts(
     if gallery:
         facts["failures"] = (
             "Hits, misses and false alarms are shown."
-            if found
+            if detection
             else "The worst false positives and negatives are shown: section Failures."
         )
-    # Of a table by anybody it is not known whose patients these are.
+    # A table from elsewhere does not say whose patients these are.
     if report.get("shift"):
         facts["external"] = facts["performance"]
         facts["shift"] = "The two cohorts are compared: section The second cohort."
@@ -214,17 +220,17 @@ def _uncertainty(report: Any) -> str:
 def _performance(report: Any) -> str:
     """The AUC of every arm; of several labels the mean, then that of each."""
     parts = {"": report, **report.get("labels", {})}
-    said = []
+    sentences = []
     for label, part in parts.items():
         kind = f"{label}: " if label else "mean over labels: " if "labels" in report else ""
-        said.append(
+        sentences.append(
             kind
             + "; ".join(
                 f"{arm}: AUC {format_interval(entry['auc'])}" for arm, entry in part["arms"].items()
             )
             + "."
         )
-    return " ".join(said)
+    return " ".join(sentences)
 
 
 def _facts_of_study(plans: Any, environment: Any, audit: Any, study: Any) -> dict[str, str]:
@@ -248,7 +254,7 @@ def _facts_of_study(plans: Any, environment: Any, audit: Any, study: Any) -> dic
         else f"{study['protocol']['folds']} folds, {disjoint}stratified by label."
     )
     one = "an image, or a cluster of near-duplicates," if clusters else "every image"
-    known = "" if named else f" The source names no patients: {one} counts as one."
+    nameless = "" if named else f" The source names no patients: {one} counts as one."
     headers = " Patient ids are those of the manifest." if cohort["manifest"] and named else ""
     if "DICOM" in audit["counts"]["formats"]:
         headers += f" Patient ids from DICOM headers{', where it names none,' if headers else ''} are hashed with a salt."
@@ -262,7 +268,7 @@ def _facts_of_study(plans: Any, environment: Any, audit: Any, study: Any) -> dic
         "preparation": f"Read, windowed ({study['image']['window']}) and resized to {study['image']['size']} pixels; hazards and duplicates in audit.json.",
         "missing": f"Files left out: {len(flow['left_out'])}{', with reasons in audit.json' if flow['left_out'] else ''}.",
         "partitions": ("The split of the source was kept." if flow["official_split"] else division)
-        + known,
+        + nameless,
         "model": "; ".join(
             f"{arm}: {a['backbone']}, weights {a['weights']['source'] or 'none'}"
             for arm, a in environment["arms"].items()

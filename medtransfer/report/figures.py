@@ -166,13 +166,13 @@ def draw_decisions(report: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def draw_froc(found: Mapping[str, Any]) -> Figure:
+def draw_froc(detection: Mapping[str, Any]) -> Figure:
     """Sensitivity against false positives per image, with 95 % intervals at the rates of the
     CPM.
     """
     figure, axes = _figure(5.6, 3.8)
     for number, (colour, (arm, entry)) in enumerate(
-        zip(_colours(found["arms"]), found["arms"].items(), strict=True)
+        zip(_colours(detection["arms"]), detection["arms"].items(), strict=True)
     ):
         curve, points = entry["froc"]["curve"], entry["froc"]["sensitivity"]
         axes.plot(
@@ -186,7 +186,7 @@ def draw_froc(found: Mapping[str, Any]) -> Figure:
             axes.plot(at, value["estimate"], color=colour, marker="o", markersize=3)
             if value["low"] is not None:
                 axes.plot([at, at], [value["low"], value["high"]], color=colour, linewidth=1)
-    rates = next(iter(found["arms"].values()))["froc"]["rates"]
+    rates = next(iter(detection["arms"].values()))["froc"]["rates"]
     axes.set(
         xscale="log",
         xlim=(0.08, 10),
@@ -201,11 +201,13 @@ def draw_froc(found: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def draw_candidates(found: Mapping[str, Any]) -> Figure:
+def draw_candidates(detection: Mapping[str, Any]) -> Figure:
     """How often candidates are lesions, against their probability."""
     figure, axes = _figure(3.8, 3.8)
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":")
-    for colour, (arm, entry) in zip(_colours(found["arms"]), found["arms"].items(), strict=True):
+    for colour, (arm, entry) in zip(
+        _colours(detection["arms"]), detection["arms"].items(), strict=True
+    ):
         if entry["calibration"]:
             curve = entry["calibration"]["curve"]
             expected, observed = (
@@ -337,8 +339,8 @@ def draw_depth(arm: str, searches: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def draw_reuse(reuse: Mapping[str, Any]) -> Figure:
-    """Per stage: likeness to the pretrained network (and to scratch), way moved, and AUC lost when
-    it is set back.
+    """For every stage: similarity to the pretrained network (and to scratch), distance moved, and
+    the AUC lost when the stage is reset.
     """
     figure, panels = _panels(9.6, 3.4, 3)
     for colour, (arm, entry) in zip(_colours(reuse["arms"]), reuse["arms"].items(), strict=True):
@@ -379,19 +381,22 @@ def draw_learning_curve(report: Mapping[str, Any]) -> Figure:
             for row in report["learning_curve"]
             if row["arm"] == arm and row["auc"]["estimate"] is not None
         ]
-        seen = [row for row in rows if not row["extrapolated"]]
-        if not seen:
+        measured = [row for row in rows if not row["extrapolated"]]
+        if not measured:
             continue
-        sizes, values = [row["size"] for row in seen], [row["auc"]["estimate"] for row in seen]
-        known = all(
+        sizes, values = (
+            [row["size"] for row in measured],
+            [row["auc"]["estimate"] for row in measured],
+        )
+        has_intervals = all(
             row["auc"]["low"] is not None for row in rows
         )  # a single draw of each size gives no intervals
         errors = (
             [
-                [abs(row["auc"]["estimate"] - row["auc"][key]) for row in seen]
+                [abs(row["auc"]["estimate"] - row["auc"][key]) for row in measured]
                 for key in ("low", "high")
             ]
-            if known
+            if has_intervals
             else None
         )
         axes.errorbar(
@@ -404,19 +409,20 @@ def draw_learning_curve(report: Mapping[str, Any]) -> Figure:
             capsize=2,
             label=_short(arm),
         )
-        beyond = [row for row in rows if row["extrapolated"]]
-        if beyond:
-            places = [row["size"] for row in (seen[-1], *beyond)]
+        extrapolated = [row for row in rows if row["extrapolated"]]
+        if extrapolated:
+            places = [row["size"] for row in (measured[-1], *extrapolated)]
             axes.plot(
                 places,
-                [row["auc"]["estimate"] for row in (seen[-1], *beyond)],
+                [row["auc"]["estimate"] for row in (measured[-1], *extrapolated)],
                 color=colour,
                 linestyle="--",
                 linewidth=1,
             )
-            if known:
+            if has_intervals:
                 low, high = (
-                    [row["auc"][key] for row in (seen[-1], *beyond)] for key in ("low", "high")
+                    [row["auc"][key] for row in (measured[-1], *extrapolated)]
+                    for key in ("low", "high")
                 )
                 axes.fill_between(places, low, high, color=colour, alpha=0.12, linewidth=0)
     axes.set(
@@ -481,6 +487,6 @@ def _colours(arms: Mapping[str, Any]) -> list[str]:
 
 
 def _short(text: str) -> str:
-    """Names as plain text of bearable length: `$` would start a formula."""
+    """Names as plain text of at most 24 characters; `$` is escaped, as it would start a formula."""
     text = text if len(text) <= 24 else text[:23] + "…"
     return text.replace("$", r"\$")

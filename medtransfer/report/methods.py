@@ -53,7 +53,11 @@ def write_methods(
     """Paragraphs with numbered citations, and the references in their order.
 
     Args:
-        report: `report.json`. plans, environment, audit: of the study, empty for foreign predictions. study: its configuration.
+        report: `report.json`.
+        plans: of the study, by arm; empty for foreign predictions.
+        environment: of the study; empty for foreign predictions.
+        audit: of the study; empty for foreign predictions.
+        study: its configuration.
     """
     cited: list[str] = []
 
@@ -82,18 +86,18 @@ def describe_budgets(study: Any, plans: Any) -> str:
     if not budgets:
         return ""
     shared = next((plans[arm]["steps"] for arm, budget in budgets.items() if budget == 1), None)
-    own = {arm: plans[arm]["steps"] for arm, budget in budgets.items() if budget != 1}
-    said = [
+    other_steps = {arm: plans[arm]["steps"] for arm, budget in budgets.items() if budget != 1}
+    exceptions_of = [
         f"{arm}: {steps / shared:.3g} times as many" if shared else f"{arm}: {steps:,}"
-        for arm, steps in own.items()
+        for arm, steps in other_steps.items()
     ]
     level = [arm for arm, plan in plans.items() if plan.get("level")]
-    said += (
+    exceptions_of += (
         [f"{' and '.join(level)}: up to four times as many, until the tune loss levelled off"]
         if level
         else []
     )
-    exceptions = f" ({', '.join(said)})" if said else ""
+    exceptions = f" ({', '.join(exceptions_of)})" if exceptions_of else ""
     return f"number of optimiser steps{exceptions}"
 
 
@@ -106,14 +110,14 @@ def _training(
     report: Any, plans: Any, environment: Any, audit: Any, study: Any, cite: Any
 ) -> list[str]:
     versions, protocol = environment["versions"], study["protocol"]
-    seeds, known = len(protocol["seeds"]), audit["patients_known"]
-    who = "patients" if known else "images"
+    seeds, names_patients = len(protocol["seeds"]), audit["patients_known"]
+    who = "patients" if names_patients else "images"
     units = [
-        *(["patient"] if known else []),
+        *(["patient"] if names_patients else []),
         *(["cluster of near-duplicate images"] if protocol["group"] == "cluster" else []),
     ]
     disjoint = f"disjoint by {' and by '.join(units)} and " if units else ""
-    nameless = "" if known else " The source names no patients."
+    nameless = "" if names_patients else " The source names no patients."
     tested = len(next(iter(report["arms"].values()))["auc"].get("by_fold", []))
     each = f"{tested} of them were" if 0 < tested < protocol["folds"] else "every fold was"
     if audit["flow"]["official_split"]:
@@ -164,7 +168,7 @@ def _training(
 
 
 def _schedule(study: Any, plans: Any, detects: bool, cite: Any) -> str:
-    """How those arms were trained that were trained step by step."""
+    """How the arms were trained that were trained step by step."""
     budgets = describe_budgets(study, plans)
     if not budgets:
         return ""
@@ -183,7 +187,7 @@ def _schedule(study: Any, plans: Any, detects: bool, cite: Any) -> str:
     return text
 
 
-def _lesions(found: Mapping[str, Any], trained: bool, cite: Any) -> str:
+def _lesions(detection: Mapping[str, Any], trained: bool, cite: Any) -> str:
     text = ""
     if trained:
         text = (
@@ -193,8 +197,8 @@ def _lesions(found: Mapping[str, Any], trained: bool, cite: Any) -> str:
         )
     hit = (
         "its centre lay within the box"
-        if found["hit"]["rule"] == "centre"
-        else f"it overlapped the lesion by {found['hit']['overlap']:g} or more"
+        if detection["hit"]["rule"] == "centre"
+        else f"it overlapped the lesion by {detection['hit']['overlap']:g} or more"
     )
     return text + (
         f"A candidate was a hit where {hit}; every lesion can be found once. Detection was measured by average precision as in COCO {cite('coco')}, by "

@@ -43,10 +43,10 @@ def build_sheet(
     by_hazard: dict[str, list[tuple[str, str]]] = {}
     for row in findings["hazards"]:
         by_hazard.setdefault(row["hazard"], []).append((row["image"], row["detail"]))
-    told: dict[frozenset[str], list[str]] = {}
+    contradictions: dict[frozenset[str], list[str]] = {}
     for conflict in findings["conflicts"]:
-        told.setdefault(frozenset(conflict["images"]), []).append(conflict["detail"])
-    groups = [(group, told.get(frozenset(group), [])) for group in findings["clusters"]]
+        contradictions.setdefault(frozenset(conflict["images"]), []).append(conflict["detail"])
+    groups = [(group, contradictions.get(frozenset(group), [])) for group in findings["clusters"]]
     # Contradicting labels first, then other contradictions.
     groups.sort(key=lambda pair: (not any("label" in detail for detail in pair[1]), not pair[1]))
     shown = {image for group, _ in groups[:SHOWN_GROUPS] for image in group[:SHOWN_IMAGES]}

@@ -21,12 +21,15 @@ from medtransfer.evaluation.analyses.several_labels import mean_estimate
 from medtransfer.evaluation.analyses.sites import by_site, meta_auc, meta_difference
 from medtransfer.evaluation.analyses.subgroups import describe_subgroups
 from medtransfer.evaluation.intervals import influence
+from medtransfer.evaluation.intervals.draws import Draws
 from medtransfer.evaluation.intervals.estimate import estimate
-from medtransfer.evaluation.intervals.resample import Draws, Question, Within, draw_values
+from medtransfer.evaluation.intervals.resample import Question, WithinModels, draw_values
 from medtransfer.evaluation.metrics import calibration as cal
 from medtransfer.evaluation.metrics import discrimination as dis
+from medtransfer.evaluation.metrics.calibration_curve import curve_errors
 from medtransfer.evaluation.metrics.discrimination import auc_interval
 from medtransfer.evaluation.metrics.recalibration import adjust_prevalence, recalibrate
+from medtransfer.evaluation.metrics.smooth_ece import weighted_smooth_ece
 from medtransfer.evaluation.metrics.utility import lock_threshold
 from medtransfer.evaluation.tables.scores import Scores
 from scipy.special import expit
@@ -238,8 +241,8 @@ def few_positives(cohorts: int) -> None:
     for positives, images in ((8, 1), (15, 1), (30, 1), (10, 6), (30, 6)):
         held = {"average_precision": [], "partial_auc": [], "sensitivity": []}
         metrics = {
-            "average_precision": Within(dis.weighted_average_precision, "positives"),
-            "partial_auc": Within(dis.weighted_partial_auc, "pairs"),
+            "average_precision": WithinModels(dis.weighted_average_precision, "positives"),
+            "partial_auc": WithinModels(dis.weighted_partial_auc, "pairs"),
         }
 
         def cohort(count, images=images):
@@ -426,9 +429,9 @@ def chance(cohorts: int) -> None:
                 null = cal.null_errors(scores, patient, 200, rng)
                 seen = {
                     "ece": cal.weighted_ece(logit, target, one, cal.bin_edges(logit))[0],
-                    "smooth_ece": cal.weighted_smooth_ece(logit, target, one)[0],
+                    "smooth_ece": weighted_smooth_ece(logit, target, one)[0],
                     "miscalibration": cal.weighted_corp(logit, target, one)[0, 0],
-                    "ici": cal.curve_errors(logit, target, one[0])["ici"],
+                    "ici": curve_errors(logit, target, one[0])["ici"],
                 }
                 for name, value in seen.items():
                     beyond[name] += value > np.quantile(null[name], 0.95)

@@ -20,6 +20,7 @@ from medtransfer.evaluation.analyses.sample_size import (
 from medtransfer.evaluation.analyses.sites import pool_sites
 from medtransfer.evaluation.intervals.variance import quantile
 from medtransfer.evaluation.metrics import calibration as cal
+from medtransfer.evaluation.metrics.smooth_ece import residual_spectrum, smoothed_error
 from medtransfer.evaluation.metrics.utility import THRESHOLDS, wilson
 
 from scored import estimate_of, make_scores
@@ -106,7 +107,7 @@ def test_calibration_errors_equal_those_of_their_authors(model):
     assert cal.weighted_l2_ece(logit, target, one, edges)[0] ** 2 == pytest.approx(
         EXPECTED[f"{model}.l2_ece_squared"], abs=1e-12
     )
-    smoothed = cal.smoothed_error(cal._residual_spectrum(logit, target, one), np.array([0.1]))[0]
+    smoothed = smoothed_error(residual_spectrum(logit, target, one), np.array([0.1]))[0]
     assert smoothed == pytest.approx(
         EXPECTED[f"{model}.smooth_ece_at_0.1"], abs=2e-6
     )  # both on a grid

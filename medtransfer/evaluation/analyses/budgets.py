@@ -13,8 +13,7 @@ import pandas as pd
 from medtransfer.errors import PredictionsError
 from medtransfer.evaluation.analyses.comparison import Contestant, compare_arms
 from medtransfer.evaluation.analyses.one_arm import describe_briefly, measure
-from medtransfer.evaluation.analyses.sites import by_site
-from medtransfer.evaluation.intervals.resample import Draws
+from medtransfer.evaluation.intervals.draws import Draws
 from medtransfer.evaluation.settings import Settings
 from medtransfer.evaluation.tables.predictions import AT_BUDGET, BUDGET, OTHER
 from medtransfer.evaluation.tables.scores import align_scores
@@ -23,8 +22,8 @@ from medtransfer.evaluation.tables.scores import align_scores
 def split_budgets(
     table: pd.DataFrame, levelled: Sequence[str]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows of predictions or candidates without those at the end of the budget; and those at
-    its end, of all arms that had it.
+    """Separates the rows at the end of the common budget from the others, in predictions or
+    candidates. The second table holds all arms as they were at that end.
 
     Args:
         table: with or without a column `budget`.
@@ -55,8 +54,8 @@ def levelled_arms(table: pd.DataFrame) -> list[str]:
 
 
 def refuse_later_candidates(levelled: Sequence[str], candidates: pd.DataFrame) -> None:
-    """Candidates without rows at the end of the budget would be taken for detectors that find
-    nothing.
+    """Refuses candidates without rows at the end of the budget, as their detectors would seem to
+    find nothing.
 
     Raises:
         PredictionsError: an arm that was trained until level has none.
@@ -72,14 +71,16 @@ def refuse_later_candidates(levelled: Sequence[str], candidates: pd.DataFrame) -
 def evaluate_at_budget(
     table: pd.DataFrame, levelled: Sequence[str], settings: Settings, draws: Draws, tuned: float
 ) -> dict[str, Any] | None:
-    """The main numbers and the comparisons of arms as they were when each had been given the same
-    budget.
+    """The main numbers and the comparisons of the arms at the end of the budget that all were
+    given.
 
     Args:
         table: rows that are counted, of all arms.
         levelled: the arms whose rows are not those of the main evaluation; pairs without one of
             them are left out.
-        settings, draws: of the main evaluation. tuned: see `compare_arms`.
+        settings: of the main evaluation.
+        draws: of the main evaluation.
+        tuned: see `compare_arms`.
 
     Returns:
         `arms`, of each AUC, average precision, Brier score, log-loss and slope, and `comparisons`;
@@ -88,13 +89,10 @@ def evaluate_at_budget(
     if table.empty:
         return None
     scores = [replace(s, given=settings.models == "given") for s in align_scores(table)[0]]
-    measured = measure(scores, draws)
-    if settings.leave_out:
-        measured = [
-            replace(m, sites=by_site(m.scores, draws.codes(m.scores.patients), len(draws.patients)))
-            for m in measured
-        ]
-    contestants = [Contestant(m.scores.arm, m.found, m.drawn, m.scores, m.sites) for m in measured]
+    measured = measure(scores, draws, by_sites=bool(settings.leave_out))
+    contestants = [
+        Contestant(m.scores.arm, m.estimates, m.drawn, m.scores, m.sites) for m in measured
+    ]
     comparisons = compare_arms(
         contestants, settings.margin, settings.leave_out, tuned, levelled, at_budget=True
     )

@@ -14,14 +14,14 @@ from scipy.stats import t as student
 from medtransfer.evaluation.analyses.sites import BySite, meta_difference
 from medtransfer.evaluation.intervals.entries import NO_PROBABILITIES, no_interval
 from medtransfer.evaluation.intervals.estimate import Estimate
-from medtransfer.evaluation.intervals.resample import Drawn
+from medtransfer.evaluation.intervals.resample import DrawnMetric
 from medtransfer.evaluation.intervals.variance import COVERAGE, Part, quantile
 from medtransfer.evaluation.sentences.verdict import verdict
 from medtransfer.evaluation.tables.scores import Scores
 
 # Coverage of the interval whose half-width is what a study of 80 % power needs beyond the level.
 _POWER = 0.6
-# Of a difference in slopes whose standard error is larger the data say nothing.
+# The data say nothing about a difference in slopes whose standard error is larger.
 _LARGEST = 20.0
 # Differences whose intervals come from influences, and those that come from the draws.
 _FROM_INFLUENCE = ("auc", "brier", "log_loss", "slope")
@@ -30,11 +30,11 @@ _FROM_DRAWS = ("average_precision", "partial_auc", "net_benefit")
 
 @dataclass(frozen=True, eq=False)
 class Contestant:
-    """What is compared of an arm.
+    """What the comparison needs of an arm.
 
     Attributes:
         name: of the arm.
-        found: estimates with their influences; `auc`, and of probabilities `brier`, `log_loss`,
+        estimates: with their influences; `auc`, and of probabilities `brier`, `log_loss`,
             `slope`.
         drawn: metrics with their draws; `auc`, and those of `_FROM_DRAWS` that are there.
         scores: for the differences within folds; None where several labels were averaged.
@@ -42,8 +42,8 @@ class Contestant:
     """
 
     name: str
-    found: dict[str, Estimate]
-    drawn: dict[str, Drawn]
+    estimates: dict[str, Estimate]
+    drawn: dict[str, DrawnMetric]
     scores: Scores | None = None
     sites: BySite | None = None
 
@@ -56,8 +56,8 @@ def compare_arms(
     levelled: Collection[str] = (),
     at_budget: bool = False,
 ) -> list[dict[str, Any]]:
-    """Every pair of arms, the earlier one as `a`: a minus b over the same patients, with paired
-    intervals.
+    """Compares every pair of arms over the same patients: the earlier arm `a` minus the later arm
+    `b`, with paired intervals.
 
     The difference in AUC is the one that is tested: its interval and its p-value hold the variation
     between trainings where folds or seeds show it. The other differences have intervals, and no
@@ -84,18 +84,18 @@ def compare_arms(
             **describe_budgets((a.name, b.name), levelled, at_budget),
         }
         for metric in _FROM_INFLUENCE:
-            if metric in a.found and metric in b.found:
+            if metric in a.estimates and metric in b.estimates:
                 entry[f"delta_{metric}"] = _describe(
-                    a.found[metric] - b.found[metric], widest=_LARGEST
+                    a.estimates[metric] - b.estimates[metric], widest=_LARGEST
                 )
             else:
                 entry[f"delta_{metric}"] = {**NO_PROBABILITIES, "p": None, "covers": "models"}
         for metric in _FROM_DRAWS:
             if metric in a.drawn and metric in b.drawn:
                 entry[f"delta_{metric}"] = _describe(a.drawn[metric] - b.drawn[metric])
-        difference = a.found["auc"] - b.found["auc"]
+        difference = a.estimates["auc"] - b.estimates["auc"]
         _add_auc(entry, difference, a.drawn["auc"] - b.drawn["auc"])
-        value = (a.found["auc"].value, b.found["auc"].value)
+        value = (a.estimates["auc"].value, b.estimates["auc"].value)
         over_sites = (
             meta_difference(a.sites, b.sites)
             if a.sites and b.sites and difference.cells is not None
@@ -134,58 +134,64 @@ def pair_arms(
 def describe_budgets(
     arms: Sequence[str], levelled: Collection[str], at_budget: bool
 ) -> dict[str, Any]:
-    """What a comparison says of budgets: `levelled`, the arms of it that were trained until level,
-    or `at_budget`.
+    """What a comparison says about budgets: `levelled`, its arms that were trained until level, or
+    `at_budget`.
     """
-    those = [arm for arm in arms if arm in levelled]
-    return {"at_budget": True} if at_budget else {"levelled": those} if those else {}
+    levelled_of_pair = [arm for arm in arms if arm in levelled]
+    return (
+        {"at_budget": True}
+        if at_budget
+        else {"levelled": levelled_of_pair}
+        if levelled_of_pair
+        else {}
+    )
 
 
-def _describe(difference: Estimate | Drawn, **bounds: float) -> dict[str, Any]:
-    """A difference that is not tested: its interval, and what that covers."""
+def _describe(difference: Estimate | DrawnMetric, **bounds: float) -> dict[str, Any]:
+    """The entry of a difference that is not tested: its interval, and what the interval covers."""
     interval = difference.interval(parts=judged_by(difference), **bounds)  # type: ignore[arg-type]
     return {**interval, "p": None, "covers": _covers(difference)}
 
 
-def judged_by(difference: Estimate | Drawn) -> tuple[Part, ...]:
+def judged_by(difference: Estimate | DrawnMetric) -> tuple[Part, ...]:
     """Parts of the variance by which a difference is judged: with the variation between trainings,
     or over patients where none is shown.
     """
     return difference.trained_again or difference.models_alone
 
 
-def _covers(difference: Estimate | Drawn) -> str:
+def _covers(difference: Estimate | DrawnMetric) -> str:
     return "training" if difference.trained_again else "models"
 
 
-def describe_test(difference: Estimate | Drawn) -> dict[str, Any]:
+def describe_test(difference: Estimate | DrawnMetric) -> dict[str, Any]:
     """What the interval of a difference covers, its p-value, the interval for these models alone,
-    and what could have been seen.
+    and the difference that the study could have detected.
     """
     parts, models = judged_by(difference), difference.models_alone
     alone = difference.interval(parts=models)
     variance = sum(part.variance for part in parts)
-    seen = np.isfinite(variance) and variance > 0
+    measurable = np.isfinite(variance) and variance > 0
     return {
         "p": difference.p_value(parts),
         "covers": _covers(difference),
         "models": {"low": alone["low"], "high": alone["high"], "p": difference.p_value(models)},
         "detectable": float((quantile(parts) + quantile(parts, _POWER)) * np.sqrt(variance))
-        if seen
+        if measurable
         else None,
     }
 
 
-def _add_auc(entry: dict[str, Any], difference: Estimate, drawn: Drawn) -> None:
-    """To the difference in AUC: its method, what it covers and could have seen; of these models
-    alone DeLong's test and the bootstrap.
+def _add_auc(entry: dict[str, Any], difference: Estimate, drawn: DrawnMetric) -> None:
+    """Completes the entry of the difference in AUC: the method, the test, and for these models
+    alone DeLong's p-value and the bootstrap.
     """
     delta = entry["delta_auc"]
     delta |= describe_test(difference)
-    again = ", and between trainings" if delta["covers"] == "training" else ""
+    between_trainings = ", and between trainings" if delta["covers"] == "training" else ""
     delta["method"] = (
         "within models, paired DeLong over "
-        f"patients{', clustered' if difference.clustered else ''}{again}"
+        f"patients{', clustered' if difference.clustered else ''}{between_trainings}"
     )
     bootstrap = drawn.interval(parts=drawn.models_alone)
     delta["bootstrap"] = {
@@ -194,17 +200,17 @@ def _add_auc(entry: dict[str, Any], difference: Estimate, drawn: Drawn) -> None:
         "p": drawn.p_value(drawn.models_alone),
     }
     patients = difference.of_patients
-    known = np.isfinite(difference.value) and np.isfinite(patients) and patients > 0
+    measurable = np.isfinite(difference.value) and np.isfinite(patients) and patients > 0
     delta["p_delong"] = (
-        float(2 * norm.sf(abs(difference.value) / np.sqrt(patients))) if known else None
+        float(2 * norm.sf(abs(difference.value) / np.sqrt(patients))) if measurable else None
     )
 
 
 def _non_inferiority(
     difference: Estimate, margin: float, pairs: int, over_sites: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """Both ways, by an interval that holds for all pairs together (Bonferroni); of sites by
-    theirs.
+    """Tests non-inferiority in both directions, by an interval that holds for all pairs together
+    (Bonferroni); with sites, by the interval over sites.
     """
     coverage = 1 - (1 - COVERAGE) / pairs
     if over_sites:
@@ -233,8 +239,10 @@ def _folds(
     other reasons.
 
     Args:
-        difference: in AUC. a, b: the arms. tuned: tune images of a model, which are not among those
-            that trained it.
+        difference: in AUC.
+        a: the first arm.
+        b: the second arm.
+        tuned: tune images of a model, which are not among those that trained it.
     """
     if a is None or b is None or a.folds is None or len(a.folds) < 2:
         return None
@@ -262,7 +270,9 @@ def _folds(
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
-    """P-values corrected for their number (Holm 1979); a missing one stays None, and counts."""
+    """P-values corrected for multiple comparisons (Holm 1979); a missing value stays None and
+    counts as a comparison.
+    """
     from statsmodels.stats.multitest import multipletests  # here, as its import costs 30 ms
 
     if not values:

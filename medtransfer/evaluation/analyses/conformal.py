@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from medtransfer.evaluation.intervals.resample import Drawn, Question
+from medtransfer.evaluation.intervals.resample import DrawnMetric, Question
 from medtransfer.evaluation.metrics.recalibration import Comparable
 from medtransfer.evaluation.metrics.utility import share_interval
 from medtransfer.evaluation.tables.arrays import Float
@@ -35,8 +35,8 @@ def conformal_threshold(
         logit, target: (row,), of rows that trained nothing; of each class apart, so that the
             coverage holds in both.
         coverage: between 0 and 1.
-        weight: (row,), how much each counts; 1 where left out. patients: (row,); each row is one
-            where left out.
+        weight: (row,), how much each counts; 1 where left out.
+        patients: (row,); each row is one where left out.
     """
     distance = expit(np.where(np.asarray(target) == 1, -logit, logit))
     mass = np.ones(len(distance)) if weight is None else weight
@@ -60,8 +60,9 @@ def conformal_sets(
     images.
 
     Args:
-        scores: test scores. comparable: every model's tune and test rows on one scale. coverage:
-            asked for.
+        scores: test scores.
+        comparable: every model's tune and test rows on one scale.
+        coverage: that is asked for.
 
     Returns:
         In place of logits, 3 * whether the set holds the true class + size of the set, and their
@@ -100,19 +101,21 @@ def _shares(kind: Float, target: NDArray[Any], weights: Float) -> Float:
         return np.stack([*covered, *(weights @ (size == count) / total for count in (1, 2, 0))], 1)
 
 
-def describe_sets(question: Question, shares: Drawn, coverage: float) -> dict[str, Any]:
-    """`asked`, and with intervals `coverage`, that of either class, and the shares of sets that are
-    `certain`, `uncertain`, `empty`.
+def describe_sets(question: Question, shares: DrawnMetric, coverage: float) -> dict[str, Any]:
+    """The entry of the prediction sets: the coverage that was `asked` for, `coverage` over all and
+    over either class, and the shares of sets that are `certain`, `uncertain` and `empty`.
 
     Args:
-        question: see `conformal_sets`. shares: drawn. coverage: asked for.
+        question: see `conformal_sets`.
+        shares: the metric `sets` with its draws.
+        coverage: that was asked for.
     """
     scores = question.scores
     truth, everyone = scores.target == 1, np.ones(len(scores.target), bool)
     names = {"coverage": everyone, "coverage_positive": truth, "coverage_negative": ~truth}
     names |= dict.fromkeys(("certain", "uncertain", "empty"), everyone)
-    found = {
+    shares_of = {
         name: share_interval(shares[i], len(set(scores.patients[rows])))
         for i, (name, rows) in enumerate(names.items())
     }
-    return {"asked": coverage, **found}
+    return {"asked": coverage, **shares_of}

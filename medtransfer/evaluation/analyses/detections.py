@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from medtransfer.evaluation.intervals.resample import Draws
+from medtransfer.evaluation.intervals.draws import Draws
 from medtransfer.evaluation.metrics.boxes import OVERLAPS, Detections, Truth, sort_candidates
 from medtransfer.evaluation.metrics.matching import Rule, by_image, match
 from medtransfer.evaluation.metrics.recalibration import Map, fit_maps
@@ -129,8 +129,8 @@ def _calibrate(
     columns: list[str],
     criterion: Criterion,
 ) -> dict[Any, Callable[[Float], Float]]:
-    """By model, a map from logits to probabilities that a candidate is a lesion, by Platt's method;
-    see `tuning`.
+    """For every model, Platt's map from logits to probabilities that a candidate is a lesion; see
+    `tuning`.
 
     Fitted on the tune candidates of all models, but for those of patients that the model tests.
     """
@@ -168,8 +168,8 @@ def _calibrate(
         fitted = fit_maps(
             "platt", score[allowed], hit[allowed].astype(int), 1 / models[allowed], model[allowed]
         )
-        chosen = fitted.get(numbers.get(key, -1), fitted[-1])
-        maps[key] = partial(_apply, chosen)
+        recalibration = fitted.get(numbers.get(key, -1), fitted[-1])
+        maps[key] = partial(_apply, recalibration)
     return maps
 
 

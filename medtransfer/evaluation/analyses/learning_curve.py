@@ -4,6 +4,7 @@ how many make two arms equal.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import Any
@@ -13,14 +14,14 @@ import pandas as pd
 
 from medtransfer.evaluation.analyses.one_arm import WIDEST
 from medtransfer.evaluation.intervals import influence
+from medtransfer.evaluation.intervals.draws import Draws
 from medtransfer.evaluation.intervals.entries import no_interval
 from medtransfer.evaluation.intervals.estimate import estimate
 from medtransfer.evaluation.intervals.resample import (
-    Drawn,
-    Draws,
+    DrawnMetric,
     Metric,
     Question,
-    Within,
+    WithinModels,
     draw_values,
 )
 from medtransfer.evaluation.metrics import calibration as cal
@@ -34,10 +35,10 @@ from medtransfer.evaluation.tables.scores import Scores, align_scores
 # slower.
 _EXPONENTS = np.linspace(0.1, 1.5, 29)
 _FEWEST_SIZES, _BEYOND = 3, (2, 4)
-_METRICS: dict[str, Metric | Within] = {
-    "auc": Within(dis.weighted_auc, "pairs"),
-    "brier": Within(cal.weighted_brier, "images"),
-    "log_loss": Within(cal.weighted_log_loss, "images"),
+_METRICS: dict[str, Metric | WithinModels] = {
+    "auc": WithinModels(dis.weighted_auc, "pairs"),
+    "brier": WithinModels(cal.weighted_brier, "images"),
+    "log_loss": WithinModels(cal.weighted_log_loss, "images"),
 }
 _ONE = "no interval: one draw of each size does not show how draws vary"
 
@@ -70,7 +71,8 @@ def learning_curve(
 
     Args:
         table: predictions with `size` above 0.
-        bootstrap, seed: number and seed of the draws.
+        bootstrap: number of draws.
+        seed: of the draws.
 
     Returns:
         Entries `arm, size, episodes, extrapolated, auc`, and of sizes that were run `brier,
@@ -78,8 +80,37 @@ def learning_curve(
     """
     if table.empty:
         return [], []
-    draws_of = table["episode"].nunique()
-    # Every seed of an episode is a draw of its own.
+    scores, sizes = _align_by_size(table)
+    draws = Draws(
+        np.array([*dict.fromkeys(np.concatenate([s.patients for s in scores]).tolist())], object),
+        bootstrap,
+        seed,
+    )
+    drawn = draw_values([Question(s, _METRICS) for s in scores], draws)
+    rng = np.random.default_rng([seed, 3])
+    several = len(set(table["episode"])) > 1
+    entries, curves = [], {}
+    for arm in dict.fromkeys(s.arm for s in scores):
+        places = [place for place, s in enumerate(scores) if s.arm == arm]
+        # Several seeds of one draw do not show how draws vary.
+        episodes = len(scores[places[0]].seeds) if several else 1
+        for place in places:
+            entry = {"arm": arm, "size": sizes[place], "episodes": episodes, "extrapolated": False}
+            entries.append(entry | _describe_size(scores[place], drawn[place], draws, episodes))
+        aucs = [drawn[place]["auc"] for place in places]
+        curves[arm] = Curve(
+            np.array([sizes[place] for place in places], float),
+            np.array([auc.value for auc in aucs]),
+            np.stack([_with_episodes(auc, rng) for auc in aucs], 1),
+            episodes > 1,
+        )
+        entries += _describe_beyond(arm, curves[arm], episodes)
+    return entries, match_sizes(curves)
+
+
+def _align_by_size(table: pd.DataFrame) -> tuple[list[Scores], list[int]]:
+    """The scores of every arm at every size, ascending, and the size of each."""
+    # Every seed of an episode counts as a draw of its own.
     pairs = {
         pair: number
         for number, pair in enumerate(
@@ -95,71 +126,44 @@ def learning_curve(
         aligned = [_at_prevalence(s) for s in align_scores(table[table["size"] == size])[0]]
         scores += aligned
         sizes += [size] * len(aligned)
-    draws = Draws(
-        np.array([*dict.fromkeys(np.concatenate([s.patients for s in scores]).tolist())], object),
-        bootstrap,
-        seed,
-    )
-    drawn = draw_values([Question(s, _METRICS) for s in scores], draws)
-    rng = np.random.default_rng([seed, 3])
-    entries, curves = [], {}
-    for arm in dict.fromkeys(s.arm for s in scores):
-        mine = [i for i, s in enumerate(scores) if s.arm == arm]
-        # Several seeds of one draw do not show how draws vary.
-        episodes = len(scores[mine[0]].seeds) if draws_of > 1 else 1
-        for i in mine:
-            values = {
-                name: drawn[i][name].interval("logit" if name == "auc" else "identity", least=0.0)
-                for name in _METRICS
-            }
-            values["slope"] = _slope(scores[i], draws)
-            if episodes == 1:
-                values = {name: _without_interval(value) for name, value in values.items()}
-            entries.append(
-                {
-                    "arm": arm,
-                    "size": sizes[i],
-                    "episodes": episodes,
-                    "extrapolated": False,
-                    **values,
-                }
-            )
-        places = np.array([sizes[i] for i in mine], float)
-        aucs, columns = (
-            np.array([drawn[i]["auc"].value for i in mine]),
-            [_with_episodes(drawn[i]["auc"], rng) for i in mine],
-        )
-        curves[arm] = Curve(places, aucs, np.stack(columns, 1), episodes > 1)
-        if len(mine) >= _FEWEST_SIZES:
-            beyond = places[-1] * np.array(_BEYOND)
-            values, further = (
-                extrapolate(places, aucs[None], beyond)[0],
-                extrapolate(places, curves[arm].drawn, beyond),
-            )
-            for place, value, column in zip(beyond, values, further.T, strict=True):
-                auc = (
-                    _quantiles(float(value), column)
-                    if episodes > 1
-                    else no_interval(_ONE, float(value))
-                )
-                entries.append(
-                    {
-                        "arm": arm,
-                        "size": int(place),
-                        "episodes": episodes,
-                        "extrapolated": True,
-                        "auc": auc,
-                    }
-                )
-    return entries, match_sizes(curves)
+    return scores, sizes
+
+
+def _describe_size(
+    scores: Scores, drawn: Mapping[str, DrawnMetric], draws: Draws, episodes: int
+) -> dict[str, Any]:
+    """The metrics of an arm at one size; without intervals where there is a single episode."""
+    values = {
+        name: drawn[name].interval("logit" if name == "auc" else "identity", least=0.0)
+        for name in _METRICS
+    }
+    values["slope"] = _slope(scores, draws)
+    if episodes > 1:
+        return values
+    return {name: _without_interval(value) for name, value in values.items()}
+
+
+def _describe_beyond(arm: str, curve: Curve, episodes: int) -> list[dict[str, Any]]:
+    """The entries beyond the largest size of an arm; none where too few sizes were run."""
+    if len(curve.sizes) < _FEWEST_SIZES:
+        return []
+    beyond = curve.sizes[-1] * np.array(_BEYOND)
+    values = extrapolate(curve.sizes, curve.estimate[None], beyond)[0]
+    in_draws = extrapolate(curve.sizes, curve.drawn, beyond)
+    entries = []
+    for size, value, column in zip(beyond, values, in_draws.T, strict=True):
+        auc = _quantiles(float(value), column) if curve.shown else no_interval(_ONE, float(value))
+        entry = {"arm": arm, "size": int(size), "episodes": episodes, "extrapolated": True}
+        entries.append({**entry, "auc": auc})
+    return entries
 
 
 def _quantiles(estimate: float, draws: Float) -> dict[str, Any]:
     """95 % of the draws; they are skewed where the law meets 1."""
-    known = draws[np.isfinite(draws)]
-    if not np.isfinite(estimate) or len(known) < 0.9 * len(draws):
+    finite = draws[np.isfinite(draws)]
+    if not np.isfinite(estimate) or len(finite) < 0.9 * len(draws):
         return no_interval("not estimable: too few draws can be fitted")
-    low, high = np.quantile(known, [0.025, 0.975])
+    low, high = np.quantile(finite, [0.025, 0.975])
     return {"estimate": estimate, "low": float(max(0.0, low)), "high": float(min(1.0, high))}
 
 
@@ -177,17 +181,17 @@ def _without_interval(value: dict[str, Any]) -> dict[str, Any]:
     return {**value, "low": None, "high": None, "reason": value.get("reason", _ONE)}
 
 
-def _with_episodes(auc: Drawn, rng: np.random.Generator) -> Float:
+def _with_episodes(auc: DrawnMetric, rng: np.random.Generator) -> Float:
     """Draws of the mean that vary as its interval says, over patients and between episodes."""
     draws = auc.mean
     shared, *between = auc.parts if len(auc.draws) > 1 else auc.models_alone
     spread = float(np.nanstd(draws))
-    moved = auc.value + (draws - np.nanmean(draws)) * (
+    rescaled = auc.value + (draws - np.nanmean(draws)) * (
         np.sqrt(shared.variance) / spread if spread > 0 else 1.0
     )
     for part in between:
-        moved = moved + np.sqrt(part.variance) * rng.standard_t(part.freedom, len(moved))
-    return np.asarray(moved, np.float64)
+        rescaled = rescaled + np.sqrt(part.variance) * rng.standard_t(part.freedom, len(rescaled))
+    return np.asarray(rescaled, np.float64)
 
 
 def _slope(scores: Scores, draws: Draws) -> dict[str, Any]:
@@ -205,7 +209,7 @@ def match_sizes(curves: dict[str, Curve]) -> list[dict[str, Any]]:
         None where the law never gets there; `within` says whether the estimate lies within four
         times the largest size that was run. Only where the other arm is ahead.
     """
-    found = []
+    matches = []
     for arm, other in permutations(curves, 2):
         a, b = curves[arm], curves[other]
         if len(a.sizes) < _FEWEST_SIZES:
@@ -213,8 +217,8 @@ def match_sizes(curves: dict[str, Curve]) -> list[dict[str, Any]]:
         level, rise, power = _fit(a.sizes, np.concatenate([a.estimate[None], a.drawn]))
         for column, size in enumerate(b.sizes):
             goals = np.concatenate([b.estimate[None], b.drawn])[:, column]
-            mine = a.estimate[a.sizes == size]
-            if len(mine) and mine[0] >= goals[0]:
+            at_size = a.estimate[a.sizes == size]
+            if len(at_size) and at_size[0] >= goals[0]:
                 continue
             with np.errstate(invalid="ignore", divide="ignore"):
                 needed = np.where(goals < level, (rise / (level - goals)) ** (1 / power), np.inf)
@@ -231,7 +235,7 @@ def match_sizes(curves: dict[str, Curve]) -> list[dict[str, Any]]:
             if not (a.shown and b.shown):
                 entry |= {"low": None, "high": None}
             within = bool(needed[0] <= _BEYOND[-1] * a.sizes[-1])
-            found.append(
+            matches.append(
                 {
                     "arm": arm,
                     "to_match": other,
@@ -241,7 +245,7 @@ def match_sizes(curves: dict[str, Curve]) -> list[dict[str, Any]]:
                     "shown": a.shown and b.shown,
                 }
             )
-    return found
+    return matches
 
 
 def extrapolate(sizes: Float, values: Float, beyond: Float) -> Float:
@@ -260,9 +264,9 @@ def extrapolate(sizes: Float, values: Float, beyond: Float) -> Float:
 
 
 def _fit(sizes: Float, values: Float) -> tuple[Float, Float, Float]:
-    """(curve,) each: a, b, c."""
+    """The parameters a, b and c of every curve, (curve,) each."""
     best = np.full(len(values), np.inf)
-    found = np.full((3, len(values)), np.nan)
+    parameters = np.full((3, len(values)), np.nan)
     for exponent in _EXPONENTS:
         x = -(sizes**-exponent)
         slope = np.maximum(
@@ -278,38 +282,38 @@ def _fit(sizes: Float, values: Float) -> tuple[Float, Float, Float]:
         error = np.square(values - (level[:, None] + slope[:, None] * x)).sum(1)
         better = error < best
         best[better] = error[better]
-        found[:, better] = np.stack(
+        parameters[:, better] = np.stack(
             [level[better], slope[better], np.full(int(better.sum()), exponent)]
         )
-    return found[0], found[1], found[2]
+    return parameters[0], parameters[1], parameters[2]
 
 
 def describe_curve(entries: list[dict[str, Any]], matches: list[dict[str, Any]]) -> list[str]:
-    """Per arm one sentence: what more patients would bring; then per pair, how many would make the
-    arms equal.
+    """One sentence per arm on what more patients would bring, then one per pair of arms on how many
+    patients would make them equal.
     """
     sentences = []
     for arm in dict.fromkeys(entry["arm"] for entry in entries):
-        mine = [
+        of_arm = [
             entry
             for entry in entries
             if entry["arm"] == arm and entry["auc"]["estimate"] is not None
         ]
-        seen, beyond = (
-            [entry for entry in mine if entry["extrapolated"] == kind] for kind in (False, True)
+        measured, extrapolated = (
+            [entry for entry in of_arm if entry["extrapolated"] == kind] for kind in (False, True)
         )
-        if not seen:
+        if not measured:
             continue
-        last = seen[-1]
+        last = measured[-1]
         text = (
             f"Learning curve of {arm}: AUC {last['auc']['estimate']:.3f} with {last['size']} "
             "patients per class"
         )
-        if beyond:
-            auc = beyond[-1]["auc"]
+        if extrapolated:
+            auc = extrapolated[-1]["auc"]
             text += (
-                f"; about {format_interval(auc)} is to be expected with {beyond[-1]['size']}, if "
-                "it goes on as it began"
+                f"; about {format_interval(auc)} is to be expected with "
+                f"{extrapolated[-1]['size']}, if it goes on as it began"
             )
         sentences.append(text + ".")
     largest: dict[tuple[str, str], dict[str, Any]] = {}

@@ -34,7 +34,8 @@ from medtransfer.evaluation.analyses.detections import (
     gather_detections,
 )
 from medtransfer.evaluation.analyses.one_detector import describe_detections, measure_detector
-from medtransfer.evaluation.intervals.resample import Drawn, Draws, strata_of
+from medtransfer.evaluation.intervals.draws import Draws, strata_of
+from medtransfer.evaluation.intervals.resample import DrawnMetric
 from medtransfer.evaluation.metrics.matching import Rule, by_image
 from medtransfer.evaluation.sentences.verdict import verdict
 from medtransfer.evaluation.sentences.words import AP_50
@@ -47,7 +48,7 @@ from medtransfer.evaluation.tables.correspondence import (
 )
 from medtransfer.evaluation.tables.predictions import read_predictions
 
-# Compared between arms.
+# Metrics that are compared between arms.
 COMPARED = ("ap_50", "ap_10", "map", "sensitivity_1", "cpm")
 
 
@@ -198,12 +199,12 @@ def _evaluate(
 
 
 def _compare(
-    drawn: Mapping[str, Mapping[str, Drawn]],
+    drawn: Mapping[str, Mapping[str, DrawnMetric]],
     entries: Mapping[str, Any],
     levelled: Sequence[str],
     at_budget: bool,
 ) -> list[dict[str, Any]]:
-    """The difference in AP50 is the one that is tested."""
+    """Compares every pair of detectors; only the difference in AP50 is tested."""
     comparisons = []
     for a, b in pair_arms(list(drawn), levelled, at_budget):
         entry: dict[str, Any] = {"a": a, "b": b, **describe_budgets((a, b), levelled, at_budget)}

@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 
 from medtransfer.evaluation.analyses.comparison import judged_by
-from medtransfer.evaluation.intervals.resample import Drawn, Draws, make_drawn
-from medtransfer.evaluation.metrics.matching import by_image, overlaps
+from medtransfer.evaluation.intervals.draws import Draws
+from medtransfer.evaluation.intervals.resample import DrawnMetric, make_drawn_metric
+from medtransfer.evaluation.metrics.matching import by_image, pairwise_iou
 from medtransfer.evaluation.tables.arrays import Float
 from medtransfer.evaluation.tables.candidates import coordinates
 
-# Measure, its title, its help.
+# Key, title and help of each measure.
 MEASURES = (
     (
         "pointing",
@@ -91,18 +92,21 @@ def evaluate_localisation(
 
 def _draw(
     rows: pd.DataFrame, truth: Mapping[Any, Float], columns: Sequence[str], draws: Draws
-) -> dict[str, Drawn]:
+) -> dict[str, DrawnMetric]:
     axes = len(columns) // 2
     by_seed, values = [], []
-    for _, own in rows.groupby("seed", sort=True):
+    for _, of_seed in rows.groupby("seed", sort=True):
         points, boxes = (
-            own[["x", "y", "z"][:axes]].to_numpy(float),
-            own[list(columns)].to_numpy(float),
+            of_seed[["x", "y", "z"][:axes]].to_numpy(float),
+            of_seed[list(columns)].to_numpy(float),
         )
         measured = np.array(
-            [_measure(p, b, truth[i]) for p, b, i in zip(points, boxes, own["image"], strict=True)]
+            [
+                _measure(p, b, truth[i])
+                for p, b, i in zip(points, boxes, of_seed["image"], strict=True)
+            ]
         )
-        codes = draws.codes(own["patient"].astype(str).to_numpy(object))
+        codes = draws.codes(of_seed["patient"].astype(str).to_numpy(object))
         total = np.stack(
             [np.bincount(codes, column, len(draws.patients)) for column in measured.T], 1
         )
@@ -119,7 +123,7 @@ def _draw(
             )
     drawn, freedom = np.stack(values), float(rows["patient"].nunique() - 1)
     return {
-        name: make_drawn(np.array(by_seed)[:, place], drawn[:, :, place], freedom)
+        name: make_drawn_metric(np.array(by_seed)[:, place], drawn[:, :, place], freedom)
         for place, (name, _, _) in enumerate(MEASURES)
     }
 
@@ -127,7 +131,7 @@ def _draw(
 def _measure(point: Float, box: Float, lesions: Float) -> tuple[float, float, float]:
     if not np.isfinite(point).all():
         return 0.0, 0.0, 0.0
-    best = float(overlaps(box[None], lesions).max())
+    best = float(pairwise_iou(box[None], lesions).max())
     return float(_inside(point, lesions)), float(best >= _FOUND), best
 
 

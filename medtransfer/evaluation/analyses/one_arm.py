@@ -9,24 +9,26 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from medtransfer.evaluation.analyses.sites import BySite, put_over_sites
+from medtransfer.evaluation.analyses.sites import BySite, by_site, put_over_sites
 from medtransfer.evaluation.intervals import influence
+from medtransfer.evaluation.intervals.draws import Draws
 from medtransfer.evaluation.intervals.entries import NO_PROBABILITIES, interval_of, no_interval
 from medtransfer.evaluation.intervals.estimate import Estimate, Mass, estimate, estimate_all
 from medtransfer.evaluation.intervals.influence import Estimator
 from medtransfer.evaluation.intervals.resample import (
-    Drawn,
-    Draws,
+    DrawnMetric,
     Metric,
     Question,
-    Within,
+    WithinModels,
     bands,
     draw_values,
     plain,
 )
 from medtransfer.evaluation.metrics import calibration as cal
 from medtransfer.evaluation.metrics import discrimination as dis
-from medtransfer.evaluation.metrics.recalibration import Recalibrated, summarise_maps
+from medtransfer.evaluation.metrics.calibration_curve import curve_errors, curve_grid, curve_metric
+from medtransfer.evaluation.metrics.recalibration import RecalibratedArm, summarise_maps
+from medtransfer.evaluation.metrics.smooth_ece import weighted_smooth_ece
 from medtransfer.evaluation.sentences.trust import trust
 from medtransfer.evaluation.sentences.words import isolate
 from medtransfer.evaluation.tables.arrays import Float, Int
@@ -41,64 +43,72 @@ ESTIMATORS: dict[str, tuple[Estimator, Mass | None]] = {
     "slope": (influence.slope, None),
     "observed_expected": (influence.observed_expected, None),
 }
-# Those of them that rank.
+# The estimators that use ranks alone.
 RANKING = ("auc",)
-# Smooth curves and isotonic fits are dear; their intervals need fewer draws than a p-value does.
+# Smooth curves and isotonic fits are slow; their intervals need fewer draws than a p-value does.
 FEW_DRAWS = 200
 _NULL_DRAWS, _BAND_DRAWS = 200, 1000
-# Of an intercept or a slope whose standard error is larger the data say nothing.
+# The data say nothing about an intercept or a slope whose standard error is larger.
 WIDEST = 20.0
-# Of a label, at a prevalence of 1/2; parts of a Brier score cannot be larger.
+# Variance of a label at a prevalence of 1/2; parts of a Brier score cannot be larger.
 _HIGHEST_VARIANCE = 0.25
-# So many images of a model show whether its probabilities differ.
+# Images that a model must test to show whether its probabilities differ.
 _ENOUGH = 10
 _BESIDE_CHANCE = "no interval: it cannot be negative, so it is read beside what chance alone gives"
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
-    """The numbers of some scores, before they are put into words.
+class ArmMeasurements:
+    """The estimates and draws of some scores, before they are put into words.
 
     Attributes:
         scores: of an arm, as trained or recalibrated.
-        found: estimates with their influences.
+        estimates: with their influences.
         drawn: metrics with their draws.
         sites: the AUC of every site, where a fold leaves one out.
     """
 
     scores: Scores
-    found: dict[str, Estimate]
-    drawn: dict[str, Drawn]
+    estimates: dict[str, Estimate]
+    drawn: dict[str, DrawnMetric]
     sites: BySite | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluated:
-    """One label: its part of the report, and the numbers behind it, per arm as trained and (maybe)
-    recalibrated.
+class LabelEvaluation:
+    """The evaluation of one label: its part of the report, and the numbers behind it of every arm,
+    as trained and (where that was possible) recalibrated.
     """
 
     data: dict[str, Any]
-    raw: list[Measured]
-    recalibrated: list[Measured | None]
+    raw: list[ArmMeasurements]
+    recalibrated: list[ArmMeasurements | None]
 
 
 def ask(scores: Scores) -> tuple[Question, Question]:
-    """What is drawn of some scores: in all draws, and in few."""
-    many: dict[str, Metric | Within] = {
-        "auc": Within(dis.weighted_auc, "pairs"),
-        "partial_auc": Within(dis.weighted_partial_auc, "pairs"),
-        "average_precision": Within(dis.weighted_average_precision, "positives"),
+    """The metrics that are drawn in all draws, and those that are drawn in a few."""
+    many: dict[str, Metric | WithinModels] = {
+        "auc": WithinModels(dis.weighted_auc, "pairs"),
+        "partial_auc": WithinModels(dis.weighted_partial_auc, "pairs"),
+        "average_precision": WithinModels(dis.weighted_average_precision, "positives"),
     }
     if scores.scored:
         return Question(scores, many), Question(scores, {})
     many["l2_ece"] = cal.binned_metric(cal.weighted_l2_ece)
-    few = {"corp": cal.weighted_corp, "curve": cal.curve_metric(scores.logit)}
+    few = {"corp": cal.weighted_corp, "curve": curve_metric(scores.logit)}
     return Question(scores, many), Question(scores, few)
 
 
-def measure(all_scores: list[Scores], draws: Draws) -> list[Measured]:
-    """All that is measured of arms over the same patients, in one round of draws."""
+def measure(
+    all_scores: list[Scores], draws: Draws, by_sites: bool = False
+) -> list[ArmMeasurements]:
+    """Measures arms over the same patients, in one round of draws.
+
+    Args:
+        all_scores: of the arms.
+        draws: names the patients.
+        by_sites: every fold leaves a site out, so that the AUC of each is measured too.
+    """
     asked = [ask(scores) for scores in all_scores]
     many = draw_values([question for question, _ in asked], draws)
     few = draw_values(
@@ -106,19 +116,19 @@ def measure(all_scores: list[Scores], draws: Draws) -> list[Measured]:
     )
     measured = []
     for scores, *drawn in zip(all_scores, many, few, strict=True):
-        estimates = estimate_all(
-            scores, draws.codes(scores.patients), len(draws.patients), estimators_of(scores)
-        )
-        measured.append(Measured(scores, estimates, {**drawn[0], **drawn[1]}))
+        codes, count = draws.codes(scores.patients), len(draws.patients)
+        estimates = estimate_all(scores, codes, count, estimators_of(scores))
+        sites = by_site(scores, codes, count) if by_sites else None
+        measured.append(ArmMeasurements(scores, estimates, {**drawn[0], **drawn[1]}, sites))
     return measured
 
 
 def estimators_of(scores: Scores) -> dict[str, tuple[Estimator, Mass | None]]:
-    """What is estimated of an arm: of scores that are no probabilities, ranks alone."""
+    """The estimators that apply to an arm: only the AUC where its scores are no probabilities."""
     return {name: ESTIMATORS[name] for name in (RANKING if scores.scored else ESTIMATORS)}
 
 
-def summarise(measured: Measured, draws: Draws, name: str) -> dict[str, Any]:
+def summarise(measured: ArmMeasurements, draws: Draws, name: str) -> dict[str, Any]:
     """The entry of an arm in `report.json`, without decisions."""
     scores, drawn = measured.scores, measured.drawn
     ranks: dict[str, Any] = {
@@ -133,21 +143,27 @@ def summarise(measured: Measured, draws: Draws, name: str) -> dict[str, Any]:
         },
     }
     curves = {"roc": dis.roc_curve(scores), "precision_recall": dis.precision_recall_curve(scores)}
-    rest, more = _of_no_probabilities(name) if scores.scored else _of_probabilities(measured, draws)
+    of_probabilities, more_curves = (
+        _of_no_probabilities(name) if scores.scored else _of_probabilities(measured, draws)
+    )
     entry = {
         **ranks,
-        **rest,
+        **of_probabilities,
         "pooled": _pooled(scores, draws.codes(scores.patients), len(draws.patients)),
     }
     if not scores.scored:
-        told = trust(name, entry)
-        entry |= {"trust": told["sentence"], "trusted": told["status"], "faults": told["faults"]}
-    return {**entry, "scored": scores.scored, "curves": {**curves, **more}}
+        verdict = trust(name, entry)
+        entry |= {
+            "trust": verdict["sentence"],
+            "trusted": verdict["status"],
+            "faults": verdict["faults"],
+        }
+    return {**entry, "scored": scores.scored, "curves": {**curves, **more_curves}}
 
 
 def _of_no_probabilities(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the entry of an arm says where it gives scores: that nothing about probabilities was
-    measured.
+    """The part of an arm's entry on probabilities, and its curves, where the arm gives scores:
+    nothing was measured.
     """
     calibration = ("intercept", "slope", "observed_expected", "ici")
     entry: dict[str, Any] = {
@@ -172,30 +188,32 @@ def _of_no_probabilities(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return entry, {"reliability": None, "smooth": None, "histogram": None}
 
 
-def _of_probabilities(measured: Measured, draws: Draws) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the entry of an arm says of its probabilities, and the curves of them."""
-    scores, found, drawn = measured.scores, measured.found, measured.drawn
+def _of_probabilities(
+    measured: ArmMeasurements, draws: Draws
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The part of an arm's entry on its probabilities, and their curves."""
+    scores, estimates, drawn = measured.scores, measured.estimates, measured.drawn
     codes = draws.codes(scores.patients)
     rng = np.random.default_rng([draws.seed, 2])
     null = cal.null_errors(scores, codes, min(draws.number, _NULL_DRAWS), rng)
-    errors = [cal.curve_errors(logit, scores.target, scores.weight) for logit in scores.logit]
+    errors = [curve_errors(logit, scores.target, scores.weight) for logit in scores.logit]
     curve = {key: np.array([e[key] for e in errors]) for key in errors[0]}
     one = scores.weight[None]
     ece = np.mean(
         [cal.binned_metric(cal.weighted_ece)(z, scores.target, one)[0] for z in scores.logit]
     )
-    smooth = np.mean([cal.weighted_smooth_ece(z, scores.target, one)[0] for z in scores.logit])
+    smooth = np.mean([weighted_smooth_ece(z, scores.target, one)[0] for z in scores.logit])
     parts = drawn["corp"]
     joint, between = cal.joint_p_value(scores, codes)
     entry: dict[str, Any] = {
-        "brier": found["brier"].interval(least=0.0, greatest=1.0),
-        "brier_skill": found["brier_skill"].interval(greatest=1.0),
+        "brier": estimates["brier"].interval(least=0.0, greatest=1.0),
+        "brier_skill": estimates["brier_skill"].interval(greatest=1.0),
         "brier_parts": {
             "miscalibration": _beside_chance(float(parts.value[0]), null["miscalibration"]),
             "discrimination": parts[1].interval(least=0.0, greatest=_HIGHEST_VARIANCE),
             "uncertainty": parts[2].interval(least=0.0, greatest=_HIGHEST_VARIANCE),
         },
-        "log_loss": found["log_loss"].interval(least=0.0),
+        "log_loss": estimates["log_loss"].interval(least=0.0),
         "ece": {
             **_beside_chance(float(ece), null["ece"]),
             "bins": max(len(cal.bin_edges(logit)) for logit in scores.logit) + 1,
@@ -203,9 +221,9 @@ def _of_probabilities(measured: Measured, draws: Draws) -> tuple[dict[str, Any],
         "l2_ece": drawn["l2_ece"].interval(least=0.0, greatest=1.0),
         "smooth_ece": _beside_chance(float(smooth), null["smooth_ece"]),
         "calibration": {
-            "intercept": found["intercept"].interval(widest=WIDEST),
-            "slope": found["slope"].interval(widest=WIDEST),
-            "observed_expected": found["observed_expected"].interval("log"),
+            "intercept": estimates["intercept"].interval(widest=WIDEST),
+            "slope": estimates["slope"].interval(widest=WIDEST),
+            "observed_expected": estimates["observed_expected"].interval("log"),
             "joint_p": joint,
             "between_models_p": between,
             "by_model": _by_model(scores),
@@ -218,7 +236,7 @@ def _of_probabilities(measured: Measured, draws: Draws) -> tuple[dict[str, Any],
     return entry, {
         "reliability": cal.reliability(scores, codes, min(draws.number, _BAND_DRAWS), rng),
         "smooth": {
-            "predicted": cal.curve_grid(scores.logit).tolist(),
+            "predicted": curve_grid(scores.logit).tolist(),
             "observed": plain(drawn["curve"].value[1:]),
             "low": plain(low),
             "high": plain(high),
@@ -228,8 +246,8 @@ def _of_probabilities(measured: Measured, draws: Draws) -> tuple[dict[str, Any],
 
 
 def _beside_chance(estimate: float, null: Float) -> dict[str, Any]:
-    """An error that cannot be negative, with what chance alone gives: its mean, and what it exceeds
-    in one of twenty draws.
+    """The entry of an error that cannot be negative: beside it the mean of what chance alone gives,
+    and what chance exceeds in one of twenty draws.
     """
     chance = {"null_mean": float(null.mean()), "null_high": float(np.quantile(null, 0.95))}
     return {"estimate": estimate, "low": None, "high": None, "reason": _BESIDE_CHANCE, **chance}
@@ -251,10 +269,10 @@ def _by_model(scores: Scores) -> list[dict[str, Any]]:
             name: ESTIMATORS[name][0](*of)[0]
             for name in ("intercept", "slope", "observed_expected")
         }
-        known = {
+        finite = {
             name: float(value) if np.isfinite(value) else None for name, value in numbers.items()
         }
-        rows.append({"seed": scores.seeds[row], "fold": fold, **known})
+        rows.append({"seed": scores.seeds[row], "fold": fold, **finite})
     return rows
 
 
@@ -267,11 +285,11 @@ def _pooled(scores: Scores, codes: Int, count: int) -> dict[str, Any] | None:
     together = replace(scores, fold=np.zeros_like(scores.fold))
     one = scores.weight[None]
     precision = [dis.weighted_average_precision(z, scores.target, one)[0] for z in scores.logit]
-    known = float(np.mean(precision)) if np.isfinite(precision).all() else None
+    mean_precision = float(np.mean(precision)) if np.isfinite(precision).all() else None
     auc = dis.auc_interval(estimate(together, codes, count, influence.auc, "pairs"))
     return {
         "auc": auc,
-        "average_precision": no_interval("no interval: pooled over models", known),
+        "average_precision": no_interval("no interval: pooled over models", mean_precision),
     }
 
 
@@ -289,8 +307,8 @@ def _spread_of_scores(scores: Scores) -> float:
     return float(np.median([p.std() for p in cells or expit(scores.logit)]))
 
 
-def describe_recalibration(recalibrated: Recalibrated) -> dict[str, Any]:
-    """Method, why, and the parameters by seed and fold."""
+def describe_recalibration(recalibrated: RecalibratedArm) -> dict[str, Any]:
+    """The method of recalibration, the reason for it, and its parameters by seed and fold."""
     return {
         "method": recalibrated.method,
         "chosen": recalibrated.chosen,
@@ -299,7 +317,9 @@ def describe_recalibration(recalibrated: Recalibrated) -> dict[str, Any]:
 
 
 def _chance(scores: Scores) -> float:
-    """The prevalence, that of each model weighted by its positives."""
+    """The average precision of chance: the prevalence that each model tests, weighted by its
+    positives.
+    """
     masses = [
         (scores.weight[inside].sum(), scores.weight[inside] @ scores.target[inside])
         for _, _, inside in scores.cells
@@ -312,9 +332,9 @@ def _chance(scores: Scores) -> float:
     )
 
 
-def _auc(measured: Measured) -> dict[str, Any]:
-    scores, found = measured.scores, measured.found["auc"]
-    entry = dis.auc_interval(found)
+def _auc(measured: ArmMeasurements) -> dict[str, Any]:
+    scores, auc = measured.scores, measured.estimates["auc"]
+    entry = dis.auc_interval(auc)
     bootstrap = measured.drawn["auc"].interval("logit", 0.0, 1.0)
     entry["bootstrap"] = {"low": bootstrap["low"], "high": bootstrap["high"]}
     by_model = {
@@ -335,20 +355,20 @@ def _auc(measured: Measured) -> dict[str, Any]:
         {"fold": fold, "auc": value if np.isfinite(value) else None}
         for fold, value in means.items()
     ]
-    known = [value for value in means.values() if np.isfinite(value)]
-    entry["fold_mean"] = float(np.mean(known)) if known and len(known) == len(folds) else None
+    finite = [value for value in means.values() if np.isfinite(value)]
+    entry["fold_mean"] = float(np.mean(finite)) if finite and len(finite) == len(folds) else None
     return entry
 
 
-def describe_briefly(measured: Measured) -> dict[str, Any]:
+def describe_briefly(measured: ArmMeasurements) -> dict[str, Any]:
     """The main numbers of an arm with their intervals."""
-    found, drawn = measured.found, measured.drawn
+    estimates, drawn = measured.estimates, measured.drawn
     return {
-        "auc": put_over_sites(dis.auc_interval(found["auc"]), measured.sites),
+        "auc": put_over_sites(dis.auc_interval(estimates["auc"]), measured.sites),
         "average_precision": drawn["average_precision"].interval("logit", 0.0, 1.0),
-        "brier": interval_of(found, "brier", least=0.0, greatest=1.0),
-        "log_loss": interval_of(found, "log_loss", least=0.0),
-        "slope": interval_of(found, "slope", widest=WIDEST),
+        "brier": interval_of(estimates, "brier", least=0.0, greatest=1.0),
+        "log_loss": interval_of(estimates, "log_loss", least=0.0),
+        "slope": interval_of(estimates, "slope", widest=WIDEST),
     }
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
-from medtransfer.evaluation.intervals.resample import Drawn, Draws, make_drawn
+from medtransfer.evaluation.intervals.draws import Draws
+from medtransfer.evaluation.intervals.resample import DrawnMetric, make_drawn_metric
 from medtransfer.evaluation.intervals.variance import Cells
 from medtransfer.evaluation.metrics.boxes import (
     ALONE,
@@ -31,7 +32,9 @@ _RATE = {rate: f"rate_{rate}" for rate in RATES}
 _BINS = 10
 
 
-def measure_detector(seeds: list[list[Detections]], truth: Truth, draws: Draws) -> dict[str, Drawn]:
+def measure_detector(
+    seeds: list[list[Detections]], truth: Truth, draws: Draws
+) -> dict[str, DrawnMetric]:
     """Every number by name with its draws, the mean over the models of a seed.
 
     Args:
@@ -61,7 +64,9 @@ def measure_detector(seeds: list[list[Detections]], truth: Truth, draws: Draws) 
         )
     freedom = float((truth.lesions > 0).sum() - 1)
     cells = _cells(seeds, truth, bins, names)
-    return {name: make_drawn(*pair, freedom, cells.get(name)) for name, pair in columns.items()}
+    return {
+        name: make_drawn_metric(*pair, freedom, cells.get(name)) for name, pair in columns.items()
+    }
 
 
 def _cells(
@@ -93,7 +98,7 @@ def _cells(
 
 
 def describe_detections(
-    drawn: Mapping[str, Drawn], seeds: list[list[Detections]], truth: Truth
+    drawn: Mapping[str, DrawnMetric], seeds: list[list[Detections]], truth: Truth
 ) -> dict[str, Any]:
     """The entry of a detector in the report.
 
@@ -132,7 +137,7 @@ def describe_detections(
     }
 
 
-def _share(drawn: Drawn) -> dict[str, Any]:
+def _share(drawn: DrawnMetric) -> dict[str, Any]:
     """A share with its interval."""
     interval = drawn.interval("logit", 0.0, 1.0)
     if str(interval.get("reason", "")).startswith("not estimable"):
@@ -141,7 +146,7 @@ def _share(drawn: Drawn) -> dict[str, Any]:
 
 
 def _pooled(seeds: list[list[Detections]], truth: Truth, bins: Int) -> dict[str, float]:
-    """With one threshold for all models: the candidates of all of them ranked together."""
+    """The metrics with one threshold for all models: their candidates are ranked together."""
     sample = np.ones((1, len(truth.images)))
     values = np.mean(
         [measure_model(pool_models(models), truth, sample, bins)[0] for models in seeds], axis=0
@@ -173,7 +178,7 @@ def _curve(models: Sequence[Detections], truth: Truth, points: int = 200) -> dic
 
 
 def _describe_calibration(
-    drawn: Mapping[str, Drawn], models: Sequence[Detections]
+    drawn: Mapping[str, DrawnMetric], models: Sequence[Detections]
 ) -> dict[str, Any] | None:
     """Calibration of candidates after Platt's map; None where that could not be fitted on tune
     candidates.

@@ -53,9 +53,9 @@ def sort_rows(given: pd.DataFrame | str | Path, settings: Settings) -> Rows:
         table, source = check_predictions(given, "predictions", keep, weight, apart), "predictions"
     else:
         table, source = read_predictions(given, keep, weight, apart), Path(given).name
-    if strange := sorted(set(settings.arms) - set(table["arm"])):
+    if unknown_arms := sorted(set(settings.arms) - set(table["arm"])):
         raise PredictionsError(
-            f"arms: no row is of {', '.join(strange)}. Arms here: "
+            f"arms: no row is of {', '.join(unknown_arms)}. Arms here: "
             f"{', '.join(sorted(table['arm'].unique()))}."
         )
     attrs = table.attrs
@@ -65,9 +65,9 @@ def sort_rows(given: pd.DataFrame | str | Path, settings: Settings) -> Rows:
     def leave_out(rows: pd.DataFrame, reason: str) -> None:
         left_out.extend((name, reason, False) for name in rows["image"])
 
-    trained = table["part"] == "train"
-    leave_out(table[trained], "part train, which is not evaluated")
-    table = table[~trained]
+    in_training = table["part"] == "train"
+    leave_out(table[in_training], "part train, which is not evaluated")
+    table = table[~in_training]
     drawn = table["size"] > 0 if "size" in table.columns else pd.Series(False, index=table.index)
     curve, table = table[drawn], table[~drawn]
     levelled = levelled_arms(table)

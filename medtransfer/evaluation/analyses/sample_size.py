@@ -80,7 +80,8 @@ def required_n_net_benefit(
     2021).
 
     Args:
-        sensitivity, specificity: expected at the threshold.
+        sensitivity: expected at the threshold.
+        specificity: expected at the threshold.
         prevalence: between 0 and 1.
         threshold: probability from which on one acts.
         width: above 0.
@@ -107,8 +108,8 @@ def advise(
     Args:
         auc: of this study, within models; None: not estimable.
         prevalence: to be expected.
-        logit: (image,), after recalibration where that could be done, at that prevalence. target:
-            (image,); its mix counts as that prevalence has it.
+        logit: (image,), after recalibration where that could be done, at that prevalence.
+        target: (image,); its mix counts as that prevalence has it.
         threshold: probability from which on one acts; None: net benefit is left out.
 
     Returns:

@@ -14,12 +14,13 @@ from scipy.special import log_softmax, logsumexp
 
 from medtransfer.errors import PredictionsError
 from medtransfer.evaluation.analyses.comparison import Contestant, compare_arms
-from medtransfer.evaluation.analyses.one_arm import WIDEST, Evaluated, Measured
+from medtransfer.evaluation.analyses.one_arm import WIDEST, ArmMeasurements, LabelEvaluation
 from medtransfer.evaluation.analyses.sites import BySite, put_over_sites
 from medtransfer.evaluation.intervals import influence
+from medtransfer.evaluation.intervals.draws import Draws
 from medtransfer.evaluation.intervals.entries import NO_PROBABILITIES, interval_of, no_interval
 from medtransfer.evaluation.intervals.estimate import Estimate, estimate
-from medtransfer.evaluation.intervals.resample import Drawn, Draws, make_drawn
+from medtransfer.evaluation.intervals.resample import DrawnMetric, make_drawn_metric
 from medtransfer.evaluation.intervals.variance import Cells
 from medtransfer.evaluation.metrics import calibration as cal
 from medtransfer.evaluation.metrics import discrimination as dis
@@ -35,8 +36,8 @@ _TOLERANCE = 1e-3
 
 
 def exclude_each_other(table: pd.DataFrame) -> bool:
-    """Whether the labels are classes: of every image one is 1, and their probabilities add up to
-    1.
+    """Whether the labels are classes: exactly one is 1 for every image, and their probabilities add
+    up to 1.
     """
     labels = table["label"].nunique()
     sums = (
@@ -51,8 +52,8 @@ def exclude_each_other(table: pd.DataFrame) -> bool:
 
 
 def refuse_class_names(table: pd.DataFrame) -> None:
-    """The name of an image's class in place of the name of a label would make a label of every
-    class.
+    """Refuses a column `label` that holds the class of each image, as every class would become a
+    label.
 
     Raises:
         PredictionsError: every image has one label, and every label one target.
@@ -74,7 +75,7 @@ def mean_estimate(estimates: Sequence[Estimate]) -> Estimate:
     label.
     """
     count = len(estimates)
-    # A patient may be positive for one label and negative for another; what he adds is one number.
+    # A patient may be positive for one label and negative for another, and has one influence.
     whole = (
         sum((e.positive + e.negative for e in estimates), np.zeros_like(estimates[0].positive))
         / count
@@ -92,12 +93,12 @@ def mean_estimate(estimates: Sequence[Estimate]) -> Estimate:
     )
 
 
-def mean_cells(given: Sequence[Cells | None]) -> Cells | None:
-    """The mean over labels of the figures of every model; labels may be known of other images each,
-    their models are the same.
+def mean_cells(of_labels: Sequence[Cells | None]) -> Cells | None:
+    """The mean over labels of the figures of every model; the labels may be known for different
+    images, but the models are the same.
     """
-    cells = [c for c in given if c is not None]
-    if len(cells) < len(given) or len({c.estimates.shape for c in cells}) > 1:
+    cells = [c for c in of_labels if c is not None]
+    if len(cells) < len(of_labels) or len({c.estimates.shape for c in cells}) > 1:
         return None
     means = {
         name: np.mean([getattr(c, name) for c in cells], axis=0) for name in ("estimates", "mass")
@@ -115,9 +116,9 @@ def one_against_one(scores: dict[str, Scores], draws: Draws) -> Estimate:
     """
     pairs = []
     for a, b in combinations(scores, 2):
-        for own, other in ((a, b), (b, a)):
-            s = scores[own]
-            inside = (s.target == 1) | (scores[other].target == 1)
+        for positive, negative in ((a, b), (b, a)):
+            s = scores[positive]
+            inside = (s.target == 1) | (scores[negative].target == 1)
             pairs.append(
                 estimate(
                     s, draws.codes(s.patients), len(draws.patients), influence.auc, "pairs", inside
@@ -223,11 +224,11 @@ def _fit_vector(
 
     def loss(values: Float) -> tuple[float, Float]:
         size = np.exp(np.clip(values[:, :count], -8, 8))
-        apart = logs - centre
-        new = log_softmax(size * apart + centre + values[:, count:], axis=1)
+        distance = logs - centre
+        new = log_softmax(size * distance + centre + values[:, count:], axis=1)
         residual = weight[:, None] * (np.exp(new) - np.eye(count)[classes])
         return -float(weight @ new[np.arange(len(classes)), classes]), np.column_stack(
-            [residual * size * apart, residual]
+            [residual * size * distance, residual]
         )
 
     mean = np.r_[np.full(count, FACTOR), np.zeros(count)]
@@ -239,7 +240,7 @@ def _fit_vector(
 
 
 def summarise_labels(
-    parts: dict[str, Evaluated],
+    parts: dict[str, LabelEvaluation],
     exclusive: bool,
     draws: Draws,
     maps: list[dict[str, Any]] | None,
@@ -254,7 +255,7 @@ def summarise_labels(
     for index, measured in enumerate(first.raw):
         name = measured.scores.arm
         raw = [part.raw[index] for part in parts.values()]
-        found, drawn, entry = _mean_entry(raw)
+        estimates, drawn, entry = _mean_entry(raw)
         if exclusive:
             scores = {label: m.scores for label, m in zip(parts, raw, strict=True)}
             entry["auc_one_against_one"] = one_against_one(scores, draws).interval("logit")
@@ -262,29 +263,31 @@ def summarise_labels(
         after = [part.recalibrated[index] for part in parts.values()]
         entry["recalibrated"] = None
         if all(one is not None for one in after):
-            taken = [one for one in after if one is not None]
-            again = _mean_entry(taken)[2]
-            again["auc"] = put_over_sites(again["auc"], _mean_sites(taken))
+            recalibrated = [one for one in after if one is not None]
+            mean_recalibrated = _mean_entry(recalibrated)[2]
+            mean_recalibrated["auc"] = put_over_sites(
+                mean_recalibrated["auc"], _mean_sites(recalibrated)
+            )
             entry["recalibrated"] = {
-                **again,
+                **mean_recalibrated,
                 "method": "vector" if exclusive else "by label",
                 "chosen": "",
                 "maps": [],
             }
             if maps is not None:
                 entry["recalibrated"]["maps"] = [m for m in maps if m["arm"] == name]
-        without = [
+        one_class = [
             label
             for label, m in zip(parts, raw, strict=True)
-            if not np.isfinite(m.found["auc"].value)
+            if not np.isfinite(m.estimates["auc"].value)
         ]
-        if without:
+        if one_class:
             entry["auc"]["reason"] = (
-                f"not estimable: the test rows of {', '.join(without)} lack a class"
+                f"not estimable: the test rows of {', '.join(one_class)} lack a class"
             )
         sites = _mean_sites(raw)
         entry["auc"] = put_over_sites(entry["auc"], sites)
-        contestants.append(Contestant(name, found, drawn, sites=sites))
+        contestants.append(Contestant(name, estimates, drawn, sites=sites))
         arms[name] = entry
     kind = "classes that exclude each other" if exclusive else "labels that stand for themselves"
     shared = {
@@ -319,7 +322,9 @@ def summarise_labels(
 
 
 def _say_once(warnings: dict[str, list[str]]) -> list[str]:
-    """What holds for all labels without a name, the rest with that of its labels."""
+    """Joins the warnings of the labels: one that holds for all labels stands alone, any other is
+    preceded by its labels.
+    """
     labels: dict[str, list[str]] = {}
     for label, texts in warnings.items():
         for text in texts:
@@ -331,9 +336,11 @@ def _say_once(warnings: dict[str, list[str]]) -> list[str]:
 
 
 def _mean_entry(
-    measured: Sequence[Measured],
-) -> tuple[dict[str, Estimate], dict[str, Drawn], dict[str, Any]]:
-    found = {name: mean_estimate([m.found[name] for m in measured]) for name in measured[0].found}
+    measured: Sequence[ArmMeasurements],
+) -> tuple[dict[str, Estimate], dict[str, DrawnMetric], dict[str, Any]]:
+    estimates = {
+        name: mean_estimate([m.estimates[name] for m in measured]) for name in measured[0].estimates
+    }
     several = ("auc", "partial_auc", "average_precision", "l2_ece")
     drawn = {
         name: _mean_drawn([m.drawn[name] for m in measured])
@@ -345,32 +352,36 @@ def _mean_entry(
     cancels = dict(NO_PROBABILITIES) if scored else cancels
     entry = {
         "auc": {
-            **found["auc"].interval("logit"),
+            **estimates["auc"].interval("logit"),
             "method": "mean over labels, one against the rest, within models; over patients"
-            + (" and seeds" if len(found["auc"].parts) > 1 else ""),
+            + (" and seeds" if len(estimates["auc"].parts) > 1 else ""),
         },
         "partial_auc": drawn["partial_auc"].interval("logit", greatest=1.0),
         "average_precision": drawn["average_precision"].interval("logit", 0.0, 1.0),
-        "brier": interval_of(found, "brier", least=0.0, greatest=1.0),
-        "brier_skill": interval_of(found, "brier_skill", greatest=1.0),
-        "log_loss": interval_of(found, "log_loss", least=0.0),
+        "brier": interval_of(estimates, "brier", least=0.0, greatest=1.0),
+        "brier_skill": interval_of(estimates, "brier_skill", greatest=1.0),
+        "log_loss": interval_of(estimates, "log_loss", least=0.0),
         "ece": dict(NO_PROBABILITIES) if scored else _mean_ece(measured),
         "l2_ece": interval_of(drawn, "l2_ece", least=0.0, greatest=1.0),
         "calibration": {
             "intercept": cancels,
             "absolute_intercept": None
             if scored
-            else float(np.mean([abs(m.found["intercept"].value) for m in measured])),
-            "slope": interval_of(found, "slope", widest=WIDEST),
+            else float(np.mean([abs(m.estimates["intercept"].value) for m in measured])),
+            "slope": interval_of(estimates, "slope", widest=WIDEST),
             "observed_expected": cancels,
         },
         "pooled": _mean_pooled(measured),
         "trust": None,  # said of every label
     }
-    return found, {name: drawn[name] for name in ("auc", "partial_auc", "average_precision")}, entry
+    return (
+        estimates,
+        {name: drawn[name] for name in ("auc", "partial_auc", "average_precision")},
+        entry,
+    )
 
 
-def _mean_ece(measured: Sequence[Measured]) -> dict[str, Any]:
+def _mean_ece(measured: Sequence[ArmMeasurements]) -> dict[str, Any]:
     error = cal.binned_metric(cal.weighted_ece)
     ece = np.mean(
         [
@@ -382,8 +393,10 @@ def _mean_ece(measured: Sequence[Measured]) -> dict[str, Any]:
     return no_interval("no interval: see each label, beside what chance gives", float(ece))
 
 
-def _mean_pooled(measured: Sequence[Measured]) -> dict[str, Any] | None:
-    """By one threshold for all models, mean over labels; None where one model tests all."""
+def _mean_pooled(measured: Sequence[ArmMeasurements]) -> dict[str, Any] | None:
+    """The AUC with one threshold for all models, averaged over labels; None where one model tests
+    all images.
+    """
     if len(np.unique(measured[0].scores.fold)) == 1:
         return None
     aucs = [
@@ -399,23 +412,25 @@ def _mean_pooled(measured: Sequence[Measured]) -> dict[str, Any] | None:
     }
 
 
-def _mean_sites(measured: Sequence[Measured]) -> BySite | None:
+def _mean_sites(measured: Sequence[ArmMeasurements]) -> BySite | None:
     """The mean over labels of the AUC of every site at which all of them have one; None where no
     fold leaves a site out.
     """
-    known = [dict(m.sites) for m in measured if m.sites]
-    if len(known) < len(measured):
+    by_label = [dict(m.sites) for m in measured if m.sites]
+    if len(by_label) < len(measured):
         return None
     shared = [
-        fold for fold in known[0] if all(fold in of and np.isfinite(of[fold].value) for of in known)
+        fold
+        for fold in by_label[0]
+        if all(fold in of and np.isfinite(of[fold].value) for of in by_label)
     ]
-    return [(fold, mean_estimate([of[fold] for of in known])) for fold in shared]
+    return [(fold, mean_estimate([of[fold] for of in by_label])) for fold in shared]
 
 
-def _mean_drawn(drawn: Sequence[Drawn]) -> Drawn:
+def _mean_drawn(drawn: Sequence[DrawnMetric]) -> DrawnMetric:
     freedom = min(d.freedom for d in drawn)
     cells = mean_cells([d.cells for d in drawn])
-    return make_drawn(
+    return make_drawn_metric(
         np.mean([d.by_seed for d in drawn], 0),
         np.mean([d.draws for d in drawn], 0),
         freedom,

@@ -23,7 +23,7 @@ from medtransfer.evaluation.tables.arrays import Float, Int
 from medtransfer.evaluation.tables.scores import Scores
 
 _FEWEST = 2
-# Number of the site, and the AUC there.
+# Pairs of the number of a site and its AUC.
 BySite = Sequence[tuple[int, Estimate]]
 
 
@@ -36,7 +36,8 @@ def pool_sites(effects: Float, variances: Float) -> dict[str, float]:
     freedom; as R's metafor `rma(method = "PM", test = "knha")`.
 
     Args:
-        effects: (site,), at least two. variances: (site,), each above 0.
+        effects: (site,), at least two.
+        variances: (site,), each above 0.
 
     Returns:
         `mean, error, freedom, between` (variance), `low, high`, `new_low, new_high`, `p` of the
@@ -109,8 +110,8 @@ def meta_auc(sites: BySite) -> dict[str, Any] | None:
 
 
 def put_over_sites(entry: dict[str, Any], sites: BySite | None) -> dict[str, Any]:
-    """The entry of an AUC, over sites where there are several, with what it is over patients beside
-    it.
+    """The entry of an AUC, replaced by the one over sites where there are several sites; the figure
+    over patients is kept beside it.
     """
     pooled = meta_auc(sites) if sites else None
     if pooled is None:
@@ -130,14 +131,14 @@ def meta_difference(a: BySite, b: BySite) -> dict[str, Any] | None:
     difference, which is theirs.
     """
     pairs = [(x, y, x - y) for (_, x), (_, y) in zip(a, b, strict=True) if min(x.members[:2]) > 1]
-    known = [
+    figures = [
         (x.value, y.value, d.value, d.variance)
         for x, y, d in pairs
         if np.isfinite(d.value) and d.variance > 0
     ]
-    if len(known) < _FEWEST:
+    if len(figures) < _FEWEST:
         return None
-    first, second, difference, variance = np.array(known).T
+    first, second, difference, variance = np.array(figures).T
     pooled = pool_sites(difference, variance)
     arms = [_weigh_sites(values, variance + pooled["between"])[0] for values in (first, second)]
     t = [float(student.ppf(q, pooled["freedom"])) for q in (0.975, 0.8)]
@@ -148,7 +149,7 @@ def meta_difference(a: BySite, b: BySite) -> dict[str, Any] | None:
         "p": pooled["p"],
         "error": pooled["error"],
         "freedom": pooled["freedom"],
-        "left_out": len(pairs) - len(known),
+        "left_out": len(pairs) - len(figures),
         "new_site": {"low": max(-1.0, pooled["new_low"]), "high": min(1.0, pooled["new_high"])},
         "detectable": sum(t) * pooled["error"],
         "of_arms": arms,

@@ -14,9 +14,9 @@ from scipy.stats import f as f_distribution
 
 from medtransfer.evaluation.analyses.one_arm import WIDEST
 from medtransfer.evaluation.intervals import influence
+from medtransfer.evaluation.intervals.draws import Draws
 from medtransfer.evaluation.intervals.entries import NO_PROBABILITIES
 from medtransfer.evaluation.intervals.estimate import Estimate, estimate
-from medtransfer.evaluation.intervals.resample import Draws
 from medtransfer.evaluation.intervals.variance import COVERAGE
 from medtransfer.evaluation.metrics.discrimination import auc_interval
 from medtransfer.evaluation.tables.arrays import Int
@@ -42,8 +42,8 @@ class _Arm:
 def describe_subgroups(
     scores: Sequence[Scores], columns: pd.DataFrame, draws: Draws
 ) -> list[dict[str, Any]]:
-    """Per column and group: counts, AUC, slope, observed / expected, and how they differ from the
-    other groups.
+    """For every column and group: counts, AUC, slope, observed / expected, and how they differ from
+    the other groups.
 
     AUCs are of pairs within models and within the group. Differences are between a group and the
     rest of the patients, over the models that tested both: of each arm's AUC, and of the difference
@@ -61,14 +61,14 @@ def describe_subgroups(
         `heterogeneity_p` is of the column.
     """
     arms = [_Arm(s, draws.codes(s.patients), len(draws.patients)) for s in scores]
-    found = []
+    subgroups = []
     for column in columns.columns:
         values = band(columns[column])
         groups = sorted(set(values), key=lambda name: (name == _UNKNOWN, _order(name)))
         inside = {group: (values == group).to_numpy() for group in groups}
-        told = sum(_enough(scores[0], rows) for rows in inside.values())
+        large_enough = sum(_enough(scores[0], rows) for rows in inside.values())
         entries = [
-            {"column": str(column), "group": group, **_describe(arms, rows, max(1, told))}
+            {"column": str(column), "group": group, **_describe(arms, rows, max(1, large_enough))}
             for group, rows in inside.items()
         ]
         for arm in arms:
@@ -76,8 +76,8 @@ def describe_subgroups(
             for entry in entries:
                 if arm.scores.arm in entry["arms"]:
                     entry["arms"][arm.scores.arm]["heterogeneity_p"] = p
-        found += entries
-    return found
+        subgroups += entries
+    return subgroups
 
 
 def _enough(scores: Scores, inside: NDArray[np.bool_]) -> bool:
@@ -95,25 +95,25 @@ def _heterogeneity(arm: _Arm, groups: Sequence[NDArray[np.bool_]]) -> float | No
     """
     s = arm.scores
     patients = [set(s.patients[rows]) for rows in groups]
-    apart = sum(map(len, patients)) == len(set().union(*patients)) if patients else False
-    tested = all(
+    disjoint = sum(map(len, patients)) == len(set().union(*patients)) if patients else False
+    tests_pairs = all(
         len(set(s.target[(fold == model) & rows])) == 2
         for fold in s.fold
         for model in np.unique(fold)
         for rows in groups
     )
-    if not (apart and tested):
+    if not (disjoint and tests_pairs):
         return None
-    groups_found = [arm.estimate(influence.auc, rows) for rows in groups]
-    known = [g for g in groups_found if 0 < g.value < 1 and g.variance > 0]
-    if len(known) < max(2, len(groups)):
+    aucs = [arm.estimate(influence.auc, rows) for rows in groups]
+    usable = [g for g in aucs if 0 < g.value < 1 and g.variance > 0]
+    if len(usable) < max(2, len(groups)):
         return None
-    values = np.array([np.log(g.value / (1 - g.value)) for g in known])
-    weight = np.array([(g.value * (1 - g.value)) ** 2 / g.variance for g in known])
+    values = np.array([np.log(g.value / (1 - g.value)) for g in usable])
+    weight = np.array([(g.value * (1 - g.value)) ** 2 / g.variance for g in usable])
     spread = float(weight @ np.square(values - weight @ values / weight.sum()))
-    freedom = len(known) - 1
+    freedom = len(usable) - 1
     return float(
-        f_distribution.sf(spread / freedom, freedom, min(min(g.members[:2]) for g in known) - 1)
+        f_distribution.sf(spread / freedom, freedom, min(min(g.members[:2]) for g in usable) - 1)
     )
 
 
@@ -122,14 +122,14 @@ def band(column: pd.Series) -> pd.Series:
     numbers.
     """
     numbers = pd.to_numeric(column, errors="coerce")
-    known = column.notna() & (column.astype(str).str.strip() != "")
-    # Whole numbers of which there are few may be the codes of sites or scanners.
-    most = _CODES if (numbers[known] % 1 == 0).all() else _DISTINCT
-    if numbers[known].notna().all() and numbers[known].nunique() > most:
+    stated = column.notna() & (column.astype(str).str.strip() != "")
+    # A few whole numbers may be the codes of sites or scanners.
+    most = _CODES if (numbers[stated] % 1 == 0).all() else _DISTINCT
+    if numbers[stated].notna().all() and numbers[stated].nunique() > most:
         edges = np.unique(
             [
                 float(f"{edge:.3g}")
-                for edge in np.quantile(numbers[known], np.linspace(0, 1, _BANDS + 1)[1:-1])
+                for edge in np.quantile(numbers[stated], np.linspace(0, 1, _BANDS + 1)[1:-1])
             ]
         )
         names = [
@@ -140,11 +140,11 @@ def band(column: pd.Series) -> pd.Series:
         return pd.Series(
             [
                 names[np.searchsorted(edges, n, side="right")] if k else _UNKNOWN
-                for n, k in zip(numbers, known, strict=True)
+                for n, k in zip(numbers, stated, strict=True)
             ]
         )
     return pd.Series(
-        [str(v).strip() if k else _UNKNOWN for v, k in zip(column, known, strict=True)]
+        [str(v).strip() if k else _UNKNOWN for v, k in zip(column, stated, strict=True)]
     )
 
 
@@ -181,11 +181,11 @@ def _describe(arms: Sequence[_Arm], inside: NDArray[np.bool_], groups: int) -> d
             numbers["observed_expected"] = arm.estimate(
                 influence.observed_expected, inside
             ).interval("log")
-        here, there = _comparable(arm.scores, inside)
-        if _enough(first, here) and _enough(first, there):
+        of_group, of_others = _comparable(arm.scores, inside)
+        if _enough(first, of_group) and _enough(first, of_others):
             inside_auc, outside_auc = (
-                arm.estimate(influence.auc, here),
-                arm.estimate(influence.auc, there),
+                arm.estimate(influence.auc, of_group),
+                arm.estimate(influence.auc, of_others),
             )
             aucs.append((inside_auc, outside_auc))
             numbers["auc_difference"] = _apart(inside_auc, outside_auc).interval(
@@ -208,18 +208,20 @@ def _comparable(
     Where sites were left out one by one, a site has a model of its own: there are none, as any
     difference may be one between models.
     """
-    rest = ~inside & ~np.isin(scores.patients, scores.patients[inside])
+    outside = ~inside & ~np.isin(scores.patients, scores.patients[inside])
     both = np.ones(len(inside), bool)
     for fold in scores.fold:
         for model in np.unique(fold):
             rows = fold == model
-            pairs = [len(set(scores.target[rows & side])) == 2 for side in (inside, rest)]
+            pairs = [len(set(scores.target[rows & side])) == 2 for side in (inside, outside)]
             if not all(pairs):
                 both &= ~rows
-    return inside & both, rest & both
+    return inside & both, outside & both
 
 
-def _apart(own: Estimate, other: Estimate) -> Estimate:
-    """The difference between groups that share no patient; the smaller one limits what is known."""
-    members = tuple(min(pair) for pair in zip(own.members, other.members, strict=True))
-    return replace(own - other, members=(members[0], members[1], members[2]))
+def _apart(group: Estimate, others: Estimate) -> Estimate:
+    """The difference between groups that share no patient; the smaller group limits the degrees of
+    freedom.
+    """
+    members = tuple(min(pair) for pair in zip(group.members, others.members, strict=True))
+    return replace(group - others, members=(members[0], members[1], members[2]))

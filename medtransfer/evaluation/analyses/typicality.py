@@ -12,16 +12,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medtransfer.evaluation.intervals import influence
+from medtransfer.evaluation.intervals.draws import Draws
 from medtransfer.evaluation.intervals.entries import no_interval
 from medtransfer.evaluation.intervals.estimate import Estimate, estimate
-from medtransfer.evaluation.intervals.resample import Draws
 from medtransfer.evaluation.tables.arrays import Float, Int
 from medtransfer.evaluation.tables.probabilities import squared_errors
 from medtransfer.evaluation.tables.scores import Scores
 
 # An image is flagged where fewer tune images than this share are as far from the training images.
 FLAGGED_BELOW = 0.05
-# With fewer flagged patients nothing is said of them.
+# With fewer flagged patients nothing is reported about them.
 FEWEST = 10
 
 
@@ -62,7 +62,7 @@ def describe_outliers(
         .T
         < FLAGGED_BELOW
     )
-    # Errors lie in 0..1; the flag is told by the 2 that is added to them.
+    # Errors lie in 0..1; 2 is added to those of flagged images to mark them.
     coded = replace(scores, logit=squared_errors(scores.logit, scores.target) + 2.0 * flag)
     codes, count = draws.codes(scores.patients), len(draws.patients)
     share = estimate(coded, codes, count, _share)
@@ -73,10 +73,10 @@ def describe_outliers(
     members = len(np.unique(codes[flag.any(0)]))
     if members < FEWEST:
         reason = f"{members} patients have such an image, and {FEWEST} are needed"
-        told = no_interval(reason, flagged.value if np.isfinite(flagged.value) else None)
+        too_few = no_interval(reason, flagged.value if np.isfinite(flagged.value) else None)
         return {
             "flagged": share.interval(least=0.0),
-            "brier_flagged": told,
+            "brier_flagged": too_few,
             "brier_others": others.interval(least=0.0),
             "difference": no_interval(reason),
         }
@@ -91,7 +91,7 @@ def describe_outliers(
 def _of_group(
     coded: Scores, codes: Int, count: int, inside: NDArray[np.bool_], flagged: bool
 ) -> Estimate:
-    """Brier score of a group, whose variance is known from its own patients alone, of both classes
+    """Brier score of a group; its variance comes from the group's own patients, both classes
     together.
     """
     brier = estimate(coded, codes, count, _brier_where(flagged))
@@ -122,9 +122,9 @@ def _brier_where(flagged: bool) -> influence.Estimator:
         weight: Float,
         model: NDArray[Any],  # noqa: ARG001
     ) -> tuple[float, Float]:
-        chosen = weight * ((coded >= 2) == flagged)
-        if chosen.sum() == 0:
+        group_weight = weight * ((coded >= 2) == flagged)
+        if group_weight.sum() == 0:
             return float("nan"), np.zeros(len(coded))
-        return influence.mean(np.where(coded >= 2, coded - 2, coded), chosen)
+        return influence.mean(np.where(coded >= 2, coded - 2, coded), group_weight)
 
     return estimator

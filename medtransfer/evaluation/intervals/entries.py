@@ -20,7 +20,7 @@ def no_interval(reason: str, estimate: float | None = None) -> dict[str, Any]:
     return {"estimate": estimate, "low": None, "high": None, "reason": reason}
 
 
-# What is said of calibration and decisions where an arm gives scores.
+# The entry of calibration and decisions where an arm gives scores.
 NO_PROBABILITIES = no_interval("not measured: a score is no probability")
 
 

@@ -43,8 +43,8 @@ class Estimate(OverTrainings):
 
     Attributes:
         value: mean over seeds.
-        positive, negative: (seed, patient), influence of the images of either class, summed within
-            the patient.
+        positive: (seed, patient), influence of the positive images, summed within the patient.
+        negative: (seed, patient), the same of the negative images.
         members: number of patients with a positive, with a negative image, and of all.
         by_fold: (fold, 2), number of patients with a positive and with a negative image, of the
             first seed.
@@ -103,12 +103,14 @@ class Estimate(OverTrainings):
 
     @property
     def variance(self) -> float:
-        """Over patients and seeds."""
+        """The variance over patients and seeds."""
         return sum(part.variance for part in self.parts)
 
     @property
     def shared(self) -> tuple[Part, ...]:
-        """Over patients, what all seeds share: the mean covariance of two of them."""
+        """Parts of the variance over patients that all seeds share: the mean covariance of two
+        seeds.
+        """
         seeds = len(self.positive)
         if self.apart is not None:
             return tuple(
@@ -121,13 +123,13 @@ class Estimate(OverTrainings):
 
     @property
     def _interaction(self) -> float:
-        """The variance over patients of the mean over seeds that these do not share."""
+        """The variance over patients of the mean over seeds that the seeds do not share."""
         shared = sum(part.variance for part in self.shared)
         return self.interaction if self.apart is not None else max(0.0, self.of_patients - shared)
 
     def _over_patients(self, share: Float) -> tuple[Part, ...]:
-        """From the covariances between seeds, each with its share (seed, seed); known from the
-        patients of either class.
+        """The variance from the covariances between seeds, each with its share (seed, seed); its
+        degrees of freedom come from the patients of either class.
 
         (Satterthwaite 1946, doi:10.2307/3002019.)
         """
@@ -147,11 +149,15 @@ class Estimate(OverTrainings):
         if min(positives, negatives) >= _MANY and not self.clustered:
             return (Part(variance, np.inf),)
         pair = [(of_positive, positives - 1), (of_negative, negatives - 1)]
-        known = [(part, freedom) for part, freedom in pair if part > 0 and freedom > 0]
+        parts = [
+            (component, freedom) for component, freedom in pair if component > 0 and freedom > 0
+        ]
         # In shares of the largest, whose squares are numbers whatever the scale.
-        largest = max((part for part, _ in known), default=0.0)
+        largest = max((component for component, _ in parts), default=0.0)
         shares = (
-            [(part / largest, freedom) for part, freedom in known] if np.isfinite(largest) else []
+            [(component / largest, freedom) for component, freedom in parts]
+            if np.isfinite(largest)
+            else []
         )
         freedom = (
             sum(share for share, _ in shares) ** 2
@@ -175,7 +181,8 @@ class Estimate(OverTrainings):
 
         Args:
             scale: of the interval.
-            least, greatest: bounds of the quantity.
+            least: lower bound of the quantity.
+            greatest: upper bound of the quantity.
             widest: standard errors beyond this mean that the data hold no information on it.
             parts: of the variance; left out, over patients and seeds.
             coverage: 0.95 where left out.
@@ -199,7 +206,7 @@ class Estimate(OverTrainings):
         return {"estimate": self.value, "low": max(least, low), "high": min(greatest, high)}
 
     def p_value(self, parts: tuple[Part, ...] | None = None) -> float | None:
-        """Two-sided, of the estimate being 0; None where its variance is not known."""
+        """Two-sided p-value of the estimate being 0; None where its variance is not known."""
         parts = self.parts if parts is None else parts
         variance = sum(part.variance for part in parts)
         if not (
@@ -289,10 +296,12 @@ def _count_by_fold(scores: Scores) -> Int:
 
 
 def by_model(scores: Scores, value: Value, mass: Mass) -> Cells | None:
-    """A value of every model; None where seeds have different folds.
+    """The value of every model; None where the seeds have different folds.
 
     Args:
-        scores: of an arm. value: from `logit, target, weight, model`. mass: what a fold counts.
+        scores: of an arm.
+        value: from `logit, target, weight, model`.
+        mass: what a fold counts.
     """
     folds = scores.folds
     if folds is None or len(scores.target) == 0:
@@ -309,8 +318,8 @@ def by_model(scores: Scores, value: Value, mass: Mass) -> Cells | None:
 
 
 def mass_of(mass: Mass, target: NDArray[Any], weights: Float) -> Float:
-    """What images count together, (draw, image) -> (draw,): pairs of a positive and a negative,
-    positives, or all.
+    """The mass of the images in each draw, (draw, image) -> (draw,): the number of pairs of a
+    positive and a negative, of positives, or of all.
     """
     positives = weights @ np.asarray(target, np.float64)
     if mass == "positives":

@@ -52,15 +52,18 @@ def auc(logit: Float, target: NDArray[Any], weight: Float, model: Int) -> tuple[
     concordant = pairs = 0.0
     for rows in split_models(model):
         _, level = np.unique(logit[rows], return_inverse=True)
-        mine, w = truth[rows], weight[rows]
-        positive, negative = np.bincount(level, w * mine), np.bincount(level, w * ~mine)
+        positive_rows, w = truth[rows], weight[rows]
+        positive, negative = (
+            np.bincount(level, w * positive_rows),
+            np.bincount(level, w * ~positive_rows),
+        )
         p, n = positive.sum(), negative.sum()
         if not (p > 0 and n > 0):
             continue
         below = np.cumsum(negative) - negative / 2
         above = p - (np.cumsum(positive) - positive / 2)
-        placement[rows] = np.where(mine, below[level] / n, above[level] / p)
-        share[rows] = w * np.where(mine, n, p)
+        placement[rows] = np.where(positive_rows, below[level] / n, above[level] / p)
+        share[rows] = w * np.where(positive_rows, n, p)
         concordant, pairs = concordant + float(positive @ below), pairs + float(p * n)
     if not pairs > 0:
         return float("nan"), np.zeros(len(logit))
@@ -79,7 +82,7 @@ def log_loss(logit: Float, target: NDArray[Any], weight: Float, _model: Int) -> 
 
 
 def mean(values: Float, weight: Float) -> tuple[float, Float]:
-    """A weighted mean."""
+    """A weighted mean with its influences."""
     total = weight.sum()
     value = float(weight @ values / total)
     return value, weight * (values - value) / total

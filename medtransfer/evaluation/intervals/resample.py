@@ -7,16 +7,16 @@ and no uncertainty of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from medtransfer.evaluation.intervals.draws import Draws
 from medtransfer.evaluation.intervals.entries import no_interval
 from medtransfer.evaluation.intervals.estimate import Mass, Value, by_model, mass_of
 from medtransfer.evaluation.intervals.variance import (
@@ -36,86 +36,9 @@ from medtransfer.evaluation.tables.scores import Scores, gather_levels
 Metric = Callable[[Float, NDArray[Any], Float], Float]
 # A variance below this is rounding.
 _NOTHING = 1e-24
-# Numbers held at once for the draws: 64 MB.
-_CHUNK = 8_000_000
 # Beyond so many different scores of an arm, neighbouring ones are drawn as one, at their mean; the
 # draws are moved by what this changes on the sample itself (an AUC by 1e-4).
 _LEVELS = 4096
-
-
-@dataclass(frozen=True, eq=False)
-class Draws:
-    """How often each draw takes each patient: with replacement, all images of a patient together,
-    in every seed.
-
-    Attributes:
-        patients: (patient,), all different; of all that is compared.
-        number: of draws.
-        seed: of the draws.
-        strata: (patient,), numbers of what is drawn from apart, such as folds; left out: all are
-            drawn from at once.
-
-    Of n patients of a stratum n - 1 are drawn, which gives the variance of a mean also where strata
-    are small (Rao & Wu 1988, doi:10.1080/01621459.1988.10478591, whose factor n / (n - 1) is left
-    out: all that is measured is a ratio).
-    """
-
-    patients: NDArray[np.object_]
-    number: int
-    seed: int
-    strata: Int | None = None
-
-    @cached_property
-    def place(self) -> dict[Any, int]:
-        """Number of each patient."""
-        return {patient: index for index, patient in enumerate(self.patients)}
-
-    def codes(self, patients: NDArray[np.object_]) -> Int:
-        """Numbers of these patients."""
-        return np.array([self.place[patient] for patient in patients], np.int64)
-
-    def chunks(self, width: int) -> Iterator[tuple[slice, Float]]:
-        """Counts (draw, patient), some draws at a time; `width` numbers are to be held for each."""
-        rng, count = np.random.default_rng([self.seed, 0]), len(self.patients)
-        strata = np.zeros(count, np.int64) if self.strata is None else self.strata
-        order = np.argsort(strata, kind="stable")
-        sizes = np.bincount(strata)
-        taken = np.where(sizes > 1, sizes - 1, sizes)
-        first, size_of = np.repeat(np.cumsum(sizes) - sizes, taken), np.repeat(sizes, taken)
-        step = max(1, _CHUNK // max(width, count))
-        for start in range(0, self.number, step):
-            rows = slice(start, min(start + step, self.number))
-            size = rows.stop - rows.start
-            drawn = (
-                order[first + rng.integers(0, size_of, (size, len(first)))]
-                + count * np.arange(size)[:, None]
-            )
-            yield (
-                rows,
-                np.bincount(drawn.ravel(), minlength=size * count)
-                .reshape(size, count)
-                .astype(np.float64),
-            )
-
-
-def patients_of(rows: pd.DataFrame) -> NDArray[np.object_]:
-    """The patients in the order of the rows, which follows from their content; see `order`."""
-    return np.asarray(rows["patient"].unique(), object)
-
-
-def strata_of(test: pd.DataFrame, patients: NDArray[np.object_]) -> Int | None:
-    """Number of the fold in which each patient is tested, where all arms and seeds test him in the
-    same; else None.
-
-    Args:
-        test: test rows, `patient, fold`. patients: in their order.
-    """
-    folds = test.groupby(test["patient"].astype(str))["fold"].agg(["min", "max"])
-    if not (folds["min"] == folds["max"]).all():
-        return None
-    return np.asarray(
-        np.unique(folds.loc[[str(p) for p in patients], "min"], return_inverse=True)[1], np.int64
-    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +56,7 @@ class Table:
 
     @property
     def total(self) -> Float:
-        """(1, row), the sample as it is."""
+        """(1, row), the weights of the sample itself."""
         return np.asarray(self.weight.sum(0), np.float64).reshape(1, -1)
 
 
@@ -146,9 +69,9 @@ def tabulate(logit: Float, target: NDArray[Any], weight: Float, codes: Int, pati
 
 
 @dataclass(frozen=True, eq=False)
-class Within:
-    """A metric within models: its mean over them, each with its mass; of a draw in which a model
-    has no value, over the others.
+class WithinModels:
+    """A metric that is measured within models: its mean over the models, weighted by their masses.
+    In a draw where a model has no value, the mean is over the others.
     """
 
     metric: Metric
@@ -157,25 +80,27 @@ class Within:
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """Metrics of some scores, by name; those within models are `Within`."""
+    """Metrics to be measured on some scores, by name."""
 
     scores: Scores
-    metrics: Mapping[str, Metric | Within]
+    metrics: Mapping[str, Metric | WithinModels]
 
     def parts(self, seed: int, within: bool) -> list[NDArray[np.bool_]]:
-        """(image,) per part: all at once, or the images of each model."""
+        """The images that are measured together, (image,) per part: all images, or the images of
+        each model.
+        """
         folds = self.scores.fold[seed] if within else np.zeros(len(self.scores.target), int)
         return [folds == fold for fold in np.unique(folds)]
 
     @property
     def kinds(self) -> list[bool]:
-        """Whether metrics are within models; both where some are."""
-        return sorted({isinstance(metric, Within) for metric in self.metrics.values()})
+        """Whether there are metrics over all images (False), within models (True), or both."""
+        return sorted({isinstance(metric, WithinModels) for metric in self.metrics.values()})
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn(OverTrainings):
-    """A metric and its draws over patients.
+class DrawnMetric(OverTrainings):
+    """A metric and its values in the draws over patients.
 
     Attributes:
         value: mean over seeds: a number, or (several,).
@@ -183,7 +108,9 @@ class Drawn(OverTrainings):
         draws: (seed, draw) or (seed, draw, several); NaN where a draw lacks a class.
         freedom: degrees of freedom with which the variance over patients is known.
         cells: the values of single models, where the value is a mean over them.
-        given: as of `Scores`. apart, interaction: as of `Estimate`.
+        given: see `Scores`.
+        apart: see `Estimate`.
+        interaction: see `Estimate`.
     """
 
     value: Any
@@ -197,22 +124,22 @@ class Drawn(OverTrainings):
 
     @property
     def mean(self) -> Float:
-        """(draw,) or (draw, several), over seeds."""
+        """Mean over seeds, (draw,) or (draw, several)."""
         return np.asarray(self.draws.mean(0), np.float64)
 
-    def __getitem__(self, column: int) -> Drawn:
-        return make_drawn(
+    def __getitem__(self, column: int) -> DrawnMetric:
+        return make_drawn_metric(
             self.by_seed[:, column], self.draws[:, :, column], self.freedom, given=self.given
         )
 
-    def __sub__(self, other: Drawn) -> Drawn:
+    def __sub__(self, other: DrawnMetric) -> DrawnMetric:
         """The difference in the same draws; seeds are paired where there are as many, folds where
         they are the same.
         """
         freedom = min(self.freedom, other.freedom)
         cells = None if self.cells is None else self.cells.less(other.cells)
         if len(self.by_seed) != len(other.by_seed):
-            difference = make_drawn(
+            difference = make_drawn_metric(
                 np.array([self.value - other.value]),
                 (self.mean - other.mean)[None],
                 freedom,
@@ -225,7 +152,7 @@ class Drawn(OverTrainings):
                 apart=apart,
                 interaction=self._interaction + other._interaction,
             )
-        return make_drawn(
+        return make_drawn_metric(
             self.by_seed - other.by_seed, self.draws - other.draws, freedom, cells, self.given
         )
 
@@ -243,7 +170,8 @@ class Drawn(OverTrainings):
 
         Args:
             scale: where the estimate is nearer to normal, logit for shares.
-            least, greatest: bounds of the quantity.
+            least: lower bound of the quantity.
+            greatest: upper bound of the quantity.
             parts: of the variance; left out, over patients and seeds.
         """
         estimate = float(self.value) if np.isfinite(self.value) else None
@@ -262,7 +190,7 @@ class Drawn(OverTrainings):
         }
 
     def p_value(self, parts: tuple[Part, ...] | None = None) -> float | None:
-        """Two-sided, of the value being 0."""
+        """Two-sided p-value of the value being 0; None where its variance is not known."""
         if self._known is None:
             return None
         parts = self.parts if parts is None else parts
@@ -284,7 +212,7 @@ class Drawn(OverTrainings):
 
     @property
     def shared(self) -> tuple[Part, ...]:
-        """As of `Estimate`."""
+        """See `Estimate.shared`."""
         seeds = len(self.draws)
         if self.apart is not None:
             return (Part(max(0.0, self.models_alone[0].variance - self.interaction), self.freedom),)
@@ -295,11 +223,11 @@ class Drawn(OverTrainings):
 
     @cached_property
     def _covariance(self) -> Float:
-        """(seed, seed), over the draws in which every seed has a value."""
-        known = self._known
+        """Covariance of the seeds, (seed, seed), over the draws where every seed has a value."""
+        finite = self._known
         return (
-            np.atleast_2d(np.cov(known))
-            if known is not None
+            np.atleast_2d(np.cov(finite))
+            if finite is not None
             else np.full((len(self.draws),) * 2, np.nan)
         )
 
@@ -313,23 +241,23 @@ class Drawn(OverTrainings):
         )
 
 
-def make_drawn(
+def make_drawn_metric(
     by_seed: Float,
     draws: Float,
     freedom: float = np.inf,
     cells: Cells | None = None,
     given: bool = False,
-) -> Drawn:
-    """From the estimates of the seeds and their draws (seed, draw)."""
+) -> DrawnMetric:
+    """A metric from the estimates of the seeds and their draws (seed, draw)."""
     mean = by_seed.mean(0)
-    return Drawn(
+    return DrawnMetric(
         float(mean) if np.ndim(mean) == 0 else mean, by_seed, draws, max(1.0, freedom), cells, given
     )
 
 
-def draw_values(questions: Sequence[Question], draws: Draws) -> list[dict[str, Drawn]]:
-    """Each metric and its draws, paired between all questions; a metric is computed per seed and
-    averaged.
+def draw_values(questions: Sequence[Question], draws: Draws) -> list[dict[str, DrawnMetric]]:
+    """Measures each metric on the sample and in the draws, which are the same for all questions; a
+    metric is computed per seed and averaged.
 
     Args:
         questions: their patients are among those of the draws.
@@ -347,27 +275,27 @@ def draw_values(questions: Sequence[Question], draws: Draws) -> list[dict[str, D
         ),
         default=1,
     )
-    found: list[dict[str, list[list[Float]]]] = [
+    collected: list[dict[str, list[list[Float]]]] = [
         {name: [[] for _ in q.scores.seeds] for name in q.metrics} for q in questions
     ]
     for _, counts in draws.chunks(2 * widest):
-        turned = np.ascontiguousarray(counts.T)
-        for question, seeds, values in zip(questions, tables, found, strict=True):
+        by_patient = np.ascontiguousarray(counts.T)
+        for question, seeds, values in zip(questions, tables, collected, strict=True):
             for seed, kinds in enumerate(seeds):
                 for within, parts in kinds.items():
                     weights = [
-                        np.ascontiguousarray((table.weight.T @ turned).T) for table, _ in parts
+                        np.ascontiguousarray((table.weight.T @ by_patient).T) for table, _ in parts
                     ]
                     for name, metric in question.metrics.items():
-                        if isinstance(metric, Within) == within:
+                        if isinstance(metric, WithinModels) == within:
                             values[name][seed].append(_join(name, metric, parts, weights))
     answers = []
-    for question, values in zip(questions, found, strict=True):
+    for question, values in zip(questions, collected, strict=True):
         by_seed, cells = estimates(question), _cells(question)
         freedom = _freedom(question.scores)
         answers.append(
             {
-                name: make_drawn(
+                name: make_drawn_metric(
                     by_seed[name],
                     np.stack([np.concatenate(p) for p in parts]),
                     freedom,
@@ -381,25 +309,25 @@ def draw_values(questions: Sequence[Question], draws: Draws) -> list[dict[str, D
 
 
 def _freedom(scores: Scores) -> float:
-    """That of the smaller class."""
+    """Degrees of freedom of the smaller class."""
     return min(len(set(scores.patients[scores.target == value])) for value in (0, 1)) - 1.0
 
 
 def _join(
     name: str,
-    metric: Metric | Within,
+    metric: Metric | WithinModels,
     parts: Sequence[tuple[Table, dict[str, Any]]],
     weights: Sequence[Float],
 ) -> Float:
-    """A metric over the draws: of all rows, or the mean of models."""
-    if not isinstance(metric, Within):
-        (table, moved), (weight,) = parts[0], weights
+    """The values of a metric in the draws: of all rows, or the mean over models."""
+    if not isinstance(metric, WithinModels):
+        (table, correction), (weight,) = parts[0], weights
         return np.asarray(
-            metric(table.logit, table.target, weight) + moved.get(name, 0.0), np.float64
+            metric(table.logit, table.target, weight) + correction.get(name, 0.0), np.float64
         )
     values = [
-        metric.metric(t.logit, t.target, w) + moved.get(name, 0.0)
-        for (t, moved), w in zip(parts, weights, strict=True)
+        metric.metric(t.logit, t.target, w) + correction.get(name, 0.0)
+        for (t, correction), w in zip(parts, weights, strict=True)
     ]
     return _mean_of_models(
         values,
@@ -421,8 +349,8 @@ def _mean_of_models(values: Sequence[Float], masses: Sequence[Float]) -> Float:
 def _tabulate_all(
     question: Question, draws: Draws, count: int
 ) -> list[dict[bool, list[tuple[Table, dict[str, Any]]]]]:
-    """Per seed, pooled and within models, and per part, the gathered scores and what gathering
-    changes.
+    """The gathered scores of every seed, pooled and within models, and what gathering changes in
+    each metric.
     """
     s = question.scores
     codes = draws.codes(s.patients)
@@ -431,12 +359,12 @@ def _tabulate_all(
         kinds: dict[bool, list[tuple[Table, dict[str, Any]]]] = {
             within: [] for within in question.kinds
         }
-        for within, own in kinds.items():
+        for within, tables_of in kinds.items():
             for inside in question.parts(seed, within):
                 table = tabulate(
                     z[inside], s.target[inside], s.weight[inside], codes[inside], count
                 )
-                own.append((table, _moved(question, within, table, z[inside], inside)))
+                tables_of.append((table, _moved(question, within, table, z[inside], inside)))
         tables.append(kinds)
     return tables
 
@@ -444,16 +372,16 @@ def _tabulate_all(
 def _moved(
     question: Question, within: bool, table: Table, logit: Float, inside: NDArray[np.bool_]
 ) -> dict[str, Any]:
-    """By metric, what is lost by drawing neighbouring scores as one; nothing where every score has
+    """The change of each metric by drawing neighbouring scores as one; empty where every score has
     its own row.
     """
     if len(np.unique(logit)) <= _LEVELS:
         return {}
     target, weight = question.scores.target[inside], question.scores.weight[inside][None]
     metrics = {
-        n: m.metric if isinstance(m, Within) else m
+        n: m.metric if isinstance(m, WithinModels) else m
         for n, m in question.metrics.items()
-        if isinstance(m, Within) == within
+        if isinstance(m, WithinModels) == within
     }
     return {
         name: metric(logit, target, weight) - metric(table.logit, table.target, table.total)
@@ -462,18 +390,18 @@ def _moved(
 
 
 def estimates(question: Question) -> dict[str, Float]:
-    """Each metric on the data as they are: (seed,) or (seed, several)."""
+    """The value of each metric on the sample itself: (seed,) or (seed, several)."""
     s, by_name = question.scores, {}
     for name, metric in question.metrics.items():
         by_seed = []
         for seed, logit in enumerate(s.logit):
-            within = isinstance(metric, Within)
-            of = metric.metric if isinstance(metric, Within) else metric
+            within = isinstance(metric, WithinModels)
+            of = metric.metric if isinstance(metric, WithinModels) else metric
             rows = question.parts(seed, within)
             values = [of(logit[c], s.target[c], s.weight[c][None]) for c in rows]
             masses = (
                 [mass_of(metric.mass, s.target[c], s.weight[c][None]) for c in rows]
-                if isinstance(metric, Within)
+                if isinstance(metric, WithinModels)
                 else []
             )
             by_seed.append((_mean_of_models(values, masses) if within else values[0])[0])
@@ -482,9 +410,11 @@ def estimates(question: Question) -> dict[str, Float]:
 
 
 def _cells(question: Question) -> dict[str, Cells | None]:
-    """The values of single models of the metrics within them."""
+    """The values of single models, for the metrics within models."""
     within = {
-        name: metric for name, metric in question.metrics.items() if isinstance(metric, Within)
+        name: metric
+        for name, metric in question.metrics.items()
+        if isinstance(metric, WithinModels)
     }
     return {
         name: by_model(question.scores, _value_of(metric.metric), metric.mass)
@@ -503,10 +433,12 @@ def bands(values: Float) -> tuple[Float, Float]:
     """2.5 and 97.5 % quantiles of the draws at each place, (draw, place) -> (place,) each; NaN
     where no draw has a value.
     """
-    known = np.isfinite(values).any(0)
+    has_value = np.isfinite(values).any(0)
     low, high = np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
-    if known.any():
-        low[known], high[known] = np.nanquantile(values[:, known], [0.025, 0.975], axis=0)
+    if has_value.any():
+        low[has_value], high[has_value] = np.nanquantile(
+            values[:, has_value], [0.025, 0.975], axis=0
+        )
     return low, high
 
 

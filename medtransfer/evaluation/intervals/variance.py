@@ -28,7 +28,7 @@ _ZERO, _LEAST = 1e-9, -230.0
 
 @dataclass(frozen=True)
 class Part:
-    """A variance and its degrees of freedom; infinite where it is known."""
+    """A variance and its degrees of freedom; infinite where the variance is known."""
 
     variance: float
     freedom: float
@@ -36,7 +36,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """An estimate of every model.
+    """The estimate of every model.
 
     Attributes:
         estimates: (seed, fold).
@@ -52,7 +52,7 @@ class Cells:
 
     def less(self, other: Cells | None) -> Cells | None:
         """The difference model by model, of means over seeds where their number differs; None where
-        folds are not the same.
+        the folds differ.
         """
         if (
             other is None
@@ -67,8 +67,10 @@ class Cells:
 
     def known(self) -> tuple[Float, Float]:
         """Values (seed, fold) and shares (fold,) of the folds in which every model has a value."""
-        there = np.isfinite(self.estimates).all(0) & (self.mass > 0)
-        return self.estimates[:, there], self.mass[there] / max(self.mass[there].sum(), 1e-300)
+        complete = np.isfinite(self.estimates).all(0) & (self.mass > 0)
+        return self.estimates[:, complete], self.mass[complete] / max(
+            self.mass[complete].sum(), 1e-300
+        )
 
 
 class OverTrainings(ABC):
@@ -76,8 +78,10 @@ class OverTrainings(ABC):
     what trainings add to it.
 
     Attributes:
-        by_seed, cells: the figures of seeds and of single models. given, apart: as of
-            `estimate.Estimate`.
+        by_seed: (seed,), the estimate of each seed.
+        cells: the estimates of single models.
+        given: see `estimate.Estimate`.
+        apart: see `estimate.Estimate`.
     """
 
     by_seed: Float
@@ -93,19 +97,23 @@ class OverTrainings(ABC):
     @property
     @abstractmethod
     def shared(self) -> tuple[Part, ...]:
-        """Over patients, what all seeds share: the mean covariance of two of them."""
+        """Parts of the variance over patients that all seeds share: the mean covariance of two
+        seeds.
+        """
 
     @property
     def between(self) -> tuple[Part, ...]:
-        """Between seeds; empty where they are not thought to vary, or do not show it."""
+        """Parts of the variance between seeds; empty where the models are given, or where nothing
+        shows it.
+        """
         if self.given:
             return ()
         return between_seeds(self.by_seed, self.cells) if self.apart is None else self.apart
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """Of the variance over patients and seeds. What differs between patients from seed to seed
-        is in the variance between seeds.
+        """Parts of the variance over patients and seeds; what differs between patients from seed to
+        seed is within the variance between seeds.
 
         (Obuchowski & Rockette 1995, doi:10.1080/03610919508813243; Hillis 2007,
         doi:10.1002/sim.2532.)
@@ -114,8 +122,8 @@ class OverTrainings(ABC):
 
     @property
     def trained_again(self) -> tuple[Part, ...]:
-        """Of the variance that also holds what another training would change, see `trained_again`;
-        empty where nothing shows it.
+        """Parts of the variance that another training would show; see the function `trained_again`.
+        Empty where nothing shows it.
         """
         return (
             ()
@@ -125,7 +133,7 @@ class OverTrainings(ABC):
 
 
 def between_seeds(by_seed: Float, cells: Cells | None = None) -> tuple[Part, ...]:
-    """Variance of the mean over seeds that comes from the seeds; nothing for a single one, which
+    """Variance of the mean over seeds that comes from the seeds; empty for a single seed, which
     does not show it.
 
     With the same folds in every seed it is that between the seeds of a fold, summed over folds:
@@ -158,7 +166,7 @@ def between_folds(cells: Cells | None) -> Part | None:
 
 
 def differ_between_seeds(*arms: tuple[Part, ...]) -> tuple[Part, ...]:
-    """Between the seeds of arms that are not paired; empty where one of them has a single seed,
+    """Variance between the seeds of arms that are not paired; empty where an arm has a single seed,
     which does not show it.
     """
     return tuple(part for parts in arms for part in parts) if all(arms) else ()
@@ -167,8 +175,8 @@ def differ_between_seeds(*arms: tuple[Part, ...]) -> tuple[Part, ...]:
 def trained_again(
     alone: tuple[Part, ...], shared: Sequence[Part], seeds: tuple[Part, ...], cells: Cells | None
 ) -> tuple[Part, ...]:
-    """Parts of a variance that holds what another training of every model would change; empty where
-    nothing shows it.
+    """Parts of the variance that another training of every model would show; empty where nothing
+    shows it.
 
     Two estimates, weighted by their degrees of freedom: that over patients which all seeds share,
     with the variance between the seeds of a fold; and that between folds. Few of either may show
@@ -177,11 +185,12 @@ def trained_again(
     Args:
         alone: over patients, the trained models taken as given.
         shared: of it, without the part that differs from seed to seed.
-        seeds: between seeds. cells: the estimates of single models.
+        seeds: between seeds.
+        cells: the estimates of single models.
     """
     folds = between_folds(cells)
     if folds is None or not seeds:
-        again = (*shared, *seeds) if seeds else () if folds is None else (folds,)
+        parts = (*shared, *seeds) if seeds else () if folds is None else (folds,)
     else:
         freedom = _pooled_freedom(seeds)
         total = freedom + folds.freedom
@@ -190,12 +199,12 @@ def trained_again(
             / total,
             total,
         )
-        again = (*(Part(part.variance * freedom / total, part.freedom) for part in shared), mixed)
-    return max(again, alone, key=_half_width) if again else ()
+        parts = (*(Part(part.variance * freedom / total, part.freedom) for part in shared), mixed)
+    return max(parts, alone, key=_half_width) if parts else ()
 
 
 def _pooled_freedom(parts: Sequence[Part]) -> float:
-    """Satterthwaite 1946, doi:10.2307/3002019."""
+    """Degrees of freedom of a sum of variances (Satterthwaite 1946, doi:10.2307/3002019)."""
     below = sum(part.variance**2 / part.freedom for part in parts)
     return (
         sum(part.variance for part in parts) ** 2 / below
@@ -230,7 +239,8 @@ def _quantile_at(parts: Sequence[Part], outside: float) -> float:
 
 
 def two_sided_p(ratio: float, parts: Sequence[Part]) -> float:
-    """The p-value that belongs to such intervals: 1 - coverage of the one that just holds 0.
+    """The p-value that belongs to such intervals: 1 - coverage of the interval that just includes
+    0.
 
     Args:
         ratio: |estimate| / standard error.
@@ -238,24 +248,24 @@ def two_sided_p(ratio: float, parts: Sequence[Part]) -> float:
     """
     if not np.isfinite(ratio):
         return 0.0 if ratio > 0 else float("nan")
-    known = [part for part in parts if part.variance > 0]
-    if len({part.freedom for part in known}) == 1:
-        return float(2 * student.sf(ratio, known[0].freedom))
+    positive = [part for part in parts if part.variance > 0]
+    if len({part.freedom for part in positive}) == 1:
+        return float(2 * student.sf(ratio, positive[0].freedom))
     if ratio < _ZERO:
         return 1.0
 
     def excess(log_p: float) -> float:
-        return _quantile_at(known, float(np.exp(log_p))) - ratio
+        return _quantile_at(positive, float(np.exp(log_p))) - ratio
 
-    # From a p that nobody tells from 0 up to 1.
+    # Between a p that cannot be told from 0, and 1.
     return (
         float(np.exp(brentq(excess, _LEAST, 0.0))) if excess(_LEAST) > 0 else float(np.exp(_LEAST))
     )
 
 
 def move(value: float, half: float, scale: Scale) -> float:
-    """A bound `half` away from an estimate, the distance taken on a scale where the estimate is
-    nearer to normal: logit, log, identity.
+    """A bound at a distance of `half` from an estimate, on the scale (logit, log or identity) where
+    the estimate is closest to normal.
     """
     if scale == "logit" and 0 < value < 1:
         return float(expit(np.log(value / (1 - value)) + half / (value * (1 - value))))

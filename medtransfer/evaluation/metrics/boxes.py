@@ -17,7 +17,7 @@ from medtransfer.evaluation.tables.arrays import Float, Int
 # False positives per image at which the sensitivity is read; their mean is the CPM (van Ginneken et
 # al. 2010, doi:10.1016/j.media.2010.05.005).
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-# Overlaps of the average precision by itself, and those whose mean is COCO's mAP.
+# IoU of the average precisions that are reported alone, and of those whose mean is COCO's mAP.
 ALONE = (0.1, 0.3, 0.5)
 COCO = tuple(np.round(np.arange(0.5, 1.0, 0.05), 2))
 OVERLAPS = tuple(sorted({*ALONE, *COCO}))
@@ -30,10 +30,11 @@ class Detections:
 
     Attributes:
         tested: (patient,), whether the model tested this patient.
-        score: (candidate,), logit. patient: (candidate,), number of the patient.
+        score: (candidate,), logit.
+        patient: (candidate,), number of the patient.
         hits: (candidate, overlap), whether it finds a lesion at each of `OVERLAPS`.
-        hit: (candidate,), by the rule of the evaluation. lesion: (candidate,), number of that
-            lesion, or -1.
+        hit: (candidate,), by the rule of the evaluation.
+        lesion: (candidate,), number of that lesion, or -1.
         chance: (candidate,), calibrated probability of being a lesion; NaN where nothing could be
             fitted.
     """
@@ -52,9 +53,10 @@ class Truth:
     """The test images and their lesions.
 
     Attributes:
-        images: (patient,), number of images. lesions: (patient,), number of lesions.
-        owner: (lesion,), number of its patient. size: (lesion,), side of a square (or cube) as
-            large, in pixels.
+        images: (patient,), number of images.
+        lesions: (patient,), number of lesions.
+        owner: (lesion,), number of its patient.
+        size: (lesion,), side of a square (or cube) as large, in pixels.
     """
 
     images: Float
@@ -89,8 +91,8 @@ def pool_models(models: Sequence[Detections]) -> Detections:
 
 
 def mean_of_models(models: Sequence[Detections], truth: Truth, counts: Float, bins: Int) -> Float:
-    """(draw, number): see `_draw`; means weighted by the lesions drawn, by those of a size, or
-    sums.
+    """The numbers of `measure_model`, (draw, number), averaged over models: weighted by the lesions
+    drawn, or by those of a size; the last two are sums.
     """
     if len(models) == 1:
         return measure_model(models[0], truth, counts, bins)
@@ -124,7 +126,9 @@ def size_bins(truth: Truth) -> Int:
 
 
 def measure_model(detections: Detections, truth: Truth, counts: Float, bins: Int) -> Float:
-    """(draw, number) of one model: see `_draw`; `counts` (draw, patient)."""
+    """The numbers of one model, (draw, number): average precisions, sensitivities of the FROC,
+    sensitivities by size, and the hits that are expected and observed; `counts` (draw, patient).
+    """
     counts = counts * detections.tested
     weights = counts[:, detections.patient]
     lesions, images = counts @ truth.lesions, counts @ truth.images
@@ -134,7 +138,7 @@ def measure_model(detections: Detections, truth: Truth, counts: Float, bins: Int
         for place in range(len(OVERLAPS))
     ]
     sensitivity = froc(detections.score, detections.hit, weights, lesions, images)
-    # Of sizes, at the score that lets one false positive through on each image of the sample.
+    # Sensitivity by size, at the score that lets one false positive per image through.
     least = least_score(detections.score, detections.hit, truth.images[detections.tested].sum())
     caught = np.zeros(len(truth.owner), bool)
     caught[detections.lesion[(detections.score >= least) & detections.hit]] = True
@@ -143,9 +147,10 @@ def measure_model(detections: Detections, truth: Truth, counts: Float, bins: Int
         weight = counts[:, truth.owner] * (bins == place)
         with np.errstate(invalid="ignore"):
             by_size.append((weight * caught).sum(1) / weight.sum(1))
-    known = np.isfinite(detections.chance)
+    calibrated = np.isfinite(detections.chance)
     expected, observed = (
-        weights[:, known] @ v[known] for v in (detections.chance, detections.hit.astype(float))
+        weights[:, calibrated] @ v[calibrated]
+        for v in (detections.chance, detections.hit.astype(float))
     )
     return np.stack([*precision, *sensitivity.T, *by_size, expected, observed], 1)
 
@@ -162,8 +167,12 @@ def froc(
     MONAI's `compute_froc_score`.
 
     Args:
-        score: (candidate,), descending. hit: whether it finds a lesion.
-        weights: (draw, candidate). lesions, images: (draw,), how many there are.
+        score: (candidate,), descending.
+        hit: whether it finds a lesion.
+        weights: (draw, candidate).
+        lesions: (draw,), number of lesions.
+        images: (draw,), number of images.
+        rates: false positives per image at which the sensitivity is read.
 
     Returns:
         (draw, rate); NaN without lesions.
@@ -194,11 +203,13 @@ def froc_curve(
 
 
 def least_score(score: Float, hit: NDArray[np.bool_], images: float) -> float:
-    """The lowest score down to which candidates bring one false positive per image at most;
-    infinite where the first bring more.
+    """The lowest score at which candidates still bring one false positive per image at most;
+    infinite where the first candidates bring more.
 
     Args:
-        score: (candidate,), descending. hit: whether it finds a lesion. images: how many there are.
+        score: (candidate,), descending.
+        hit: whether it finds a lesion.
+        images: how many there are.
     """
     last = last_of_ties(score)
     few = last[np.cumsum(~hit)[last] <= images]

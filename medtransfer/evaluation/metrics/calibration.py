@@ -1,7 +1,8 @@
-"""Calibration from bins and curves: ECE with its null, debiased and smooth ECE, the flexible curve
-with ICI, Brier in parts.
+"""Calibration from bins: ECE with its null, debiased ECE, Brier in parts, the joint test and the
+reliability diagram.
 
-Intercept, slope and observed / expected are in `influence`. Metrics for resampling take `weights`
+Intercept, slope and observed / expected are in `influence`, the smooth curve in
+`calibration_curve`, the smooth ECE in `smooth_ece`. Metrics for resampling take `weights`
 (draw, image) and return one value per draw; the estimate is the same function with weights of 1.
 """
 
@@ -12,24 +13,21 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.fft import dct, idct
 from scipy.optimize import isotonic_regression
 from scipy.sparse import csr_array
 from scipy.special import expit, ndtr
 from scipy.stats import chi2
 
+from medtransfer.evaluation.metrics.calibration_curve import curve_metric
+from medtransfer.evaluation.metrics.smooth_ece import CELLS, weighted_smooth_ece
 from medtransfer.evaluation.tables.arrays import Float, Int
 from medtransfer.evaluation.tables.probabilities import log_losses, squared_errors
 from medtransfer.evaluation.tables.scores import Scores, gather_levels
 
-# Points at which a smooth curve is fitted in the draws.
-_GRID = 101
-# Cells of the probability axis for kernel smoothing, and halvings of the bandwidth, to 1e-5.
-_CELLS, _HALVINGS = 2048, 17
 # Share of the level that the test of intercept and slope has; that of differences between models
 # has the rest.
 _OF_LEVEL = 0.8
-# With fewer patients of a class no such test is made.
+# Patients of a class below which the test is not made.
 _FEWEST = 5
 
 
@@ -44,7 +42,7 @@ def weighted_log_loss(logit: Float, target: NDArray[Any], weights: Float) -> Flo
 
 
 def _weighted_mean(values: Float, weights: Float) -> Float:
-    """NaN for a draw without any image, as a fold may have."""
+    """Weighted mean of each draw; NaN for a draw without any image, as a fold may have."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(weights @ values / weights.sum(1), np.float64)
 
@@ -103,7 +101,7 @@ def weighted_l2_ece(logit: Float, target: NDArray[Any], weights: Float, edges: F
 def _bins(
     logit: Float, target: NDArray[Any], weights: Float, edges: Float
 ) -> tuple[Float, Float, Float]:
-    """Per draw and bin: sum of probability - outcome, images, positives."""
+    """Sums of probability - outcome, of images and of positives, (draw, bin) each."""
     probability = expit(logit)
     members = _members(probability, edges)
     return (
@@ -114,7 +112,7 @@ def _bins(
 
 
 def _members(probability: Float, edges: Float) -> Float:
-    """1 where an image lies in a bin, else 0; (image, bin)."""
+    """(image, bin), 1 where an image lies in a bin, else 0."""
     return np.asarray(np.eye(len(edges) + 1)[np.searchsorted(edges, probability, side="right")])
 
 
@@ -157,8 +155,8 @@ def null_errors(
 
 
 def likeness(scores: Scores, codes: Int) -> float:
-    """How alike outcomes of images of one patient are beyond what their probabilities explain, 0 to
-    1.
+    """How much the outcomes of one patient's images resemble each other beyond what their
+    probabilities explain, 0 to 1.
 
     1 where the label is the patient's; else the mean product of two standardised residuals of one
     patient, not below 0.
@@ -184,7 +182,7 @@ def likeness(scores: Scores, codes: Int) -> float:
 
 
 def _uniforms(draws: int, codes: Int, alike: float, rng: np.random.Generator) -> Float:
-    """(draw, image), uniform, those of a patient correlated (Gaussian copula)."""
+    """Uniform numbers (draw, image), correlated within a patient (Gaussian copula)."""
     if alike == 1:
         return rng.random((draws, codes.max() + 1))[:, codes]
     if alike == 0:
@@ -199,10 +197,10 @@ def _uniforms(draws: int, codes: Int, alike: float, rng: np.random.Generator) ->
 
 
 def _levels(logit: Float, weight: Float) -> tuple[Float, csr_array, Float]:
-    """Different scores, or the means of thousands of neighbouring ones; the images at each, and
-    their weight.
+    """The distinct scores, or means of thousands of neighbouring scores, with the images at each
+    and their weight.
     """
-    different, level = gather_levels(logit, _CELLS)
+    different, level = gather_levels(logit, CELLS)
     members = csr_array(
         (np.ones(len(logit)), (np.arange(len(logit)), level)), shape=(len(logit), len(different))
     )
@@ -243,8 +241,8 @@ def joint_p_value(scores: Scores, codes: Int) -> tuple[float | None, float | Non
     )
 
     def test(total: Float, p: Float, direction: Float) -> float | None:
-        """Of sums that should be 0; `direction` (image, sum): how an outcome of probability `p`
-        moves them.
+        """P-value of sums that should be 0; `direction` (image, sum) says how an outcome of
+        probability `p` moves them.
         """
         terms = (scores.weight * np.sqrt(p * (1 - p)))[:, None] * direction
         of_patients = np.asarray(members @ terms, np.float64)
@@ -263,153 +261,11 @@ def joint_p_value(scores: Scores, codes: Int) -> tuple[float | None, float | Non
         test(np.asarray(np.bincount(number, r), np.float64), of, np.eye(len(mass))[number])
         for r, of in zip(residual, p, strict=True)
     ]
-    known = [single for single in singles if single is not None]
-    if len(known) < len(singles):
+    p_values = [single for single in singles if single is not None]
+    if len(p_values) < len(singles):
         return first, None
-    between = min(1.0, min(known) * len(known) / (1 - _OF_LEVEL))
+    between = min(1.0, min(p_values) * len(p_values) / (1 - _OF_LEVEL))
     return min(first / _OF_LEVEL, between), between
-
-
-def weighted_smooth_ece(logit: Float, target: NDArray[Any], weights: Float) -> Float:
-    """Smooth calibration error: the integral of |residual| smoothed over the bandwidth that equals
-    it.
-
-    Błasiok & Nakkiran 2024, arXiv:2309.12236; no bins to choose. Arguments as `weighted_ece`.
-    """
-    spectrum, low, high = (
-        _residual_spectrum(logit, target, weights),
-        np.full(len(weights), 1e-6),
-        np.ones(len(weights)),
-    )
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        above = smoothed_error(spectrum, middle) > middle
-        low, high = np.where(above, middle, low), np.where(above, high, middle)
-    return np.asarray((low + high) / 2, np.float64)
-
-
-def _residual_spectrum(logit: Float, target: NDArray[Any], weights: Float) -> Float:
-    """Cosine transform of the mean residual over the probability axis, (draw, cell)."""
-    probability = expit(logit)
-    # Shared between the two nearest cells, so that the grid shifts nothing.
-    place = np.clip(probability * _CELLS - 0.5, 0, _CELLS - 1)
-    left = np.minimum(place.astype(int), _CELLS - 2)
-    share = place - left
-    residual = weights * (target - probability)
-    mass = np.zeros((len(weights), _CELLS))
-    for at, part in ((left, 1 - share), (left + 1, share)):
-        order = np.argsort(at, kind="stable")
-        starts = np.flatnonzero(np.r_[True, np.diff(at[order]) > 0])
-        mass[:, at[order][starts]] += np.add.reduceat((residual * part)[:, order], starts, axis=1)
-    return np.asarray(dct(mass / weights.sum(1, keepdims=True), type=2, axis=1), np.float64)
-
-
-def smoothed_error(spectrum: Float, bandwidth: Float) -> Float:
-    """Integral of |residual| smoothed by a Gaussian reflected at 0 and 1, which is a product in
-    cosines; (draw,).
-    """
-    decay = np.exp(-((np.pi * np.arange(_CELLS)) ** 2) / 2 * bandwidth[:, None] ** 2)
-    return np.asarray(np.abs(idct(spectrum * decay, type=2, axis=1)).sum(1), np.float64)
-
-
-def calibration_curve(logit: Float, target: NDArray[Any]) -> Float:
-    """Lowess of the outcome on the probability, no robustness weights, span 2/3 (as R's
-    rms::val.prob); (image,).
-    """
-    from statsmodels.nonparametric.smoothers_lowess import (
-        lowess,  # here, as it takes long to import
-    )
-
-    probability = expit(logit)
-    if not np.ptp(probability) > 0:
-        return np.full(len(probability), float(np.mean(target)))
-    order = np.argsort(probability, kind="stable")
-    delta = 0.01 * float(np.ptp(probability))
-    x, y = probability[order], target[order].astype(float)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        smooth = lowess(y, x, frac=2 / 3, it=0, delta=delta, is_sorted=True, return_sorted=False)
-    # Where a whole neighbourhood shares one probability there is no line to fit: its mean outcome,
-    # as in R.
-    _, same = np.unique(x, return_inverse=True)
-    smooth = np.where(np.isfinite(smooth), smooth, (np.bincount(same, y) / np.bincount(same))[same])
-    curve = np.empty(len(probability))
-    curve[order] = smooth
-    return np.clip(curve, 0.0, 1.0)
-
-
-def curve_errors(logit: Float, target: NDArray[Any], weight: Float) -> dict[str, float]:
-    """Distances |p - smooth curve|: `ici` their weighted mean, `e50`, `e90` their quantiles, `emax`
-    the largest.
-
-    Austin & Steyerberg 2019, doi:10.1002/sim.8281.
-    """
-    distance = np.abs(expit(logit) - calibration_curve(logit, target))
-    e50, e90 = np.quantile(distance, [0.5, 0.9])
-    return {
-        "ici": float(weight @ distance / weight.sum()),
-        "e50": float(e50),
-        "e90": float(e90),
-        "emax": float(distance.max()),
-    }
-
-
-def curve_metric(logit: Float) -> Callable[[Float, NDArray[Any], Float], Float]:
-    """The smooth curve in draws, at `curve_grid(logit)`, with the neighbourhoods of the sample:
-    lines fitted with tricube weights.
-
-    Returns:
-        A metric that gives (draw, 2 * point + 1): ICI, and the curve.
-    """
-    probability = np.sort(expit(logit).ravel())
-    grid = curve_grid(logit)
-    near = max(2, int(np.ceil(2 / 3 * len(probability))))
-    # Width of the neighbourhood of every point: the distance to its farthest neighbour.
-    left = np.clip(np.searchsorted(probability, grid) - near, 0, len(probability) - near)
-    width = np.empty(len(grid))
-    for i, point in enumerate(grid):
-        window = np.arange(left[i], min(left[i] + 2 * near, len(probability)))
-        distance = np.sort(np.abs(probability[window] - point))
-        width[i] = max(distance[min(near, len(distance)) - 1], 1e-9)
-
-    def metric(rows: Float, target: NDArray[Any], weights: Float) -> Float:
-        x = expit(rows)
-        apart = x[:, None] - grid
-        kernel = np.clip(1 - np.abs(apart / width) ** 3, 0, None) ** 3
-        s0, s1, s2 = (weights @ (kernel * apart**power) for power in (0, 1, 2))
-        positive = weights * target
-        t0, t1 = (positive @ (kernel * apart**power) for power in (0, 1))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            slope_free = s0 * s2 - s1**2 <= 1e-12 * s0 * np.maximum(s2, 1e-300)
-            height = np.where(slope_free, t0 / s0, (s2 * t0 - s1 * t1) / (s0 * s2 - s1**2))
-        curve = np.clip(height, 0, 1)
-        inside = (
-            np.clip(np.searchsorted(grid, x, side="right") - 1, 0, len(grid) - 2)
-            if len(grid) > 1
-            else np.zeros(len(x), int)
-        )
-        if len(grid) > 1:
-            share = np.clip((x - grid[inside]) / (grid[inside + 1] - grid[inside]), 0, 1)
-            # Between far apart scores the curve has no value; an image at a grid point needs that
-            # of this point alone.
-            left, right = curve[:, inside], curve[:, inside + 1]
-            fitted = np.where(
-                share <= 0, left, np.where(share >= 1, right, left * (1 - share) + right * share)
-            )
-        else:
-            fitted = curve[:, inside]
-        ici = (weights * np.abs(x - fitted)).sum(1) / weights.sum(1)
-        return np.concatenate([ici[:, None], curve], axis=1)
-
-    return metric
-
-
-def curve_grid(logit: Float) -> Float:
-    """Where `curve_metric` reads the curve: 101 points over the range of the probabilities, or the
-    one there is.
-    """
-    probability = expit(logit)
-    low, high = float(probability.min()), float(probability.max())
-    return np.linspace(low, high, _GRID) if high > low else np.array([low])
 
 
 def weighted_corp(logit: Float, target: NDArray[Any], weights: Float) -> Float:
@@ -429,15 +285,17 @@ def weighted_corp(logit: Float, target: NDArray[Any], weights: Float) -> Float:
     mass, positive = weights @ members, (weights * y) @ members
     parts = np.empty((len(weights), 3))
     for draw, weight in enumerate(weights):
-        here = mass[draw] > 0
+        in_draw = mass[draw] > 0
         fitted = isotonic_regression(
-            positive[draw, here] / mass[draw, here], weights=mass[draw, here]
+            positive[draw, in_draw] / mass[draw, in_draw], weights=mass[draw, in_draw]
         ).x
         total = weight.sum()
         prevalence = float(weight @ y / total)
         # sum of w (f - y)^2 over the images, from the sums of each level
         recalibrated = (
-            float(mass[draw, here] @ fitted**2 - 2 * positive[draw, here] @ fitted + weight @ y)
+            float(
+                mass[draw, in_draw] @ fitted**2 - 2 * positive[draw, in_draw] @ fitted + weight @ y
+            )
             / total
         )
         score = float(weight @ errors) / total

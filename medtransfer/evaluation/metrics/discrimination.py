@@ -21,7 +21,7 @@ from medtransfer.evaluation.intervals.variance import NORMAL_95
 from medtransfer.evaluation.tables.arrays import Float, Int
 from medtransfer.evaluation.tables.scores import Scores
 
-# Below so many patients of a class the variance of DeLong is not to be trusted.
+# Patients of a class below which DeLong's variance is not reliable.
 _SMALL = 10
 # The partial AUC looks at specificities above this.
 SPECIFICITY = 0.8
@@ -138,8 +138,8 @@ def auc_interval(estimate: Estimate) -> dict[str, Any]:
 
 
 def _newcombe(auc: float, members: Int) -> tuple[float, float]:
-    """Score-like interval: the AUCs whose own Hanley-McNeil error reaches the estimate; that of a
-    mean over folds from those of each.
+    """Interval of the AUCs whose own Hanley-McNeil error reaches the estimate; for a mean over
+    folds, from the intervals of the folds.
 
     Args:
         auc: mean over folds, weighted by their pairs.
@@ -169,7 +169,7 @@ def _newcombe(auc: float, members: Int) -> tuple[float, float]:
 
 
 def auc_within(score: Float, target: NDArray[Any], model: NDArray[Any]) -> float:
-    """AUC over pairs scored by the same model, (image,) each; NaN where there is none."""
+    """AUC over pairs scored by the same model, (image,) each; NaN where there is no pair."""
     return influence.auc(score, target, np.ones(len(score)), np.asarray(model))[0]
 
 
@@ -195,7 +195,7 @@ def roc_curve(scores: Scores, points: int = 101) -> dict[str, list[float]]:
 
 
 def precision_recall_curve(scores: Scores, points: int = 101) -> dict[str, list[float]]:
-    """Precision at evenly spaced recalls, that of the first threshold which reaches them, averaged
+    """Precision at evenly spaced recalls, taken at the first threshold that reaches them, averaged
     over models.
     """
     grid = np.linspace(0.0, 1.0, points)[1:]

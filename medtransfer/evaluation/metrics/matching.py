@@ -16,7 +16,7 @@ from medtransfer.evaluation.tables.arrays import Float, Int
 Rule = Literal["overlap", "centre"]
 
 
-def overlaps(first: Float, second: Float) -> Float:
+def pairwise_iou(first: Float, second: Float) -> Float:
     """Intersection over union of each pair, (n, m), 0 to 1."""
     axes = first.shape[1] // 2
     low = np.maximum(first[:, None, :axes], second[None, :, :axes])
@@ -48,16 +48,19 @@ def match(
     `least` at the least; by the rule `centre`, of those that hold its centre.
 
     Args:
-        candidates, lesions: boxes. scores: (candidate,).
-        least: intersection over union, 0 to 1; without effect on the rule `centre`.
+        candidates: (candidate, 2 x axes), boxes, lower ends first.
+        lesions: (lesion, 2 x axes), boxes.
+        scores: (candidate,).
+        least: intersection over union of a hit, 0 to 1; without effect on the rule `centre`.
+        rule: `overlap`, or `centre` of the candidate within the lesion.
 
     Returns:
         (candidate,), index of a lesion, or -1.
     """
-    found = np.full(len(candidates), -1, np.int64)
+    lesion_of = np.full(len(candidates), -1, np.int64)
     if not len(candidates) or not len(lesions):
-        return found
-    shared = overlaps(candidates, lesions)
+        return lesion_of
+    shared = pairwise_iou(candidates, lesions)
     # As pycocotools, which takes 0.5 for reached within rounding.
     fits = (
         shared >= min(least, 1 - 1e-10)
@@ -65,14 +68,14 @@ def match(
         else centres_inside(candidates, lesions)
     )
     free = np.ones(len(lesions), bool)
-    # Of lesions that overlap as much, the first by its coordinates.
+    # Among lesions with the same overlap the first by its coordinates is taken.
     places = np.lexsort(lesions.T[::-1])
     for candidate in np.lexsort((*candidates.T[::-1], -scores)):
         open_ = (fits[candidate] & free)[places]
         if open_.any():
             lesion = int(places[np.argmax(np.where(open_, shared[candidate, places], -1.0))])
-            found[candidate], free[lesion] = lesion, False
-    return found
+            lesion_of[candidate], free[lesion] = lesion, False
+    return lesion_of
 
 
 def average_precision(
@@ -81,7 +84,8 @@ def average_precision(
     """Average precision at 101 points of recall, as COCO has it (Lin et al. 2014, arXiv:1405.0312).
 
     Args:
-        scores: (candidate,), of all images. hits: whether it found a lesion.
+        scores: (candidate,), of all images.
+        hits: whether it found a lesion.
         lesions: number of lesions; with weights (draw,).
         weights: (draw, candidate), how often each draw holds the image; a single one of 1 where
             left out.
@@ -96,8 +100,8 @@ def average_precision(
 
 
 def last_of_ties(score: Float) -> Int:
-    """Places of the last candidate of each score, in descending order: those of one score are let
-    through together.
+    """Places of the last candidate of each score, in descending order: candidates of one score pass
+    a threshold together.
     """
     return (
         np.append(np.flatnonzero(np.diff(score)), len(score) - 1).astype(np.int64)
@@ -126,7 +130,7 @@ def interpolate(hits: NDArray[np.bool_], weights: Float, lesions: Float, last: I
 
 
 def by_image(images: Sequence[Any], table: Any, columns: Sequence[str]) -> dict[Any, Float]:
-    """Rows of a table as arrays, by image."""
+    """The rows of a table as arrays, by image."""
     groups = dict(iter(table.groupby("image", sort=False)))
     empty = np.zeros((0, len(columns)))
     return {

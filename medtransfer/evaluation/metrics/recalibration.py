@@ -39,7 +39,7 @@ from medtransfer.evaluation.tables.tuning import (
 Method = Literal["temperature", "platt", "beta", "isotonic"]
 _USUAL: Method = "platt"
 METHODS: tuple[Method, ...] = ("temperature", "platt", "beta", "isotonic")
-# Below so many images an isotonic map fits noise.
+# Images below which an isotonic map fits noise.
 FEWEST_ISOTONIC = 1000
 # Priors: of the logarithm of a factor (the temperature is 1 / factor), mean and standard deviation;
 # of a shift, about 0.
@@ -84,12 +84,12 @@ class Map:
         )
 
     def undo(self, logit: float) -> float:
-        """The logit that the map takes to this one; of platt."""
+        """The logit that a Platt map takes to this one."""
         return float((logit - self.parameters["shift"]) / self.parameters["factor"])
 
 
 @dataclass(frozen=True, eq=False)
-class Recalibrated:
+class RecalibratedArm:
     """An arm after recalibration.
 
     Attributes:
@@ -107,12 +107,13 @@ class Recalibrated:
 
 @dataclass(frozen=True, eq=False)
 class Comparable:
-    """The tune and the test rows of one model on one scale, so that thresholds for it can be taken
+    """The tune and the test rows of one model on one scale, so that its thresholds can be taken
     from the tune rows of all models.
 
     Attributes:
-        cell: the model. tune: (row,), logits of its tune rows. test: (image,), of the images it
-            tests.
+        cell: the model.
+        tune: (row,), logits of its tune rows.
+        test: (image,), of the images it tests.
         undo: from that scale to the logits of the model.
     """
 
@@ -138,7 +139,7 @@ def fit_map(method: Method, logit: Float, target: NDArray[Any], weight: Float | 
 def fit_maps(
     method: Method, logit: Float, target: NDArray[Any], weight: Float, model: Int
 ) -> dict[int, Map]:
-    """Maps of several models with shared parameters, by model; under -1 the map of a model without
+    """Maps of several models with shared parameters, by model; -1 is the map of a model without
     tune rows.
 
     Args:
@@ -170,7 +171,7 @@ def fit_maps(
 
 
 def _parts(method: Method, logit: Float, centre: float) -> Float:
-    """(row, factor): what the factors multiply; 0 at the centre, and with factors of 1 their sum is
+    """(row, factor), what the factors multiply: 0 at the centre; with factors of 1 their sum is
     logit - centre.
     """
     if method != "beta":
@@ -216,7 +217,8 @@ def adjust_prevalence(logit: Float, prevalence: float, target_prevalence: float)
 
     Args:
         logit: of any shape, right for `prevalence`.
-        prevalence, target_prevalence: between 0 and 1.
+        prevalence: that the logits are right for, between 0 and 1.
+        target_prevalence: that they are adjusted to, between 0 and 1.
     """
     shift = np.log(target_prevalence / (1 - target_prevalence)) - np.log(
         prevalence / (1 - prevalence)
@@ -225,13 +227,13 @@ def adjust_prevalence(logit: Float, prevalence: float, target_prevalence: float)
 
 
 def adjust_scores(scores: Scores, prevalence: float | None) -> Scores:
-    """The scores for patients with another prevalence than theirs; as they are where it is None, or
-    where they are of one class.
+    """The scores adjusted to another prevalence; unchanged where it is None, or where the scores
+    are of one class.
     """
-    here = scores.prevalence
-    if prevalence is None or not 0 < here < 1:
+    prevalence_of_cohort = scores.prevalence
+    if prevalence is None or not 0 < prevalence_of_cohort < 1:
         return scores
-    return replace(scores, logit=adjust_prevalence(scores.logit, here, prevalence))
+    return replace(scores, logit=adjust_prevalence(scores.logit, prevalence_of_cohort, prevalence))
 
 
 def make_comparable(scores: Scores, tune: pd.DataFrame) -> list[Comparable] | None:
@@ -244,14 +246,17 @@ def make_comparable(scores: Scores, tune: pd.DataFrame) -> list[Comparable] | No
     comparable = []
     for cell in cells:
         maps = fit_maps("platt", cell.logit, cell.target, cell.weight, cell.model)
-        logit, moved = cell.logit, np.empty(len(cell.tune))
+        logit, comparable_logit = cell.logit, np.empty(len(cell.tune))
         for number in np.unique(cell.model):
             rows = cell.model == number
-            moved[rows] = maps[int(number)].apply(logit[rows])
+            comparable_logit[rows] = maps[int(number)].apply(logit[rows])
         recalibration = maps.get(cell.number, maps[-1])
         comparable.append(
             Comparable(
-                cell, moved, recalibration.apply(scores.logit[cell.row, cell.inside]), recalibration
+                cell,
+                comparable_logit,
+                recalibration.apply(scores.logit[cell.row, cell.inside]),
+                recalibration,
             )
         )
     return comparable
@@ -259,7 +264,7 @@ def make_comparable(scores: Scores, tune: pd.DataFrame) -> list[Comparable] | No
 
 def recalibrate(
     scores: Scores, tune: pd.DataFrame, method: Method | Literal["auto"] = "auto"
-) -> Recalibrated | None:
+) -> RecalibratedArm | None:
     """Fits a map per seed and fold on the tune rows it may learn from, and applies it to the test
     images of that fold.
 
@@ -286,16 +291,16 @@ def recalibrate(
             f"refused below {FEWEST_ISOTONIC}: it would "
             "fit noise. Choose temperature, platt or beta."
         )
-    chosen = "set by hand"
+    reason = "set by hand"
     if method == "auto":
-        method, chosen = _choose(tune, fewest)
+        method, reason = _choose(tune, fewest)
     maps = {(cell.seed, cell.fold): _fit_cell(method, cell) for cell in cells}
     logit = np.empty_like(scores.logit)
     for cell in cells:
         logit[cell.row, cell.inside] = maps[cell.seed, cell.fold].apply(
             scores.logit[cell.row, cell.inside]
         )
-    return Recalibrated(replace(scores, logit=logit), method, maps, chosen)
+    return RecalibratedArm(replace(scores, logit=logit), method, maps, reason)
 
 
 def _fit_cell(method: Method, cell: Cell) -> Map:
@@ -355,7 +360,7 @@ def _choose(tune: pd.DataFrame, fewest: int) -> tuple[Method, str]:
 def _predict(
     method: Method, logit: Float, target: Int, weight: Float, model: Int, train: Any, held: Any
 ) -> Float:
-    """Logits of held-out rows by maps of their models."""
+    """Logits of held-out rows by the maps of their models."""
     if method == "isotonic":
         maps = {
             int(number): _fit_isotonic(
@@ -365,11 +370,11 @@ def _predict(
         }
     else:
         maps = fit_maps(method, logit[train], target[train], weight[train], model[train])
-    found = np.empty(len(held))
+    predicted = np.empty(len(held))
     for number in set(model[held].tolist()):
         rows = model[held] == number
-        found[rows] = maps.get(number, next(iter(maps.values()))).apply(logit[held][rows])
-    return found
+        predicted[rows] = maps.get(number, next(iter(maps.values()))).apply(logit[held][rows])
+    return predicted
 
 
 def _patient_means(values: Float, groups: Sequence[int] | NDArray[Any]) -> Float:

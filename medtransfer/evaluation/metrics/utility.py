@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 
 from medtransfer.evaluation.intervals.entries import no_interval
-from medtransfer.evaluation.intervals.resample import Drawn, Metric, Question, bands, plain
+from medtransfer.evaluation.intervals.resample import DrawnMetric, Metric, Question, bands, plain
 from medtransfer.evaluation.intervals.variance import NORMAL_95, quantile
 from medtransfer.evaluation.metrics.recalibration import Comparable, adjust_scores
 from medtransfer.evaluation.tables.arrays import Float
@@ -26,11 +26,13 @@ THRESHOLDS = np.round(np.arange(0.01, 1.0, 0.01), 2)
 
 @dataclass(frozen=True)
 class Aims:
-    """What operating points are wanted.
+    """Which operating points are wanted.
 
     Attributes:
-        sensitivity, specificity: least value on the tune rows, with the most of the other; None:
-            not wanted.
+        sensitivity: least sensitivity on the tune rows, with the highest specificity; None: no such
+            point.
+        specificity: least specificity on the tune rows, with the highest sensitivity; None: no such
+            point.
         probability: a threshold of the (recalibrated) probability, as from a harm / benefit ratio p
             / (1 - p); None: not wanted.
         prevalences: at which predictive values are told, besides that of the cohort.
@@ -64,8 +66,8 @@ def lock_threshold(
         rule: `sensitivity` or `specificity` of at least `least`, or `youden`, the largest sum of
             both (Youden 1950).
         least: 0 to 1.
-        weight: (row,), how much each counts; 1 where left out. patients: (row,); each row is one
-            where left out.
+        weight: (row,), how much each counts; 1 where left out.
+        patients: (row,); each row is one where left out.
 
     Returns:
         A threshold; infinite where all or none are called, as m is too small.
@@ -102,10 +104,11 @@ def _share_above(score: Float, mass: Float, cuts: Float) -> Float:
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """A rule with its thresholds, carried out on the test images.
+    """An operating point with its thresholds, applied to the test images.
 
     Attributes:
-        rule, aim: `sensitivity` or `specificity` with the least value, `youden`, `probability`.
+        rule: `sensitivity`, `specificity`, `youden` or `probability`.
+        aim: the least sensitivity or specificity, or the probability; None with `youden`.
         thresholds: probability from which on an image is called positive, by seed and fold.
         question: the calls, 0 or 1 in place of logits, and their rates.
         prevalences: at which predictive values are told.
@@ -172,25 +175,25 @@ def _rates(prevalences: tuple[float, ...]) -> Metric:
         positive, everyone = weights @ target, weights.sum(1)
         negative, silent = everyone - positive, everyone - hit - alarm
         with np.errstate(invalid="ignore", divide="ignore"):
-            found, quiet = hit / positive, 1 - alarm / negative
+            sensitivity, specificity = hit / positive, 1 - alarm / negative
             columns = [
-                found,
-                quiet,
+                sensitivity,
+                specificity,
                 hit / (hit + alarm),
                 (negative - alarm) / silent,
                 (hit + alarm) / everyone,
             ]
             for p in prevalences:
                 columns += [
-                    found * p / (found * p + (1 - quiet) * (1 - p)),
-                    quiet * (1 - p) / (quiet * (1 - p) + (1 - found) * p),
+                    sensitivity * p / (sensitivity * p + (1 - specificity) * (1 - p)),
+                    specificity * (1 - p) / (specificity * (1 - p) + (1 - sensitivity) * p),
                 ]
         return np.stack(columns, 1)
 
     return rates
 
 
-def describe_decision(decision: Decision, rates: Drawn) -> dict[str, Any]:
+def describe_decision(decision: Decision, rates: DrawnMetric) -> dict[str, Any]:
     """Sensitivity, specificity and predictive values of an operating point.
 
     Args:
@@ -213,35 +216,37 @@ def describe_decision(decision: Decision, rates: Drawn) -> dict[str, Any]:
         "npv": called == 0,
         "flagged": np.ones_like(truth),
     }
-    found: dict[str, Any] = {
+    entry: dict[str, Any] = {
         "rule": decision.rule,
         "aim": decision.aim,
         "thresholds": list(decision.thresholds),
     }
     for column, (name, rows) in enumerate(of.items()):
-        found[name] = share_interval(rates[column], len(set(scores.patients[rows])), simple)
-    found["number_needed_to_read"] = _inverse(found["ppv"])
-    certain = any(found[name]["estimate"] in {0.0, 1.0} for name in ("sensitivity", "specificity"))
-    found["at_prevalence"] = []
+        entry[name] = share_interval(rates[column], len(set(scores.patients[rows])), simple)
+    entry["number_needed_to_read"] = _inverse(entry["ppv"])
+    certain = any(entry[name]["estimate"] in {0.0, 1.0} for name in ("sensitivity", "specificity"))
+    entry["at_prevalence"] = []
     for i, p in enumerate(decision.prevalences):
         values = {
             name: rates[5 + 2 * i + place].interval("logit", 0.0, 1.0)
             for place, name in enumerate(("ppv", "npv"))
         }
         if certain:
-            values = _values_at(found["sensitivity"], found["specificity"], p)
-        found["at_prevalence"].append({"prevalence": p, **values})
-    return found
+            values = _values_at(entry["sensitivity"], entry["specificity"], p)
+        entry["at_prevalence"].append({"prevalence": p, **values})
+    return entry
 
 
-def share_interval(share: Drawn, patients: int, simple: bool = False) -> dict[str, Any]:
-    """A proportion with its interval: Wilson's, of as many patients as the draws say that it is
-    worth; of all where they cannot vary.
+def share_interval(share: DrawnMetric, patients: int, simple: bool = False) -> dict[str, Any]:
+    """A proportion with Wilson's interval, for the number of patients that the draws say it is
+    worth; for all patients where the draws cannot vary.
 
     With several seeds, their variance is among it.
 
     Args:
-        share: drawn. patients: how many it is of. simple: whether each is one independent image.
+        share: the proportion with its draws.
+        patients: of how many it is the share.
+        simple: whether each is one independent image.
     """
     value = float(np.round(share.value, 12)) if np.isfinite(share.value) else float("nan")
     variance = sum(part.variance for part in share.parts) if np.isfinite(value) else float("nan")
@@ -264,11 +269,11 @@ def _values_at(
     of both.
     """
 
-    def at(found: float | None, quiet: float | None) -> tuple[float | None, float | None]:
-        if found is None or quiet is None:
+    def at(sens: float | None, spec: float | None) -> tuple[float | None, float | None]:
+        if sens is None or spec is None:
             return None, None
-        called, silent = found * p + (1 - quiet) * (1 - p), quiet * (1 - p) + (1 - found) * p
-        return found * p / called if called else None, quiet * (1 - p) / silent if silent else None
+        called, silent = sens * p + (1 - spec) * (1 - p), spec * (1 - p) + (1 - sens) * p
+        return sens * p / called if called else None, spec * (1 - p) / silent if silent else None
 
     bounds = {key: at(sensitivity[key], specificity[key]) for key in ("estimate", "low", "high")}
     none = "not estimable: nothing is called"
@@ -304,7 +309,7 @@ def wilson(share: float, size: float, z: float = NORMAL_95) -> dict[str, Any]:
 
 
 def _inverse(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Images called positive for each one that is: 1 / PPV."""
+    """1 / PPV: the images called positive for each one that is."""
     if not value["estimate"]:
         return no_interval("not estimable: no true positive")
     high = 1 / value["low"] if value["low"] else None
@@ -316,8 +321,8 @@ def _inverse(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def net_benefit(prevalence: float | None = None) -> Metric:
-    """True positives less false ones at the odds of the threshold, per image, as a metric (draw,
-    threshold).
+    """Net benefit per image, as a metric (draw, threshold): true positives less false positives at
+    the odds of the threshold.
 
     Vickers & Elkin 2006, doi:10.1177/0272989X06295361. `prevalence`: of the patients the model is
     meant for, where it is not that of the sample: sensitivity and specificity are then weighted by
@@ -341,15 +346,15 @@ def net_benefit(prevalence: float | None = None) -> Metric:
 def decision_curves(
     first: Scores,
     scores: Sequence[Scores],
-    benefits: Sequence[Drawn | None],
+    benefits: Sequence[DrawnMetric | None],
     prevalence: float | None = None,
 ) -> dict[str, Any]:
     """Net benefit of every arm that gives probabilities, of calling all, and of calling none (0),
     with 95 % bands over patients.
 
     Args:
-        first: an arm, for the prevalence. scores: arms over the same images, recalibrated where
-            that could be done.
+        first: an arm, for the prevalence.
+        scores: arms over the same images, recalibrated where that could be done.
         benefits: of each arm, `net_benefit` drawn; None of one that gives scores.
         prevalence: as of `net_benefit`.
     """

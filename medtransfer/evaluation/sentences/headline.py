@@ -66,7 +66,7 @@ def _does_it_help(
 
 
 def _answer(pair: Mapping[str, Any], measure: Measure, data: Mapping[str, Any], count: int) -> str:
-    """Whether the first arm does better, with how many comparisons there are in mind."""
+    """Whether the first arm does better, corrected for the number of comparisons."""
     a, b, delta = isolate(pair["a"]), isolate(pair["b"]), pair[measure.difference]
     if measure == AUC and (
         reversed_arms := [
@@ -141,9 +141,9 @@ def _by_how_much(pair: Mapping[str, Any], measure: Measure, part: Mapping[str, A
             "cannot be estimated."
         )
     early = part.get("at_budget") or {"arms": {}, "comparisons": []}
-    for other in early["comparisons"]:
-        if (other["a"], other["b"]) == (pair["a"], pair["b"]):
-            at_budget = _describe_difference(other, early["arms"], measure)
+    for early_pair in early["comparisons"]:
+        if (early_pair["a"], early_pair["b"]) == (pair["a"], pair["b"]):
+            at_budget = _describe_difference(early_pair, early["arms"], measure)
             difference += f"; at the same budget {at_budget}" if at_budget else ""
     return f"By how much? {capitalise(measure.name)}: {difference}."
 

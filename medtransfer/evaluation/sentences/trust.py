@@ -67,8 +67,8 @@ def trust(arm: str, entry: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _list_faults(entry: Mapping[str, Any]) -> list[str]:
-    """What is off, by the intervals of slope, intercept and observed / expected; empty where all
-    hold their best values.
+    """The faults that the intervals of slope, intercept and observed / expected show; empty where
+    all include their best values.
     """
     auc, calibration = entry["auc"], entry["calibration"]
     slope, intercept, ratio = (
@@ -138,7 +138,9 @@ def _doubt(calibration: Mapping[str, Any]) -> str:
 
 
 def _off_elsewhere(entry: Mapping[str, Any]) -> str:
-    """What is off where no interval says so: single models, whose errors cancel on the whole."""
+    """The fault where no interval shows one: single models are off, and their errors cancel on the
+    whole.
+    """
     between = entry["calibration"]["between_models_p"]
     ratios = [
         model["observed_expected"]

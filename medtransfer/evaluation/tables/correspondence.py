@@ -26,21 +26,21 @@ def account_of(
     candidates: str,
     lesions: str,
 ) -> list[Account]:
-    """Of the candidates and the lesions: those of images that no arm was tested on count
-    nowhere.
+    """The accounts of the candidates and the lesions; those of images that no arm was tested on do
+    not count.
     """
     test = set(tested.loc[tested["part"] == "test", "image"])
-    known = set(tested["image"])
-    elsewhere = [
+    images = set(tested["image"])
+    unused = [
         (
             name,
-            "of an image in another part" if name in known else "of an image without a prediction",
+            "of an image in another part" if name in images else "of an image without a prediction",
             False,
         )
         for name in boxes["image"]
         if name not in test
     ]
-    twice = boxes.attrs.get("twice", [])
+    duplicates = boxes.attrs.get("twice", [])
     trained = [
         (name, "of part train, which is not evaluated", False)
         for name in detections.loc[detections["part"] == "train", "image"]
@@ -50,8 +50,8 @@ def account_of(
         make_account(
             "lesions",
             lesions,
-            len(boxes) - len(elsewhere),
-            [*elsewhere, *((name, "there twice", False) for name in twice)],
+            len(boxes) - len(unused),
+            [*unused, *((name, "there twice", False) for name in duplicates)],
         ),
     ]
 
@@ -59,23 +59,26 @@ def account_of(
 def refuse_strangers(
     detections: pd.DataFrame, tested: pd.DataFrame, test: pd.DataFrame, boxes: pd.DataFrame
 ) -> None:
-    """Candidates that belong to nothing would be left out without a word, and an arm be called
-    blind.
+    """Refuses candidates that belong to no prediction: they would be left out without a word, and
+    an arm would seem blind.
     """
     faults = []
     for name in ("arm", "image"):
-        strange = sorted(set(detections[name].astype(str)) - set(tested[name].astype(str)))
-        if strange:
+        unknown_names = sorted(set(detections[name].astype(str)) - set(tested[name].astype(str)))
+        if unknown_names:
             faults.append(
-                f"{len(strange)} {name}(s) of the candidates are not in the predictions, such as "
-                f"{strange[0]}"
+                f"{len(unknown_names)} {name}(s) of the candidates are not in the predictions, "
+                f"such as {unknown_names[0]}"
             )
     names = set(tested["image"].astype(str))
-    near = {letters(name): name for name in names}
-    lost = sorted(name for name in set(boxes["image"].astype(str)) - names if letters(name) in near)
+    by_letters = {letters(name): name for name in names}
+    misspelt = sorted(
+        name for name in set(boxes["image"].astype(str)) - names if letters(name) in by_letters
+    )
     faults += [
-        f"lesions are of image {show(name)}; is it {show(near[letters(name)])} of the predictions?"
-        for name in lost
+        f"lesions are of image {show(name)}; is it {show(by_letters[letters(name)])} of the "
+        "predictions?"
+        for name in misspelt
     ]
     if "target" in test.columns and len(test):
         boxed = test["image"].isin(set(boxes["image"]))
@@ -85,26 +88,26 @@ def refuse_strangers(
                 "have 1: is the target that of a lesion?"
             )
     if "patient" in detections.columns and "patient" in tested.columns:
-        said = (
+        owners_of = (
             detections[["image", "patient"]]
             .drop_duplicates()
             .merge(tested[["image", "patient"]].drop_duplicates(), on="image")
         )
-        other = said[
-            (said["patient_x"] != "")
-            & (said["patient_x"].astype(str) != said["patient_y"].astype(str))
+        contradicting = owners_of[
+            (owners_of["patient_x"] != "")
+            & (owners_of["patient_x"].astype(str) != owners_of["patient_y"].astype(str))
         ]
         faults += [
             f"image {show(image)} is of patient {show(one)} in the candidates, of {show(two)} in "
             "the predictions"
-            for image, one, two in other.astype(str).itertuples(index=False)
+            for image, one, two in contradicting.astype(str).itertuples(index=False)
         ]
     pairs = [
         set(zip(table["arm"], table["seed"].astype(int), strict=True))
         for table in (test, detections)
     ]
-    silent = sorted(pairs[0] - pairs[1]) if len(detections) and not faults else []
-    faults += [f"{arm}, seed {seed}, has no candidate at all" for arm, seed in silent]
+    without_candidates = sorted(pairs[0] - pairs[1]) if len(detections) and not faults else []
+    faults += [f"{arm}, seed {seed}, has no candidate at all" for arm, seed in without_candidates]
     if ("z0" in detections.columns) != ("z0" in boxes.columns) and len(detections):
         faults.append("of candidates and lesions one has z0 and z1 and the other has not")
     if faults:
@@ -132,8 +135,8 @@ def owners(test: pd.DataFrame, arms: Sequence[str]) -> dict[str, str]:
 def sort_owners(
     owner: Mapping[str, str], detections: pd.DataFrame, boxes: pd.DataFrame
 ) -> dict[str, str]:
-    """The images by what is said of them, and not by their names: by their lesions, and the places
-    of their candidates; see `order`.
+    """The owner of each image, in an order that follows from the lesions and the candidates and not
+    from names; see `order`.
     """
     model = ["arm", "seed", "fold", "part"]
     place = (
@@ -149,10 +152,10 @@ def sort_owners(
         digest_groups(table["image"], digest_rows(table, columns)) for table, columns in tables
     ]
     names = list(owner)
-    said = [of.reindex(names, fill_value=np.uint64(0)).to_numpy(np.uint64) for of in digests]
+    of_images = [of.reindex(names, fill_value=np.uint64(0)).to_numpy(np.uint64) for of in digests]
     with np.errstate(over="ignore"):
         images, patients = digest_patients(
-            names, list(owner.values()), said[0] + np.uint64(3) * said[1]
+            names, list(owner.values()), of_images[0] + np.uint64(3) * of_images[1]
         )
     return {
         name: owner[name]

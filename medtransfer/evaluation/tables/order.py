@@ -21,7 +21,7 @@ _NOT_CONTENT = {"image", "patient", "logit", "probability", "budget", "size", "e
 
 
 def digest_rows(table: pd.DataFrame, columns: Sequence[str]) -> Digest:
-    """A number for what these columns say in each row, whatever the order of the columns."""
+    """A number for the content of each row in these columns, whatever the order of the columns."""
     if not len(table):
         return np.zeros(0, np.uint64)
     plain = table[sorted(columns)].reset_index(drop=True)
@@ -32,8 +32,8 @@ def digest_rows(table: pd.DataFrame, columns: Sequence[str]) -> Digest:
 
 
 def digest_groups(names: Any, digests: Digest) -> pd.Series:
-    """By name, a number for all its rows together, whatever their order: the sum of their mixed
-    numbers.
+    """A number for all rows of each name together, whatever their order: the sum of the scrambled
+    numbers of the rows.
     """
     codes, different = pd.factorize(np.asarray(names, object))
     total = np.zeros(len(different), np.uint64)
@@ -42,7 +42,7 @@ def digest_groups(names: Any, digests: Digest) -> pd.Series:
 
 
 def digest_patients(images: Any, patients: Any, digests: Digest) -> tuple[pd.Series, pd.Series]:
-    """By image and by patient, a number for what is said of them; an image is that of its first
+    """A number for the content of each image and of each patient; an image belongs to its first
     patient.
     """
     by_image = digest_groups(images, digests)
@@ -56,22 +56,22 @@ def digest_patients(images: Any, patients: Any, digests: Digest) -> tuple[pd.Ser
 
 @dataclass(frozen=True, eq=False)
 class Order:
-    """By name of an image and of a patient, a number that follows from what is said of them."""
+    """Numbers of images and patients, by name, that follow from their content."""
 
     images: pd.Series
     patients: pd.Series
 
 
 def order_of(table: pd.DataFrame) -> Order:
-    """The order of the images and patients of predictions: by targets, and by the places of their
-    scores within each model.
+    """The order of the images and patients of predictions: by their targets, and by the ranks of
+    their scores within each model.
 
     Places, not scores: what changes no ranking changes no draw either.
     """
     model = ["arm", "label", "seed", "fold", "part"]
     place = table.groupby(model, sort=False)["logit"].rank("dense")
-    said = [column for column in table.columns if column not in _NOT_CONTENT]
-    digests = digest_rows(table.assign(_place=place), [*said, "_place"])
+    content = [column for column in table.columns if column not in _NOT_CONTENT]
+    digests = digest_rows(table.assign(_place=place), [*content, "_place"])
     return Order(*digest_patients(table["image"], table["patient"], digests))
 
 

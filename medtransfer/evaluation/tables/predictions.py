@@ -150,8 +150,8 @@ def check_predictions(
             )
         )
     table = _weigh(table, keep, weight)
-    known = table["target"].notna() & (table["target"].astype(str).str.strip() != "")
-    if not known.any():
+    has_target = table["target"].notna() & (table["target"].astype(str).str.strip() != "")
+    if not has_target.any():
         raise PredictionsError(f"{source}: column target is empty. Give the true class, 0 or 1.")
     faults: list[str] = []
     curve = [column for column in CURVE if column in table.columns]
@@ -163,8 +163,8 @@ def check_predictions(
     for column in {"seed", "fold", WEIGHT, *curve} & set(table.columns):
         table[column] = read_numbers(table[column], rows, faults)
     words = {"true": 1, "false": 0}
-    target = table["target"].where(known, 0)
-    _refuse_classes(target[known], words, source)
+    target = table["target"].where(has_target, 0)
+    _refuse_classes(target[has_target], words, source)
     table["target"] = read_numbers(
         target.map(lambda value: words.get(str(value).strip().lower(), value)), rows, faults
     ).round(6)
@@ -203,16 +203,16 @@ def check_predictions(
         )
     for column in ("target", "seed", "fold", *curve):
         table[column] = table[column].astype(np.int64)
-    hidden = table[~known]
+    hidden = table[~has_target]
     unknown = {str(label): frozenset(of["patient"]) for label, of in hidden.groupby("label")}
-    table = table[known].reset_index(drop=True)
+    table = table[has_target].reset_index(drop=True)
     for _, of in table.groupby([*curve, *budget], sort=False) if curve or budget else [((), table)]:
         _refuse_leaks(of, source)
         if not apart:
             _refuse_look_alikes(of, source)
     table = table[_columns(table, keep)]
     table.attrs = {
-        "unknown": int((~known).sum()),
+        "unknown": int((~has_target).sum()),
         "unknown_patients": unknown,
         "found": len(rows),
         "rounded": rounded,
@@ -223,7 +223,7 @@ def check_predictions(
 
 
 def _read_names(table: pd.DataFrame, rows: list[int], faults: list[str]) -> pd.DataFrame:
-    """Names in their one spelling; empty ones, and those with control characters, are faults."""
+    """Names in one spelling; empty names, and those with control characters, are faults."""
     table = table.copy()
     for column in (
         "arm",
@@ -269,16 +269,18 @@ def _read_budget(table: pd.DataFrame, source: str) -> tuple[pd.DataFrame, list[s
     if BUDGET not in table.columns:
         return table, []
     table = table.assign(**{BUDGET: table[BUDGET].fillna("").astype(str)})
-    if strange := sorted(set(table[BUDGET]) - {"", LEVEL, AT_BUDGET, OTHER}):
-        said = (
+    if unknown_words := sorted(set(table[BUDGET]) - {"", LEVEL, AT_BUDGET, OTHER}):
+        remedy = (
             f"it says {LEVEL}, {AT_BUDGET}, {OTHER} or nothing. Rename it if it is something else."
         )
-        raise PredictionsError(f"{source}: column {BUDGET} holds {strange[0]!r}; {said}")
+        raise PredictionsError(f"{source}: column {BUDGET} holds {unknown_words[0]!r}; {remedy}")
     return table, [BUDGET]
 
 
 def _refuse_classes(target: pd.Series, words: Mapping[str, int], source: str) -> None:
-    """A target of names, or of more numbers than two, is said once, and not row by row."""
+    """Refuses a target of names, or of more than two numbers, once for the whole column and not row
+    by row.
+    """
     text = target.astype(str).str.strip()
     numbers = pd.to_numeric(text, errors="coerce")
     values = sorted(text[~text.str.lower().isin(words)].unique())
@@ -302,7 +304,9 @@ def _refuse_classes(target: pd.Series, words: Mapping[str, int], source: str) ->
 
 
 def _weigh(table: pd.DataFrame, keep: Sequence[str], weight: str | None) -> pd.DataFrame:
-    """A column of the name `weight` may be that of a body: only the one asked for counts."""
+    """Takes the column of weights that was asked for; another column named `weight` may be that of
+    a body and does not count.
+    """
     if weight is not None:
         return table.assign(**{WEIGHT: table[weight]})
     return table if WEIGHT in keep else table.drop(columns=WEIGHT, errors="ignore")
@@ -389,7 +393,7 @@ def _refuse_leaks(table: pd.DataFrame, source: str) -> None:
 
 
 def _refuse_look_alikes(table: pd.DataFrame, source: str) -> None:
-    """Patients whose names look alike may be one, who would then be on both sides."""
+    """Refuses patients whose names look alike on both sides of a split: they may be one patient."""
     groups = look_alikes(table["patient"].unique())
     if not groups:
         return

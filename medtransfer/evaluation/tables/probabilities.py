@@ -29,8 +29,8 @@ ROUNDING, _OFF = 1e-6, 1e-4
 
 
 def exact_logit(probability: Float) -> Float:
-    """The logit of probabilities, 0 to 1, in their order down to the smallest double; of exactly 0
-    and 1 -744.4 and 744.4.
+    """The logit of probabilities from 0 to 1, exact down to the smallest double; exactly 0 and 1
+    give -744.4 and 744.4.
     """
     limit = -float(np.log(SMALLEST))
     with np.errstate(divide="ignore"):
@@ -61,7 +61,7 @@ def squared_errors(logits: Float, labels: NDArray[Any]) -> Float:
 def read_numbers(
     column: pd.Series, rows: list[int], faults: list[str], empty: bool = False
 ) -> pd.Series:
-    """A column as finite numbers; what is none is a fault with its row, but for empty cells where
+    """A column as finite numbers; any other cell is a fault with its row, but for empty cells where
     these are allowed.
     """
     numbers = np.full(len(column), np.nan)
@@ -102,7 +102,8 @@ def read_scores(
     Args:
         table: columns `arm`, and of `probability`, `logit`, `score` at least one, as text or
             numbers.
-        rows: of the file, for messages. faults: those found are added.
+        rows: of the file, for messages.
+        faults: to which the faults of the columns are added.
 
     Returns:
         The table, and how many values were taken as rounded, by a sentence that says how.
@@ -110,23 +111,25 @@ def read_scores(
     columns = {
         name: table[name] for name in ("probability", "logit", SCORE) if name in table.columns
     }
-    given = {name: column.notna() for name, column in columns.items()}
-    nowhere = pd.Series(False, index=table.index)
-    stated = given.get("probability", nowhere) | given.get("logit", nowhere)
+    filled = {name: column.notna() for name, column in columns.items()}
+    no_row = pd.Series(False, index=table.index)
+    stated = filled.get("probability", no_row) | filled.get("logit", no_row)
     scored = (
-        ~stated.groupby(table["arm"], sort=False).transform("any") if SCORE in columns else nowhere
+        ~stated.groupby(table["arm"], sort=False).transform("any") if SCORE in columns else no_row
     )
     numbers: dict[str, pd.Series] = {}
-    said = {
+    gives = {
         name: rows_of.groupby(table["arm"], sort=False).transform("any")
-        for name, rows_of in given.items()
+        for name, rows_of in filled.items()
     }
     # Of probability and logit one is enough, in all rows of an arm; where it has neither, the first
     # is missing.
-    neither = ~said.get("probability", nowhere) & ~said.get("logit", nowhere)
-    asked = next(name for name in columns)
+    neither = ~gives.get("probability", no_row) & ~gives.get("logit", no_row)
+    first_name = next(name for name in columns)
     for name, column in columns.items():
-        needed = scored if name == SCORE else ~scored & (said[name] | (neither & (name == asked)))
+        needed = (
+            scored if name == SCORE else ~scored & (gives[name] | (neither & (name == first_name)))
+        )
         parsed = read_numbers(column.where(needed, 0.0), rows, faults)
         numbers[name] = parsed.where(needed)
     rounded: dict[str, int] = {}
@@ -139,20 +142,22 @@ def read_scores(
     z = numbers.get("logit", missing).to_numpy(float)
     digits = [columns.get(name, missing) for name in ("probability", "logit")]
     _refuse_disagreement(probability, z, digits, rows, faults, rounded)
-    known = np.isfinite(probability)
-    # Of two columns that say the same, the one with more digits ranks.
+    has_probability = np.isfinite(probability)
+    # Where both columns say the same, the one with more digits gives the ranks.
     coarse = (
-        known
+        has_probability
         & np.isfinite(z)
         & (
-            len(np.unique(z[known & np.isfinite(z)]))
-            < len(np.unique(probability[known & np.isfinite(z)]))
+            len(np.unique(z[has_probability & np.isfinite(z)]))
+            < len(np.unique(probability[has_probability & np.isfinite(z)]))
         )
     )
     z = np.where(
-        known & (~np.isfinite(z) | coarse), exact_logit(np.where(known, probability, 0.5)), z
+        has_probability & (~np.isfinite(z) | coarse),
+        exact_logit(np.where(has_probability, probability, 0.5)),
+        z,
     )
-    probability = np.where(known, probability, expit(z))
+    probability = np.where(has_probability, probability, expit(z))
     ranked = scored.to_numpy()
     score = numbers.get(SCORE, missing).to_numpy(float)
     return table.assign(
@@ -164,12 +169,12 @@ def _fit_probabilities(
     probability: Float, rows: list[int], faults: list[str], rounded: dict[str, int]
 ) -> Float:
     """Values outside of 0 to 1 by rounding become 0 or 1; others are faults."""
-    known = probability[np.isfinite(probability)]
+    finite = probability[np.isfinite(probability)]
     outside = np.flatnonzero((probability < 0) | (probability > 1))
     far = [i for i in outside if not -ROUNDING <= probability[i] <= 1 + ROUNDING]
-    if 2 * len(far) > len(known) and known.min() >= 0 and 10 < known.max() <= 100:
+    if 2 * len(far) > len(finite) and finite.min() >= 0 and 10 < finite.max() <= 100:
         faults.append(
-            f"probabilities reach {known.max():g}: are they per cent? Divide them by 100. Ratings "
+            f"probabilities reach {finite.max():g}: are they per cent? Divide them by 100. Ratings "
             f"belong into a column {SCORE}, which may "
             "be of any scale"
         )

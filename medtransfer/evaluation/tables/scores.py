@@ -56,9 +56,9 @@ class Scores:
         seed.
         """
         return [
-            (row, int(fold), own == fold)
-            for row, own in enumerate(self.fold)
-            for fold in np.unique(own)
+            (row, int(fold), folds == fold)
+            for row, folds in enumerate(self.fold)
+            for fold in np.unique(folds)
         ]
 
     @property
@@ -90,8 +90,8 @@ class Scores:
 
 
 def drop_repeated_seeds(table: pd.DataFrame) -> tuple[pd.DataFrame, list[int]]:
-    """The table without seeds in which every arm predicts as in one before; and these: a seed that
-    changes nothing shows no variation.
+    """Drops seeds in which every arm predicts as in an earlier one, as they show no variation;
+    returns the table and the dropped seeds.
     """
     keys = [
         "arm",
@@ -105,7 +105,7 @@ def drop_repeated_seeds(table: pd.DataFrame) -> tuple[pd.DataFrame, list[int]]:
     different: list[pd.DataFrame] = []
     for _, of_seed in table.groupby("seed", sort=True):
         rows = of_seed[[*keys, "logit"]].sort_values(keys).reset_index(drop=True)
-        if any(rows.equals(other) for other in different):
+        if any(rows.equals(earlier) for earlier in different):
             repeated.append(int(of_seed["seed"].iloc[0]))
         else:
             different.append(rows)
@@ -133,7 +133,7 @@ def choose_rule(table: pd.DataFrame) -> Rule:
 
 
 def by_patient(table: pd.DataFrame, rule: Rule, unknown: Unknown | None = None) -> pd.DataFrame:
-    """One row in place of a patient's images, who is positive where one of them is.
+    """Joins the images of each patient into one row; the patient is positive where an image is.
 
     A patient without a positive image of whom others are unknown is unknown, and left out. Of how
     typical images are, the least counts; of other columns that differ within a patient the mean
@@ -186,7 +186,7 @@ def by_patient(table: pd.DataFrame, rule: Rule, unknown: Unknown | None = None) 
 
 
 def _common(column: pd.Series, code: NDArray[Any]) -> NDArray[Any]:
-    """What a column says of each patient; see `by_patient`."""
+    """The value of a column for each patient; see `by_patient`."""
     first = column.groupby(code).first().to_numpy()
     alike = column.groupby(code).nunique(dropna=False).to_numpy() < 2
     if alike.all():
@@ -210,7 +210,8 @@ def _join(logit: Float, code: NDArray[Any], rule: Rule) -> Float:
 
 
 def align_scores(table: pd.DataFrame, part: str = "test") -> tuple[list[Scores], list[str]]:
-    """Rows of one label and part -> one `Scores` per arm, over the images that all arms share.
+    """One `Scores` per arm from the rows of one label and part, over the images that all arms
+    share.
 
     Returns:
         Scores in order of appearance, and warnings about images left out.

@@ -32,7 +32,9 @@ class Cell:
     """What one model (a seed and a fold) tests, and the tune rows that may be used for it.
 
     Attributes:
-        row: of the seed in `Scores.logit`. seed, fold: which.
+        row: of the seed in `Scores.logit`.
+        seed: that the model was trained with.
+        fold: that it tests.
         inside: (image,), the images it tests.
         tune: tune rows of all models whose patients it does not test: `seed, fold, image, patient,
             target, logit`.
@@ -53,17 +55,17 @@ class Cell:
 
     @property
     def logit(self) -> Float:
-        """Of the tune rows."""
+        """(row,), of the tune rows."""
         return self.tune["logit"].to_numpy(np.float64)
 
     @property
     def target(self) -> Int:
-        """Of the tune rows."""
+        """(row,), of the tune rows."""
         return self.tune["target"].to_numpy(np.int64)
 
     @property
     def patient(self) -> Int:
-        """Of the tune rows, numbered."""
+        """(row,), number of the patient of each tune row."""
         return np.asarray(pd.factorize(self.tune["patient"])[0], np.int64)
 
 
@@ -86,8 +88,8 @@ def pair_tune(scores: Scores, tune: pd.DataFrame) -> list[Cell] | None:
     classes for each.
 
     Args:
-        scores: test scores. tune: tune rows of the arm: `seed, fold, image, patient, target,
-            logit`.
+        scores: test scores.
+        tune: tune rows of the arm: `seed, fold, image, patient, target, logit`.
     """
     numbers = number_models(tune)
     models = dict(zip(zip(tune["seed"], tune["fold"], strict=True), numbers.tolist(), strict=True))
@@ -124,7 +126,8 @@ def fit_shared(
     Args:
         loss: of the rows, given the parameters of each.
         model: (row,), number of the model of each.
-        mean, spread: (parameter,), of the prior.
+        mean: (parameter,), of the prior.
+        spread: (parameter,), standard deviation of the prior.
 
     Returns:
         Shared parameters, and by model those of its own.
@@ -135,16 +138,16 @@ def fit_shared(
 
     def joint(values: Float) -> tuple[float, Float]:
         shared = values[:size]
-        apart = values[size:].reshape(count, size) if several else np.zeros((1, size))
-        value, slopes = loss(shared + apart[code])
+        offsets = values[size:].reshape(count, size) if several else np.zeros((1, size))
+        value, slopes = loss(shared + offsets[code])
         gradient = slopes.sum(0) + (shared - mean) / spread**2
         value += 0.5 * float(np.square((shared - mean) / spread).sum())
         if not several:
             return value, gradient
-        value += 0.5 * float(np.square(apart / _BETWEEN_MODELS).sum())
+        value += 0.5 * float(np.square(offsets / _BETWEEN_MODELS).sum())
         of_models = (
             np.stack([np.bincount(code, column, count) for column in slopes.T], 1)
-            + apart / _BETWEEN_MODELS**2
+            + offsets / _BETWEEN_MODELS**2
         )
         return value, np.concatenate([gradient, of_models.ravel()])
 
@@ -157,8 +160,10 @@ def fit_shared(
         options={"ftol": 1e-13, "gtol": 1e-8, "maxiter": 500},
     ).x
     shared = solution[:size]
-    apart = solution[size:].reshape(count, size) if several else np.zeros((1, size))
-    return shared, {int(number): shared + step for number, step in zip(models, apart, strict=True)}
+    offsets = solution[size:].reshape(count, size) if several else np.zeros((1, size))
+    return shared, {
+        int(number): shared + step for number, step in zip(models, offsets, strict=True)
+    }
 
 
 def weighted_share(target: NDArray[Any], weight: Float) -> float:

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from medtransfer.evaluation import evaluate
-from medtransfer.evaluation.analyses.conformal import conformal_threshold
 from medtransfer.evaluation.metrics.utility import THRESHOLDS, lock_threshold, net_benefit, wilson
+from medtransfer.evaluation.tables.predictions import check_predictions
 from scipy.stats import binomtest, norm
+
+from scored import align_arm, youden_sum
+
+pytestmark = pytest.mark.usefixtures("coarse_smooth_ece")
 
 
 def test_thresholds_of_a_hand_worked_case():
@@ -145,9 +150,9 @@ def test_a_case_control_cohort_is_judged_at_the_prevalence_it_is_meant_for():
     import pandas as pd
 
     rng = np.random.default_rng(0)
-    target = np.repeat([0, 1], 20_000)
-    logit = 1.5 * (1.5 * target + rng.normal(size=40_000)) - 1.125
-    table = pd.DataFrame({"patient": range(40_000), "target": target, "logit": logit})
+    target = np.repeat([0, 1], 10_000)
+    logit = 1.5 * (1.5 * target + rng.normal(size=20_000)) - 1.125
+    table = pd.DataFrame({"patient": range(20_000), "target": target, "logit": logit})
     report = evaluate(table, bootstrap=100, target_prevalence=0.02, threshold=0.05).to_dict()
     place = int(np.argmin(np.abs(THRESHOLDS - 0.05)))
     population = rng.random(400_000) < 0.02
@@ -166,61 +171,30 @@ def test_a_case_control_cohort_is_judged_at_the_prevalence_it_is_meant_for():
     )
 
 
-def test_sets_of_a_hand_worked_case():
-    # Distances 1 - p(class) of nine rows: .1 ... .9; with coverage .8 the ⌈10 · .8⌉ = 8th of them.
-    p = 1 - np.arange(1, 10) / 10
-    assert conformal_threshold(np.log(p / (1 - p)), np.ones(9, int), 0.8) == pytest.approx(0.8)
-    assert conformal_threshold(np.log(p / (1 - p)), np.ones(9, int), 0.95) == np.inf  # too few rows
-    # Each patient counts once, whatever the number of his images.
-    z, copies = np.log(p / (1 - p)), np.arange(1, 10)
-    again = conformal_threshold(
-        np.repeat(z, copies), np.ones(45, int), 0.8, np.ones(45), np.repeat(np.arange(9), copies)
-    )
-    assert again == pytest.approx(0.8)
-
-
-def test_sets_hold_later_images_of_a_patient_too():
-    """The first image of a patient is easier than the others: all of them count, not the first."""
-    import pandas as pd
-
-    rng = np.random.default_rng(0)
-    covered = []
-    for _ in range(20):
-        target = rng.integers(0, 2, 300).repeat(3)
-        harder = np.tile([2.0, 0.7, 0.7], 300)
-        logit = harder * (2 * target - 1) + rng.normal(size=900)
-        part = np.where(np.arange(300) < 150, "tune", "test").repeat(3)
-        table = pd.DataFrame(
-            {"patient": np.arange(300).repeat(3), "target": target, "logit": logit, "part": part}
-        )
-        sets = evaluate(table, bootstrap=100, unit="image").to_dict()["arms"]["model"][
-            "prediction_sets"
-        ]
-        covered.append(sets["coverage"]["estimate"])
-    assert np.mean(covered) == pytest.approx(0.905, abs=0.02)
-
-
-@pytest.mark.slow
-def test_prediction_sets_hold_the_truth_as_often_as_promised():
-    """Over cohorts, the mean coverage of either class is at least that asked for, and not much
-    more.
+def test_folds_divided_anew_in_every_seed_learn_nothing_from_their_test_rows():
+    """Noise stays noise: each score meets the thresholds of its own seed and fold, whose tune rows
+    do not hold it.
     """
-    import pandas as pd
-
     rng = np.random.default_rng(0)
-    found = []
+    sums = []
     for _ in range(20):
-        target = rng.integers(0, 2, 400)
-        logit = 1.2 * (2 * target - 1) + 1.5 * rng.normal(size=400)
-        part = np.where(np.arange(400) < 200, "tune", "test")
-        table = pd.DataFrame(
-            {"patient": range(400), "target": target, "logit": logit, "part": part}
-        )
-        sets = evaluate(table, bootstrap=100, coverage=0.8).to_dict()["arms"]["model"][
-            "prediction_sets"
-        ]
-        assert sets["certain"]["estimate"] + sets["uncertain"]["estimate"] + sets["empty"][
-            "estimate"
-        ] == pytest.approx(1)
-        found.append([sets[key]["estimate"] for key in ("coverage_positive", "coverage_negative")])
-    assert np.mean(found, axis=0) == pytest.approx([0.805, 0.805], abs=0.025)
+        target = rng.integers(0, 2, 120)
+        frames = []
+        for seed in range(3):
+            fold = rng.permutation(np.arange(120) % 3)
+            base = pd.DataFrame(
+                {
+                    "patient": [f"P{i}" for i in range(120)],
+                    "target": target,
+                    "logit": rng.normal(size=120),
+                    "seed": seed,
+                }
+            )
+            base["image"] = base["patient"]
+            frames.append(base.assign(fold=fold, part="test"))
+            frames += [base[fold == (k + 1) % 3].assign(fold=k, part="tune") for k in range(3)]
+        table = pd.concat(frames)
+        sums.append(youden_sum(*align_arm(check_predictions(table))))
+    assert np.mean(sums) == pytest.approx(1, abs=0.03)
+    warnings = evaluate(table, bootstrap=100).to_dict()["warnings"]
+    assert any("folds differ between seeds" in warning for warning in warnings)

@@ -7,6 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from medtransfer.errors import PredictionsError
 from medtransfer.evaluation import evaluate
+from medtransfer.evaluation.analyses.conformal import conformal_sets
+from medtransfer.evaluation.intervals import influence
 from medtransfer.evaluation.metrics.recalibration import (
     METHODS,
     Map,
@@ -16,11 +18,18 @@ from medtransfer.evaluation.metrics.recalibration import (
     make_comparable,
     recalibrate,
 )
-from medtransfer.evaluation.tables.scores import align_scores
+from medtransfer.evaluation.tables.predictions import check_predictions
 from medtransfer.evaluation.tables.tuning import pair_tune
 from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
+
+from predicted import (
+    overconfident_arm,
+)
+from scored import align_arm, estimate_of, measure_question, youden_sum
+
+pytestmark = pytest.mark.usefixtures("coarse_smooth_ece")
 
 
 def sample(seed=0, n=4000):
@@ -82,86 +91,14 @@ def test_a_separated_tune_part_does_not_send_a_map_to_infinity(method):
     assert np.all(np.diff(fitted.apply(np.linspace(-9, 9, 50))) > 0)
 
 
-def aligned(table):
-    (scores,), _ = align_scores(table)
-    return scores, table[table["part"] == "tune"]
-
-
 def test_auto_stays_with_platt_unless_another_wins(scores):
-    assert recalibrate(*aligned(scores({"a": 1.0}, patients=400))).method == "platt"
+    assert recalibrate(*align_arm(scores({"a": 1.0}, patients=400))).method == "platt"
     bent = scores({"a": 1.0}, patients=1500)
     p = expit(bent["logit"]) ** 6  # too low near 0 alone
     bent["logit"] = np.log(p / (1 - p))
-    found = recalibrate(*aligned(bent))
+    found = recalibrate(*align_arm(bent))
     assert found.method == "beta"
     assert "lower than with platt by" in found.chosen
-
-
-def of_models(models=5, patients=150, prevalence=0.3, over=2.0, apart=0.0, shifted=0.0, seed=0):
-    """A cross-validated arm that is over-confident about the prevalence; scales and shifts of its
-    models differ.
-    """
-    rng = np.random.default_rng(seed)
-    target = (rng.permutation(patients) < round(prevalence * patients)).astype(int)
-    middle = np.log(prevalence / (1 - prevalence))
-    truth = middle + 1.5 * (1.5 * target + rng.normal(size=patients)) - 1.125
-    fold = np.empty(patients, int)
-    for value in (0, 1):
-        rows = np.flatnonzero(target == value)
-        fold[rows] = rng.permutation(np.arange(len(rows)) % models)
-    frames = []
-    for model in range(models):
-        logit = (
-            over * np.exp(apart * rng.normal()) * (truth - middle) + middle + shifted * rng.normal()
-        )
-        others = rng.permutation(np.flatnonzero(fold != model))
-        tune = np.concatenate(
-            [
-                others[target[others] == value][
-                    : max(1, round(0.2 * (target[others] == value).sum()))
-                ]
-                for value in (0, 1)
-            ]
-        )
-        for part, rows in (("test", np.flatnonzero(fold == model)), ("tune", tune)):
-            names = [f"P{row}" for row in rows]
-            frames.append(
-                pd.DataFrame(
-                    {
-                        "fold": model,
-                        "part": part,
-                        "patient": names,
-                        "image": names,
-                        "target": target[rows],
-                        "logit": logit[rows],
-                    }
-                )
-            )
-    return pd.concat(frames, ignore_index=True).assign(
-        arm="a", seed=0, label="y", probability=lambda t: expit(t["logit"])
-    )
-
-
-def test_a_model_learns_from_tune_rows_of_all_but_not_of_patients_that_it_tests():
-    table = of_models()
-    scores, tune = aligned(table)
-    cells = pair_tune(scores, tune)
-    assert len(cells) == 5
-    for cell in cells:
-        tested = set(scores.patients[cell.inside])
-        assert not tested & set(cell.tune["patient"])
-        assert len(cell.tune) == (~tune["patient"].isin(tested)).sum()
-        assert len(set(cell.model)) == 5
-        assert cell.weight @ np.ones(len(cell.tune)) == pytest.approx(cell.tune["image"].nunique())
-    # What a patient's label is changes nothing for the model that tests him.
-    changed = table.copy()
-    mine = changed["patient"].isin(set(scores.patients[cells[0].inside]))
-    changed.loc[mine, "target"] = 1 - changed.loc[mine, "target"]
-    again = pair_tune(*aligned(changed))
-    first, second = (
-        fit_maps("platt", c.logit, c.target, c.weight, c.model) for c in (cells[0], again[0])
-    )
-    assert first == second
 
 
 def test_models_with_few_rows_keep_to_the_others_and_those_with_many_do_not():
@@ -179,7 +116,7 @@ def test_models_with_few_rows_keep_to_the_others_and_those_with_many_do_not():
 
 
 def test_tune_rows_of_models_that_differ_are_made_comparable():
-    scores, tune = aligned(of_models(patients=2000, apart=0.4, shifted=1.0))
+    scores, tune = align_arm(overconfident_arm(patients=2000, apart=0.4, shifted=1.0))
     for model in make_comparable(scores, tune):
         reference = model.tune[model.cell.model == model.cell.number]
         others = model.tune[model.cell.model != model.cell.number]
@@ -196,8 +133,10 @@ def test_tune_rows_of_models_that_differ_are_made_comparable():
 def test_after_recalibration_slope_and_mean_are_right_on_average(prevalence, patients):
     """Networks that are twice as confident as they should be, 40 to 80 tune patients each."""
     found = []
-    for seed in range(60):
-        scores, tune = aligned(of_models(patients=patients, prevalence=prevalence, seed=seed))
+    for seed in range(40):
+        scores, tune = align_arm(
+            overconfident_arm(patients=patients, prevalence=prevalence, seed=seed)
+        )
         new = recalibrate(scores, tune)
         middle = np.log(prevalence / (1 - prevalence))
         for cell in pair_tune(scores, tune):
@@ -214,29 +153,21 @@ def test_after_recalibration_slope_and_mean_are_right_on_average(prevalence, pat
     assert 0.95 < ratio < 1.05
 
 
-@pytest.mark.slow
 def test_nothing_leaks_where_labels_are_independent_of_images():
     """Noise stays noise: sensitivity + specificity is 1, coverage what is asked, and no log-loss
     below that of the prevalence.
     """
-    found = []
+    measured = []
     for seed in range(20):
-        table = of_models(patients=150, prevalence=0.5, seed=seed)
+        table = overconfident_arm(patients=150, prevalence=0.5, seed=seed)
         rng = np.random.default_rng(seed)
         table["logit"] = rng.normal(size=len(table))
-        entry = evaluate(table.drop(columns="probability"), bootstrap=100, coverage=0.8).to_dict()[
-            "arms"
-        ]["a"]
-        point = next(p for p in entry["operating_points"] if p["rule"] == "youden")
-        sets = entry["prediction_sets"]["coverage"]["estimate"]
-        found.append(
-            (
-                point["sensitivity"]["estimate"] + point["specificity"]["estimate"],
-                sets,
-                entry["recalibrated"]["log_loss"]["estimate"],
-            )
-        )
-    sums, coverage, loss = np.mean(found, axis=0)
+        scores, tune = align_arm(table)
+        question = conformal_sets(scores, make_comparable(scores, tune), 0.8)
+        loss = estimate_of(recalibrate(scores, tune).scores, influence.log_loss).value
+        coverage = measure_question(question)["sets"][0]
+        measured.append((youden_sum(scores, tune), coverage, loss))
+    sums, coverage, loss = np.mean(measured, axis=0)
     assert sums == pytest.approx(1, abs=0.04)
     assert coverage == pytest.approx(0.8, abs=0.03)
     assert loss > np.log(2)
@@ -244,7 +175,7 @@ def test_nothing_leaks_where_labels_are_independent_of_images():
 
 def test_isotonic_is_refused_for_small_tune_parts(scores):
     with pytest.raises(PredictionsError, match="refused below 1000"):
-        recalibrate(*aligned(scores({"a": 1.0})), "isotonic")
+        recalibrate(*align_arm(scores({"a": 1.0})), "isotonic")
 
 
 def test_every_method_is_fitted_on_tune_rows_only(scores):
@@ -253,7 +184,7 @@ def test_every_method_is_fitted_on_tune_rows_only(scores):
     test = changed["part"] == "test"
     changed.loc[test, "target"] = 1 - changed.loc[test, "target"]
     for method in METHODS[:3]:
-        first, second = (recalibrate(*aligned(t), method) for t in (table, changed))
+        first, second = (recalibrate(*align_arm(t), method) for t in (table, changed))
         assert [m.parameters for m in first.maps.values()] == [
             m.parameters for m in second.maps.values()
         ]
@@ -294,3 +225,81 @@ def test_rows_of_tune_parts_that_lack_a_class_leave_the_arm_as_it_is(scores):
     assert isinstance(
         pd.DataFrame(report["arms"]["a"]["curves"]["histogram"]["negative"]), pd.DataFrame
     )
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(0.4, 3.0), st.floats(-2.5, 1.0), st.integers(0, 1000))
+def test_temperature_undoes_over_confidence_about_the_prevalence(factor, middle, seed):
+    rng = np.random.default_rng(seed)
+    truth = rng.normal(middle, 1.5, 6000)
+    target = (rng.random(6000) < expit(truth)).astype(int)
+    share = target.mean()
+    centre = np.log(share / (1 - share))
+    logit = factor * (truth - centre) + centre
+    found = fit_map("temperature", logit, target)
+    assert found.parameters["temperature"] == pytest.approx(factor, rel=0.2)
+    assert found.parameters["centre"] == pytest.approx(centre)
+    assert expit(found.apply(logit)).mean() == pytest.approx(share, abs=0.02)
+
+
+def test_temperature_of_a_separated_tune_part_stays_finite():
+    found = fit_map("temperature", np.array([-1.0, -2.0, 1.0, 2.0]), np.array([0, 0, 1, 1]))
+    assert 0.05 < found.parameters["temperature"] < 2
+
+
+def test_temperature_comes_from_tune_rows_only(scores):
+    table = scores({"a": 1.0})
+    changed = table.copy()
+    test = changed["part"] == "test"
+    changed.loc[test, "target"] = 1 - changed.loc[test, "target"]
+    first, second = (
+        evaluate(t, bootstrap=100).to_dict()["arms"]["a"]["recalibrated"]["maps"]
+        for t in (table, changed)
+    )
+    assert len(first) == 2
+    for one, other in zip(first, second, strict=True):
+        assert one == pytest.approx(other, rel=1e-12)
+
+
+def test_recalibration_mends_over_confidence(scores):
+    table = scores({"a": 0.9}, patients=600)
+    table["logit"] *= 3
+    table["probability"] = 1 / (1 + np.exp(-table["logit"]))
+    arm = evaluate(table, bootstrap=200).to_dict()["arms"]["a"]
+    assert "over-confident" in arm["trust"]
+    assert arm["calibration"]["slope"]["high"] < 1
+    assert abs(arm["recalibrated"]["calibration"]["slope"]["estimate"] - 1) < 0.25
+    assert arm["recalibrated"]["log_loss"]["estimate"] < arm["log_loss"]["estimate"]
+
+
+def test_nothing_leaks_from_models_that_learnt_their_labels_by_heart():
+    """Labels independent of images; every model knows its training labels, tune and test labels are
+    known to others: still noise.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    sums, losses = [], []
+    for seed in range(25):
+        rng = np.random.default_rng(seed)
+        features, target = rng.normal(size=(120, 60)), rng.permutation(np.arange(120) % 2)
+        fold, frames = np.arange(120) // 2 % 4, []
+        for model in range(4):
+            others = rng.permutation(np.flatnonzero(fold != model))
+            tune, train = others[:20], others[20:]
+            fitted = LogisticRegression(C=1.0).fit(features[train], target[train])
+            for part, rows in (("test", np.flatnonzero(fold == model)), ("tune", tune)):
+                logit = fitted.decision_function(features[rows])
+                about = {
+                    "patient": rows,
+                    "image": rows,
+                    "target": target[rows],
+                    "fold": model,
+                    "part": part,
+                    "logit": logit,
+                }
+                frames.append(pd.DataFrame(about))
+        scores, tune = align_arm(check_predictions(pd.concat(frames)))
+        sums.append(youden_sum(scores, tune))
+        losses.append(estimate_of(recalibrate(scores, tune).scores, influence.log_loss).value)
+    assert np.mean(sums) == pytest.approx(1, abs=0.05)
+    assert np.mean(losses) > np.log(2)

@@ -11,7 +11,7 @@ from medtransfer.errors import PredictionsError
 from medtransfer.evaluation import evaluate
 from medtransfer.evaluation.analyses.budgets import levelled_arms, split_budgets
 from medtransfer.evaluation.analyses.lesions import evaluate_boxes
-from medtransfer.evaluation.sentences import headline
+from medtransfer.evaluation.sentences.headline import headline
 from medtransfer.evaluation.tables.predictions import check_predictions
 
 pytestmark = pytest.mark.usefixtures("coarse_smooth_ece")
