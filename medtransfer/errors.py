@@ -8,7 +8,10 @@ MedTransferError
 ├── ImageError         a file whose pixels cannot be read without doubt
 ├── WeightsError       an unknown backbone, or weights that do not fit it
 ├── PredictionsError   a predictions table that cannot be evaluated
-└── StudyError         a study that cannot go on (folder taken, training diverged)
+├── FileError          a file that medtransfer wrote, and that is damaged or of another format
+└── StudyError         a study that cannot go on (folder taken)
+    ├── BusyError      another process is doing this run
+    └── DivergedError  a training whose loss is no number any more
 ```
 
 Every message says what is wrong, where (path, row, key) and what to do about it.
@@ -47,8 +50,20 @@ class PredictionsError(MedTransferError, ValueError):
     """The predictions table is wrong."""
 
 
+class FileError(MedTransferError, ValueError):
+    """A file that medtransfer wrote is damaged, or of a format that this version cannot read."""
+
+
 class StudyError(MedTransferError, RuntimeError):
     """The study cannot go on."""
+
+
+class BusyError(StudyError):
+    """Another process is doing this run; not seen outside of a study."""
+
+
+class DivergedError(StudyError):
+    """The loss is not finite any more; not seen outside of a training."""
 
 
 def list_faults(heading: str, faults: Sequence[str], remedy: str = "", shown: int = 20) -> str:

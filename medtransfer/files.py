@@ -1,13 +1,24 @@
-"""Files: written whole or not at all, and read in whatever encoding."""
+"""Files: written whole or not at all, read in whatever encoding, and believed only with their
+digest.
+"""
 
 from __future__ import annotations
 
 import codecs
 import errno
+import hashlib
+import json
 import os
 import shutil
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from medtransfer.errors import FileError
+
+# Of every JSON and YAML file that is written; a file without it is older than the first format.
+FORMAT = 1
 
 
 def write_aside(path: Path, content: str | bytes) -> None:
@@ -31,6 +42,75 @@ def write_aside(path: Path, content: str | bytes) -> None:
         raise name_space(error, path, len(data)) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def digest_of(values: Any) -> str:
+    """SHA-256 of plain values: of their JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def digest_bytes(path: Path) -> str:
+    """SHA-256 of the content of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_json(path: Path, content: Mapping[str, Any], sealed: bool = False) -> None:
+    """Writes a JSON object with the number of its format.
+
+    Args:
+        path: of the file.
+        content: plain values.
+        sealed: also write the digest of the content, which `read_json` then checks.
+    """
+    whole = {"format": FORMAT, **content}
+    if sealed:
+        # As it is read back: JSON has no tuples, and its keys are texts.
+        whole["digest"] = digest_of(json.loads(json.dumps(whole)))
+    write_aside(path, json.dumps(whole, indent=1))
+
+
+def read_json(path: Path, sealed: bool = False) -> dict[str, Any]:
+    """The JSON object that `write_json` wrote, without its format and digest.
+
+    Args:
+        path: of the file.
+        sealed: the digest of the content is checked; files older than the first format have none.
+
+    Raises:
+        FileError: no JSON object, of another format, or changed since it was written.
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path}: is damaged; it is no JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise FileError(f"{path}: is damaged; it holds no object, but {str(content)[:40]!r}.")
+    refuse_format(content.get("format"), path)
+    digest = content.pop("digest", None) if sealed else None
+    if sealed and (digest is not None or "format" in content) and digest != digest_of(content):
+        raise FileError(f"{path}: is damaged; its content does not fit its digest.")
+    content.pop("format", None)
+    return content
+
+
+def refuse_format(number: object, path: Path) -> None:
+    """Stops at a file of a later format, or of none.
+
+    Args:
+        number: what the file says; None where it says nothing, as those before the first format.
+        path: of the file.
+    """
+    if number is not None and (number != FORMAT or isinstance(number, bool)):
+        raise FileError(
+            f"{path}: is of format {str(number)[:40]}, and this version of medtransfer reads "
+            f"format {FORMAT}. Use the version that wrote it, or a later one."
+        )
 
 
 def decode_text(content: bytes) -> tuple[str, str]:

@@ -25,8 +25,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medtransfer.errors import StudyError
-from medtransfer.files import write_aside
+from medtransfer.errors import FileError, StudyError
+from medtransfer.files import read_json, write_json
 from medtransfer.models.chain.backbone import Backbone
 from medtransfer.models.chain.chain import Layout
 from medtransfer.models.chain.fold import fold_norms
@@ -247,8 +247,7 @@ class FeatureSource:
         try:
             if not (self.folder / "contents.json").is_file():
                 self.folder.mkdir(parents=True, exist_ok=True)
-                content = {"contents": contents, "digest": _digest_of_values(contents)}
-                write_aside(self.folder / "contents.json", json.dumps(content))
+                write_json(self.folder / "contents.json", {"contents": contents}, sealed=True)
             for name, arrays in written.items():
                 self._write_rows(name, rows, view, arrays)
             # Last: a killed process leaves rows that are computed again.
@@ -273,11 +272,10 @@ class FeatureSource:
         """Shape and kind of the activations; None where that is missing or damaged."""
         if self._contents is None:
             try:
-                content = json.loads((self.folder / "contents.json").read_text(encoding="utf-8"))
-                if content["digest"] == _digest_of_values(content["contents"]):
-                    self._contents = content["contents"]
-            except (OSError, ValueError, KeyError, TypeError):
+                content = read_json(self.folder / "contents.json", sealed=True)
+            except (FileError, FileNotFoundError):
                 return None
+            self._contents = content.get("contents")
         return self._contents
 
     def _read(
@@ -350,10 +348,6 @@ def _digest(values: Mapping[str, Row], place: int) -> Row:
     for name in sorted(values):
         result.update(values[name][place])
     return np.frombuffer(result.digest(), np.uint8)
-
-
-def _digest_of_values(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _name_store(backbone: Backbone, stages: int, decided: Sequence[str]) -> str:

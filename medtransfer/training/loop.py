@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from medtransfer.errors import StudyError
+from medtransfer.errors import DivergedError, StudyError
 from medtransfer.models.chain.backbone import Backbone
 from medtransfer.models.heads.linear import Head, LinearHead
 from medtransfer.models.plan.plan import FreezePlan
@@ -25,7 +25,7 @@ from medtransfer.training.device import Engine
 from medtransfer.training.interruption import EndAskedError, asked, finishing_steps
 from medtransfer.training.predicting import Model, measure
 from medtransfer.training.probe import compare_heads, fit_head, pooled_features
-from medtransfer.training.trainer import DivergedError, Progress, Trainer
+from medtransfer.training.trainer import Progress, Trainer
 
 _TIMES = ("seconds", "waited", "filled")
 # A tune loss is better only by more than rounding.

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import os
 import platform
 import time
@@ -17,8 +15,8 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from medtransfer.errors import ConfigError
-from medtransfer.files import write_aside
+from medtransfer.errors import ConfigError, FileError
+from medtransfer.files import digest_of, read_json, write_json
 from medtransfer.models.chain.backbone import Backbone
 from medtransfer.training.device import Engine, name_of_device, uses_cuda
 from medtransfer.training.process import join_processes
@@ -166,13 +164,13 @@ def _measured(
     """
     machine = [name_of_device(device), platform.node(), torch.__version__, torch.get_num_threads()]
     about = [*machine, probe.name, probe.frozen, list(image.shape), candidates]
-    key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
+    key = digest_of(about)[:32]
     measured = _read_measured(memory) if memory is not None else {}
     names = {" ".join(candidate) for candidate in candidates}
     if not names <= set(measured.get(key, {})):
         measured[key] = _time_what_fits(probe, image, device, candidates)
         if memory is not None:
-            write_aside(memory, json.dumps(measured))
+            write_json(memory, {"seconds": measured}, sealed=True)
     seconds = [measured[key]]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         broadcast_object_list(seconds)  # all processes choose alike
@@ -180,18 +178,12 @@ def _measured(
 
 
 def _read_measured(path: Path) -> dict[str, dict[str, float]]:
-    """What was measured before, by key; of a damaged file what is still good."""
+    """What was measured before, by key; nothing where the file is damaged or of an older version."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        measured: dict[str, dict[str, float]] = read_json(path, sealed=True).get("seconds", {})
+    except (FileError, FileNotFoundError):
         return {}
-    entries = content.items() if isinstance(content, dict) else ()
-    return {
-        key: seconds
-        for key, seconds in entries
-        if isinstance(seconds, dict)
-        and all(isinstance(value, float) and value > 0 for value in seconds.values())
-    }
+    return measured
 
 
 def _time_what_fits(

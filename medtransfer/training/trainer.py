@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from medtransfer.errors import StudyError
+from medtransfer.errors import DivergedError, StudyError
 from medtransfer.models.chain.backbone import Backbone
 from medtransfer.models.plan.plan import FreezePlan
 from medtransfer.models.plan.schedule import frozen_at, parameter_groups, rate_at
@@ -27,10 +27,6 @@ _CLIP_NORM = 5.0
 # Steps between two looks at the losses, and of several processes at each other: to look is to wait
 # for an accelerator.
 _LOOK = 16
-
-
-class DivergedError(StudyError):
-    """The loss is not finite any more; not seen outside of a training."""
 
 
 @dataclass

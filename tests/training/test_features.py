@@ -21,6 +21,7 @@ from networks import SMALL
 
 ENGINE = make_engine("cpu", "fp32")
 SIDE, AT_ONCE = 48, 16
+COPIES = 600
 BF16 = Engine(torch.device("cpu"), "bf16", "contiguous")
 
 
@@ -287,7 +288,7 @@ def test_damaged_activations_are_named_once_and_computed_again(tmp_path):
     }
     whole = {path: path.read_bytes() for path in files}
     rng, repaired = np.random.default_rng(0), 0
-    for number in range(150):
+    for number in range(COPIES):
         path = files[number % len(files)]
         path.write_bytes(damage(whole[path], rng))
         reports = []
@@ -301,7 +302,9 @@ def test_damaged_activations_are_named_once_and_computed_again(tmp_path):
         assert equal(source.load(rows), expected)
         assert not reports
         path.write_bytes(whole[path])
-    assert repaired > 90  # digests or contents that are missing say only that nothing is there
+    assert (
+        repaired > COPIES / 2
+    )  # digests or contents that are missing say only that nothing is there
 
 
 def test_a_disk_that_forgets_is_an_error_and_not_an_endless_repair(tmp_path, monkeypatch):

@@ -11,7 +11,6 @@ import medtransfer as mt
 import numpy as np
 import pytest
 import torch
-from medtransfer.config.sections import TrainSection
 from medtransfer.errors import ConfigError, StudyError
 from medtransfer.models.plan.rules import PlainCounts
 from medtransfer.progress import Reporter
@@ -25,6 +24,7 @@ from medtransfer.training import (
 )
 from medtransfer.training.device import Engine
 from medtransfer.training.interruption import asked, finishing_steps
+from medtransfer.training.settings import TrainSettings
 
 from networks import SMALL, as_if_pretrained
 
@@ -50,7 +50,7 @@ def train(cohort, folder, scratch=False, epochs=3, **fixed):
     net, heard = mt.load_backbone(SMALL) if scratch else as_if_pretrained(), Heard()
     plan = mt.plan_freeze(PlainCounts({"0": 100, "1": 100}, "far"), net, **fixed)
     fold = mt.split_cohort(cohort, 2).fold(0)
-    section = TrainSection(epochs=epochs, batch_size=8, precision="fp32")
+    section = TrainSettings(epochs=epochs, batch_size=8, precision="fp32")
     run = mt.fit(
         cohort,
         fold,
