@@ -27,7 +27,8 @@ from medtransfer.errors import ConfigError, WeightsError
 from medtransfer.evaluation.tables.predictions import read_predictions
 from medtransfer.files import write_aside
 from medtransfer.models.chain.backbone import Backbone
-from medtransfer.models.plan.plan import FreezePlan, fix_plan
+from medtransfer.models.plan.overrides import fix_plan
+from medtransfer.models.plan.plan import FreezePlan
 from medtransfer.study.folder import AT_BUDGET, added_later
 from medtransfer.text.tables import read_table, write_table
 from medtransfer.training.device import Engine, describe_machine

@@ -38,7 +38,8 @@ from medtransfer.files import write_aside
 from medtransfer.models.chain.backbone import Backbone
 from medtransfer.models.chain.costs import measure_stages
 from medtransfer.models.heads.linear import LinearHead
-from medtransfer.models.plan.plan import CacheBudget, FreezePlan, plan_cache, refuse_random_prefix
+from medtransfer.models.plan.cache import CacheBudget, plan_cache
+from medtransfer.models.plan.plan import FreezePlan, refuse_random_prefix
 from medtransfer.progress import Reporter
 from medtransfer.study.folder import AT_BUDGET
 from medtransfer.study.prediction import measure_typicality, predict_parts

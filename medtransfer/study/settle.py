@@ -25,11 +25,10 @@ from medtransfer.data.images.windows import parse_window
 from medtransfer.errors import CohortError, ConfigError, LeakageError, StudyError, list_faults
 from medtransfer.models.catalog.catalog import load_backbone
 from medtransfer.models.chain.backbone import Backbone, Recipe
+from medtransfer.models.plan.cache import CacheBudget, plan_cache
+from medtransfer.models.plan.overrides import fix_plan
 from medtransfer.models.plan.plan import (
-    CacheBudget,
     FreezePlan,
-    fix_plan,
-    plan_cache,
     refuse_random_prefix,
 )
 from medtransfer.models.plan.rules import Counts, plan_freeze

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from medtransfer.evaluation.metrics.discrimination import auc_within
 from medtransfer.evaluation.metrics.recalibration import fit_map, log_losses
 from medtransfer.models.chain.backbone import Backbone
-from medtransfer.models.plan.plan import FreezePlan, fix_plan
+from medtransfer.models.plan.overrides import fix_plan
+from medtransfer.models.plan.plan import FreezePlan
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]

@@ -178,7 +178,7 @@ def _measured(
 
 
 def _read_measured(path: Path) -> dict[str, dict[str, float]]:
-    """What was measured before, by key; nothing where the file is damaged or of an older version."""
+    """What was measured before, by key; nothing where the file is damaged, or an older one."""
     try:
         measured: dict[str, dict[str, float]] = read_json(path, sealed=True).get("seconds", {})
     except (FileError, FileNotFoundError):

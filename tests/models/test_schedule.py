@@ -9,11 +9,10 @@ import torch
 from medtransfer.errors import ConfigError, WeightsError
 from medtransfer.models.chain.costs import measure_stages
 from medtransfer.models.heads.linear import LinearHead
+from medtransfer.models.plan.cache import CacheBudget, plan_cache
+from medtransfer.models.plan.overrides import fix_plan
 from medtransfer.models.plan.plan import (
-    CacheBudget,
     describe_stages,
-    fix_plan,
-    plan_cache,
     trained_sizes,
 )
 from medtransfer.models.plan.rules import PlainCounts
