@@ -52,7 +52,6 @@ from medtransfer.training.averages import State, copy_state, load_state
 from medtransfer.training.batches import Loader, Source
 from medtransfer.training.checkpoint import Checkpoints, save_weights
 from medtransfer.training.choice import DepthChoice, apply_choice
-from medtransfer.training.costs import tracking
 from medtransfer.training.depth import Setting, search_depth
 from medtransfer.training.device import Engine, describe_machine
 from medtransfer.training.loop import Budget, Parts, settle
@@ -60,6 +59,7 @@ from medtransfer.training.loop import fit as train_network
 from medtransfer.training.predicting import Model
 from medtransfer.training.process import seed_everything, training_settings
 from medtransfer.training.timing import make_engine
+from medtransfer.training.tracking import tracking
 
 # Training images from which averaged weights take the statistics of batch norms, after every epoch.
 _NORM_IMAGES = 256

@@ -31,9 +31,9 @@ from medtransfer.study.pool import run_jobs
 from medtransfer.study.record import Prepared, write_record, write_salt
 from medtransfer.study.results import read_failures, report_runs, write_failures
 from medtransfer.study.settle import fixed_of, prepare
-from medtransfer.training.costs import refuse_missing
 from medtransfer.training.device import uses_cuda
 from medtransfer.training.process import join_processes, training_settings
+from medtransfer.training.tracking import refuse_missing
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,13 @@
-"""What a training costs, memory and energy, and its curves in TensorBoard or MLflow."""
+"""What a training costs: memory and energy."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
 import psutil
 import torch
 
-from medtransfer.errors import ConfigError
-
-Track = Literal["tensorboard", "mlflow"]
-Log = Callable[[Mapping[str, float], int], None]
 _COUNTERS = Path("/sys/class/powercap")
 
 
@@ -78,42 +70,3 @@ class EnergyMeter:
             ):  # an extra that is missing, an old driver, a virtual GPU: then it does not tell
                 return counted
         return counted
-
-
-def refuse_missing(track: Track | None) -> None:
-    """Before anything is trained.
-
-    Raises:
-        ConfigError: what is asked for is not installed.
-    """
-    if track is not None and find_spec(track) is None:
-        raise ConfigError(
-            f'train.track: {track} is not installed: pip install "medtransfer[track]".'
-        )
-
-
-@contextmanager
-def tracking(track: Track | None, name: str, folder: Path) -> Iterator[Log]:
-    """Gives a function that logs the values of an epoch.
-
-    Args:
-        track: where; None: nowhere.
-        name: of the run.
-        folder: of the run. TensorBoard writes into it; MLflow where its own variables
-            (`MLFLOW_TRACKING_URI`) say.
-    """
-    if track is None:
-        yield lambda *_: None
-        return
-    from accelerate.tracking import MLflowTracker, TensorBoardTracker
-
-    tracker = (
-        TensorBoardTracker("tensorboard", folder)
-        if track == "tensorboard"
-        else MLflowTracker("medtransfer", run_name=name)
-    )
-    tracker.start()
-    try:
-        yield lambda values, epoch: tracker.log(dict(values), step=epoch)
-    finally:
-        tracker.finish()
