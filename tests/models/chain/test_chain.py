@@ -80,11 +80,7 @@ def backbone(request):
 
 
 def image(backbone, seed=1):
-    side = (
-        backbone.recipe.size
-        if backbone.name == "crossvit_tiny_240"
-        else FIXED.get(backbone.name, SIDE)
-    )
+    side = FIXED.get(backbone.name, SIDE)
     space = (side, side) if backbone.ndim == 2 else (20, 48, 48)
     return torch.randn(2, 3, *space, generator=torch.Generator().manual_seed(seed))
 

@@ -8,23 +8,11 @@ import torch
 from medtransfer.models.chain.chain import Stage
 from medtransfer.models.heads.linear import LinearHead
 
-# One of every family that must have an exact chain, the smallest, with the number of its stages.
-
-
-# Sides of the images that an architecture was built for; 518 pixels would take a minute. All others
-# take any side.
-
-
-# Of each kind of layout one.
-
-
-# Each is built once, in one process.
-
 
 def test_features_at_several_resolutions_are_pooled_as_in_training():
     net = mt.load_backbone("crossvit_tiny_240").eval()
     assert (net.names, net.stages[0].layout) == (["whole"], "NC")
-    x = image(net)
+    x = torch.randn(2, 3, net.recipe.size, net.recipe.size)
     with torch.inference_mode():
         whole = net({"image": x}, ["whole"])["whole"]
         assert torch.equal(
