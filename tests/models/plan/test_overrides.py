@@ -79,5 +79,5 @@ def test_views_set_for_all_arms_leave_a_planned_probe_alone(lite):
 
 
 def test_norms_of_a_network_without_any_are_refused():
-    with pytest.raises(ConfigError, match="vgg11 has no norms"):
-        plan(mt.load_backbone("vgg11"), 100, tuned="norms")
+    with pytest.raises(ConfigError, match="nf_regnet_b0 has no norms"):
+        plan(mt.load_backbone("nf_regnet_b0"), 100, tuned="norms")

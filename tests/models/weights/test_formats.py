@@ -6,6 +6,7 @@ import gzip
 import io
 import lzma
 import zipfile
+from functools import partial
 
 import h5py
 import numpy as np
@@ -41,7 +42,7 @@ def zipped(files: dict[str, bytes]) -> bytes:
     "pack",
     [
         gzip.compress,
-        lzma.compress,
+        partial(lzma.compress, preset=0),
         lambda data: zipped({"README.md": b"text", "folder/w.pth": data}),
     ],
 )

@@ -9,7 +9,7 @@ import torch
 from medtransfer.errors import WeightsError
 from medtransfer.models.weights.inflation import inflate
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unproved")]
 
 
 @pytest.fixture(scope="module")
