@@ -34,9 +34,9 @@ from medtransfer.training.batches import Source
 from medtransfer.training.device import Engine
 from medtransfer.training.interruption import EndAskedError, asked
 
-# Batches from which on their progress is shown.
+# Progress is shown where there are more batches than this.
 _MANY = 10
-# Bytes of the digest of an image; zeros stand for an image that is not there.
+# Bytes of the digest of an image; zeros stand for an image whose activations are missing.
 _DIGEST = 16
 
 Row = NDArray[np.uint8]
@@ -123,13 +123,13 @@ class FeatureSource:
             StudyError: not enough room on the disk.
             KeyboardInterrupt: an end was asked for; what is computed stays.
         """
-        wanted = np.unique(np.asarray(rows, np.int64))
-        if self._missing(wanted, view).any():
-            missing = wanted[self._missing(wanted, view, ask=True)]
+        indices = np.unique(np.asarray(rows, np.int64))
+        if self._missing(indices, view).any():
+            missing = indices[self._missing(indices, view, ask=True)]
             pieces = [
                 missing[at : at + self.at_once] for at in range(0, len(missing), self.at_once)
             ]
-            # Processes that fill the same store begin at different places.
+            # Processes that fill the same store begin at different places, to share the work.
             start = int(np.random.default_rng(os.getpid()).integers(len(pieces))) if pieces else 0
             for piece in [*pieces[start:], *pieces[:start]]:
                 rest = piece[self._missing(piece, view, ask=True)]
@@ -138,8 +138,8 @@ class FeatureSource:
                     if len(pieces) > _MANY:
                         self.report(
                             "frozen stages, images",
-                            int((~self._missing(wanted, view)).sum()),
-                            len(wanted),
+                            int((~self._missing(indices, view)).sum()),
+                            len(indices),
                         )
                 if asked() and self.engine.share[1] == 1:
                     raise EndAskedError
@@ -150,20 +150,20 @@ class FeatureSource:
         Raises:
             StudyError: the disk does not give back what was written to it.
         """
-        wanted = np.asarray(rows, np.int64)
-        if self._missing(wanted, view).any():
+        indices = np.asarray(rows, np.int64)
+        if self._missing(indices, view).any():
             self.prepare(rows, view)
-        values, damaged = self._read(wanted, view)
+        values, damaged = self._read(indices, view)
         if damaged.any():
             # Another process may have written them since their digests were read.
-            self._missing(wanted, view, ask=True)
-            values, damaged = self._read(wanted, view)
+            self._missing(indices, view, ask=True)
+            values, damaged = self._read(indices, view)
         if damaged.any():
-            again = np.unique(wanted[damaged])
+            again = np.unique(indices[damaged])
             self.report(f"kept activations that were damaged ({self.folder})", 0, len(again))
             self._repair(again, view)
             self.report("damaged activations, computed again", len(again), len(again))
-            values, damaged = self._read(wanted, view)
+            values, damaged = self._read(indices, view)
         if damaged.any():
             raise StudyError(
                 f"{self.folder}: the disk does not give back the activations that are written to "
@@ -314,7 +314,7 @@ class FeatureSource:
                     stream.seek(row * len(value))
                     stream.readinto(value)
         except FileNotFoundError:
-            pass  # as an empty file
+            pass  # reads as an empty file
         return values
 
     def _path(self, name: str, view: int | None) -> Path:

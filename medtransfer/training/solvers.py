@@ -52,11 +52,11 @@ def fit_path(
     inputs = (values - mean) / scale
     directions = None
     if inputs.shape[0] < inputs.shape[1]:
-        squares, left = np.linalg.eigh(inputs @ inputs.T)
+        squares, vectors = np.linalg.eigh(inputs @ inputs.T)
         varying = squares >= 1e-12 * squares[-1]
         sizes = np.sqrt(np.maximum(squares[varying], 0.0))
-        directions = (left[:, varying] / np.where(sizes > 0, sizes, 1.0)).T @ inputs
-        inputs = left[:, varying] * sizes
+        directions = (vectors[:, varying] / np.where(sizes > 0, sizes, 1.0)).T @ inputs
+        inputs = vectors[:, varying] * sizes
     solve = _solve_small if inputs.size * inputs.shape[1] <= _SMALL else _solve_large
     solutions = solve(inputs, labels, weight, penalties)
     slopes, intercepts = solutions[:, :-1], solutions[:, -1]

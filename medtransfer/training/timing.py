@@ -125,7 +125,7 @@ def _fastest(candidates: list[tuple[str, str]], seconds: Mapping[str, float]) ->
 
 
 def _compiled(
-    engine: Engine, probe: Backbone, image: Tensor, memory: Path | None, steps: int, wanted: bool
+    engine: Engine, probe: Backbone, image: Tensor, memory: Path | None, steps: int, required: bool
 ) -> Engine:
     """The engine with what trains compiled, where that is wanted, or saves more over so many steps
     than it takes.
@@ -133,13 +133,13 @@ def _compiled(
     plain = engine.precision, engine.layout
     fast = (*plain, "compiled")
     seconds = engine.seconds or _measured(probe, image, engine.device, [plain], memory)
-    if not wanted and seconds[" ".join(plain)] * steps * _MOST_SAVED < _LEAST_COMPILING:
+    if not required and seconds[" ".join(plain)] * steps * _MOST_SAVED < _LEAST_COMPILING:
         return engine
     try:
         timed = _measured(probe, image, engine.device, [plain, fast], memory)
     # no compiler of C, no Triton, a network it does not know: torch tells it in many types
     except Exception as error:
-        if not wanted:
+        if not required:
             return engine
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ConfigError(
@@ -148,7 +148,7 @@ def _compiled(
         ) from error
     saved = (timed[" ".join(plain)] - timed[" ".join(fast)]) * steps
     return replace(
-        engine, seconds={**timed, **seconds}, compiled=wanted or saved > timed[_COMPILING]
+        engine, seconds={**timed, **seconds}, compiled=required or saved > timed[_COMPILING]
     )
 
 
@@ -243,6 +243,6 @@ def _time_step(engine: Engine, model: Any, last: str, batch: dict[str, Tensor]) 
         out.float().mean().backward()
     if engine.device.type == "cuda":
         torch.cuda.synchronize()
-    taken = time.perf_counter() - begun
+    seconds = time.perf_counter() - begun
     model.zero_grad(set_to_none=True)
-    return taken
+    return seconds

@@ -152,7 +152,7 @@ def test_every_depth_of_gradual_unfreezing_is_one_more(manifest, tmp_path, trace
     assert 1 < traced["unique_graphs"] <= len(mt.load_backbone(SMALL).stages)
 
 
-def chosen(seconds, monkeypatch, steps, wanted=False):
+def chosen(seconds, monkeypatch, steps, required=False):
     """Of a machine that takes so long."""
     monkeypatch.setattr(timing, "_time_steps", lambda *_: seconds)
     net, engine = mt.load_backbone(SMALL), Engine(torch.device("cpu"), "bf16", "contiguous")
@@ -182,7 +182,7 @@ def test_where_it_cannot_compile_that_is_told_only_if_it_was_asked_for(monkeypat
     ):
         make_engine("cpu", "fp32", net, image, "contiguous", compiled=True)
     assert not timing._compiled(
-        make_engine("cpu", "fp32"), net, image, None, 10**6, wanted=False
+        make_engine("cpu", "fp32"), net, image, None, 10**6, required=False
     ).compiled
     assert not make_engine(
         "cpu", "fp32", net, image, "contiguous", steps=10**6

@@ -82,18 +82,18 @@ def plan_cache(
             views=0,
         )
     costs = measure_stages(backbone, budget.size, budget.slices)
-    held = slices * (costs[prefix - 1].bytes + before)
+    view_bytes = slices * (costs[prefix - 1].bytes + before)
     images = budget.images or images
-    fit = max(0, int(budget.gb * 2**30 // max(1, held * images)) - 1) // budget.seeds
+    fit = max(0, int(budget.gb * 2**30 // max(1, view_bytes * images)) - 1) // budget.seeds
     if choose:
         plan = replace(plan, views=min(_VIEWS, fit) if fit >= _FEWEST_VIEWS else 0)
     if plan.views > fit:
         raise ConfigError(
-            f"plan: views is {plan.views}; {images} images of {held / 2**20:.1f} MiB fit {fit} "
-            f"times into {budget.gb:g} GiB "
+            f"plan: views is {plan.views}; {images} images of {view_bytes / 2**20:.1f} MiB fit "
+            f"{fit} times into {budget.gb:g} GiB "
             "(train.cache_gb), besides once as they "
             f"are{f', for each of {budget.seeds} seeds' if budget.seeds > 1 else ''}."
         )
     return replace(
-        plan, cache_cut=costs[prefix - 1].name if plan.views else "", bytes_per_image=held
+        plan, cache_cut=costs[prefix - 1].name if plan.views else "", bytes_per_image=view_bytes
     )

@@ -39,44 +39,44 @@ def fix_plan(plan: FreezePlan, backbone: Backbone, **fields: Any) -> FreezePlan:
             another field.
     """
     fields = {key: _check_field(plan, key, value) for key, value in fields.items()}
-    kept = plan.stages - fields.get("dropped_stages", plan.dropped_stages)
-    if fields.get("frozen_stages", 0) > kept:
+    running = plan.stages - fields.get("dropped_stages", plan.dropped_stages)
+    if fields.get("frozen_stages", 0) > running:
         raise ConfigError(
-            f"plan: frozen_stages is {fields['frozen_stages']}; {kept} of {plan.stages} stages are "
-            "left after dropped_stages."
+            f"plan: frozen_stages is {fields['frozen_stages']}; {running} of {plan.stages} stages "
+            "are left after dropped_stages."
         )
     # The head of a detector is not convex: where all stages are frozen, it still trains by steps.
-    rest = {} if plan.strategy in {"fine_tune", "scratch"} else _follow(plan, fields, kept)
+    rest = {} if plan.strategy in {"fine_tune", "scratch"} else _follow(plan, fields, running)
     changed = replace(plan, **{**fields, **rest}, reason=plan.reason + _describe(fields))
     return _refuse_idle(
         replace(changed, trainable_fraction=trainable_fraction(backbone, changed)), backbone
     )
 
 
-def _follow(plan: FreezePlan, fields: Mapping[str, Any], kept: int) -> dict[str, Any]:
+def _follow(plan: FreezePlan, fields: Mapping[str, Any], running: int) -> dict[str, Any]:
     """What follows for a classifier from the fields that are set.
 
     Args:
         plan: a linear probe or fine-tuning behind one.
         fields: set by hand.
-        kept: stages that run.
+        running: number of stages that run.
     """
     frozen, strategy = fields.get("frozen_stages"), fields.get("strategy")
     if strategy is not None:
         probe = strategy == "linear_probe"
     else:
-        probe = plan.strategy == "linear_probe" if frozen is None else frozen == kept
-    if frozen is not None and probe != (frozen == kept):
+        probe = plan.strategy == "linear_probe" if frozen is None else frozen == running
+    if frozen is not None and probe != (frozen == running):
         raise ConfigError(
-            f"plan: a linear probe freezes all {kept} stages, fine-tuning fewer; set strategy "
+            f"plan: a linear probe freezes all {running} stages, fine-tuning fewer; set strategy "
             "or frozen_stages, not both."
         )
     if probe:
         settled = {key: value for key, value in _OF_PROBES.items() if key not in fields}
-        return {**settled, "strategy": "linear_probe", "frozen_stages": kept, "steps": 0}
+        return {**settled, "strategy": "linear_probe", "frozen_stages": running, "steps": 0}
     return {
         "strategy": "lp_ft",
-        "frozen_stages": min(plan.frozen_stages, kept - 1) if frozen is None else frozen,
+        "frozen_stages": min(plan.frozen_stages, running - 1) if frozen is None else frozen,
         "steps": plan.steps or FINE_TUNING_STEPS,
     }
 

@@ -112,11 +112,11 @@ def refuse_random_prefix(backbone: Backbone, plan: FreezePlan) -> None:
         WeightsError: stages are frozen, and the weights are random or look so.
     """
     if plan.frozen_stages and not backbone.weights.trained:
-        found = backbone.weights.proof.get("sentence", "they are random")
+        finding = backbone.weights.proof.get("sentence", "they are random")
         raise WeightsError(
             f"{backbone.name}, weights {backbone.weights.source}: {plan.frozen_stages} stages are "
             "to be frozen, but these do not look like "
-            f"trained weights ({found}). Give another file, or train everything "
+            f"trained weights ({finding}). Give another file, or train everything "
             "(plan.frozen_stages=0)."
         )
 
