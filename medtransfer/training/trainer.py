@@ -24,7 +24,7 @@ from medtransfer.training.checkpoint import Checkpoints
 from medtransfer.training.predicting import Model, Network
 
 _CLIP_NORM = 5.0
-# Steps after which losses are read, and after which several processes compare notes: each time the
+# Steps after which losses are read, and after which several processes compare them: each time the
 # accelerator has to be waited for.
 _LOOK = 16
 

@@ -156,7 +156,7 @@ def chosen(seconds, monkeypatch, steps, required=False):
     """Of a machine that takes so long."""
     monkeypatch.setattr(timing, "_time_steps", lambda *_: seconds)
     net, engine = mt.load_backbone(SMALL), Engine(torch.device("cpu"), "bf16", "contiguous")
-    return timing._compiled(engine, net, torch.rand(2, 3, 32, 32), None, steps, wanted)
+    return timing._compiled(engine, net, torch.rand(2, 3, 32, 32), None, steps, required)
 
 
 def test_compiling_is_chosen_where_it_saves_more_than_it_takes(monkeypatch):
@@ -164,7 +164,7 @@ def test_compiling_is_chosen_where_it_saves_more_than_it_takes(monkeypatch):
     assert not chosen(seconds, monkeypatch, 700).compiled  # saves 28 s
     found = chosen(seconds, monkeypatch, 800)  # 32 s
     assert (found.compiled, dict(found.seconds)) == (True, seconds)
-    assert chosen(seconds, monkeypatch, 1, wanted=True).compiled
+    assert chosen(seconds, monkeypatch, 1, required=True).compiled
     assert not chosen({**seconds, "bf16 contiguous compiled": 0.11}, monkeypatch, 10**6).compiled
     # Where even half of the time would not pay, nobody waits for the compiler.
     assert "compiling" not in chosen({"bf16 contiguous": 0.1}, monkeypatch, 200).seconds
