@@ -11,7 +11,9 @@ from medtransfer.config.study_config import StudyConfig
 from medtransfer.errors import ConfigError
 from medtransfer.files import read_json, write_json
 from medtransfer.models.chain.backbone import Backbone
-from medtransfer.models.plan.plan import CacheBudget, FreezePlan, fix_plan, plan_cache
+from medtransfer.models.plan.cache import CacheBudget, plan_cache
+from medtransfer.models.plan.overrides import fix_plan
+from medtransfer.models.plan.plan import FreezePlan
 from medtransfer.models.plan.rules import Counts, plan_freeze
 from medtransfer.models.plan.schedule import CYCLES
 from medtransfer.tasks.task import Task

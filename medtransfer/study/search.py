@@ -12,7 +12,8 @@ from medtransfer.errors import FileError
 from medtransfer.files import read_json, write_json
 from medtransfer.models.chain.backbone import Backbone
 from medtransfer.models.chain.costs import measure_stages
-from medtransfer.models.plan.plan import CacheBudget, FreezePlan, plan_cache
+from medtransfer.models.plan.cache import CacheBudget, plan_cache
+from medtransfer.models.plan.plan import FreezePlan
 from medtransfer.study.planning import count_steps
 from medtransfer.study.run import Training
 from medtransfer.training.batches import Loader, Source

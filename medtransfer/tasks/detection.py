@@ -20,8 +20,8 @@ from medtransfer.models.chain.backbone import Backbone
 from medtransfer.models.heads.pyramid import (
     DetectionHead,
     choose_levels,
-    generalised_overlap,
-    move_boxes,
+    decode_boxes,
+    giou,
 )
 from medtransfer.models.plan.plan import FreezePlan
 
@@ -203,8 +203,8 @@ class Detection:
         sides = outputs["moves"].sum() * 0.0
         if aims:
             image, chosen = torch.cat(at, 1)
-            moved = move_boxes(anchors[chosen], outputs["moves"].float()[image, chosen])
-            sides = (1 - generalised_overlap(moved, torch.cat(aims))).sum() / count
+            moved = decode_boxes(anchors[chosen], outputs["moves"].float()[image, chosen])
+            sides = (1 - giou(moved, torch.cat(aims))).sum() / count
         return {"loss": classes + _BOX_WEIGHT * sides, "classes": classes, "sides": sides}
 
     def predict(self, outputs: dict[str, Any]) -> Tensor:
@@ -216,7 +216,7 @@ class Detection:
         )
         result = torch.full((len(logits), self.kept, 1 + 2 * axes), torch.nan, device=logits.device)
         for image, (score, index) in enumerate(zip(*best, strict=True)):
-            boxes = move_boxes(outputs["anchors"][index], outputs["moves"].float()[image, index])
+            boxes = decode_boxes(outputs["anchors"][index], outputs["moves"].float()[image, index])
             boxes = torch.minimum(boxes.clamp(min=0.0), limit)
             # The best one stays, however poor: it is the score of the image.
             there = ((boxes[:, axes:] - boxes[:, :axes]) >= 1.0).all(1) & (

@@ -121,7 +121,7 @@ def adapt_norms(
         False where there are none, or no batch holds two images; the statistics are as before.
     """
     norms = backbone.batch_norms() if norms is None else norms
-    momenta, before, seen = [norm.momentum for norm in norms], copy_state(*norms), False
+    momenta, before, measured = [norm.momentum for norm in norms], copy_state(*norms), False
     backbone.eval()
     for norm in norms:
         norm.reset_running_stats()  # type: ignore[operator]  # a batch norm
@@ -136,13 +136,13 @@ def adapt_norms(
             continue  # one image has no variance between images
         with engine.autocast():
             backbone(engine.move(features), backbone.names[-1:])
-        seen = True
-    if not seen:
+        measured = True
+    if not measured:
         load_state(before, *norms)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     backbone.eval()
-    return seen
+    return measured
 
 
 class Anchor:

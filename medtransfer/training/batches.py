@@ -85,7 +85,7 @@ class Loader:
             rows = [rows[place] for place in order[: len(self) * self.batch_size]]
             view = self._epoch % self.views if self.views else self._epoch
         rank, world = self.share
-        chosen = [
+        batch_rows = [
             rows[at : at + self.batch_size][rank::world]
             for at in range(0, len(rows), self.batch_size)
         ][self._first :]
@@ -94,7 +94,7 @@ class Loader:
         # All of them, though a shuffled pass leaves out a few: other passes will want these.
         self.source.prepare(self.rows, view)
         self.filled += time.perf_counter() - begun
-        loaded = self._load([batch for batch in chosen if batch], view)
+        loaded = self._load([batch for batch in batch_rows if batch], view)
         batches = iter(_ahead(loaded) if self.ahead else loaded)
         while True:
             begun = time.perf_counter()
@@ -107,11 +107,11 @@ class Loader:
             yield cast(Batch, batch)
 
     def _load(
-        self, chosen: list[list[int]], view: int | None
+        self, batch_rows: list[list[int]], view: int | None
     ) -> Iterator[dict[str, Any] | Exception]:
         """An error comes as a value: raised in a thread it would end the pass without a word."""
         try:
-            for batch in chosen:
+            for batch in batch_rows:
                 yield self.source.load(batch, view)
         except Exception as error:
             yield error
@@ -132,15 +132,18 @@ def collect(
 
     Where several processes take their slices, each gets all of it.
     """
-    found: list[list[Any]] = [[], [], []]
+    collected: list[list[Any]] = [[], [], []]
     for batch in batches:
         with torch.inference_mode():
-            found[0].append(work(batch).cpu().numpy())
-        found[1].append(batch["targets"].numpy())
-        found[2].append(batch["rows"].numpy())
+            collected[0].append(work(batch).cpu().numpy())
+        collected[1].append(batch["targets"].numpy())
+        collected[2].append(batch["rows"].numpy())
     if engine.share[1] > 1:
-        found = [[part for given in gather_object([parts]) for part in given] for parts in found]
-    values, targets, rows = (np.concatenate(parts) for parts in found)
+        collected = [
+            [part for gathered in gather_object([parts]) for part in gathered]
+            for parts in collected
+        ]
+    values, targets, rows = (np.concatenate(parts) for parts in collected)
     if engine.share[1] > 1 and isinstance(batches, Loader):
         places = {row: place for place, row in enumerate(batches.rows)}
         order = np.argsort([places[int(row)] for row in rows])

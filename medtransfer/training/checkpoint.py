@@ -1,5 +1,6 @@
-"""Weights on disk as safetensors, and the state of an unfinished training; written aside and
-renamed, and verified when they are read.
+"""Weights as safetensors, and the state of an unfinished training.
+
+Both are written beside their place and then renamed, and verified when they are read.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def load_weights(
         path: of the file.
         backbone: filled in place.
         head: filled in place.
-        digest: SHA-256 that the file must have; None: it is not looked at.
+        digest: SHA-256 that the file must have; None skips the check.
 
     Raises:
         WeightsError: the file is missing, damaged or another one than was written, or a tensor is
@@ -132,7 +133,8 @@ class Checkpoints:
         """The state to go on from, with torch's random numbers set as they were.
 
         Args:
-            say: is told of a state that is damaged; it is removed, so that it is named once.
+            say: called with a message where the state is damaged. Such a state is removed, so that
+                the user reads of it once.
 
         Returns:
             None where there is no state, or none of this training.
@@ -176,7 +178,7 @@ def _unpack(content: bytes) -> dict[str, Any] | None:
         state: dict[str, Any] = torch.load(
             io.BytesIO(payload), map_location="cpu", weights_only=True
         )
-    # whole, but of a version of torch that writes otherwise
+    # The file is whole, but another version of torch wrote it.
     except (RuntimeError, EOFError, pickle.UnpicklingError, AttributeError, KeyError):
         return None
     return state

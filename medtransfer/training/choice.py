@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from medtransfer.evaluation.metrics.discrimination import auc_within
 from medtransfer.evaluation.metrics.recalibration import fit_map, log_losses
 from medtransfer.models.chain.backbone import Backbone
-from medtransfer.models.plan.plan import FreezePlan, fix_plan
+from medtransfer.models.plan.overrides import fix_plan
+from medtransfer.models.plan.plan import FreezePlan
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -194,7 +195,9 @@ def choose_depth(
         )
     better = [i for i in range(1, len(trials)) if trials[i].gain > trials[i].error]
     best = max(better, key=lambda i: trials[i].gain, default=0)
-    by_fold = np.array([[float(np.mean(loss[held])) for _, held in folds] for loss in losses])
+    by_fold = np.array(
+        [[float(np.mean(loss[held_out])) for _, held_out in folds] for loss in losses]
+    )
     optimism = float(np.mean(by_fold[best] - by_fold.min(axis=0)))
     share = float(labels.mean())
     chance = -(share * math.log(share) + (1 - share) * math.log(1 - share))
@@ -207,9 +210,9 @@ def number_folds(folds: Folds, count: int, repeats: int = 1) -> Int:
     second, and so on.
     """
     numbers, times = np.zeros((repeats, count), np.int64), np.zeros(count, np.int64)
-    for number, (_, held) in enumerate(folds):
-        numbers[times[held], held] = number
-        times[held] += 1
+    for number, (_, held_out) in enumerate(folds):
+        numbers[times[held_out], held_out] = number
+        times[held_out] += 1
     return numbers
 
 
@@ -218,12 +221,12 @@ def tempered_losses(logits: Float, labels: Int, folds: Folds) -> Float:
     goes away later, does not count.
     """
     losses = np.full(len(labels), np.nan)
-    for _, held in folds:
-        others = np.setdiff1d(np.flatnonzero(~np.isnan(logits)), held)
-        scores = logits[held]
+    for _, held_out in folds:
+        others = np.setdiff1d(np.flatnonzero(~np.isnan(logits)), held_out)
+        scores = logits[held_out]
         if len(set(labels[others])) == 2:
             scores = fit_map("temperature", logits[others], labels[others]).apply(scores)
-        losses[held] = log_losses(scores, labels[held])
+        losses[held_out] = log_losses(scores, labels[held_out])
     return losses
 
 
@@ -231,7 +234,7 @@ def _explain(
     probes: Sequence[StageProbe],
     shallowest: int,
     trials: Sequence[Trial],
-    chosen: int,
+    choice: int,
     optimism: float,
     patients: int,
     chance: float,
@@ -256,11 +259,11 @@ def _explain(
         f"standard error ({best.error:.3f}) of it; "
         f"{finding}."
     )
-    trial = trials[chosen]
+    trial = trials[choice]
     depth = f"{trial.frozen_stages} stages frozen" + (
         f", {trial.dropped_stages} cut off" if trial.dropped_stages else ""
     )
-    if chosen:
+    if choice:
         decision = (
             f"Chosen: {depth} ({trial.why}), which gains {trial.gain:.3f} in log-loss per patient "
             f"(standard error {trial.error:.3f})."

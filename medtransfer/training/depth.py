@@ -175,14 +175,14 @@ def _probe_stage(data: Labelled, folds: Folds, seed: int) -> Float:
     # Images held out once so far belong to the first repeat, and so on.
     logits = np.full((_REPEATS, len(data.labels)), np.nan)
     repeats = np.zeros(len(data.labels), np.int64)
-    for train, held in folds:
+    for train, held_out in folds:
         inside = data.take(train)
         penalty, _ = choose_penalty(inside, _INNER, seed, repeats=1)
         coefficients, intercepts = inside.fit((penalty,))
-        logits[repeats[held], held] = (
-            data.values[held] @ coefficients[0] + intercepts[0] - math.log(data.weight)
+        logits[repeats[held_out], held_out] = (
+            data.values[held_out] @ coefficients[0] + intercepts[0] - math.log(data.weight)
         )
-        repeats[held] += 1
+        repeats[held_out] += 1
     return logits
 
 
@@ -281,7 +281,7 @@ def _try(
     labels = features[backbone.names[0]].targets[:, 0].astype(np.int64)
     before, after = np.full(len(labels), np.nan), np.full(len(labels), np.nan)
     rows, seed, share = setting.rows, setting.seed, setting.engine.share
-    for inside, held in folds:
+    for inside, held_out in folds:
         network = copy.deepcopy(backbone)
         network.freeze(plan.frozen_stages, plan.norm_policy, plan.tuned)
         head = setting.task.make_head(network)
@@ -295,8 +295,8 @@ def _try(
         )
         weights = setting.task.positive_weights
         fit_head(head, pooled, setting.groups[pooled.rows], weights)
-        outside = setting.load(source, rows[held])
-        before[held] = predict(model, outside)[0][:, 0]
+        outside = setting.load(source, rows[held_out])
+        before[held_out] = predict(model, outside)[0][:, 0]
         loader = Loader(source, rows[inside], setting.batches[0], seed, _VIEWS, share)
         trainer = Trainer(model, plan, budget.weight_decay, [plan.steps])
         progress = Progress([{}], [], 0, math.inf, {})
@@ -304,7 +304,7 @@ def _try(
             trainer.run_epoch(loader, progress)
             progress.history.append({})
         averaged = trainer.candidates(setting.load(source, rows[inside]))[-1]
-        after[held] = predict(averaged, outside)[0][:, 0]
+        after[held_out] = predict(averaged, outside)[0][:, 0]
         trainer.accelerator.free_memory()
     return min(
         before, after, key=lambda logits: float(np.nanmean(tempered_losses(logits, labels, folds)))

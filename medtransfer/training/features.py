@@ -25,8 +25,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medtransfer.errors import StudyError
-from medtransfer.files import write_aside
+from medtransfer.errors import FileError, StudyError
+from medtransfer.files import read_json, write_json
 from medtransfer.models.chain.backbone import Backbone
 from medtransfer.models.chain.chain import Layout
 from medtransfer.models.chain.fold import fold_norms
@@ -34,9 +34,9 @@ from medtransfer.training.batches import Source
 from medtransfer.training.device import Engine
 from medtransfer.training.interruption import EndAskedError, asked
 
-# Batches from which on their progress is shown.
+# Progress is shown where there are more batches than this.
 _MANY = 10
-# Bytes of the digest of an image; zeros stand for an image that is not there.
+# Bytes of the digest of an image; zeros stand for an image whose activations are missing.
 _DIGEST = 16
 
 Row = NDArray[np.uint8]
@@ -123,13 +123,13 @@ class FeatureSource:
             StudyError: not enough room on the disk.
             KeyboardInterrupt: an end was asked for; what is computed stays.
         """
-        wanted = np.unique(np.asarray(rows, np.int64))
-        if self._missing(wanted, view).any():
-            missing = wanted[self._missing(wanted, view, ask=True)]
+        indices = np.unique(np.asarray(rows, np.int64))
+        if self._missing(indices, view).any():
+            missing = indices[self._missing(indices, view, ask=True)]
             pieces = [
                 missing[at : at + self.at_once] for at in range(0, len(missing), self.at_once)
             ]
-            # Processes that fill the same store begin at different places.
+            # Processes that fill the same store begin at different places, to share the work.
             start = int(np.random.default_rng(os.getpid()).integers(len(pieces))) if pieces else 0
             for piece in [*pieces[start:], *pieces[:start]]:
                 rest = piece[self._missing(piece, view, ask=True)]
@@ -138,8 +138,8 @@ class FeatureSource:
                     if len(pieces) > _MANY:
                         self.report(
                             "frozen stages, images",
-                            int((~self._missing(wanted, view)).sum()),
-                            len(wanted),
+                            int((~self._missing(indices, view)).sum()),
+                            len(indices),
                         )
                 if asked() and self.engine.share[1] == 1:
                     raise EndAskedError
@@ -150,20 +150,20 @@ class FeatureSource:
         Raises:
             StudyError: the disk does not give back what was written to it.
         """
-        wanted = np.asarray(rows, np.int64)
-        if self._missing(wanted, view).any():
+        indices = np.asarray(rows, np.int64)
+        if self._missing(indices, view).any():
             self.prepare(rows, view)
-        values, damaged = self._read(wanted, view)
+        values, damaged = self._read(indices, view)
         if damaged.any():
             # Another process may have written them since their digests were read.
-            self._missing(wanted, view, ask=True)
-            values, damaged = self._read(wanted, view)
+            self._missing(indices, view, ask=True)
+            values, damaged = self._read(indices, view)
         if damaged.any():
-            again = np.unique(wanted[damaged])
+            again = np.unique(indices[damaged])
             self.report(f"kept activations that were damaged ({self.folder})", 0, len(again))
             self._repair(again, view)
             self.report("damaged activations, computed again", len(again), len(again))
-            values, damaged = self._read(wanted, view)
+            values, damaged = self._read(indices, view)
         if damaged.any():
             raise StudyError(
                 f"{self.folder}: the disk does not give back the activations that are written to "
@@ -247,8 +247,7 @@ class FeatureSource:
         try:
             if not (self.folder / "contents.json").is_file():
                 self.folder.mkdir(parents=True, exist_ok=True)
-                content = {"contents": contents, "digest": _digest_of_values(contents)}
-                write_aside(self.folder / "contents.json", json.dumps(content))
+                write_json(self.folder / "contents.json", {"contents": contents}, sealed=True)
             for name, arrays in written.items():
                 self._write_rows(name, rows, view, arrays)
             # Last: a killed process leaves rows that are computed again.
@@ -273,11 +272,10 @@ class FeatureSource:
         """Shape and kind of the activations; None where that is missing or damaged."""
         if self._contents is None:
             try:
-                content = json.loads((self.folder / "contents.json").read_text(encoding="utf-8"))
-                if content["digest"] == _digest_of_values(content["contents"]):
-                    self._contents = content["contents"]
-            except (OSError, ValueError, KeyError, TypeError):
+                content = read_json(self.folder / "contents.json", sealed=True)
+            except (FileError, FileNotFoundError):
                 return None
+            self._contents = content.get("contents")
         return self._contents
 
     def _read(
@@ -316,7 +314,7 @@ class FeatureSource:
                     stream.seek(row * len(value))
                     stream.readinto(value)
         except FileNotFoundError:
-            pass  # as an empty file
+            pass  # reads as an empty file
         return values
 
     def _path(self, name: str, view: int | None) -> Path:
@@ -350,10 +348,6 @@ def _digest(values: Mapping[str, Row], place: int) -> Row:
     for name in sorted(values):
         result.update(values[name][place])
     return np.frombuffer(result.digest(), np.uint8)
-
-
-def _digest_of_values(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _name_store(backbone: Backbone, stages: int, decided: Sequence[str]) -> str:

@@ -149,11 +149,11 @@ def fit(
         parts: the images, or what is kept of them.
         plan: what trains, and how fast.
         budget: how long.
-        groups: patient or cluster of every row of the cohort, for the inner folds of the convex
-            head.
+        groups: (row,), the patient or cluster of every row of the cohort, for the inner folds of
+            the convex head.
         on_epoch: called with each entry of the history and the number of epochs planned.
         checkpoints: where an unfinished training is kept and taken up again.
-        say: tells the user something.
+        say: shows the user a message.
 
     Raises:
         StudyError: the loss is not finite and no earlier weights are good, or the memory does not
@@ -190,7 +190,7 @@ def fit(
             f"the loss is not finite from epoch {len(progress.history)} on; the weights of epoch "
             f"{progress.best_epoch} are kept"
         )
-    # A training that ended before its budget did has nothing else.
+    # A training that ended before its budget has no other weights at the budget.
     states = [progress.best, *([progress.at_budget or progress.best] if plan.level else [])]
     mixture = 1.0
     if plan.mix and progress.best_epoch:
@@ -315,7 +315,7 @@ def _train(
             trainer.say(problem)
 
     def after_step() -> None:
-        # All processes do so at the same step, or none.
+        # Either all processes stop at this step, or none does.
         if trainer.engine.any(asked()):
             raise EndAskedError
         if checkpoints is not None and trainer.engine.any(checkpoints.due):
@@ -356,7 +356,7 @@ def _train(
                     return True
                 run_epoch()
             if ends[-1]:
-                after_step()  # an end that was asked for while the last epoch was measured
+                after_step()  # the user may have asked to end while the last epoch was measured
         except EndAskedError:
             keep()
             raise

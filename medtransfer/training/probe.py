@@ -160,9 +160,9 @@ def inner_folds(
         splitter = StratifiedGroupKFold(
             min(folds, fewest), shuffle=True, random_state=(seed * repeats + repeat) % 2**32
         )
-        for train, held in splitter.split(labels, labels, groups):
-            if len(set(labels[train])) == 2 and len(held):
-                yield train, held
+        for train, held_out in splitter.split(labels, labels, groups):
+            if len(set(labels[train])) == 2 and len(held_out):
+                yield train, held_out
 
 
 def choose_penalty(
@@ -181,9 +181,9 @@ def choose_penalty(
     """
     repeats = repeats or (_REPEATS if len(np.unique(data.units)) < _FEW_UNITS else 1)
     total, count = np.zeros(len(PENALTIES)), 0.0
-    for train, held in data.folds(folds, repeats, seed):
+    for train, held_out in data.folds(folds, repeats, seed):
         coefficients, intercepts = data.take(train).fit()
-        outside = data.take(held)
+        outside = data.take(held_out)
         scores = coefficients @ outside.values.T + intercepts[:, None]
         weights = np.where(outside.labels == 1, data.weight, 1.0)
         total = total + log_losses(scores, outside.labels) @ weights
@@ -268,8 +268,8 @@ def compare_heads(data: Labelled) -> dict[str, float]:
     from sklearn.preprocessing import StandardScaler
 
     aucs: dict[str, list[float]] = {"logistic": [], "prototype": [], "neighbours": []}
-    for train, held in data.folds(_FOLDS, _REPEATS):
-        inside, outside = data.take(train), data.take(held)
+    for train, held_out in data.folds(_FOLDS, _REPEATS):
+        inside, outside = data.take(train), data.take(held_out)
         if len(set(outside.labels)) < 2:
             continue
         penalty, _ = choose_penalty(inside, _INNER, repeats=1)

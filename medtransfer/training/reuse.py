@@ -118,17 +118,17 @@ def reset_robustness(
         return float(roc_auc_score(targets[:, 0], logits[:, 0]))
 
     trained = auc()
-    found = []
+    aucs = []
     for index in range(len(after.stages)):
         old, new = _state(before, index), _state(after, index)
         if all(torch.equal(old[name], value.to(old[name])) for name, value in new.items()):
-            found.append(trained)
+            aucs.append(trained)
             continue
         with torch.no_grad():
             _write(network, old)  # type: ignore[arg-type]  # a copy of ours
-            found.append(auc())
+            aucs.append(auc())
             _write(network, new)  # type: ignore[arg-type]  # a copy of ours
-    return trained, found
+    return trained, aucs
 
 
 def _state(backbone: Backbone, index: int) -> dict[str, Tensor]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import os
 import platform
 import time
@@ -17,8 +15,8 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from medtransfer.errors import ConfigError
-from medtransfer.files import write_aside
+from medtransfer.errors import ConfigError, FileError
+from medtransfer.files import digest_of, read_json, write_json
 from medtransfer.models.chain.backbone import Backbone
 from medtransfer.training.device import Engine, name_of_device, uses_cuda
 from medtransfer.training.process import join_processes
@@ -127,7 +125,7 @@ def _fastest(candidates: list[tuple[str, str]], seconds: Mapping[str, float]) ->
 
 
 def _compiled(
-    engine: Engine, probe: Backbone, image: Tensor, memory: Path | None, steps: int, wanted: bool
+    engine: Engine, probe: Backbone, image: Tensor, memory: Path | None, steps: int, required: bool
 ) -> Engine:
     """The engine with what trains compiled, where that is wanted, or saves more over so many steps
     than it takes.
@@ -135,13 +133,13 @@ def _compiled(
     plain = engine.precision, engine.layout
     fast = (*plain, "compiled")
     seconds = engine.seconds or _measured(probe, image, engine.device, [plain], memory)
-    if not wanted and seconds[" ".join(plain)] * steps * _MOST_SAVED < _LEAST_COMPILING:
+    if not required and seconds[" ".join(plain)] * steps * _MOST_SAVED < _LEAST_COMPILING:
         return engine
     try:
         timed = _measured(probe, image, engine.device, [plain, fast], memory)
     # no compiler of C, no Triton, a network it does not know: torch tells it in many types
     except Exception as error:
-        if not wanted:
+        if not required:
             return engine
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ConfigError(
@@ -150,7 +148,7 @@ def _compiled(
         ) from error
     saved = (timed[" ".join(plain)] - timed[" ".join(fast)]) * steps
     return replace(
-        engine, seconds={**timed, **seconds}, compiled=wanted or saved > timed[_COMPILING]
+        engine, seconds={**timed, **seconds}, compiled=required or saved > timed[_COMPILING]
     )
 
 
@@ -166,13 +164,13 @@ def _measured(
     """
     machine = [name_of_device(device), platform.node(), torch.__version__, torch.get_num_threads()]
     about = [*machine, probe.name, probe.frozen, list(image.shape), candidates]
-    key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
+    key = digest_of(about)[:32]
     measured = _read_measured(memory) if memory is not None else {}
     names = {" ".join(candidate) for candidate in candidates}
     if not names <= set(measured.get(key, {})):
         measured[key] = _time_what_fits(probe, image, device, candidates)
         if memory is not None:
-            write_aside(memory, json.dumps(measured))
+            write_json(memory, {"seconds": measured}, sealed=True)
     seconds = [measured[key]]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         broadcast_object_list(seconds)  # all processes choose alike
@@ -180,18 +178,12 @@ def _measured(
 
 
 def _read_measured(path: Path) -> dict[str, dict[str, float]]:
-    """What was measured before, by key; of a damaged file what is still good."""
+    """What was measured before, by key; nothing where the file is damaged, or an older one."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        measured: dict[str, dict[str, float]] = read_json(path, sealed=True).get("seconds", {})
+    except (FileError, FileNotFoundError):
         return {}
-    entries = content.items() if isinstance(content, dict) else ()
-    return {
-        key: seconds
-        for key, seconds in entries
-        if isinstance(seconds, dict)
-        and all(isinstance(value, float) and value > 0 for value in seconds.values())
-    }
+    return measured
 
 
 def _time_what_fits(
@@ -251,6 +243,6 @@ def _time_step(engine: Engine, model: Any, last: str, batch: dict[str, Tensor]) 
         out.float().mean().backward()
     if engine.device.type == "cuda":
         torch.cuda.synchronize()
-    taken = time.perf_counter() - begun
+    seconds = time.perf_counter() - begun
     model.zero_grad(set_to_none=True)
-    return taken
+    return seconds

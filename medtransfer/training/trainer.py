@@ -24,8 +24,8 @@ from medtransfer.training.checkpoint import Checkpoints
 from medtransfer.training.predicting import Model, Network
 
 _CLIP_NORM = 5.0
-# Steps between two looks at the losses, and of several processes at each other: to look is to wait
-# for an accelerator.
+# Steps after which losses are read, and after which several processes compare them: each time the
+# accelerator has to be waited for.
 _LOOK = 16
 
 
@@ -69,7 +69,7 @@ class Trainer:
         plan: which stages train when, and how fast.
         weight_decay: of AdamW, on matrices only.
         ends: optimiser steps at which the cycles of the schedule end, ascending.
-        say: tells the user something.
+        say: shows the user a message.
     """
 
     def __init__(
@@ -99,8 +99,10 @@ class Trainer:
     def run_epoch(
         self, batches: Loader, progress: Progress, after_step: Callable[[], None] = lambda: None
     ) -> float:
-        """One pass, or what is left of it or of the steps, from where the progress stands; the mean
-        loss.
+        """Trains to the end of the epoch or of the steps, from where the progress stands.
+
+        Returns:
+            The mean loss of the epoch.
 
         Raises:
             DivergedError: a loss was not finite.
@@ -140,7 +142,7 @@ class Trainer:
             DivergedError: one is not finite; with a gradient scaler, which leaves such steps out,
                 all of them.
         """
-        # The same on all processes, so that none goes on alone.
+        # All processes see the same mean, so that none goes on alone.
         losses = self.engine.mean(torch.stack(self._unseen)).tolist() if self._unseen else []
         self._unseen = []
         finite = [loss for loss in losses if math.isfinite(loss)]
@@ -161,7 +163,7 @@ class Trainer:
                 loss = self._backward(batch)
                 break
             except RuntimeError as error:
-                # Of several processes one alone cannot take more steps than the others.
+                # One of several processes cannot take more steps than the others.
                 if not _is_out_of_memory(error) or self.engine.share[1] > 1:
                     raise
                 self._halve(len(batch["targets"]), error)
@@ -248,7 +250,7 @@ class Trainer:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    # On a CPU torch tells it in words alone.
+    # On a CPU torch has no class of its own for this error.
     return (
         isinstance(error, torch.OutOfMemoryError)
         or "can't allocate memory" in str(error)

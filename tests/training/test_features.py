@@ -18,38 +18,18 @@ from medtransfer.training.timing import make_engine
 
 from damage import damage
 from networks import SMALL
+from noise import Noise
 
 ENGINE = make_engine("cpu", "fp32")
+
+
 SIDE, AT_ONCE = 48, 16
+
+
+COPIES = 600
+
+
 BF16 = Engine(torch.device("cpu"), "bf16", "contiguous")
-
-
-class Noise:
-    """Images that differ by view, as random transforms make them; counts what is asked of it."""
-
-    def __init__(self, count=6, size=64, slices=()):
-        self.count, self.shape, self.loaded = count, (*slices, 3, size, size), []
-
-    def prepare(self, rows, view):
-        pass
-
-    def load(self, rows, view=None):
-        self.loaded += [(row, view) for row in rows]
-        draw = 0 if view is None else view + 1
-        images = [
-            torch.randn(self.shape, generator=torch.Generator().manual_seed(1000 * draw + row))
-            for row in rows
-        ]
-        present = torch.ones(
-            len(rows), self.shape[0] if len(self.shape) == 4 else 1, dtype=torch.bool
-        )
-        targets = torch.tensor([[float(row % 2)] for row in rows])
-        return {
-            "features": {"image": torch.stack(images)},
-            "present": present,
-            "targets": targets,
-            "rows": torch.tensor(rows),
-        }
 
 
 def keep(net, noise, cut, taps, folder, engine=ENGINE, at_once=32, **more):
@@ -287,7 +267,7 @@ def test_damaged_activations_are_named_once_and_computed_again(tmp_path):
     }
     whole = {path: path.read_bytes() for path in files}
     rng, repaired = np.random.default_rng(0), 0
-    for number in range(150):
+    for number in range(COPIES):
         path = files[number % len(files)]
         path.write_bytes(damage(whole[path], rng))
         reports = []
@@ -301,7 +281,9 @@ def test_damaged_activations_are_named_once_and_computed_again(tmp_path):
         assert equal(source.load(rows), expected)
         assert not reports
         path.write_bytes(whole[path])
-    assert repaired > 90  # digests or contents that are missing say only that nothing is there
+    assert (
+        repaired > COPIES / 2
+    )  # digests or contents that are missing say only that nothing is there
 
 
 def test_a_disk_that_forgets_is_an_error_and_not_an_endless_repair(tmp_path, monkeypatch):
@@ -331,53 +313,3 @@ def test_another_process_may_write_the_same_rows_anew(tmp_path):
     other._write([0, 1], None, values)
     assert equal(one.load([0, 1]), other.load([0, 1]))
     assert not reports
-
-
-@pytest.mark.parametrize("ahead", [False, True])
-def test_an_error_in_the_middle_of_a_pass_is_raised(ahead):
-    class Broken(Noise):
-        def load(self, rows, view=None):
-            if 4 in rows:
-                raise StudyError("gone")
-            return super().load(rows, view)
-
-    seen = []
-    with pytest.raises(StudyError, match="gone"):
-        seen.extend(batch["rows"].tolist() for batch in Loader(Broken(), range(6), 2, ahead=ahead))
-    assert len(seen) <= 2
-
-
-def test_orders_views_and_shares():
-    noise = Noise()
-    in_order = Loader(noise, [4, 1, 2], 2)
-    assert [batch["rows"].tolist() for batch in in_order] == [[4, 1], [2]]
-    assert len(in_order) == 2
-    assert {view for _, view in noise.loaded} == {None}
-    loader = Loader(noise, [0, 1, 2, 3, 5], 2, seed=3, views=2)
-    orders = []
-    for epoch in (0, 1, 2, 0):
-        noise.loaded.clear()
-        loader.start_epoch(epoch)
-        orders.append([row for batch in loader for row in batch["rows"].tolist()])
-        assert {view for _, view in noise.loaded} == {epoch % 2}
-    assert orders[0] == orders[3]
-    assert orders[0] != orders[1]
-    assert all(len(order) == 4 and set(order) <= {0, 1, 2, 3, 5} for order in orders)
-    loader.start_epoch(1, first=1)
-    assert [row for batch in loader for row in batch["rows"].tolist()] == orders[1][2:]
-    fresh = Loader(noise, range(6), 2, seed=3)
-    noise.loaded.clear()
-    fresh.start_epoch(7)
-    list(fresh)
-    assert {view for _, view in noise.loaded} == {7}
-    halves = [Loader(noise, range(6), 4, seed=1, share=(rank, 2)) for rank in (0, 1)]
-    whole = list(Loader(noise, range(6), 4, seed=1))
-    for batch, *parts in zip(whole, *halves, strict=True):
-        assert sorted(batch["rows"].tolist()) == sorted(
-            row for part in parts for row in part["rows"].tolist()
-        )
-        assert [len(part["rows"]) for part in parts] == [2, 2]
-    assert len(list(Loader(noise, range(3), 32, seed=1))) == 1
-    assert np.concatenate(
-        [b["rows"] for b in Loader(noise, range(6), 4, ahead=True)]
-    ).tolist() == list(range(6))

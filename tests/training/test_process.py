@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import medtransfer as mt
 import pytest
 import torch
-from medtransfer.config.sections import TrainSection
 from medtransfer.errors import ConfigError
 from medtransfer.models.plan.rules import PlainCounts
 from medtransfer.training.device import Engine
@@ -22,6 +21,7 @@ from medtransfer.training.process import (
     training_settings,
     use_threads,
 )
+from medtransfer.training.settings import TrainSettings
 
 from forks import PROCESSES
 from networks import as_if_pretrained
@@ -97,7 +97,7 @@ def test_a_training_in_a_notebook_leaves_torch_as_it_was(manifest, tmp_path, of_
     cohort = mt.Cohort.from_csv(path, path.parent, ["malignant"])
     net = as_if_pretrained()
     plan = mt.plan_freeze(PlainCounts({"0": 100, "1": 100}, "far"), net)
-    section = TrainSection(epochs=1, precision="fp32", batch_size=4)
+    section = TrainSettings(epochs=1, precision="fp32", batch_size=4)
     task, fold = mt.Classification(cohort.labels), mt.split_cohort(cohort, 2).fold(0)
     run = mt.fit(cohort, fold, task, net, plan, tmp_path / "run", size=32, train=section)
     assert run.summary["engine"]["deterministic"] is True

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import time
 
 import medtransfer as mt
 import numpy as np
 import pytest
 import torch
-from medtransfer.errors import ConfigError, StudyError
+from medtransfer.errors import StudyError
 from medtransfer.models.plan.rules import PlainCounts
 from medtransfer.progress import Reporter
 from medtransfer.training import (
     checkpoint,
-    costs,
-    interruption,
     loop,
     predicting,
     trainer,
 )
-from medtransfer.training.device import Engine
-from medtransfer.training.interruption import asked, finishing_steps
 from medtransfer.training.settings import TrainSettings
 
 from networks import SMALL, as_if_pretrained
@@ -181,96 +174,3 @@ def test_every_epoch_tells_what_it_took(cohort, tmp_path):
     assert run.summary["engine"]["precision"] == "fp32"
     assert run.summary["wall_seconds"] > run.summary["seconds"] > 0
     assert run.summary["joules"] is None or run.summary["joules"] > 0
-
-
-def test_energy_is_the_difference_of_the_counters(tmp_path, monkeypatch):
-    monkeypatch.setattr(costs, "_COUNTERS", tmp_path)
-    meter = costs.EnergyMeter(torch.device("cpu"))
-    assert meter.joules() is None
-    for number, value in ((0, 5_000_000), (1, 9_000_000)):
-        (tmp_path / f"intel-rapl:{number}").mkdir()
-        (tmp_path / f"intel-rapl:{number}" / "energy_uj").write_text(str(value))
-    (tmp_path / "intel-rapl:0:0").mkdir()  # a part of a package, counted with it
-    (tmp_path / "intel-rapl:0:0" / "energy_uj").write_text("1")
-    meter = costs.EnergyMeter(torch.device("cpu"))
-    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("7500000")
-    (tmp_path / "intel-rapl:1" / "energy_uj").write_text("100")  # ran over
-    assert meter.joules() == 2.5
-
-
-@pytest.mark.parametrize("track", ["tensorboard", "mlflow"])
-def test_curves_go_where_they_are_asked_for(tmp_path, monkeypatch, track):
-    pytest.importorskip(track)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path / "mlruns"))
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    monkeypatch.chdir(tmp_path)
-    with costs.tracking(track, "arm, fold 0, seed 0", tmp_path) as log:
-        log({"tune_loss": 0.7}, 0)
-        log({"tune_loss": 0.4}, 1)
-    if track == "tensorboard":
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-        events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-        assert [(e.step, round(e.value, 4)) for e in events.Scalars("tune_loss")] == [
-            (0, 0.7),
-            (1, 0.4),
-        ]
-    else:
-        import mlflow
-
-        runs = mlflow.search_runs(experiment_names=["medtransfer"])
-        assert runs["metrics.tune_loss"].tolist() == [0.4]
-        assert runs["tags.mlflow.runName"].tolist() == ["arm, fold 0, seed 0"]
-
-
-def test_a_tracker_that_is_not_installed_is_told(monkeypatch):
-    monkeypatch.setattr(costs, "find_spec", lambda name: None)
-    costs.refuse_missing(None)
-    with pytest.raises(
-        ConfigError, match=r'mlflow is not installed: pip install "medtransfer\[track\]"'
-    ):
-        costs.refuse_missing("mlflow")
-
-
-def test_a_second_signal_acts_at_once(monkeypatch):
-    monkeypatch.setattr(interruption, "_SAME", 0.05)
-    called = []
-
-    def work():
-        with finishing_steps(lambda: called.append("told")):
-            assert not asked()
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)  # the same one, sent twice
-            assert asked()
-            called.append("finished the step")
-            time.sleep(0.1)
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
-            called.append("never")
-
-    with pytest.raises(KeyboardInterrupt):
-        work()
-    assert called == ["told", "finished the step"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_an_end_can_be_asked_for_by_a_note(tmp_path, monkeypatch):
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        monkeypatch.setattr(interruption, "_note", None)
-        interruption.obey_note(tmp_path / "end")
-        with finishing_steps():
-            assert not asked()
-            (tmp_path / "end").touch()
-            assert asked()
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def test_one_process_is_not_distributed():
-    engine = Engine(torch.device("cpu"), "fp32")
-    layer = torch.nn.Linear(1, 1)
-    assert engine.distribute(layer) is layer
-    assert engine.any(True)
-    assert not engine.any(False)
-    assert engine.first

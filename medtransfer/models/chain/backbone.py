@@ -142,7 +142,7 @@ class Backbone(nn.Module):
             )
         start = max(names.index(name) for name in features)
         last = max(names.index(tap) for tap in taps)
-        wanted = {tap: features[tap] for tap in taps if tap in features}
+        activations = {tap: features[tap] for tap in taps if tap in features}
         missed = [tap for tap in taps if tap not in features and names.index(tap) < start]
         if missed:
             raise WeightsError(
@@ -157,8 +157,8 @@ class Backbone(nn.Module):
             with torch.no_grad() if index < self.frozen else nullcontext():
                 x = run(self.network, self.stages[index].operations, x)
             if names[index + 1] in taps:
-                wanted[names[index + 1]] = x if slices is None else x.unflatten(0, slices)
-        return wanted
+                activations[names[index + 1]] = x if slices is None else x.unflatten(0, slices)
+        return activations
 
     def truncate(self, stages: int) -> None:
         """Cuts the last `stages` stages off; what stays ends earlier, with the same weights.

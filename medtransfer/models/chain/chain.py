@@ -159,8 +159,8 @@ class Call:
     """One call of a module, or of a method of the network, while it runs."""
 
     path: str
-    given: Any  # None where it was given anything but one tensor: then it is no link of a chain
-    gave: Any = None
+    inputs: Any  # None unless they are a single tensor: only then can it be a link of a chain
+    output: Any = None
     inner: list[Call] = field(default_factory=list)
 
 
@@ -180,7 +180,7 @@ def watch(network: nn.Module, work: Callable[[], Tensor]) -> tuple[list[Call], T
         stack.append(call)
 
     def end(result: Any) -> None:
-        stack.pop().gave = result
+        stack.pop().output = result
 
     handles = []
     for path, module in network.named_modules():
@@ -229,11 +229,11 @@ def _watched_methods(
 Links = list[tuple[str, tuple[str, ...]]]
 
 
-def _links(network: nn.Module, calls: list[Call], given: Any, gave: Any) -> Links:
+def _links(network: nn.Module, calls: list[Call], inputs: Any, output: Any) -> Links:
     """Blocks in order, each with the small layers that belong to it: (name, operations)."""
     links: Links = []
     pending: list[str] = []
-    for call in _flatten(network, calls, given, gave):
+    for call in _flatten(network, calls, inputs, output):
         path = call.path
         if _is_layer(network, call):
             pending.append(path)
@@ -256,19 +256,19 @@ def _links(network: nn.Module, calls: list[Call], given: Any, gave: Any) -> Link
     ]
 
 
-def _flatten(network: nn.Module, calls: list[Call], given: Any, gave: Any) -> list[Call]:
-    """Calls of the blocks in order; empty where the calls are no chain from `given` to `gave`."""
-    current = given
+def _flatten(network: nn.Module, calls: list[Call], inputs: Any, output: Any) -> list[Call]:
+    """Calls of the blocks in order; empty unless they lead from `inputs` to `output`."""
+    current = inputs
     for call in calls:
-        if call.given is None or call.given is not current:
+        if call.inputs is None or call.inputs is not current:
             return []
-        current = call.gave
-    if current is not gave:
+        current = call.output
+    if current is not output:
         return []
     blocks: list[Call] = []
     for call in calls:
         inner = (
-            _flatten(network, call.inner, call.given, call.gave)
+            _flatten(network, call.inner, call.inputs, call.output)
             if _holds_blocks(network, call)
             else []
         )

@@ -70,6 +70,6 @@ def _measure(backbone: Backbone, size: int, depth: int) -> tuple[StageCost, ...]
     total = max(1, sum(macs))
     rows = zip(backbone.stages, sizes, macs, activations, strict=True)
     return tuple(
-        StageCost(stage.name, size, mac, mac / total, held, 4 * stage.channels)
-        for stage, size, mac, held in rows
+        StageCost(stage.name, size, mac, mac / total, size_in_bytes, 4 * stage.channels)
+        for stage, size, mac, size_in_bytes in rows
     )

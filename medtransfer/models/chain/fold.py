@@ -22,8 +22,8 @@ _TOLERANCE = 1e-4
 def fold_norms(backbone: Backbone, stages: int, image: Tensor) -> Backbone:
     """A copy whose first stages have their batch norms folded, in eval mode.
 
-    A norm is folded where it is given, untouched, what a convolution gave. The copy must give what
-    the network gives on `image`, else it is left as it was.
+    A norm is folded where its input is the untouched output of a convolution. The copy must give
+    what the network gives on `image`; otherwise nothing is folded.
 
     Args:
         backbone: left as it is.
@@ -36,21 +36,23 @@ def fold_norms(backbone: Backbone, stages: int, image: Tensor) -> Backbone:
         outer, expected = watch(plain.network, lambda: run(plain.network, operations, image))
     calls = list(_flatten(outer))
     folded = copy.deepcopy(plain)
-    given = {
-        id(call.gave): call.path
+    convolutions = {
+        id(call.output): call.path
         for call in calls
         if isinstance(_module(plain, call.path), nn.Conv2d | nn.Conv3d)
     }
     for call in calls:
-        if id(call.given) in given and isinstance(
+        if id(call.inputs) in convolutions and isinstance(
             _module(plain, call.path), nn.BatchNorm2d | nn.BatchNorm3d
         ):
-            _fold(folded.network, given[id(call.given)], call.path)
+            _fold(folded.network, convolutions[id(call.inputs)], call.path)
     with torch.inference_mode(), _in_float32():
-        found = run(folded.network, operations, image)
+        outputs = run(folded.network, operations, image)
     return (
         folded
-        if torch.allclose(found, expected, rtol=0.0, atol=_TOLERANCE * float(expected.abs().max()))
+        if torch.allclose(
+            outputs, expected, rtol=0.0, atol=_TOLERANCE * float(expected.abs().max())
+        )
         else plain
     )
 

@@ -14,7 +14,7 @@ def describe_plan(name: str, plan: FreezePlan, backbone: Backbone, size: int | N
     """Lines: the plan of an arm, then its stages; `size` in pixels decides their costs."""
     dropped = f", {plan.dropped_stages} cut off" if plan.dropped_stages else ""
     views = f"{plan.views} views and the image as it is" if plan.views else "the image as it is"
-    held = (
+    stored = (
         f"{views}, {plan.bytes_per_image / 1024:.0f} KiB each, behind {plan.cache_cut}"
         if plan.cache_cut
         else "nothing"
@@ -32,19 +32,19 @@ def describe_plan(name: str, plan: FreezePlan, backbone: Backbone, size: int | N
         f"  trained: {plan.tuned} stages, unfrozen {plan.unfreeze}; {read}; L2-SP {plan.l2_sp:g}, "
         "dropout "
         f"{plan.dropout:g}{more}\n"
-        f"  kept of the frozen stages: {held}\n"
+        f"  kept of the frozen stages: {stored}\n"
     ).splitlines()
     lines += ["", _STAGE_LINE.format("stage", "", "parameters", "rate", "compute", "KiB, view")]
     for row in describe_stages(backbone, plan, measure_stages(backbone, size)):
         rate = f"{row['learning_rate']:.1e}" if row["learning_rate"] else "-"
-        held_kib = f"{row['cache_bytes'] / 1024:.0f}"
+        kib_per_view = f"{row['cache_bytes'] / 1024:.0f}"
         cells = (
             row["stage"],
             row["trained"],
             f"{row['parameters']:,}",
             rate,
             f"{100 * row['compute']:.1f} %",
-            held_kib,
+            kib_per_view,
         )
         lines.append(_STAGE_LINE.format(*cells))
     return [*lines, ""]

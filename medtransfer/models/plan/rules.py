@@ -17,7 +17,10 @@ import numpy as np
 
 from medtransfer.errors import ConfigError
 from medtransfer.models.chain.backbone import Backbone
-from medtransfer.models.plan.plan import STRIDES, CacheBudget, FreezePlan, fix_plan, plan_cache
+from medtransfer.models.plan.cache import CacheBudget, plan_cache
+from medtransfer.models.plan.overrides import fix_plan
+from medtransfer.models.plan.plan import FreezePlan
+from medtransfer.models.plan.settings import STRIDES
 
 Domain = Literal["near", "far"]
 Family = Literal["cnn", "dense_or_hierarchical", "plain_vit"]

@@ -77,12 +77,12 @@ def parameter_groups(
 
     def add(name: str, parameters: list[Any], rate: float, weight_decay: float) -> None:
         for matrices, decay in ((True, weight_decay), (False, 0.0)):
-            chosen = [p for p in parameters if (p.ndim > 1) == matrices and p.requires_grad]
-            if chosen:
+            trainable = [p for p in parameters if (p.ndim > 1) == matrices and p.requires_grad]
+            if trainable:
                 groups.append(
                     {
                         "name": name,
-                        "params": chosen,
+                        "params": trainable,
                         "lr": rate,
                         "peak": rate,
                         "weight_decay": decay,

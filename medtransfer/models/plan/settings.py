@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field
 
 from medtransfer.text.section import Section
+
+Unfreeze = Literal["at_once", "gradual"]
+Read = Literal["last", "all"]
+# Of the finest level of a detector's pyramid, in pixels.
+Stride = Literal[4, 8, 16]
+STRIDES: tuple[int, ...] = get_args(Stride)
 
 
 class PlanSettings(Section):
@@ -19,19 +25,15 @@ class PlanSettings(Section):
         None, ge=0, description="The first so many never change; with tuned first, the last."
     )
     dropped_stages: int | None = Field(None, ge=0, description="So many are cut off the top.")
-    head_lr: float | None = Field(None, gt=0)
-    backbone_lr: float | None = Field(None, gt=0)
+    head_lr: float | None = Field(None, gt=0, le=1)
+    backbone_lr: float | None = Field(None, gt=0, le=1)
     stage_decay: float | None = Field(None, gt=0, le=1)
     norm_policy: Literal["train", "eval"] | None = None
     tuned: Literal["last", "first", "norms"] | None = Field(
         None, description="Which stages train: last, first (surgical), norms alone."
     )
-    unfreeze: Literal["at_once", "gradual"] | None = Field(
-        None, description="gradual: stage by stage from the top."
-    )
-    read: Literal["last", "all"] | None = Field(
-        None, description="Stages whose features the head reads."
-    )
+    unfreeze: Unfreeze | None = Field(None, description="gradual: stage by stage from the top.")
+    read: Read | None = Field(None, description="Stages whose features the head reads.")
     l2_sp: float | None = Field(
         None, ge=0, lt=1, description="Pull towards the pretrained weights."
     )
@@ -43,8 +45,11 @@ class PlanSettings(Section):
         None, description="Keep the best mixture of pretrained and fine-tuned weights (WiSE-FT)."
     )
     views: int | None = Field(
-        None, ge=0, description="Random views per image whose frozen activations are kept; 0: none."
+        None,
+        ge=0,
+        le=64,
+        description="Random views per image whose frozen activations are kept; 0: none.",
     )
-    finest: Literal[4, 8, 16] | None = Field(
+    finest: Stride | None = Field(
         None, description="Of a detector: stride of the finest level of its pyramid, in pixels."
     )

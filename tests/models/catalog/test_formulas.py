@@ -1,3 +1,5 @@
+"""Features by formula."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,13 +1,11 @@
+"""Plans follow the size of the cohort, the domain and the family of the network."""
+
 from __future__ import annotations
 
 import itertools
 
 import medtransfer as mt
 import pytest
-import torch
-from medtransfer.errors import ConfigError, WeightsError
-from medtransfer.models.heads.linear import LinearHead
-from medtransfer.models.plan.plan import refuse_random_prefix
 from medtransfer.models.plan.rules import (
     PlainCounts,
     at_size,
@@ -15,18 +13,8 @@ from medtransfer.models.plan.rules import (
     count_budget,
     scratch_rate,
 )
-from medtransfer.models.plan.schedule import parameter_groups
 
-
-@pytest.fixture(scope="module")
-def lite():
-    return mt.load_backbone("tf_efficientnet_lite0")
-
-
-def plan(backbone, smallest, domain="near", **fixed):
-    return mt.plan_freeze(
-        PlainCounts({"0": 2 * smallest, "1": smallest}, domain), backbone, transfer=True, **fixed
-    )
+from plans import plan
 
 
 @pytest.mark.parametrize(
@@ -93,62 +81,6 @@ def test_scratch_trains_everything_whatever_is_set(lite):
     assert found.steps > 0
 
 
-def test_fields_can_be_set_by_hand(lite):
-    found = plan(lite, 100, frozen_stages=3, head_lr=0.01)
-    assert (found.frozen_stages, found.head_lr) == (3, 0.01)
-    assert "Set by hand: " in found.reason
-    assert plan(lite, 100, strategy="linear_probe").frozen_stages == 18
-    assert plan(lite, 100, frozen_stages=18).strategy == "linear_probe"
-    tuned = plan(lite, 7, strategy="lp_ft")
-    assert (tuned.strategy, tuned.frozen_stages) == ("lp_ft", 17)
-    assert tuned.steps > 0
-    for wrong in (
-        {"frozen_stages": 19},
-        {"reason": "x"},
-        {"strategy": "linear_probe", "frozen_stages": 3},
-    ):
-        with pytest.raises(ConfigError):
-            plan(lite, 100, **wrong)
-
-
-def test_groups_cover_what_trains_once_with_decaying_rates():
-    net = mt.load_backbone("tf_efficientnet_lite0")
-    found = plan(net, 100, "far", l2_sp=0.0)
-    net.freeze(found.frozen_stages)
-    head = LinearHead(net.stages[-1], 1)
-    groups = parameter_groups(net, head, found, 0.05)
-    grouped = [id(p) for group in groups for p in group["params"]]
-    assert len(grouped) == len(set(grouped))
-    assert set(grouped) == {
-        id(p) for p in [*net.parameters(), *head.parameters()] if p.requires_grad
-    }
-    rates = {group["name"]: group["lr"] for group in groups}
-    assert rates["head"] == found.head_lr
-    assert rates["conv_head"] == found.backbone_lr
-    assert rates["blocks.6.0"] == pytest.approx(found.backbone_lr * found.stage_decay)
-    assert all((group["weight_decay"] > 0) == (group["params"][0].ndim > 1) for group in groups)
-
-
-def test_random_weights_are_not_frozen(lite, tmp_path):
-    """Neither those of no file, nor those of a file that was never trained."""
-    frozen = plan(lite, 100)
-    with pytest.raises(
-        WeightsError, match="7 stages are to be frozen, but these do not look like trained weights"
-    ):
-        refuse_random_prefix(lite, frozen)
-    path = tmp_path / "untrained.pth"
-    torch.save(mt.load_backbone("tf_efficientnet_lite0", seed=4).network.state_dict(), path)
-    untrained = mt.load_backbone("tf_efficientnet_lite0", weights=f"file:{path}")
-    assert untrained.weights.proof["moved"] == 0
-    with pytest.raises(
-        WeightsError,
-        match=r"file:.*100 % of the norms and biases are as a random initialisation leaves them",
-    ):
-        refuse_random_prefix(untrained, frozen)
-    refuse_random_prefix(untrained, plan(lite, 20_000))
-    refuse_random_prefix(mt.load_backbone("tf_efficientnet_lite0", weights="imagenet"), frozen)
-
-
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "vit_tiny_patch16_224", "densenet121"])
 @pytest.mark.parametrize("transfer", [True, False])
 def test_more_patients_are_never_trained_less(name, transfer):
@@ -211,23 +143,6 @@ def test_few_patients_of_a_far_domain_are_not_trained_deeper():
     assert "more is trained" not in plan(dense, 14, "far").reason
     whole = mt.load_backbone("hrnet_w18_small")
     assert "no exact chain of stages" in plan(whole, 40, "near").reason
-
-
-def test_views_set_for_all_arms_leave_a_planned_probe_alone(lite):
-    assert plan(lite, 5, views=4).views == 0
-    assert plan(lite, 100, views=4).views == 4
-    with pytest.raises(ConfigError, match="no frozen prefix"):
-        plan(lite, 100, views=4, strategy="linear_probe")
-
-
-def test_norms_of_a_network_without_any_are_refused():
-    with pytest.raises(ConfigError, match="vgg11 has no norms"):
-        plan(mt.load_backbone("vgg11"), 100, tuned="norms")
-
-
-def test_words_decide_nothing(lite):
-    assert "reason" not in plan(lite, 100).decisive()
-    assert plan(lite, 100).decisive().items() <= plan(lite, 100).to_dict().items()
 
 
 def test_a_network_built_for_a_size_is_planned_for_it():

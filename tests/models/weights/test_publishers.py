@@ -21,24 +21,12 @@ from medtransfer.study.record import describe_backbone
 from medtransfer.training.checkpoint import save_weights
 from torch import nn
 
+# They share networks and Keras files.
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.xdist_group("formats"),
-]  # they share networks and Keras files
-
-
-@pytest.fixture(autouse=True)
-def _unproved(monkeypatch):
-    """Whether weights are trained ones is asked in test_weights.py; here they are random, and
-    looking takes longer than loading.
-    """
-    monkeypatch.setattr(
-        "medtransfer.models.catalog.catalog.prove",
-        lambda *_: {"passed": True, "sentence": "not looked at"},
-    )
-    monkeypatch.setattr(
-        "medtransfer.models.catalog.catalog._proofs", {}
-    )  # and nobody else is told so
+    pytest.mark.usefixtures("unproved"),
+]
 
 
 def randomised(network: nn.Module) -> nn.Module:
@@ -176,9 +164,6 @@ def test_torchvisions_padding_is_not_tensorflows(tmp_path):
         mt.load_backbone("tf_efficientnet_b0", weights=f"file:{tmp_path / 'w.pth'}")
 
 
-# RadImageNet: a plain state_dict of nn.Sequential(*children) under "backbone.".
-
-
 def radimagenet_tensors(
     name: str, numbering: str = "with pools"
 ) -> tuple[nn.Module, dict[str, torch.Tensor]]:
@@ -305,8 +290,6 @@ def test_a_truncated_file_is_refused(tmp_path):
     with pytest.raises(WeightsError, match="not a readable weights file.*Download it again"):
         mt.load_backbone("resnet50", weights=f"radimagenet:{path}")
 
-
-# Keras: the networks themselves, run on torch in a process of their own.
 
 KERAS = """
 import os, sys

@@ -17,6 +17,33 @@ from medtransfer.training.predicting import Model, Network
 from medtransfer.training.trainer import Trainer
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+
+def test_several_processes_are_told_of_what_no_head_reads(monkeypatch):
+    """A detector with fine levels reads no deep stage; without a word, the others wait for
+    gradients that never come.
+    """
+
+    class Parallel:
+        def __init__(
+            self,
+            network,  # noqa: ARG002
+            *,
+            device_ids=None,  # noqa: ARG002
+            broadcast_buffers=True,  # noqa: ARG002
+            find_unused_parameters=False,
+        ):
+            self.unread = find_unused_parameters
+
+    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", Parallel)
+    net, engine = mt.load_backbone("resnet18"), Engine(torch.device("cpu"), "fp32", share=(0, 2))
+    boxes = np.full((20, 1, 4), [8.0, 8.0, 30.0, 30.0], np.float32)
+    for finest, unread in ((4, True), (8, False)):
+        head = mt.Detection(("lesion",), space=(64, 64), finest=finest).fitted(boxes).make_head(net)
+        network = Network(net, head, engine)
+        assert network.unread is unread
+        assert engine.distribute(network, network.unread).unread is unread
+
+
 GPU = torch.device("cuda", 0)
 
 
@@ -81,3 +108,12 @@ def test_a_step_mixes_no_devices(tmp_path, pretended, name, shape, pooling):
 def test_such_tensors_do_tell_devices_apart(pretended):
     with pretended, pytest.raises(RuntimeError, match="same device"):
         torch.empty(2, device=GPU) + torch.empty(2)
+
+
+def test_one_process_is_not_distributed():
+    engine = Engine(torch.device("cpu"), "fp32")
+    layer = torch.nn.Linear(1, 1)
+    assert engine.distribute(layer) is layer
+    assert engine.any(True)
+    assert not engine.any(False)
+    assert engine.first

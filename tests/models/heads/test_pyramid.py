@@ -12,9 +12,10 @@ from medtransfer.models.catalog.catalog import load_backbone
 from medtransfer.models.heads.pyramid import (
     DetectionHead,
     choose_levels,
-    generalised_overlap,
-    move_boxes,
+    decode_boxes,
+    giou,
 )
+from monai.apps.detection.utils.box_coder import BoxCoder
 from monai.data.box_utils import box_pair_giou
 
 ANCHORS = np.full((3, 2, 2), 20.0) * np.array([1, 2, 4])[:, None, None]
@@ -113,21 +114,37 @@ def test_logits_belong_to_their_anchor():
     assert middle.tolist() == [28.0, 52.0]
 
 
-@pytest.mark.parametrize("axes", [2, 3])
-def test_generalised_overlap_is_that_of_monai(axes):
+def random_boxes(axes, *shape):
     rng = np.random.default_rng(0)
-    low = torch.tensor(rng.uniform(0, 50, (2, 40, axes)), dtype=torch.float32)
-    boxes = torch.cat(
-        [low, low + torch.tensor(rng.uniform(1, 40, low.shape), dtype=torch.float32)], -1
-    )
-    assert torch.allclose(generalised_overlap(*boxes), box_pair_giou(*boxes), atol=1e-6)
+    low = torch.tensor(rng.uniform(0, 50, (*shape, axes)), dtype=torch.float32)
+    sides = torch.tensor(rng.uniform(1, 40, low.shape), dtype=torch.float32)
+    return torch.cat([low, low + sides], -1)
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_giou_is_that_of_monai(axes):
+    boxes = random_boxes(axes, 2, 40)
+    assert torch.allclose(giou(*boxes), box_pair_giou(*boxes), atol=1e-6)
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_decoded_boxes_and_their_gradients_are_those_of_monai(axes):
+    anchors, moves = random_boxes(axes, 300), torch.randn(300, 2 * axes)
+    moves[:5] = 9.0  # beyond the most that a box may grow
+    coder = BoxCoder((1.0,) * (2 * axes))
+    ours, theirs = moves.clone().requires_grad_(), moves.clone().requires_grad_()
+    boxes, expected = decode_boxes(anchors, ours), coder.decode_single(theirs, anchors)
+    assert torch.equal(boxes, expected)
+    boxes.square().sum().backward()
+    expected.square().sum().backward()
+    assert torch.equal(ours.grad, theirs.grad)
 
 
 def test_moves_by_hand():
     anchor = torch.tensor([[10.0, 20.0, 30.0, 60.0]])
-    moved = move_boxes(anchor, torch.tensor([[0.5, -0.25, 0.0, np.log(2.0)]]))
+    moved = decode_boxes(anchor, torch.tensor([[0.5, -0.25, 0.0, np.log(2.0)]]))
     assert moved[0].tolist() == pytest.approx([20, -10, 40, 70])
-    assert torch.isfinite(move_boxes(anchor, torch.full((1, 4), 1e4))).all()
+    assert torch.isfinite(decode_boxes(anchor, torch.full((1, 4), 1e4))).all()
 
 
 def test_a_network_that_pools_has_no_boxes():

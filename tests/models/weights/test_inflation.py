@@ -7,11 +7,9 @@ import pytest
 import timm
 import torch
 from medtransfer.errors import WeightsError
-from medtransfer.models.catalog.monai_networks import build_volume_network
 from medtransfer.models.weights.inflation import inflate
-from monai.networks.nets import DenseNet121, resnet18
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unproved")]
 
 
 @pytest.fixture(scope="module")
@@ -82,31 +80,6 @@ def test_grey_volumes_take_the_sum_of_the_colours(planar):
             one({"image": x}, [last])[last],
         )
     assert torch.allclose(a, b, atol=1e-5 * float(a.abs().max()))
-
-
-def test_the_networks_are_monais():
-    theirs = resnet18(
-        spatial_dims=3,
-        n_input_channels=1,
-        conv1_t_stride=2,
-        feed_forward=False,
-        bias_downsample=False,
-        shortcut_type="B",
-    ).eval()
-    ours = build_volume_network("monai_resnet18", 1).eval()
-    ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(1, 1, 32, 48, 48)
-    with torch.inference_mode():
-        assert torch.equal(ours.forward_head(ours.forward_features(x)), theirs(x))
-    dense = DenseNet121(spatial_dims=3, in_channels=1, out_channels=1).eval()
-    dense.class_layers.out = torch.nn.Identity()
-    ours = build_volume_network("monai_densenet121", 1).eval()
-    ours.load_state_dict(dense.state_dict())
-    x = torch.randn(1, 1, 32, 32, 32)
-    with torch.inference_mode():
-        assert torch.equal(ours.forward_head(ours.forward_features(x)), dense(x))
-        # Few slices, of which MONAI's own network makes none.
-        assert ours.forward_features(x[:, :, :5]).shape[2:] == (1, 1, 1)
 
 
 def test_a_planar_file_that_does_not_fit_is_refused(planar):

@@ -1,3 +1,5 @@
+"""The table of measured networks."""
+
 from __future__ import annotations
 
 import medtransfer as mt

@@ -15,8 +15,6 @@ from networks import as_if_pretrained
 
 pytestmark = pytest.mark.slow
 
-STEPS = 6  # three epochs of two steps
-
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
