@@ -85,7 +85,9 @@ def has_controls(name: str) -> bool:
     """Whether a name holds control characters, such as a line break: a table with it could not be
     read again.
     """
-    return any(unicodedata.category(c) in {"Cc", "Zl", "Zp"} for c in name)
+    return not name.isprintable() and any(
+        unicodedata.category(c) in {"Cc", "Zl", "Zp"} for c in name
+    )
 
 
 def plain(name: str) -> str:

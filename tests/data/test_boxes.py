@@ -12,7 +12,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from medtransfer.data.annotations.boxes import Frame, box_regions, fit_boxes, from_axes, to_axes
+from medtransfer.data.annotations.boxes import box_regions, from_axes, to_axes
+from medtransfer.data.annotations.frames import Frame, fit_boxes
 from medtransfer.data.annotations.sources import read_annotations
 from medtransfer.data.audit.inspection import inspect_images
 from medtransfer.data.cohort.cohort import Cohort

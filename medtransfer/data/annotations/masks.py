@@ -100,7 +100,7 @@ def align_mask(mask: Image, image: Image, axes: str | None) -> tuple[Values, str
 
     Args:
         mask, image: as read. axes: `file`, `ras` or `mm` where the user said how masks lie; see
-            `boxes.Frame`.
+            `frames.Frame`.
 
     Raises:
         ImageError: it does not lie on the image.

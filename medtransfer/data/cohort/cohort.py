@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from medtransfer.data.annotations.boxes import LESION, fit_boxes, frames_of
+from medtransfer.data.annotations.boxes import LESION
+from medtransfer.data.annotations.frames import fit_boxes, frames_of
 from medtransfer.data.annotations.sources import Annotations, is_annotation
 from medtransfer.data.cohort.archives import read_archive
 from medtransfer.data.cohort.boxed import add_boxes, name_by_files
@@ -266,7 +267,7 @@ class Cohort:
             unnamed: images whose name gives no patient: `own` (each stands for one) or `leave_out`.
             parts: folder below the root -> train, tune or test: an official split.
             salt, columns, outside: see `from_csv`.
-            axes: what the coordinates of boxes count: `file`, `ras` or `mm`; see `boxes.Frame`.
+            axes: what the coordinates of boxes count: `file`, `ras` or `mm`; see `frames.Frame`.
 
         Raises:
             CohortError: see `from_csv` and `read_annotations`; or names that give no patient.
@@ -293,7 +294,7 @@ class Cohort:
         """The cohort with lesion boxes, from `source`, without the images of which that does not
         say whether they hold a lesion.
 
-        See `read_annotations`; axes: see `boxes.Frame`.
+        See `read_annotations`; axes: see `frames.Frame`.
         """
         return add_boxes(self, source, kinds, axes)
 

@@ -21,6 +21,7 @@ from medtransfer.data.images.dicom.image import read_multiframe, read_plane, rea
 from medtransfer.data.images.image import Image, identity_turn
 from medtransfer.data.images.limits import refuse_slivers
 from medtransfer.data.images.medmnist import read_member
+from medtransfer.data.images.orientation import flatten, orient, voxel_sizes
 from medtransfer.data.images.pictures import read_picture
 from medtransfer.data.images.signatures import (
     ARCHIVE,
@@ -30,13 +31,7 @@ from medtransfer.data.images.signatures import (
     kind_of_ending,
     readable_kind,
 )
-from medtransfer.data.images.volumes import (
-    flatten,
-    orient,
-    pixels_of_another,
-    read_volume,
-    voxel_sizes,
-)
+from medtransfer.data.images.volumes import pixels_of_another, read_volume
 from medtransfer.data.images.windows import Window, needs_header, parse_window, scale, uses_preset
 from medtransfer.errors import ImageError
 

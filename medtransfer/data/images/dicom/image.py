@@ -34,7 +34,7 @@ from medtransfer.data.images.dicom.header import DicomFile, is_dicom, numbers, o
 from medtransfer.data.images.dicom.pixels import read_frames
 from medtransfer.data.images.image import Image, identity_turn
 from medtransfer.data.images.limits import refuse_implausible
-from medtransfer.data.images.volumes import orient, voxel_sizes
+from medtransfer.data.images.orientation import orient, voxel_sizes
 from medtransfer.errors import ImageError
 
 # Air in CT, for pixels outside of the field of view.
