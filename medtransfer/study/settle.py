@@ -15,6 +15,7 @@ from medtransfer.data.audit.fingerprint import Fingerprint, make_fingerprint
 from medtransfer.data.audit.inspection import inspect_images
 from medtransfer.data.cohort.box_grid import boxes_on_grid, boxes_seen, place_images
 from medtransfer.data.cohort.cohort import Cohort
+from medtransfer.data.cohort.contents import ReadOptions
 from medtransfer.data.cohort.laterality import allowed_changes
 from medtransfer.data.cohort.split import Split, split_cohort
 from medtransfer.data.grid.augmentation import Augment
@@ -354,7 +355,7 @@ def load_cohort(
             section.unnamed,
             section.parts,
         )
-        return Cohort.from_boxes(*where, salt, columns, section.axes, outside)
+        return Cohort.from_boxes(*where, ReadOptions(salt, columns, section.axes, outside))
     if section.manifest is not None and is_archive(section.manifest):
         cohort = Cohort.from_medmnist(section.manifest, section.positive)
     elif section.manifest is not None:

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-from medtransfer.data.cohort.listing import name_patients
+from medtransfer.data.cohort.owners import name_patients
 from medtransfer.data.cohort.sources import open_cohort
 from medtransfer.data.images.dicom.writing import write_grey_dicom
 from medtransfer.errors import CohortError, LeakageError

@@ -24,7 +24,9 @@ from medtransfer.text.names import normalise, show
 _ROUNDING, _SHARE = 2.0, 0.02
 
 
-def read_coco(path: Path, images: Iterable[str], root: Path, left_out: Sequence[str]) -> PlanarBoxes:
+def read_coco(
+    path: Path, images: Iterable[str], root: Path, left_out: Sequence[str]
+) -> PlanarBoxes:
     """The boxes of a COCO file.
 
     Args:

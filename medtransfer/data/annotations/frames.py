@@ -125,7 +125,7 @@ def fit_boxes(
                 "Correct or remove them.",
             )
         )
-    limits = _limits(boxes["image"], frames)
+    limits = _limits(boxes["image"].tolist(), frames)
     cut = np.clip(placed, 0.0, limits)
     clipped = int((~np.isnan(placed) & (cut != placed)).any(axis=1).sum())
     fitted = pd.DataFrame(cut, columns=list(VOLUME))
@@ -140,7 +140,7 @@ def fit_boxes(
         )
     if len(single) < len(joined):
         notes.append(f"{len(joined) - len(single)} box(es) are there twice, and count once")
-    asks = _ask_about_sizes(cut, limits, boxes["image"])
+    asks = _ask_about_sizes(cut, limits, boxes["image"].tolist())
     return Fitted(single, tuple(notes), (*asks, *_ask_for_axes(orders, frames, axes)))
 
 
@@ -166,12 +166,11 @@ def _place_boxes(
             box = place_box(given[row], frame, order)
             placed[row] = np.concatenate([box, np.full(6 - len(box), np.nan)])
     limits = _limits(images, frames)
-    outside = ((placed < -_SLACK) | (placed > limits + _SLACK)).any(axis=1)
+    outside = np.any((placed < -_SLACK) | (placed > limits + _SLACK), axis=1)
     empty = (extents(np.clip(placed, 0.0, limits)) <= 0).any(axis=1)
     for row in map(int, np.flatnonzero(outside | empty)):
         faults[row] = (
-            "lies outside of its image, which has "
-            f"{_describe_size(frames[images[row]])} pixels"
+            f"lies outside of its image, which has {_describe_size(frames[images[row]])} pixels"
             if outside[row]
             else "has no extent; x1 must be above x0, and so on"
         )
@@ -200,7 +199,10 @@ def _ask_about_sizes(boxes: Float, limits: Float, images: Sequence[str]) -> list
     whole = np.where(planar, np.nanprod(room, axis=1), room.prod(axis=1))
     kinds = (
         (thin, "have a side below one pixel, or are one pixel"),
-        (~thin & (filled > _LARGEST * whole), f"take more than {100 * _LARGEST:.0f} % of their image"),
+        (
+            ~thin & (filled > _LARGEST * whole),
+            f"take more than {100 * _LARGEST:.0f} % of their image",
+        ),
     )
     names = np.asarray(images, dtype=object)
     return [

@@ -23,24 +23,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from medtransfer.data.annotations.annotations import Annotations, BoxSource, make_boxes
 from medtransfer.data.annotations.beside import ABOUT, Beside, match_files
-from medtransfer.data.annotations.boxes import LESION, PLANE, VOLUME, box_regions
+from medtransfer.data.annotations.boxes import LESION, PLANE, box_regions
 from medtransfer.data.annotations.coco import read_coco
-from medtransfer.data.annotations.file_names import Names, tell_spellings
 from medtransfer.data.annotations.masks import align_mask, read_lesions
+from medtransfer.data.annotations.tables import read_box_table, tell_shares
 from medtransfer.data.annotations.text_files import read_voc, read_yolo
 from medtransfer.data.images.reading import is_image_file, read_image
 from medtransfer.errors import CohortError, ImageError, list_faults
 from medtransfer.text.account import Account, make_account
 from medtransfer.text.names import look_alikes, show
-from medtransfer.text.tables import MISSING, describe_missing, describe_shape, read_table, row_of
 
 _WORDS = ("yolo", "voc", "masks")
 _TABLES = (".csv", ".tsv", ".txt", ".xlsx", ".ods", ".xls")
@@ -166,7 +166,9 @@ def _find(source: str, root: Path) -> Path:
     return path if path.is_file() or path.is_absolute() else root / path
 
 
-def _read_coco(path: Path, images: pd.DataFrame, root: Path, left_out: Sequence[str]) -> Annotations:
+def _read_coco(
+    path: Path, images: pd.DataFrame, root: Path, left_out: Sequence[str]
+) -> Annotations:
     content = read_coco(path, images["image"], root, left_out)
     boxes = make_boxes(content.rows)
     faults = tell_shares(boxes[list(PLANE)], len(images))

@@ -29,7 +29,20 @@ def look_up(names: Names, name: str, where: str, faults: list[str]) -> str:
     return images[0] if len(images) == 1 else ""
 
 
-def read_box_table(path: Path, images: pd.DataFrame, root: Path, left_out: Sequence[str]) -> Annotations:
+def read_box_table(
+    path: Path, images: pd.DataFrame, root: Path, left_out: Sequence[str]
+) -> Annotations:
+    """The boxes of a table.
+
+    Args:
+        path: of the table, in the columns that `BoxSource` names.
+        images: columns `image` (id, relative to the root) and `path`.
+        root: of the ids.
+        left_out: images that the table may name though they are not among these.
+
+    Raises:
+        CohortError: with every fault, each with its row (the header is row 1).
+    """
     needed = "Give a table with the columns image, x0, y0, x1, y1 (and z0, z1 of volumes)."
     table = read_table(path, CohortError, needed, ("image", *VOLUME, "label", *_SIZES))
     volumes = "z0" in table.columns or "z1" in table.columns

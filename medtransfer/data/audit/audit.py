@@ -431,7 +431,7 @@ def _list_actions(cohort: Cohort, found: Audit, group: str, facts: pd.DataFrame)
     for label in cohort.labels:
         values = set(cohort.images[label])
         if len(values) == 1 and not (
-            cohort.detects and values == {1.0}
+            values >= set(cohort.needed_classes)
         ):  # a detector needs no image without a lesion
             actions.append(
                 f"every image has {label} = {values.pop():g}: both classes are needed to learn "

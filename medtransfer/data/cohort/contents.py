@@ -13,6 +13,24 @@ from medtransfer.errors import CohortError
 from medtransfer.text.account import Account, make_account
 
 
+@dataclass(frozen=True)
+class ReadOptions:
+    """What is said of a source of images beside where it is.
+
+    Attributes:
+        salt: for hashing ids from DICOM headers; drawn where left out.
+        columns: of a manifest, others to keep, for subgroups or to leave out by; no other column is
+            copied into a study.
+        axes: what the coordinates of boxes count: `file`, `ras` or `mm`; see `frames.Frame`.
+        outside: images may lie outside of the root, or behind links that lead out of it.
+    """
+
+    salt: str | None = None
+    columns: Sequence[str] = ()
+    axes: str | None = None
+    outside: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class Contents:
     """The images of a manifest, a folder or an archive; see `Cohort` for the attributes, which have
@@ -67,19 +85,27 @@ def choose_images(images: pd.DataFrame, stays: Sequence[bool], reason: str, fold
         len(images) - len(ignored),
         [(name, why, False) for name, why in ignored],
     )
-    chosen = images[list(stays)].reset_index(drop=True)
-    return Choice(chosen, tuple(ignored), (account,))
+    remaining = images[list(stays)].reset_index(drop=True)
+    return Choice(remaining, tuple(ignored), (account,))
 
 
-def require_both_classes(images: pd.DataFrame, labels: Sequence[str], where: str) -> None:
-    """Refuses labels that are the same for all images.
+def require_classes(
+    images: pd.DataFrame, labels: Sequence[str], where: str, needed: Sequence[int] = (0, 1)
+) -> None:
+    """Refuses labels of which a class that is needed is absent.
+
+    Args:
+        images: with a column per label.
+        labels: of 0 and 1.
+        where: names what was read, for the message.
+        needed: the classes.
 
     Raises:
-        CohortError: naming the label and `where` it was read.
+        CohortError: naming the label.
     """
     for label in labels:
         counts = images[label].value_counts()
-        if len(counts) < 2:
+        if not set(needed) <= set(counts.index):
             raise CohortError(
                 f"{where}: every image has {label} = {counts.index[0]:g}. Both classes are needed "
                 "to learn and to evaluate."

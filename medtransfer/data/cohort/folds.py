@@ -41,7 +41,7 @@ def draw_folds(
     names, group_of = np.unique(groups, return_inverse=True)
     cells = np.bincount(group_of * len(classes) + class_of, minlength=len(names) * len(classes))
     order = np.arange(len(names))
-    np.random.RandomState(seed).shuffle(order)  # noqa: NPY002  # scikit-learn's generator
+    np.random.RandomState(seed).shuffle(order)  # scikit-learn's generator
     counts = cells.reshape(len(names), len(classes)).astype(float)[order]
     place = np.empty_like(order)
     place[order] = np.arange(len(order))

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pandas as pd
-
 from medtransfer.data.annotations.file_names import leads_outside
-from medtransfer.data.cohort.clusters import cluster_pairs
 from medtransfer.data.images.dicom.geometry import group_planes
 from medtransfer.data.images.dicom.header import DicomFile, is_dicom, open_dicom
-from medtransfer.data.images.dicom.image import dicom_files, series_tag
+from medtransfer.data.images.dicom.image import series_tag
 from medtransfer.data.images.medmnist import is_archive
-from medtransfer.data.images.reading import is_image_file, split_member
+from medtransfer.data.images.reading import is_image_file
 from medtransfer.data.images.signatures import kind_of_ending, why_no_image
 from medtransfer.data.images.volumes import pixels_of_another
 from medtransfer.errors import CohortError, ImageError
-from medtransfer.text.names import MASK_SUFFIX, has_controls, look_alikes, show
+from medtransfer.text.names import MASK_SUFFIX, has_controls, show
 
 # Endings and names of files that lie beside pictures and are none.
 _NO_PICTURES = {

@@ -81,7 +81,9 @@ def read_manifest(
     if not any(files):
         first = root / table["image"].iloc[0]
         near = near_file(first)
-        question = f"Is it {show(near)}? Names need their endings." if near else "Is the root right?"
+        question = (
+            f"Is it {show(near)}? Names need their endings." if near else "Is the root right?"
+        )
         raise CohortError(
             f"{manifest}: none of its {len(table)} images is under {root}, such as "
             f"{show(str(first))}. {question}"
@@ -231,8 +233,8 @@ def _check_rows(
         with_controls = [name for name in (image, patient) if name and has_controls(name)]
         if with_controls:
             faults.append(
-                f"row {row}: {show(with_controls[0])} holds a control character, with which no table can be "
-                "read again; remove it"
+                f"row {row}: {show(with_controls[0])} holds a control character, with which no "
+                "table can be read again; remove it"
             )
         if not image:
             faults.append(f"row {row}: image is empty")

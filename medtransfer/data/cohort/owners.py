@@ -1,6 +1,6 @@
-"""Whose images they are by their DICOM headers: ids of patients, hashed, and studies in their place.
+"""The patients whom DICOM headers name, and the studies that stand for them where no header does.
 
-What a header names is never shown; ids leave this module as digests.
+What a header names is never shown: ids of patients leave this module as digests.
 """
 
 from __future__ import annotations

@@ -13,7 +13,12 @@ import pandas as pd
 from medtransfer.data.annotations.sources import is_annotation
 from medtransfer.data.cohort.archives import read_archive
 from medtransfer.data.cohort.classes import choose_folders, find_positive
-from medtransfer.data.cohort.contents import Contents, choose_images, require_both_classes
+from medtransfer.data.cohort.contents import (
+    Contents,
+    ReadOptions,
+    choose_images,
+    require_classes,
+)
 from medtransfer.data.cohort.listing import ImageFile, Listing, list_images, subfolders
 from medtransfer.data.cohort.manifest import label_of, read_cells, read_manifest, refuse_reserved
 from medtransfer.data.cohort.owners import alike_owners, find_owner, known_by_study, name_patients
@@ -33,9 +38,7 @@ def read_csv(
     root: Path,
     labels: Sequence[str],
     positive: str | None,
-    salt: str | None,
-    columns: Sequence[str],
-    outside: bool,
+    options: ReadOptions,
 ) -> Contents:
     """A manifest with labels; see `Cohort.from_csv`."""
     if not labels:
@@ -44,9 +47,9 @@ def read_csv(
             f"{', '.join(read_cells(manifest).columns)}."
         )
     refuse_reserved(labels)
-    others = [column for column in columns if column not in labels]
-    contents = read_rows(manifest, root, labels, positive, salt, others, outside)
-    require_both_classes(contents.images, labels, str(manifest))
+    others = [column for column in options.columns if column not in labels]
+    contents = read_rows(manifest, root, labels, positive, replace(options, columns=others))
+    require_classes(contents.images, labels, str(manifest))
     return contents
 
 
@@ -55,21 +58,21 @@ def read_rows(
     root: Path,
     labels: Sequence[str] = (),
     positive: str | None = None,
-    salt: str | None = None,
-    columns: Sequence[str] = (),
-    outside: bool = False,
+    options: ReadOptions = ReadOptions(),  # noqa: B008  # frozen
 ) -> Contents:
     """A manifest with or without labels, which may have images of one class alone; see
     `Cohort.from_csv`.
     """
-    images, account, notes = read_manifest(manifest, root, labels, positive, columns, outside)
+    images, account, notes = read_manifest(
+        manifest, root, labels, positive, options.columns, options.outside
+    )
     source: dict[str, Any] = {
         "manifest": str(manifest),
         "root": str(root),
         "labels": list(labels),
         "positive": positive,
     }
-    source |= {"outside": True} if outside else {}
+    source |= {"outside": True} if options.outside else {}
     contents = Contents(
         images,
         tuple(labels),
@@ -81,7 +84,7 @@ def read_rows(
     if "patient" in images.columns:
         return replace(contents, alike=tuple(look_alikes(images["patient"])))
     owners = [find_owner(path) for path in images["path"]]
-    salt = salt or secrets.token_hex(16)
+    salt = options.salt or secrets.token_hex(16)
     images.insert(1, "patient", name_patients(owners, salt))
     if unnamed := int((images["patient"] == "").sum()):
         raise CohortError(
@@ -98,24 +101,20 @@ def read_rows(
 
 
 def read_folders(
-    root: Path,
-    classes: Sequence[str] | None,
-    positive: str | None,
-    salt: str | None,
-    outside: bool,
+    root: Path, classes: Sequence[str] | None, positive: str | None, options: ReadOptions
 ) -> Contents:
     """One folder per class; see `Cohort.from_folders`."""
     names = choose_folders(root, subfolders(root) if root.is_dir() else None, classes, positive)
-    listings = {name: list_images(root / name, root, outside) for name in names}
+    listings = {name: list_images(root / name, root, options.outside) for name in names}
     empty = [name for name, listing in listings.items() if not listing.images]
     if empty:
         raise CohortError(f"{root / empty[0]}: no image in this folder. {_READ}")
     if len(names) == 2 and positive is None:
         positive = find_positive(names, str(root))
-    contents = read_classes(root, listings, positive, salt)
-    return (
-        replace(contents, source={**contents.source, "outside": True}) if outside else contents
-    )
+    contents = read_classes(root, listings, positive, options.salt)
+    if not options.outside:
+        return contents
+    return replace(contents, source={**contents.source, "outside": True})
 
 
 def read_classes(
@@ -155,42 +154,36 @@ def read_classes(
     contents = _join_files(files, root, left_out, salt)
     labels = tuple(label_of(name) for name in positives)
     images = pd.concat([contents.images, pd.DataFrame(rows)], axis=1)
-    require_both_classes(images, labels, str(root))
+    require_classes(images, labels, str(root))
     source = {"root": str(root), "classes": list(listings), "positive": positive}
     return replace(contents, images=images, labels=labels, source=source)
 
 
-def read_files(
-    root: Path, salt: str | None = None, boxes: str = "", outside: bool = False
-) -> Contents:
+def read_files(root: Path, boxes: str, options: ReadOptions) -> Contents:
     """Every image below a folder, without labels; see `Cohort.from_files`."""
-    listing = list_images(root, root, outside)
+    listing = list_images(root, root, options.outside)
     files = [file for file in listing.images if not is_annotation(file.name, boxes)]
     left_out = [row for row in listing.left_out if not is_annotation(row[0], boxes)]
     if not files:
         raise CohortError(f"{root}: no image in this folder. {_READ}")
-    return replace(_join_files(files, root, left_out, salt), source={"root": str(root)})
+    return replace(_join_files(files, root, left_out, options.salt), source={"root": str(root)})
 
 
-def read_named_files(
-    root: Path, names: FileNames, salt: str | None, boxes: str, outside: bool
-) -> Contents:
+def read_named_files(root: Path, names: FileNames, boxes: str, options: ReadOptions) -> Contents:
     """Every image below a folder, with patients and parts from the names of files; see `FileNames`.
 
     Raises:
         CohortError: a name that gives no patient, with `unnamed` None; or a folder without an
             image.
     """
-    contents = read_files(root, salt, boxes, outside)
+    contents = read_files(root, boxes, options)
     if names.patient is not None:
         images = contents.images["image"].tolist()
         patients = find_patients(images, names.patient, names.unnamed is None)
         contents = replace(
             contents,
             images=contents.images.assign(
-                patient=[
-                    patient or image for patient, image in zip(patients, images, strict=True)
-                ]
+                patient=[patient or image for patient, image in zip(patients, images, strict=True)]
             ),
             patients_known="" not in patients or names.unnamed == "leave_out",
             by_study=(),
@@ -210,7 +203,7 @@ def read_medmnist(path: Path, positive: str | None) -> Contents:
     images, positive = read_archive(path, positive)
     label = label_of(positive)
     images[label] = images.pop("value")
-    require_both_classes(images, (label,), str(path))
+    require_classes(images, (label,), str(path))
     return Contents(
         images,
         (label,),
@@ -264,8 +257,6 @@ def _join_files(
         by_study=known_by_study(names, owners),
         ignored=tuple((name, reason) for name, reason, _ in left_out),
         salt=salt,
-        accounts=(
-            make_account("files", folder.name, sum(file.files for file in files), left_out),
-        ),
+        accounts=(make_account("files", folder.name, sum(file.files for file in files), left_out),),
         alike=tuple(alike_owners(names, owners)),
     )

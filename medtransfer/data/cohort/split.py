@@ -121,7 +121,7 @@ def split_cohort(
         [c for c in ("image", "patient", "group") if c in cohort.images.columns]
     ].copy()
     label = cohort.images[cohort.labels[0]].to_numpy(int)
-    needed = (1,) if cohort.detects else (0, 1)
+    needed = cohort.needed_classes
     # Numbered as they appear: the folds do not depend on how patients are called.
     groups = pd.factorize(cohort.units)[0]
     official = "split" in cohort.images.columns and leave_out is None
