@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from medtransfer.data.annotations.annotations import BoxSource
 from medtransfer.data.annotations.boxes import box_regions, from_axes, to_axes
 from medtransfer.data.annotations.frames import Frame, fit_boxes
 from medtransfer.data.annotations.sources import read_annotations
@@ -118,9 +119,9 @@ def test_coco(images, tmp_path):
     )
     content["annotations"].append({"image_id": 9, "bbox": [1, 1, 5, 5], "category_id": 2})
     (tmp_path / "coco.json").write_text(json.dumps(content))
-    assert found(read_boxes("coco.json", images, tmp_path, kinds=["tumour"])) == TRUE
+    assert found(read_boxes(BoxSource("coco.json", ["tumour"]), images, tmp_path)) == TRUE
     with pytest.raises(CohortError, match="no box has the label polyp. Labels here: scar, tumour"):
-        read_boxes("coco.json", images, tmp_path, kinds=["polyp"])
+        read_boxes(BoxSource("coco.json", ["polyp"]), images, tmp_path)
     (tmp_path / "coco.json").write_text("[]")
     with pytest.raises(CohortError, match="holds a list, and COCO has images and annotations"):
         read_boxes("coco.json", images, tmp_path)

@@ -13,7 +13,8 @@ from medtransfer.data.images.reading import read_image
 from medtransfer.errors import ImageError
 from pydicom.data import get_testdata_file
 from pydicom.sequence import Sequence
-from test_series import write_series
+
+from dicom_series import write_series
 
 RAMP = (np.arange(64 * 80, dtype=np.uint16).reshape(64, 80) * 13) % 4096
 COLOUR = np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8)

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
+from medtransfer.data.annotations.annotations import BoxSource
 from medtransfer.data.annotations.masks import read_lesions
 from medtransfer.data.annotations.sources import read_annotations
 from medtransfer.data.cohort.cohort import Cohort
@@ -236,8 +237,8 @@ def test_labels_of_boxes_are_told_and_those_that_say_nothing_asked_about(tmp_pat
     assert any("mass 1, No finding 1, Mass 1; all count as lesions" in note for note in read.notes)
     assert any("have the label No finding" in ask for ask in read.asks)
     with pytest.raises(CohortError, match="the labels mass and Mass look alike"):
-        read_annotations("b.csv", images, tmp_path, kinds=["mass"])
-    read = read_annotations("b.csv", images, tmp_path, kinds=["mass", "Mass"])
+        read_annotations(BoxSource("b.csv", ["mass"]), images, tmp_path)
+    read = read_annotations(BoxSource("b.csv", ["mass", "Mass"]), images, tmp_path)
     assert any(
         "1 of 3 images have no box, and count as without lesion" in note for note in read.notes
     )

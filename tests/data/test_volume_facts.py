@@ -13,7 +13,8 @@ import pytest
 import SimpleITK
 from medtransfer.data.images.reading import read_image
 from medtransfer.errors import ImageError
-from test_volumes import AFFINE, ARRAY, nifti, patched
+
+from volume_files import AFFINE, ARRAY, nifti, patched
 
 NAN = float("nan")
 

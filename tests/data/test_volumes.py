@@ -10,25 +10,7 @@ from medtransfer.data.images.image import turn_array, unturn_array
 from medtransfer.data.images.reading import read_image
 from medtransfer.errors import ImageError
 
-ARRAY = np.random.default_rng(0).integers(-500, 500, (12, 14, 10)).astype(np.int16)
-AFFINE = np.array([[-0.8, 0, 0, 50], [0, -0.6, 0, 40], [0, 0, 2.5, -30], [0, 0, 0, 1.0]])
-
-
-def nifti(path, array=ARRAY, affine=AFFINE, change=None):
-    image = nib.Nifti1Image(array, affine)
-    if change is not None:
-        change(image.header)
-    nib.save(image, path)
-    return path
-
-
-def patched(path, offset, kind, value):
-    """A field of the header written as bytes, which nibabel itself would refuse to write."""
-    data = bytearray(path.read_bytes())
-    field = np.array(value, dtype=kind).tobytes()
-    data[offset : offset + len(field)] = field
-    path.write_bytes(bytes(data))
-    return path
+from volume_files import AFFINE, ARRAY, nifti, patched
 
 
 @pytest.mark.parametrize("suffix", ["nii", "nii.gz"])

@@ -25,6 +25,7 @@ from medtransfer.data.annotations.sources import read_annotations
 from medtransfer.data.audit.audit import audit
 from medtransfer.data.audit.inspection import inspect_images
 from medtransfer.data.cohort.cohort import Cohort
+from medtransfer.data.cohort.contents import ReadOptions
 from medtransfer.data.cohort.sources import open_cohort
 from medtransfer.data.images.dicom.writing import write_grey_dicom
 from medtransfer.errors import CohortError, ImageError
@@ -318,7 +319,9 @@ def test_boxes_follow_the_exif_turn_where_the_stated_size_says_so(tmp_path):
         checked(Cohort.from_boxes(tmp_path / "images", str(tmp_path / "m.json")))
     for axes, expected in (("file", results["stored"]), ("ras", results["shown"])):
         cohort, _ = checked(
-            Cohort.from_boxes(tmp_path / "images", str(tmp_path / "m.json"), axes=axes)
+            Cohort.from_boxes(
+                tmp_path / "images", str(tmp_path / "m.json"), options=ReadOptions(axes=axes)
+            )
         )
         assert cohort.boxes[BOX].to_numpy().tolist()[0] == expected
 
@@ -335,7 +338,9 @@ def test_boxes_in_the_order_of_the_file_hold_their_lesion_for_every_turn(tmp_pat
         tmp_path / "b.csv", index=False
     )
     cohort, _ = checked(
-        Cohort.from_boxes(tmp_path / "images", str(tmp_path / "b.csv"), axes="file")
+        Cohort.from_boxes(
+            tmp_path / "images", str(tmp_path / "b.csv"), options=ReadOptions(axes="file")
+        )
     )
     x0, y0, x1, y1 = cohort.boxes[BOX].to_numpy(int)[0]
     array = mt.read_image(tmp_path / "images/a.png").array[0]
@@ -459,7 +464,9 @@ def test_boxes_of_volumes_in_every_accepted_system_hold_the_lesion(tmp_path, aff
     ):
         pd.DataFrame([("v.nii.gz", *row)], columns=columns).to_csv(tmp_path / "b.csv", index=False)
         cohort, findings = checked(
-            Cohort.from_boxes(tmp_path / "images", str(tmp_path / "b.csv"), axes=axes)
+            Cohort.from_boxes(
+                tmp_path / "images", str(tmp_path / "b.csv"), options=ReadOptions(axes=axes)
+            )
         )
         assert cohort.boxes[columns[1:]].to_numpy().round(6).tolist()[0] == [
             float(v) for v in ras
