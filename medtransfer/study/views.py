@@ -24,7 +24,7 @@ from medtransfer.data.cohort.cohort import Cohort
 from medtransfer.data.grid.augmentation import Augment
 from medtransfer.data.grid.placement import Placement
 from medtransfer.data.grid.slices import Slices
-from medtransfer.data.grid.source import ImageSource
+from medtransfer.data.grid.source import ImageSource, NetworkInput
 from medtransfer.models.chain.backbone import Backbone
 from medtransfer.models.heads.linear import Head
 from medtransfer.models.plan.plan import FreezePlan
@@ -102,20 +102,13 @@ class Images:
     def source(self, backbone: Backbone, engine: Engine, seed: int = 0) -> ImageSource:
         """The images in the recipe of the weights; `seed` of their random half."""
         recipe = backbone.recipe
-        plane = self.slices.plane
         labels = self.cohort.images[list(self.cohort.labels)].to_numpy(np.float32)
-        about = (
-            recipe.mean,
-            recipe.std,
-            backbone.ndim,
-            plane,
-            self.slab,
-            seed,
-            engine.device,
-            self.boxes,
-            self.augment,
+        network_input = NetworkInput(
+            recipe.mean, recipe.std, backbone.ndim, self.slices.plane, self.slab
         )
-        return ImageSource(self.entries, labels, *about)
+        return ImageSource(
+            self.entries, labels, network_input, seed, engine.device, self.boxes, self.augment
+        )
 
     def keep(
         self,

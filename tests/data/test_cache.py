@@ -25,6 +25,7 @@ from medtransfer.data.grid.cache import (
 )
 from medtransfer.data.grid.fixed import Fixed
 
+from damage import damage
 from forks import PROCESSES
 
 
@@ -100,19 +101,51 @@ def test_a_folder_has_the_digest_of_its_files(tmp_path):
     assert digest_file(tmp_path / "s") != first
 
 
-@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", None])
-def test_a_damaged_entry_is_made_again(own_cache, cohort, content):
-    path = cohort.images["path"][0]
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_no_damaged_entry_is_taken_or_stops_the_next_start(own_cache, cohort, suffix):
+    path, rng = cohort.images["path"][0], np.random.default_rng(0)
     row = inspect_image(path, own_cache, Fixed(32))
-    entry = Path(row["entry"])
-    good = entry.read_bytes()
-    entry.write_bytes(good[: len(good) // 2] if content is None else content)
-    for facts in own_cache.rglob("*.npz"):
-        facts.write_bytes(facts.read_bytes()[:50])
-    assert read_entry(entry) is None
-    assert read_facts(own_cache, row["file_digest"]) is None
-    assert inspect_image(path, own_cache, Fixed(32))["pixel_digest"] == row["pixel_digest"]
-    assert entry.read_bytes() == good
+    (entry,) = own_cache.rglob(f"*.{suffix}")
+    content = entry.read_bytes()
+    for copy in range(600):
+        entry.write_bytes(damage(content, rng))
+        with pytest.warns(UserWarning, match=f"{entry.name}: this entry .* is damaged"):
+            taken = (
+                read_entry(entry) if suffix == "npy" else read_facts(own_cache, row["file_digest"])
+            )
+        assert taken is None
+        if copy % 60 == 0:
+            with pytest.warns(UserWarning, match=entry.name):
+                again = inspect_image(path, own_cache, Fixed(32))
+            assert entry.read_bytes() == content
+            assert {k: str(v) for k, v in again.items()} == {k: str(v) for k, v in row.items()}
+
+
+def test_an_entry_with_nan_is_named_and_not_taken(own_cache):
+    path = entry_path(own_cache, "file", "setting")
+    write_entry(path, np.array([[0.5, np.nan]], np.float32))
+    with pytest.warns(UserWarning, match=f"{path.name}: this entry"):
+        assert read_entry(path) is None
+    write_entry(path, np.array([[0.5, 0.25]], np.float32))
+    assert read_entry(path).tolist() == [[0.5, 0.25]]
+
+
+def test_an_entry_that_cannot_be_read_is_named(own_cache):
+    path = entry_path(own_cache, "file", "setting")
+    path.mkdir(parents=True)
+    with pytest.warns(UserWarning, match=f"{path.name}: this entry"):
+        assert read_entry(path) is None
+
+
+def test_entries_reach_the_disk_before_they_get_their_name(own_cache, monkeypatch):
+    steps = []
+    sync, rename = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda number: steps.append("sync") or sync(number))
+    monkeypatch.setattr(
+        Path, "replace", lambda part, path: steps.append("rename") or rename(part, path)
+    )
+    write_entry(entry_path(own_cache, "file", "setting"), np.zeros((2, 2), np.float32))
+    assert steps == ["sync", "rename"]
 
 
 def write_often(folder: str, number: int) -> None:

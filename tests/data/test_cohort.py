@@ -9,7 +9,7 @@ import pydicom
 import pytest
 from medtransfer.data.cohort.owners import name_patients
 from medtransfer.data.cohort.sources import open_cohort
-from medtransfer.data.images.dicom.writing import write_grey_dicom
+from medtransfer.data.images.dicom.writing import GreyEncoding, write_grey_dicom
 from medtransfer.errors import CohortError, LeakageError
 
 
@@ -224,10 +224,7 @@ def write_dicom(path, patient, number, study=""):
         patient=patient,
         number=number,
         spacing=(1, 1),
-        bits=12,
-        photometric="MONOCHROME2",
-        slope=1,
-        intercept=0,
+        encoding=GreyEncoding(),
     )
     dataset = pydicom.dcmread(path)
     dataset.StudyInstanceUID = f"1.2.{study or number}"

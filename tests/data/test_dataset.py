@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from medtransfer.data.audit.inspection import inspect_image
-from medtransfer.data.grid.cache import cache_folder
+from medtransfer.data.grid.cache import cache_folder, write_entry
 from medtransfer.data.grid.fixed import Fixed, normalise
-from medtransfer.data.grid.source import ImageSource
+from medtransfer.data.grid.source import ImageSource, NetworkInput
 from medtransfer.errors import ImageError
 
 
@@ -22,13 +24,28 @@ def cached(write_png):
 
 def source_of(entries, seed=0, mean=(0.5,), std=(0.5,)):
     return ImageSource(
-        entries, np.arange(len(entries), dtype=np.float32)[:, None], mean, std, seed=seed
+        entries,
+        np.arange(len(entries), dtype=np.float32)[:, None],
+        NetworkInput(mean, std),
+        seed=seed,
     )
 
 
 def test_an_entry_that_is_gone_is_named(tmp_path):
-    with pytest.raises(ImageError, match="gone or cut short"):
+    with pytest.raises(ImageError, match="gone or damaged"):
         source_of([tmp_path / "gone.npy"]).load([0])
+
+
+def test_a_damaged_entry_is_named_and_not_learnt_from(cached):
+    entry = Path(cached[1][2])
+    content = entry.read_bytes()
+    entry.write_bytes(content[:200] + bytes(len(content) - 200))
+    with (
+        pytest.warns(UserWarning, match=entry.name),
+        pytest.raises(ImageError, match=f"{entry.name}: .*damaged. Run the same command again"),
+    ):
+        source_of(cached[1]).load([2])
+    entry.write_bytes(content)
 
 
 def test_draws_depend_on_view_and_image_not_on_the_batch(cached):
@@ -63,8 +80,8 @@ def test_normalise_repeats_grey_and_keeps_colour():
 
 
 def test_grey_and_colour_images_share_a_batch(tmp_path):
-    np.save(tmp_path / "grey.npy", np.full((1, 4, 4), 0.5, np.float32))
-    np.save(tmp_path / "colour.npy", np.ones((3, 4, 4), np.float32))
+    write_entry(tmp_path / "grey.npy", np.full((1, 4, 4), 0.5, np.float32))
+    write_entry(tmp_path / "colour.npy", np.ones((3, 4, 4), np.float32))
     images = source_of(
         [tmp_path / "grey.npy", tmp_path / "colour.npy"], mean=(0.5,) * 3, std=(0.5,) * 3
     ).load([0, 1])["features"]["image"]

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pydicom
 import pytest
-from medtransfer.data.images.dicom.writing import write_grey_dicom
+from medtransfer.data.images.dicom.writing import GreyEncoding, write_grey_dicom
 from medtransfer.data.images.reading import read_image
 from medtransfer.errors import ImageError
 from pydicom.data import get_testdata_file
@@ -45,10 +45,7 @@ def write(path, **changes):
         patient="P",
         number=1,
         spacing=(0.5, 0.25),
-        bits=12,
-        photometric="MONOCHROME2",
-        slope=1,
-        intercept=0,
+        encoding=GreyEncoding(),
     )
     dataset = pydicom.dcmread(path)
     for keyword, value in changes.items():

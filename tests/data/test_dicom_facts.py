@@ -8,7 +8,7 @@ import imagecodecs
 import numpy as np
 import pydicom
 import pytest
-from medtransfer.data.images.dicom.writing import write_grey_dicom
+from medtransfer.data.images.dicom.writing import GreyEncoding, write_grey_dicom
 from medtransfer.data.images.reading import read_image
 from medtransfer.errors import ImageError
 from pydicom.data import get_testdata_file
@@ -31,10 +31,7 @@ def write(path, pixels=None, drop=(), **changes):
         patient="P",
         number=1,
         spacing=(0.5, 0.25),
-        bits=12,
-        photometric="MONOCHROME2",
-        slope=1,
-        intercept=0,
+        encoding=GreyEncoding(),
     )
     dataset = pydicom.dcmread(path)
     del dataset.NumberOfFrames

@@ -16,7 +16,7 @@ from medtransfer.data.annotations.masks import read_lesions
 from medtransfer.data.annotations.sources import read_annotations
 from medtransfer.data.cohort.cohort import Cohort
 from medtransfer.data.cohort.sources import open_cohort
-from medtransfer.data.images.dicom.writing import write_grey_dicom
+from medtransfer.data.images.dicom.writing import GreyEncoding, write_grey_dicom
 from medtransfer.errors import CohortError, PredictionsError
 from medtransfer.evaluation import evaluate
 from medtransfer.evaluation.analyses.lesions import evaluate_boxes
@@ -312,19 +312,13 @@ def test_a_word_for_nobody_is_no_patient(tmp_path, word):
 
 def test_one_series_of_two_patients_is_refused(tmp_path):
     for i in range(6):
-        facts = {
-            "spacing": (1, 1),
-            "bits": 12,
-            "photometric": "MONOCHROME2",
-            "slope": 1,
-            "intercept": 0,
-        }
         write_grey_dicom(
             tmp_path / f"{i}.dcm",
             np.full((16, 16), i, np.uint16),
             patient="AB"[i // 3],
             number=i,
-            **facts,
+            spacing=(1, 1),
+            encoding=GreyEncoding(),
         )
         dataset = pydicom.dcmread(tmp_path / f"{i}.dcm")
         dataset.SeriesInstanceUID, dataset.ImagePositionPatient = "1.2.3", [0, 0, 3 * i]

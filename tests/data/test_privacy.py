@@ -13,7 +13,7 @@ import numpy as np
 import pydicom
 import pytest
 import tifffile
-from medtransfer.data.images.dicom.writing import write_grey_dicom
+from medtransfer.data.images.dicom.writing import GreyEncoding, write_grey_dicom
 from medtransfer.data.images.quiet import without_values
 from medtransfer.data.images.reading import read_image
 from medtransfer.errors import ImageError
@@ -42,10 +42,7 @@ def dicom(path):
         patient=NUMBER,
         number=1,
         spacing=(1, 1),
-        bits=12,
-        photometric="MONOCHROME2",
-        slope=1,
-        intercept=0,
+        encoding=GreyEncoding(),
     )
     dataset = pydicom.dcmread(path)
     for keyword in (

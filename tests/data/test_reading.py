@@ -6,7 +6,7 @@ import pydicom
 import pytest
 import tifffile
 from medtransfer.data.grid.monai import ImageReader
-from medtransfer.data.images.dicom.writing import write_grey_dicom
+from medtransfer.data.images.dicom.writing import GreyEncoding, write_grey_dicom
 from medtransfer.data.images.image import turn_array, unturn_array
 from medtransfer.data.images.reading import read_image
 from medtransfer.errors import ConfigError, ImageError
@@ -25,10 +25,7 @@ def dicom(path, pixels=RAMP % 4096, photometric="MONOCHROME2", slope=2.0, interc
         patient="P",
         number=1,
         spacing=(0.5, 0.25),
-        bits=12,
-        photometric=photometric,
-        slope=slope,
-        intercept=intercept,
+        encoding=GreyEncoding(12, photometric, slope, intercept),
     )
     return path
 

@@ -12,7 +12,7 @@ import pytest
 import SimpleITK
 import tifffile
 from medtransfer.data.images.dicom.header import is_dicom
-from medtransfer.data.images.dicom.writing import write_grey_dicom
+from medtransfer.data.images.dicom.writing import GreyEncoding, write_grey_dicom
 from medtransfer.data.images.medmnist import is_archive
 from medtransfer.data.images.reading import is_image_file, read_image
 from medtransfer.data.images.signatures import kind_of, why_no_image
@@ -35,10 +35,7 @@ def write(folder, kind):
             patient="P",
             number=1,
             spacing=(1, 1),
-            bits=12,
-            photometric="MONOCHROME2",
-            slope=1,
-            intercept=0,
+            encoding=GreyEncoding(),
         )
     elif kind in {"nii", "nii.gz"}:
         nib.save(nib.Nifti1Image(VOLUME, np.diag([-1, -1, 2, 1])), path)

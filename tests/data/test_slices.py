@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 from medtransfer.data.grid.augmentation import change, draw_changes
+from medtransfer.data.grid.cache import write_entry
 from medtransfer.data.grid.fixed import Fixed, normalise
 from medtransfer.data.grid.slices import Slices, cut, present_slices
-from medtransfer.data.grid.source import ImageSource
+from medtransfer.data.grid.source import ImageSource, NetworkInput
 from medtransfer.data.images.reading import read_image
 from medtransfer.errors import ConfigError, ImageError
 
@@ -133,16 +134,12 @@ def source_of(tmp_path, ndim, slab=1, channels=3, plane="axial"):
         grid, _ = apply(
             volume_file(tmp_path, name=f"{number}.nii.gz"), size=24, slices=Slices(22, plane=plane)
         )
-        np.save(tmp_path / f"{number}.npy", grid.numpy())
+        write_entry(tmp_path / f"{number}.npy", grid.numpy())
         entries.append(tmp_path / f"{number}.npy")
     return ImageSource(
         entries,
         np.zeros((3, 1), np.float32),
-        (0.5,) * channels,
-        (0.25,) * channels,
-        ndim,
-        plane,
-        slab,
+        NetworkInput((0.5,) * channels, (0.25,) * channels, ndim, plane, slab),
     )
 
 

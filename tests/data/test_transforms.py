@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from medtransfer.data.grid.fixed import normalise
 from medtransfer.data.grid.monai import fixed_transforms
 from medtransfer.data.grid.placement import Placement, place
-from medtransfer.data.images.dicom.writing import write_grey_dicom
+from medtransfer.data.images.dicom.writing import GreyEncoding, write_grey_dicom
 from medtransfer.data.images.windows import parse_window, scale
 from medtransfer.errors import ConfigError, ImageError
 from PIL import Image
@@ -106,10 +106,7 @@ def dicom(path, spacing, shape=(64, 80)):
         patient="P",
         number=1,
         spacing=spacing,
-        bits=12,
-        photometric="MONOCHROME2",
-        slope=1,
-        intercept=0,
+        encoding=GreyEncoding(),
     )
     return str(path)
 

@@ -27,7 +27,7 @@ from medtransfer.data.audit.inspection import inspect_images
 from medtransfer.data.cohort.cohort import Cohort
 from medtransfer.data.cohort.contents import ReadOptions
 from medtransfer.data.cohort.sources import open_cohort
-from medtransfer.data.images.dicom.writing import write_grey_dicom
+from medtransfer.data.images.dicom.writing import GreyEncoding, write_grey_dicom
 from medtransfer.errors import CohortError, ImageError
 from PIL import Image
 from scipy.ndimage import gaussian_filter
@@ -561,10 +561,7 @@ def test_patients_of_a_manifest_are_compared_with_those_of_the_headers(tmp_path)
             patient=f"H{i // 2}",
             number=i,
             spacing=(1, 1),
-            bits=12,
-            photometric="MONOCHROME2",
-            slope=1,
-            intercept=0,
+            encoding=GreyEncoding(),
         )
         rows.append((f"{i}.dcm", f"p{i // 2}", i // 2 % 2))
     table = pd.DataFrame(rows, columns=["image", "patient", "y"])
