@@ -190,14 +190,14 @@ def _facts_path(folder: Path, file_digest: str) -> Path:
     return entry_path(folder, file_digest, "facts").with_suffix(".npz")
 
 
-def _read(path: Path) -> bytes | None:
+def _read(path: Path) -> memoryview | None:
     """The content of a file that `_write` wrote; None where there is none or it is damaged."""
     try:
-        data = path.read_bytes()
+        data = memoryview(path.read_bytes())
     except FileNotFoundError:
         return None
     except OSError:  # a disk that fails on this file
-        data = b""
+        data = memoryview(b"")
     content, digest = data[:-_DIGEST_SIZE], data[-_DIGEST_SIZE:]
     if hashlib.sha256(content).digest() != digest:
         _warn_of_damage(path)
