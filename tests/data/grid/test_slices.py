@@ -7,7 +7,13 @@ import torch
 from medtransfer.data.grid.augmentation import change, draw_changes
 from medtransfer.data.grid.cache import write_entry
 from medtransfer.data.grid.fixed import Fixed, normalise
-from medtransfer.data.grid.slices import Slices, cut, present_slices
+from medtransfer.data.grid.slices import (
+    Slices,
+    boxes_of_stack,
+    boxes_of_volume,
+    cut,
+    present_slices,
+)
 from medtransfer.data.grid.source import ImageSource, NetworkInput
 from medtransfer.data.images.reading import read_image
 from medtransfer.errors import ConfigError, ImageError
@@ -178,3 +184,18 @@ def test_volumes_are_turned_within_their_slices(tmp_path):
 def test_a_channel_count_that_does_not_fit_is_told():
     with pytest.raises(ImageError, match="3 channels meets a network of 5"):
         normalise(torch.rand(1, 3, 4, 4), (0.5,) * 5, (0.5,) * 5)
+
+
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+def test_boxes_of_a_stack_are_where_its_slices_show_them(plane):
+    volume = torch.zeros(1, 9, 11, 13)
+    volume[0, 2:4, 3:8, 5:6] = 1.0
+    boxes = np.array([[2, 3, 5, 4, 8, 6]], float)
+    stack = cut(volume, plane)[:, 0].numpy()
+    spans = [
+        np.flatnonzero(stack.any(tuple(other for other in range(3) if other != axis)))
+        for axis in range(3)
+    ]
+    there = boxes_of_stack(boxes, (9, 11, 13), plane)
+    assert there[0].tolist() == [*(span[0] for span in spans), *(span[-1] + 1 for span in spans)]
+    assert np.array_equal(boxes_of_volume(there, (9, 11, 13), plane), boxes)
