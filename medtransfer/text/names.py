@@ -72,11 +72,11 @@ def show(name: str) -> str:
 
 def show_text(text: str) -> str:
     """The same for a whole text, whose line breaks, tabs and isolates stay."""
-    kept = f"\n\t{ISOLATES}"
+    allowed = f"\n\t{ISOLATES}"
     if text.isprintable():
         return text
     return "".join(
-        c if c in kept or unicodedata.category(c) not in _CONTROLS else f"[U+{ord(c):04X}]"
+        c if c in allowed or unicodedata.category(c) not in _CONTROLS else f"[U+{ord(c):04X}]"
         for c in text
     )
 

@@ -68,15 +68,15 @@ def read_coco(
         if crowd:
             crowds.append((where, meant))
         elif not meant:
-            known = bool(aside.find(files[image]))
+            excluded = bool(aside.find(files[image]))
             rest.append(
                 (
                     where,
-                    "of an image that was left out" if known else "of an image that is not here",
-                    not known,
+                    "of an image that was left out" if excluded else "of an image that is not here",
+                    not excluded,
                 )
             )
-            if not known and not names.find(files[image]):
+            if not excluded and not names.find(files[image]):
                 lost[files[image]] = where
         else:
             faults += _compare_outline(where, mark, (x, y, width, height))
@@ -204,10 +204,10 @@ def _compare_outline(where: str, mark: Mapping[str, Any], bbox: tuple[float, ...
     if not isinstance(outline, list) or not outline:
         return []
     try:
-        left, top, wide, high = _bound(outline)
+        low_x, low_y, wide, high = _bound(outline)
     except (ValueError, TypeError):
         return []
-    ends = np.array([left, top, left + wide, top + high])
+    ends = np.array([low_x, low_y, low_x + wide, low_y + high])
     off = np.abs(ends - np.array([x, y, x + width, y + height])).max()
     if off <= _ROUNDING + _SHARE * float(np.max(ends[2:] - ends[:2])):
         return []

@@ -63,9 +63,9 @@ def read_box_table(
         look_up(names, image, f"row {row}", faults)
         for image, row in zip(table["image"], rows, strict=True)
     ]
-    known = Names([*images["image"], *left_out], root)
+    all_names = Names([*images["image"], *left_out], root)
     for row, image, match in zip(rows, table["image"], ids, strict=True):
-        if not match and not known.find(image):
+        if not match and not all_names.find(image):
             near = names.near(image)
             faults.append(
                 f"row {row}: no image {show(image)!r} in the cohort"

@@ -86,7 +86,7 @@ def list_images(folder: Path, root: Path, outside: bool = False) -> Listing:
     if not outside:
         _refuse_outside(files, root)
     stems = {(p.parent, _stem(p)) for p in files}
-    found: list[ImageFile] = []
+    images: list[ImageFile] = []
     ignored: list[tuple[str, str, bool]] = []
     headers: list[DicomFile] = []
     for path in files:
@@ -115,7 +115,7 @@ def list_images(folder: Path, root: Path, outside: bool = False) -> Listing:
         elif is_dicom(path):
             header_ = _open_header(path)
             if header_ is None or header_.lost:
-                found.append(
+                images.append(
                     ImageFile(name, str(path.resolve()), damaged=True)
                 )  # reading it will say why
             elif header_.derived or "Rows" not in header_.dataset:
@@ -125,7 +125,7 @@ def list_images(folder: Path, root: Path, outside: bool = False) -> Listing:
             else:
                 headers.append(header_)
         else:
-            found.append(ImageFile(name, str(path.resolve())))
+            images.append(ImageFile(name, str(path.resolve())))
     ignored += [
         (
             path.relative_to(root).as_posix(),
@@ -135,7 +135,7 @@ def list_images(folder: Path, root: Path, outside: bool = False) -> Listing:
         for path in hidden(folder)
     ]
     return Listing(
-        sorted(found + _join_series(headers, root), key=lambda image: image.name), ignored
+        sorted(images + _join_series(headers, root), key=lambda image: image.name), ignored
     )
 
 
@@ -149,15 +149,15 @@ def walk(folder: Path) -> list[Path]:
     in such a folder, is left out.
     """
     files: list[Path] = []
-    seen: set[Path] = set()
-    for here, folders, names in os.walk(folder, followlinks=True):
-        place = Path(here).resolve()
-        if place in seen:
+    visited: set[Path] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        place = Path(parent).resolve()
+        if place in visited:
             folders.clear()
             continue
-        seen.add(place)
+        visited.add(place)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files += [Path(here) / name for name in names if not name.startswith(".")]
+        files += [Path(parent) / name for name in names if not name.startswith(".")]
     return sorted(path for path in files if path.is_file() or path.is_symlink())
 
 
@@ -230,14 +230,14 @@ def _join_series(headers: Sequence[DicomFile], root: Path) -> list[ImageFile]:
     by_series: dict[str, list[DicomFile]] = {}
     for header in headers:
         by_series.setdefault(header.text("SeriesInstanceUID"), []).append(header)
-    found = []
+    images = []
     for uid, members in by_series.items():
         planes = [plane for header in members for plane in header.planes]
         groups = group_planes(planes)
         # Slices of a volume lie apart; versions of one picture, saved under one series, do not.
         apart = groups and len({planes[number].position for number in groups[0]}) > 1
         if not uid or len(members) == 1 or not apart:
-            found += [
+            images += [
                 ImageFile(h.path.relative_to(root).as_posix(), str(h.path.resolve()), h.owner)
                 for h in members
             ]
@@ -256,7 +256,7 @@ def _join_series(headers: Sequence[DicomFile], root: Path) -> list[ImageFile]:
         alone = sum(folder in header.path.parents for header in headers) == len(members)
         name = folder.resolve().name if folder == root else folder.relative_to(root).as_posix()
         tag = "" if alone else f"#{series_tag(members[0])}"
-        found.append(
+        images.append(
             ImageFile(name + tag, str(folder.resolve()) + tag, members[0].owner, files=len(members))
         )
-    return found
+    return images

@@ -131,14 +131,14 @@ def read_manifest(
     )
 
 
-def read_cells(manifest: Path, known: Sequence[str] = ()) -> pd.DataFrame:
+def read_cells(manifest: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
     """The cells of a manifest as text; see `tables.read_table`.
 
     Raises:
         CohortError: no such file, or no table.
     """
     needed = "Give a table (CSV) with the columns image, patient and your label."
-    return read_table(manifest, CohortError, needed, ("image", "patient", *OPTIONAL, *known))
+    return read_table(manifest, CohortError, needed, ("image", "patient", *OPTIONAL, *columns))
 
 
 def guess_labels(manifest: Path) -> tuple[str, ...]:

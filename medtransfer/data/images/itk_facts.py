@@ -85,9 +85,9 @@ class Header:
             text = line.decode("latin-1").strip()
             if kind == "NRRD" and not text:
                 break
-            name, found, rest = text.partition(mark)
+            name, separator, rest = text.partition(mark)
             # Behind `:=` stand a user's own keys, which may be named as anything.
-            if found and not (kind == "NRRD" and rest.startswith("=")):
+            if separator and not (kind == "NRRD" and rest.startswith("=")):
                 self.fields.setdefault(name.strip().lower(), rest.strip())
             if name.strip().lower() == "elementdatafile":
                 break
@@ -152,12 +152,12 @@ def _compare_nrrd(header: Header, hazards: Hazards) -> tuple[bool, float]:
             "Remove the one that is wrong."
         )
     _refuse_flat(header, "space directions", directions)
-    known = [number for number in spacings if not math.isnan(number)]
-    _refuse_spacing(header, "spacings", known)
+    numbers = [number for number in spacings if not math.isnan(number)]
+    _refuse_spacing(header, "spacings", numbers)
     if (
-        known
-        and len(known) < len(spacings)
-        and len(spacings) - len(known) != len(header.get("sizes").split()) - 3
+        numbers
+        and len(numbers) < len(spacings)
+        and len(spacings) - len(numbers) != len(header.get("sizes").split()) - 3
     ):
         raise ImageError(
             f"{header.path}: spacings is not a number (nan) along one axis. Export it again."
@@ -170,7 +170,7 @@ def _compare_nrrd(header: Header, hazards: Hazards) -> tuple[bool, float]:
     if len(units) > 1 or units - set(_UNITS):
         hazards.append(("units", "space units are mixed or not known; they are taken as mm"))
         units = set()
-    return bool(directions or known), _UNITS[units.pop()] if units else 1.0
+    return bool(directions or numbers), _UNITS[units.pop()] if units else 1.0
 
 
 def _compare_meta(header: Header, hazards: Hazards) -> bool:
@@ -192,10 +192,10 @@ def _compare_meta(header: Header, hazards: Hazards) -> bool:
 def _same_count(header: Header, name: str, *lists: str) -> None:
     stated = header.numbers(name)
     for other in lists:
-        found = header.numbers(other)
-        if stated and found and stated[0] != len(found):
+        values = header.numbers(other)
+        if stated and values and stated[0] != len(values):
             raise ImageError(
-                f"{header.path}: {name} is {stated[0]:g}, and {other} has {len(found)} numbers. "
+                f"{header.path}: {name} is {stated[0]:g}, and {other} has {len(values)} numbers. "
                 "Export it again."
             )
 
@@ -232,7 +232,7 @@ def _compare_bytes(header: Header, kind: str, hazards: Hazards) -> None:
     """The bytes of the pixels against the sizes. Compressed ones are unfolded for it: ITK takes
     damaged ones unsaid.
     """
-    found = _find_pixels(header, kind)
+    holder = _find_pixels(header, kind)
     sizes = header.numbers("sizes" if kind == "NRRD" else "DimSize")
     width = _BYTES.get(header.get("type" if kind == "NRRD" else "ElementType").lower(), 0)
     needed = int(math.prod(sizes) * width * (header.numbers("ElementNumberOfChannels") or [1])[0])
@@ -240,15 +240,15 @@ def _compare_bytes(header: Header, kind: str, hazards: Hazards) -> None:
         "",
         "0",
     }
-    if found is None or skips or needed < 1:
+    if holder is None or skips or needed < 1:
         # a part is skipped, or the pixels lie in several files, which ITK misses where they are not
         # there
         return
-    pixels, start = found, header.end if found == header.path else 0
+    pixels, start = holder, header.end if holder == header.path else 0
     with pixels.open("rb") as stream:
         stream.seek(start)
         first = stream.read(2)
-    there = pixels.stat().st_size - start
+    size = pixels.stat().st_size - start
     squeezed = first == b"\x1f\x8b" or (
         first[:1] == b"\x78" and int.from_bytes(first, "big") % 31 == 0
     )
@@ -259,7 +259,7 @@ def _compare_bytes(header: Header, kind: str, hazards: Hazards) -> None:
             f"{header.path}: CompressedData is True, and the pixels are not compressed. Set it to "
             "False."
         )
-    if kind == "MetaImage" and not compressed and squeezed and 0 < there < needed:
+    if kind == "MetaImage" and not compressed and squeezed and 0 < size < needed:
         raise ImageError(
             f"{header.path}: the pixels are compressed, and CompressedData does not say so. Set "
             "it to True."
@@ -277,16 +277,16 @@ def _compare_bytes(header: Header, kind: str, hazards: Hazards) -> None:
                 f"{header.path}: CompressedDataSize is {'wrong' if stated else 'missing'}. Set it "
                 f"to {used}."
             )
-        there = unfolded
+        size = unfolded
     elif encoding not in {"", "raw"} or header.get("BinaryData").lower() == "false":
         return  # written as text
-    if there < needed:
+    if size < needed:
         raise ImageError(
             f"{header.path}: is truncated: the header claims {needed} bytes of pixels, and "
-            f"{there} are there. Copy it again."
+            f"{size} are there. Copy it again."
         )
-    if there > needed:
-        hazards.append(("surplus", f"{there - needed} bytes behind the pixels are left out"))
+    if size > needed:
+        hazards.append(("surplus", f"{size - needed} bytes behind the pixels are left out"))
 
 
 def find_pixels(path: Path, kind: str) -> Path | None:

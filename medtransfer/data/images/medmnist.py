@@ -90,14 +90,14 @@ def read_labels(path: Path) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
                 f"{path}: {part}_labels holds {how}. Mend them, or leave their images out."
             )
     flat = {part: values.reshape(-1).astype(int) for part, values in labels.items()}
-    known = next(
+    meanings = next(
         (names for stem, names in MEANINGS.items() if path.stem.lower().startswith(stem)), None
     )
-    found = sorted(set(np.concatenate(list(flat.values())).tolist()))
+    classes = sorted(set(np.concatenate(list(flat.values())).tolist()))
     names = (
-        known
-        if known is not None and set(found) <= {0, 1}
-        else tuple(str(v) for v in range(max(found, default=0) + 1))
+        meanings
+        if meanings is not None and set(classes) <= {0, 1}
+        else tuple(str(v) for v in range(max(classes, default=0) + 1))
     )
     return flat, names
 

@@ -56,11 +56,11 @@ def read_nifti(path: Path, member: int | None) -> tuple[NDArray[np.float32], Flo
             raise ImageError(
                 f"{path}: holds {what}, not one number per voxel. Export a grey volume."
             )
-        shape, chosen = _choose_volume(path, image.shape, member)
+        shape, part = _choose_volume(path, image.shape, member)
         hazards: Hazards = []
         raw = (
             _read_voxels(path, image, stream, pixels, hazards)
-            .reshape(image.shape)[chosen]
+            .reshape(image.shape)[part]
             .reshape(shape)
         )
     bits = int(stated_header["bitpix"])
@@ -116,34 +116,34 @@ def _read_voxels(
     size = image.header.get_data_dtype().itemsize
     needed = offset + size * int(np.prod(image.shape, dtype=np.int64))
     plain = not _is_gzip(pixels)
-    there = pixels.stat().st_size
-    if plain and there < needed:
+    length = pixels.stat().st_size
+    if plain and length < needed:
         raise ImageError(
-            f"{path}: is truncated: the header claims {needed} bytes, and {there} are there. Copy "
+            f"{path}: is truncated: the header claims {needed} bytes, and {length} are there. Copy "
             "it again."
         )
     try:
         raw: NDArray[Any] = np.asanyarray(image.dataobj.get_unscaled())
         if not plain and stream is not None:
             stream.seek(needed)
-            there = needed + len(stream.read(_SURPLUS))
+            length = needed + len(stream.read(_SURPLUS))
     except (OSError, EOFError, zlib.error):
         raise ImageError(
             f"{path}: its compressed voxels are cut or damaged. Copy or download it again."
         ) from None
     volume = size * int(np.prod(image.shape[:3], dtype=np.int64))
     if (
-        there - needed >= volume
-        and (plain or there - needed < _SURPLUS)
-        and (there - needed) % volume == 0
+        length - needed >= volume
+        and (plain or length - needed < _SURPLUS)
+        and (length - needed) % volume == 0
     ):
-        count = (there - needed) // volume
+        count = (length - needed) // volume
         raise ImageError(
             f"{path}: {count} more volume(s) follow those that dim in its header counts. Export "
             "it again."
         )
-    if there > needed and (plain or stream is not None):
-        more = f"{there - needed}" if plain or there - needed < _SURPLUS else "many"
+    if length > needed and (plain or stream is not None):
+        more = f"{length - needed}" if plain or length - needed < _SURPLUS else "many"
         hazards.append(("surplus", f"{more} bytes behind the voxels are left out"))
     return raw
 
@@ -275,9 +275,9 @@ def _pixels(header: Path) -> Path:
     stem = header.name.removesuffix(".gz")
     stem = stem[:-4] if stem.lower().endswith(".hdr") else stem
     for ending in (".img", ".img.gz", ".IMG"):
-        found = header.with_name(stem + ending)
-        if found.is_file():
-            return found
+        pixels = header.with_name(stem + ending)
+        if pixels.is_file():
+            return pixels
     raise ImageError(
         f"{header}: is the header of a pair, and its pixels ({stem}.img) are not beside it. Put "
         "them there."

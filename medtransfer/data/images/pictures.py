@@ -207,12 +207,12 @@ def _read_pnm(path: Path) -> tuple[NDArray[np.float32], str, int, list[str]] | N
     maps.
     """
     data = path.read_bytes()
-    found = _PNM.match(data)
-    if found is None:
+    header = _PNM.match(data)
+    if header is None:
         return None
-    kind, columns, rows, top = (int(group) for group in found.groups())
+    kind, columns, rows, top = (int(group) for group in header.groups())
     channels, plain = (3 if kind in {3, 6} else 1), kind in {2, 3}
-    rest, width = data[found.end() :], 1 if top < 256 else 2
+    rest, width = data[header.end() :], 1 if top < 256 else 2
     needed = rows * columns * channels
     if plain:
         values = np.array(re.sub(rb"#[^\r\n]*", b"", rest).split()[:needed], dtype=np.float32)

@@ -73,13 +73,13 @@ def read_image(path: str | Path, window: Any = None) -> Image:
         ImageError: missing, damaged, ambiguous, or with values that are not finite.
         ConfigError: an unknown window.
     """
-    chosen = None if window is None else parse_window(window)
-    if chosen is None:
+    parsed = None if window is None else parse_window(window)
+    if parsed is None:
         return _load(path, False)
     # A window of the header is applied to the stored values, before MONOCHROME1 is inverted: read
     # for it alone.
-    only_header = chosen == "from_header"
-    return window_image(path, None if only_header else read_image(path), chosen)
+    only_header = parsed == "from_header"
+    return window_image(path, None if only_header else read_image(path), parsed)
 
 
 def window_image(path: str | Path, image: Image | None, window: Window) -> Image:
@@ -166,12 +166,13 @@ def _read(file: Path, member: str, header_window: bool) -> Image:
     image = _read_kind(file, kind, _number(file, member), header_window)
     named = kind_of_ending(file)
     if kind and named not in {"", kind}:
-        told = (
+        hazard = (
             "ending",
             f"is {kind}, though its name ends as that of {named}; its content decides",
         )
         image = replace(
-            image, provenance={**image.provenance, "hazards": [*image.provenance["hazards"], told]}
+            image,
+            provenance={**image.provenance, "hazards": [*image.provenance["hazards"], hazard]},
         )
     return image
 
