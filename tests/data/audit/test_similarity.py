@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from medtransfer.data.audit.inspection import make_thumbnail
 from medtransfer.data.audit.similarity import near_duplicates
-from medtransfer.data.cohort.clusters import cluster_pairs
 from scipy.ndimage import gaussian_filter
 
 
@@ -133,8 +132,3 @@ def test_embeddings_add_candidates_that_are_still_confirmed():
     thumbnails = [noise, twin, stranger, low]
     features = np.array([[1, 0], [1, 0.01], [1, 0.02], [0, 1]], np.float32)
     assert [(a, b) for a, b, _ in near_duplicates(thumbnails, features)] == [(0, 1)]
-
-
-def test_clusters_are_the_connected_parts():
-    assert cluster_pairs(8, [(0, 3), (3, 5), (6, 7)]) == [(0, 3, 5), (6, 7)]
-    assert cluster_pairs(5, []) == []

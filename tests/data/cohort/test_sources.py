@@ -6,7 +6,7 @@ import medtransfer as mt
 import numpy as np
 import pandas as pd
 import pytest
-from medtransfer.data.cohort.classes import guess_positive, match_classes
+from medtransfer.data.cohort.classes import guess_positive
 from medtransfer.data.cohort.sources import open_cohort, open_second
 from medtransfer.errors import CohortError
 from PIL import Image
@@ -212,11 +212,3 @@ def test_of_two_folders_that_are_only_looked_at_a_positive_one_can_be_named(tmp_
     assert open_cohort(root, positive="a").labels == ("a",)
     with pytest.raises(CohortError, match="holds no class folders"):
         open_cohort(root / "a", positive="a")
-
-
-def test_misspellings_are_found_near_and_not_far():
-    with pytest.raises(CohortError, match="Is 'malignat' the study's 'malignant'"):
-        match_classes(["malignant", "benign"], ["malignat", "benign"], "x")
-    with pytest.raises(CohortError) as told:
-        match_classes(["malignant", "benign"], ["cyst", "benign"], "x")
-    assert " Is '" not in str(told.value)

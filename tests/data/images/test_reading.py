@@ -5,29 +5,14 @@ import numpy as np
 import pydicom
 import pytest
 import tifffile
-from medtransfer.data.grid.monai import ImageReader
-from medtransfer.data.images.dicom.writing import GreyEncoding, write_grey_dicom
 from medtransfer.data.images.image import turn_array, unturn_array
 from medtransfer.data.images.reading import read_image
-from medtransfer.errors import ConfigError, ImageError
-from monai.transforms import LoadImage, LoadImaged
+from medtransfer.errors import ImageError
 from PIL import Image as Pillow
 from PIL import ImageOps
 from pydicom.data import get_testdata_file
 
-RAMP = np.arange(64 * 80, dtype=np.uint16).reshape(64, 80)
-
-
-def dicom(path, pixels=RAMP % 4096, photometric="MONOCHROME2", slope=2.0, intercept=-100.0):
-    write_grey_dicom(
-        path,
-        pixels.astype(np.uint16),
-        patient="P",
-        number=1,
-        spacing=(0.5, 0.25),
-        encoding=GreyEncoding(12, photometric, slope, intercept),
-    )
-    return path
+from dicom_ramp import RAMP, dicom
 
 
 def test_monochrome_twins_give_equal_pixels(tmp_path):
@@ -318,23 +303,3 @@ def test_window_maps_to_the_unit_interval():
     image = read_image(get_testdata_file("CT_small.dcm"), window=(40, 400))
     raw = read_image(get_testdata_file("CT_small.dcm")).array
     assert np.allclose(image.array, np.clip((raw + 160) / 400, 0, 1), atol=1e-6)
-
-
-@pytest.mark.filterwarnings(
-    "ignore"
-)  # LoadImaged sets up MONAI's own readers too, which miss packages
-def test_the_monai_reader_gives_what_read_image_gives(tmp_path):
-    path = str(dicom(tmp_path / "1.dcm", photometric="MONOCHROME1"))
-    loaded = LoadImaged("image", reader=ImageReader(), image_only=False)({"image": path})
-    assert np.array_equal(loaded["image"].numpy(), read_image(path).array)
-    assert np.allclose(loaded["image"].affine, read_image(path).affine)
-    with pytest.raises(ImageError):
-        ImageReader().read(get_testdata_file("rtplan.dcm"))
-    with pytest.raises(ImageError, match="holds a dose"):
-        LoadImage()(
-            get_testdata_file("rtdose.dcm"), reader=ImageReader()
-        )  # no other reader is asked
-    with pytest.raises(ConfigError):
-        ImageReader("nonsense")
-    assert repr(read_image(path)) == "Image(DICOM, (1, 64, 80), 0.5 x 0.25 mm, -100 to 8090)"
-    assert ImageReader((1000, 500)).read([path]).array.max() == 1
