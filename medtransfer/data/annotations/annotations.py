@@ -38,7 +38,7 @@ class Annotations:
         boxes: `image`, coordinates (four columns, or six where any image is a volume), `label`, in
             the order of the source.
         accounts: of its annotations and files.
-        notes: what was decided in reading it, in sentences; told.
+        notes: what was decided in reading it, in sentences.
         asks: what somebody has to look at, in sentences.
         unknown: images of which it does not say whether they hold a lesion, with the reason.
         sizes: by image, columns and rows that the source states.

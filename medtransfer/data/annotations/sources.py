@@ -6,17 +6,19 @@ decided for a whole source, not line by line.
 
 Facts that a format states beside its boxes, and what is done where they differ:
 
-| format | fact | compared with | where they differ |
-|---|---|---|---|
-| all | name of the image | names of the cohort | other spellings: matched, told; nearly alike:
-refused; others: left out, told | | COCO, VOC, tables | width and height | pixels as shown, as
-stored | as stored: boxes are turned with the tag, told; neither: refused | | COCO | number of the
-image, of the category | those listed | refused | | COCO | outline | bbox | refused: the bbox may
-hold two corners | | COCO | iscrowd | - | no lesion; an image with nothing else is left out | | VOC
-| filename | the image of the same stem | of another image of the cohort: refused; else told | |
-YOLO | number of values of a line | all lines | boxes, outlines, boxes with a confidence or a track;
-keypoints are refused | | YOLO, tables, COCO | range of all values | 0 to 1 | shares where pixels
-are meant, and the reverse: refused |
+- all, name of the image (compared with: names of the cohort): other spellings: matched, noted;
+  nearly alike: refused; others: left out, noted.
+- COCO, VOC, tables, width and height (compared with: pixels as shown, as stored): as stored: boxes
+  are turned with the tag, noted; neither: refused.
+- COCO, number of the image, of the category (compared with: those listed): refused.
+- COCO, outline (compared with: bbox): refused: the bbox may hold two corners.
+- COCO, iscrowd: no lesion; an image with nothing else is left out.
+- VOC, filename (compared with: the image of the same stem): of another image of the cohort:
+  refused; else noted.
+- YOLO, number of values of a line (compared with: all lines): boxes, outlines, boxes with a
+  confidence or a track; keypoints are refused.
+- YOLO, tables, COCO, range of all values (compared with: 0 to 1): shares where pixels are meant,
+  and the reverse: refused.
 """
 
 from __future__ import annotations

@@ -4,18 +4,22 @@ follow.
 ITK, which reads the pixels, takes much of this unsaid. Each fact that a file states twice, and what
 happens where it differs:
 
-| fact | compared with | otherwise |
-|---|---|---|
-| NRRD dimension; MetaImage NDims | numbers in sizes, DimSize, spacings | refused |
-| sizes and type | bytes of uncompressed pixels | fewer: refused as truncated; more: told |
-| NRRD spacings | space directions | both given: refused, as the format forbids it and ITK reads
-neither | | MetaImage ElementSpacing | ElementSize (of the voxel itself) | ElementSpacing is used,
-told | | spacing | must be finite and above 0; NRRD: all nan is not stated | refused | | directions
-of the axes | must span the space | refused | | NRRD space; MetaImage TransformMatrix | there |
-missing: left and right are not known, told | | NRRD space units | mm | known ones converted, others
-told | | the file with the pixels | there | refused, the candidates beside it named | | compressed
-pixels | their own sum and end | refused as cut or damaged | | MetaImage CompressedData,
-CompressedDataSize | first bytes and length of the pixels | refused, the right value named |
+- NRRD dimension; MetaImage NDims (compared with: numbers in sizes, DimSize, spacings): refused.
+- sizes and type (compared with: bytes of uncompressed pixels): fewer: refused as truncated; more:
+  noted.
+- NRRD spacings (compared with: space directions): both given: refused, as the format forbids it and
+  ITK reads neither.
+- MetaImage ElementSpacing (compared with: ElementSize (of the voxel itself)): ElementSpacing is
+  used, noted.
+- spacing (compared with: must be finite and above 0; NRRD: all nan is not stated): refused.
+- directions of the axes (compared with: must span the space): refused.
+- NRRD space; MetaImage TransformMatrix (compared with: there): missing: left and right are not
+  known, noted.
+- NRRD space units (compared with: mm): known ones converted, others noted.
+- the file with the pixels (compared with: there): refused, the candidates beside it named.
+- compressed pixels (compared with: their own sum and end): refused as cut or damaged.
+- MetaImage CompressedData, CompressedDataSize (compared with: first bytes and length of the
+  pixels): refused, the right value named.
 
 Not compared: AnatomicalOrientation (written after two conventions), thicknesses, min and max,
 comments.
@@ -112,7 +116,7 @@ def compare(path: Path, kind: str) -> tuple[Hazards, bool, float]:
     """Compares what the header states.
 
     Returns:
-        hazards: what is told.
+        hazards: filled with what a user should know.
         stated: the header states a spacing.
         factor: mm of the header's unit of length.
 

@@ -2,12 +2,10 @@
 
 An `.npz` file holds `train_images`, `train_labels`, and the same for `val` and `test`.
 
-| fact | compared with | otherwise |
-|---|---|---|
-| labels | images of the part, in number and shape | refused |
-| values of labels | whole numbers from 0 | refused, how many named |
-| images of a part | those of the other parts, in shape | refused |
-| type of images | uint8, 0 to 255 | values are taken as they are, told |
+- labels (compared with: images of the part, in number and shape): refused.
+- values of labels (compared with: whole numbers from 0): refused, how many named.
+- images of a part (compared with: those of the other parts, in shape): refused.
+- type of images (compared with: uint8, 0 to 255): values are taken as they are, noted.
 """
 
 from __future__ import annotations

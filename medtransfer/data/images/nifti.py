@@ -2,15 +2,17 @@
 
 Each fact that a file states twice, and what happens where it differs:
 
-| fact | compared with | otherwise |
-|---|---|---|
-| dim and datatype | bytes of the file | fewer: refused as truncated; more: told; whole volumes
-more: refused | | bitpix | datatype | datatype is used, told | | sform | qform | sform is used,
-told; neither: pixdim alone, left and right not known, told | | pixdim | voxel sizes of sform |
-sform is used, told | | pixdim, where it is used | must be finite and not 0; all 0: not stated |
-refused; negative: taken as positive, told | | unit of xyzt_units | known codes | taken as mm, told
-| | scl_slope | 0 or NaN | means none | | magic | one file or a pair | the pixels of a pair must lie
-beside |
+- dim and datatype (compared with: bytes of the file): fewer: refused as truncated; more: noted;
+  whole volumes more: refused.
+- bitpix (compared with: datatype): datatype is used, noted.
+- sform (compared with: qform): sform is used, noted; neither: pixdim alone, left and right not
+  known, noted.
+- pixdim (compared with: voxel sizes of sform): sform is used, noted.
+- pixdim, where it is used (compared with: must be finite and not 0; all 0: not stated): refused;
+  negative: taken as positive, noted.
+- unit of xyzt_units (compared with: known codes): taken as mm, noted.
+- scl_slope (compared with: 0 or NaN): means none.
+- magic (compared with: one file or a pair): the pixels of a pair must lie beside.
 
 Not compared: cal_min, cal_max, glmin, glmax, descrip, slice_code, intent (none changes a value or
 its place).
@@ -111,7 +113,7 @@ def nifti_pixels(path: Path) -> list[Path]:
 def _read_voxels(
     path: Path, image: Any, stream: Any, pixels: Path, hazards: Hazards
 ) -> NDArray[Any]:
-    """As stored; what is missing or left over is told apart."""
+    """Voxels as stored; bytes that are missing or left over are refused or noted."""
     offset = int(image.dataobj.offset)
     size = image.header.get_data_dtype().itemsize
     needed = offset + size * int(np.prod(image.shape, dtype=np.int64))
@@ -152,7 +154,7 @@ def _affine(path: Path, header: Any, sizes: Float, hazards: Hazards) -> tuple[Fl
     """sform where it has a code, else qform, else the spacing alone; and whether any of these
     states a spacing.
 
-    `sizes` are those of pixdim as the file has them: nibabel mends some of them in its header.
+    `sizes` are those of pixdim as the file has them: nibabel corrects some of them in its header.
     """
     qform, sform = int(header["qform_code"]), int(header["sform_code"])
     # An axis that is not there, and those of a file that states none, have no size.
@@ -235,7 +237,7 @@ def _choose_volume(
 def _opened(path: Path) -> Iterator[tuple[Any, Any, Any]]:
     """The image, its stream (None for a pair), and its header as it is written.
 
-    By the first bytes of the file, whatever its name; nibabel goes by the name, and mends headers
+    By the first bytes of the file, whatever its name; nibabel goes by the name, and corrects headers
     unsaid.
     """
     with path.open("rb") as raw:

@@ -2,14 +2,13 @@
 
 What a file states twice, and what happens where it differs (for TIFF, see `tiff`):
 
-| fact | compared with | otherwise |
-|---|---|---|
-| frames of GIF, WebP, APNG, AVIF | one | refused |
-| pictures of a JPEG (MPO, as phones write) | one | the first is read, told |
-| depth of PNG, JPEG 2000, PNM | depth of the decoded pixels | decoded by other means, in full |
-| depth of AVIF | 8 bits | refused |
-| orientation tag | 1 to 8 | otherwise not applied, told |
-| sides of PNM | values that follow | fewer: refused; another map behind: refused |
+- frames of GIF, WebP, APNG, AVIF (compared with: one): refused.
+- pictures of a JPEG (MPO, as phones write) (compared with: one): the first is read, noted.
+- depth of PNG, JPEG 2000, PNM (compared with: depth of the decoded pixels): decoded by other means,
+  in full.
+- depth of AVIF (compared with: 8 bits): refused.
+- orientation tag (compared with: 1 to 8): otherwise not applied, noted.
+- sides of PNM (compared with: values that follow): fewer: refused; another map behind: refused.
 
 Not compared: EXIF sizes (of the picture before it was edited), sBIT (descriptive), gamma, colour
 profiles, resolutions.

@@ -4,22 +4,27 @@ are decoded.
 Each fact that a file states twice, and what happens where the two differ. What is resolved is told
 in the hazards.
 
-| fact | compared with | otherwise |
-|---|---|---|
-| PixelData, FloatPixelData, DoubleFloatPixelData | there, not empty | refused |
-| PhotometricInterpretation | missing: palette tables, PresentationLUTShape | taken from these, else
-refused | | SamplesPerPixel | PhotometricInterpretation; length of native pixels | missing: by the
-first; contradicted: by the length, else refused | | Rows, Columns | size in the compressed stream;
-missing: that, or the length of native pixels | differ: refused | | BitsAllocated | length of native
-pixels, BitsStored | missing or too small: by the length, else refused | | BitsStored | at most
-BitsAllocated; missing: HighBit | refused; from HighBit, except for MONOCHROME1, which is mirrored
-over its bits | | HighBit | BitsStored - 1 | low bits empty and values too high: shifted; values
-fit: stays; else refused | | bits above BitsStored | must be empty, or repeat the sign | one
-declared or lone overlay plane: masked off; else refused | | PixelRepresentation | missing: whether
-any value has its sign bit set | none: unsigned; else refused | | PlanarConfiguration | missing: the
-encoding (compressed, YBR_FULL_422) | has one meaning: taken; else refused | | NumberOfFrames |
-frames' worth of native pixels, compressed streams | differ: refused; less than a frame more is
-padding, told |
+- PixelData, FloatPixelData, DoubleFloatPixelData (compared with: there, not empty): refused.
+- PhotometricInterpretation (compared with: missing: palette tables, PresentationLUTShape): taken
+  from these, else refused.
+- SamplesPerPixel (compared with: PhotometricInterpretation; length of native pixels): missing: by
+  the first; contradicted: by the length, else refused.
+- Rows, Columns (compared with: size in the compressed stream; missing: that, or the length of
+  native pixels): differ: refused.
+- BitsAllocated (compared with: length of native pixels, BitsStored): missing or too small: by the
+  length, else refused.
+- BitsStored (compared with: at most BitsAllocated; missing: HighBit): refused; from HighBit, except
+  for MONOCHROME1, which is mirrored over its bits.
+- HighBit (compared with: BitsStored - 1): low bits empty and values too high: shifted; values fit:
+  stays; else refused.
+- bits above BitsStored (compared with: must be empty, or repeat the sign): one declared or lone
+  overlay plane: masked off; else refused.
+- PixelRepresentation (compared with: missing: whether any value has its sign bit set): none:
+  unsigned; else refused.
+- PlanarConfiguration (compared with: missing: the encoding (compressed, YBR_FULL_422)): has one
+  meaning: taken; else refused.
+- NumberOfFrames (compared with: frames' worth of native pixels, compressed streams): differ:
+  refused; less than a frame more is padding, noted.
 
 Not compared: SmallestImagePixelValue, LargestImagePixelValue and their kin (descriptive; often of
 another version of the image), LossyImageCompressionRatio, WindowCenter (a choice of display).

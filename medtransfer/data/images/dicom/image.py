@@ -2,14 +2,15 @@
 
 What the files of a stack state twice, and what happens where it differs:
 
-| fact | compared with | otherwise |
-|---|---|---|
-| ImagesInAcquisition, NumberOfSeriesRelatedInstances | images here | fewer here: told |
-| SpacingBetweenSlices, else SliceThickness | distance by the positions | positions decide, told |
-| InstanceNumber | order by the positions | positions decide, told |
-| FrameOfReferenceUID | the other slices | differs in all (an anonymiser's doing): told; in some:
-refused | | GantryDetectorTilt | shear of the positions | positions decide, told | | spacing,
-orientation, gaps | the other slices | see `series` |
+- ImagesInAcquisition, NumberOfSeriesRelatedInstances (compared with: images here): fewer here:
+  noted.
+- SpacingBetweenSlices, else SliceThickness (compared with: distance by the positions): positions
+  decide, noted.
+- InstanceNumber (compared with: order by the positions): positions decide, noted.
+- FrameOfReferenceUID (compared with: the other slices): differs in all (an anonymiser's doing):
+  noted; in some: refused.
+- GantryDetectorTilt (compared with: shear of the positions): positions decide, noted.
+- spacing, orientation, gaps (compared with: the other slices): see `series`.
 """
 
 from __future__ import annotations
