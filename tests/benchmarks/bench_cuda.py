@@ -25,9 +25,9 @@ import pandas as pd
 import torch
 from bench_engine import Ready, epoch_of, in_turns, network
 from medtransfer.config.sections import TrainSection
+from medtransfer.data.grid.cache import write_entry
 from medtransfer.data.grid.fixed import Fixed
 from medtransfer.data.grid.slices import Slices
-from medtransfer.data.grid.cache import write_entry
 from medtransfer.data.grid.source import ImageSource, NetworkInput
 from medtransfer.study.views import Images
 from medtransfer.training.batches import Loader

@@ -237,8 +237,8 @@ def _choose_volume(
 def _opened(path: Path) -> Iterator[tuple[Any, Any, Any]]:
     """The image, its stream (None for a pair), and its header as it is written.
 
-    By the first bytes of the file, whatever its name; nibabel goes by the name, and corrects headers
-    unsaid.
+    The first bytes of the file decide what it is. nibabel goes by the name, and corrects headers
+    without a word.
     """
     with path.open("rb") as raw:
         head = raw.read(4096)
