@@ -17,7 +17,7 @@ from medtransfer.data.audit.inspection import inspect_paths
 from medtransfer.data.cohort.box_grid import drop_padding, list_candidates, place_images
 from medtransfer.data.cohort.listing import list_images
 from medtransfer.data.grid.fixed import fixed_of
-from medtransfer.data.grid.source import ImageSource
+from medtransfer.data.grid.source import ImageSource, NetworkInput
 from medtransfer.errors import FileError, ImageError, WeightsError, list_faults
 from medtransfer.evaluation.metrics.recalibration import Map
 from medtransfer.files import digest_bytes
@@ -135,11 +135,9 @@ class TrainedModel:
         return ImageSource(
             entries,
             targets,
-            recipe.mean,
-            recipe.std,
-            self.backbone.ndim,
-            image.plane,
-            self.description.slab,
+            NetworkInput(
+                recipe.mean, recipe.std, self.backbone.ndim, image.plane, self.description.slab
+            ),
             device=self.engine.device,
         )
 

@@ -10,6 +10,7 @@ import pandas as pd
 from medtransfer.config.sections import CohortSection
 from medtransfer.config.study_config import StudyConfig
 from medtransfer.data.cohort.cohort import Cohort
+from medtransfer.data.cohort.contents import ReadOptions
 from medtransfer.data.cohort.sources import open_second
 from medtransfer.data.images.medmnist import is_archive
 from medtransfer.errors import StudyError
@@ -35,7 +36,7 @@ def load_cohort(
             section.unnamed,
             section.parts,
         )
-        return Cohort.from_boxes(*where, salt, columns, section.axes, outside)
+        return Cohort.from_boxes(*where, ReadOptions(salt, columns, section.axes, outside))
     if section.manifest is not None and is_archive(section.manifest):
         cohort = Cohort.from_medmnist(section.manifest, section.positive)
     elif section.manifest is not None:

@@ -20,7 +20,7 @@ from medtransfer.data.cohort.laterality import allowed_changes
 from medtransfer.data.grid.fixed import fixed_of, input_space, slices_of
 from medtransfer.data.grid.placement import Placement
 from medtransfer.data.grid.settings import Augment, ImageSettings
-from medtransfer.data.grid.source import ImageSource
+from medtransfer.data.grid.source import ImageSource, NetworkInput
 from medtransfer.files import digest_of
 from medtransfer.models.chain.backbone import Backbone
 from medtransfer.study.identity import code_digest
@@ -111,11 +111,13 @@ class Images:
         return ImageSource(
             self.entries,
             self.targets if boxes is None else self.labels,
-            backbone.recipe.mean,
-            backbone.recipe.std,
-            backbone.ndim,
-            self.image.plane,
-            self.slab,
+            NetworkInput(
+                backbone.recipe.mean,
+                backbone.recipe.std,
+                backbone.ndim,
+                self.image.plane,
+                self.slab,
+            ),
             seed,
             engine.device,
             boxes,

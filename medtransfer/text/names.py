@@ -72,11 +72,11 @@ def show(name: str) -> str:
 
 def show_text(text: str) -> str:
     """The same for a whole text, whose line breaks, tabs and isolates stay."""
-    kept = f"\n\t{ISOLATES}"
+    allowed = f"\n\t{ISOLATES}"
     if text.isprintable():
         return text
     return "".join(
-        c if c in kept or unicodedata.category(c) not in _CONTROLS else f"[U+{ord(c):04X}]"
+        c if c in allowed or unicodedata.category(c) not in _CONTROLS else f"[U+{ord(c):04X}]"
         for c in text
     )
 
@@ -85,7 +85,9 @@ def has_controls(name: str) -> bool:
     """Whether a name holds control characters, such as a line break: a table with it could not be
     read again.
     """
-    return any(unicodedata.category(c) in {"Cc", "Zl", "Zp"} for c in name)
+    return not name.isprintable() and any(
+        unicodedata.category(c) in {"Cc", "Zl", "Zp"} for c in name
+    )
 
 
 def plain(name: str) -> str:

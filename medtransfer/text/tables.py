@@ -98,7 +98,7 @@ _FORMULA = re.compile(r"'*[=+\-@]")
 
 
 def read_table(
-    path: Path, error: type[MedTransferError], needed: str, known: Collection[str] = ()
+    path: Path, error: type[MedTransferError], needed: str, expected: Collection[str] = ()
 ) -> pd.DataFrame:
     """The cells of a table as text, names and cells normalised (see `names.normalise`).
 
@@ -106,7 +106,7 @@ def read_table(
         path: text with separators, or a spreadsheet (.xlsx, .ods, .xls; with the extra `tables`).
         error: the exception to raise.
         needed: the sentence that says which columns are needed.
-        known: names of columns that tell the header from lines above it, and are recognised
+        expected: names of columns that tell the header from lines above it, and are recognised
             whatever their case.
 
     Returns:
@@ -126,7 +126,7 @@ def read_table(
     shape: list[str] = []
     try:
         read = _read_sheet if content.startswith(_SPREADSHEETS) else _read_text
-        table = _make_table(read(content, shape, known), shape, known)
+        table = _make_table(read(content, shape, expected), shape, expected)
     except _NoTableError as fault:
         raise error(f"{path}: {fault}") from fault
     table.attrs["origin"] = Origin(table.attrs["origin"].rows, tuple(shape))
@@ -215,7 +215,7 @@ class _NoTableError(Exception):
 Rows = list[tuple[int, list[str]]]
 
 
-def _read_sheet(content: bytes, shape: list[str], known: Collection[str]) -> Rows:
+def _read_sheet(content: bytes, shape: list[str], expected: Collection[str]) -> Rows:
     try:
         sheets = pd.read_excel(
             io.BytesIO(content),
@@ -244,7 +244,7 @@ def _read_sheet(content: bytes, shape: list[str], known: Collection[str]) -> Row
         [
             name
             for name, rows in texts.items()
-            if any(_known_in(row, known) for row in rows[:_ABOVE])
+            if any(_expected_in(row, expected) for row in rows[:_ABOVE])
         ]
         if len(texts) > 1
         else [*texts]
@@ -272,7 +272,7 @@ def _as_text(cell: object) -> str:
     )
 
 
-def _read_text(content: bytes, shape: list[str], known: Collection[str]) -> Rows:
+def _read_text(content: bytes, shape: list[str], expected: Collection[str]) -> Rows:
     text = _decode(content, shape)
     if not text.strip():
         raise _NoTableError(f"is empty. {_SAVE}")
@@ -283,7 +283,7 @@ def _read_text(content: bytes, shape: list[str], known: Collection[str]) -> Rows
         separator, skipped = stated.group(1), 1
         shape.append(f"a line sep={separator}")
         text = text.split("\n", 1)[1] if "\n" in text else ""
-    separator = separator or _find_separator(text, known)
+    separator = separator or _find_separator(text, expected)
     if separator != ",":
         shape.append(f"separated by {_SEPARATORS.get(separator, repr(separator))}")
     return _parse(text, separator, skipped)
@@ -305,7 +305,7 @@ def _decode(content: bytes, shape: list[str]) -> str:
     return text.replace("\r\n", "\n") if "\n" in text else text.replace("\r", "\n")
 
 
-def _find_separator(text: str, known: Collection[str]) -> str:
+def _find_separator(text: str, expected: Collection[str]) -> str:
     """The mark that divides the first rows into as many cells each, most of all into known names; a
     comma where none does.
     """
@@ -314,10 +314,10 @@ def _find_separator(text: str, known: Collection[str]) -> str:
     def grade(mark: str) -> tuple[int, float, int]:
         rows = list(csv.reader(lines, delimiter=mark, skipinitialspace=True))
         widths = [len(row) for row in rows]
-        header = max(rows[:_ABOVE], key=lambda row: len(_known_in(row, known)), default=[])
+        header = max(rows[:_ABOVE], key=lambda row: len(_expected_in(row, expected)), default=[])
         wide = len(header)
         return (
-            len(_known_in(header, known)),
+            len(_expected_in(header, expected)),
             sum(width == wide for width in widths) / max(1, len(widths)) if wide > 1 else 0.0,
             wide,
         )
@@ -330,8 +330,8 @@ def _find_separator(text: str, known: Collection[str]) -> str:
     return best if grades.get(best, (0, 0.0, 0))[2] > 1 else ","
 
 
-def _known_in(row: Sequence[str], known: Collection[str]) -> set[str]:
-    return {normalise(cell).lower() for cell in row} & {name.lower() for name in known}
+def _expected_in(row: Sequence[str], expected: Collection[str]) -> set[str]:
+    return {normalise(cell).lower() for cell in row} & {name.lower() for name in expected}
 
 
 def _parse(text: str, separator: str, skipped: int) -> Rows:
@@ -365,12 +365,12 @@ def _parse(text: str, separator: str, skipped: int) -> Rows:
     return rows
 
 
-def _make_table(rows: Rows, shape: list[str], known: Collection[str]) -> pd.DataFrame:
+def _make_table(rows: Rows, shape: list[str], expected: Collection[str]) -> pd.DataFrame:
     rows = [(number, [normalise(cell) for cell in row]) for number, row in rows]
     filled = [(number, row) for number, row in rows if any(row)]
     if not filled:
         raise _NoTableError(f"is empty. {_SAVE}")
-    top = _find_header(filled, known)
+    top = _find_header(filled, expected)
     if top:
         shape.append(f"{top} line(s) above the header left out")
     (at, header), body = filled[top], filled[top + 1 :]
@@ -383,7 +383,7 @@ def _make_table(rows: Rows, shape: list[str], known: Collection[str]) -> pd.Data
         shape.append(f"{blank} blank line(s) left out")
     header = _shift_header([_restore(name) for name in header], body)
     width = max(len(header), *(len(row) for _, row in body)) if body else len(header)
-    names = _check_header([*header, *[""] * (width - len(header))], body, at, shape, known)
+    names = _check_header([*header, *[""] * (width - len(header))], body, at, shape, expected)
     cells = {
         name: [_restore(row[place]) if place < len(row) else "" for _, row in body]
         for place, name in names.items()
@@ -408,13 +408,15 @@ def _restore(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
-def _find_header(rows: Rows, known: Collection[str]) -> int:
+def _find_header(rows: Rows, expected: Collection[str]) -> int:
     """The first row with a known name of a column, if the first has none."""
-    return next((place for place, (_, row) in enumerate(rows[:_ABOVE]) if _known_in(row, known)), 0)
+    return next(
+        (place for place, (_, row) in enumerate(rows[:_ABOVE]) if _expected_in(row, expected)), 0
+    )
 
 
 def _check_header(
-    header: list[str], body: Rows, at: int, shape: list[str], known: Collection[str]
+    header: list[str], body: Rows, at: int, shape: list[str], expected: Collection[str]
 ) -> dict[int, str]:
     """The names by place, without columns that have neither a name nor a cell, or that number the
     rows.
@@ -423,7 +425,7 @@ def _check_header(
         _NoTableError: a column without a name that holds cells, or a name twice.
     """
     names: dict[int, str] = {}
-    lower = {name.lower(): name for name in known}
+    lower = {name.lower(): name for name in expected}
     for place, name in enumerate(header):
         cells = [row[place] if place < len(row) else "" for _, row in body]
         if not name and not any(cells):
@@ -448,7 +450,7 @@ def _check_header(
         else:
             plain = (
                 name
-                if name in known or name.lower() not in lower or lower[name.lower()] in header
+                if name in expected or name.lower() not in lower or lower[name.lower()] in header
                 else lower[name.lower()]
             )
             if plain != name:

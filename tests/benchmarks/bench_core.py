@@ -7,9 +7,11 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import medtransfer as mt
 import numpy as np
+from medtransfer.data.grid.cache import read_entry
 from medtransfer.data.grid.fixed import Fixed
 from medtransfer.data.grid.monai import fixed_transforms
 from medtransfer.evaluation.intervals import influence
@@ -39,7 +41,7 @@ def bench_image_cache(cohort: mt.Cohort) -> None:
     paths = cohort.images["path"].tolist()
     pipeline = fixed_transforms(96)
     entries = mt.inspect_images(cohort, fixed=Fixed(96))["entry"].tolist()
-    cached = median_seconds(lambda: [np.load(entry) for entry in entries])
+    cached = median_seconds(lambda: [read_entry(Path(entry)) for entry in entries])
     report(
         "reading cached images against decoding them",
         cached,

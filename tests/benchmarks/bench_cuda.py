@@ -25,9 +25,10 @@ import pandas as pd
 import torch
 from bench_engine import Ready, epoch_of, in_turns, network
 from medtransfer.config.sections import TrainSection
+from medtransfer.data.grid.cache import write_entry
 from medtransfer.data.grid.fixed import Fixed
 from medtransfer.data.grid.slices import Slices
-from medtransfer.data.grid.source import ImageSource
+from medtransfer.data.grid.source import ImageSource, NetworkInput
 from medtransfer.study.views import Images
 from medtransfer.training.batches import Loader
 from medtransfer.training.checkpoint import load_weights
@@ -88,9 +89,9 @@ def cached_images(folder: Path, count: int) -> ImageSource:
     rng, paths = np.random.default_rng(0), []
     for place in range(count):
         paths.append(folder / f"{place}.npy")
-        np.save(paths[-1], rng.random((1, SIZE, SIZE), np.float32))
+        write_entry(paths[-1], rng.random((1, SIZE, SIZE), np.float32))
     targets = (np.arange(count) % 2).astype(np.float32)[:, None]
-    return ImageSource(paths, targets, (0.5,) * 3, (0.25,) * 3, device=DEVICE)
+    return ImageSource(paths, targets, NetworkInput((0.5,) * 3, (0.25,) * 3), device=DEVICE)
 
 
 def bench_step() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
-from medtransfer.data.images.dicom.writing import write_grey_dicom
+from medtransfer.data.images.dicom.writing import GreyEncoding, write_grey_dicom
 from PIL import Image, PngImagePlugin
 
 from studies import invoke
@@ -79,10 +79,7 @@ def cohort(tmp_path):
                 patient="x",
                 number=i,
                 spacing=(1, 1),
-                bits=12,
-                photometric="MONOCHROME2",
-                slope=1,
-                intercept=0,
+                encoding=GreyEncoding(),
             )
             dataset = pydicom.dcmread(root / name)
             for keyword, value in HEADER.items():

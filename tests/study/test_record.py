@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
-from medtransfer.data.images.dicom.writing import write_grey_dicom
+from medtransfer.data.images.dicom.writing import GreyEncoding, write_grey_dicom
 from medtransfer.errors import StudyError
 from medtransfer.progress import Reporter
 from medtransfer.report.build import build_report
@@ -242,10 +242,7 @@ def dicom_folders(tmp_path):
             patient="",
             number=i,
             spacing=(0.5, 0.5),
-            bits=12,
-            photometric="MONOCHROME2",
-            slope=1,
-            intercept=0,
+            encoding=GreyEncoding(),
         )
         dataset = pydicom.dcmread(path)
         for keyword, value in SECRETS.items():

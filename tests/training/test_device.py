@@ -10,7 +10,8 @@ import medtransfer as mt
 import numpy as np
 import pytest
 import torch
-from medtransfer.data.grid.source import ImageSource
+from medtransfer.data.grid.cache import write_entry
+from medtransfer.data.grid.source import ImageSource, NetworkInput
 from medtransfer.models.plan.rules import PlainCounts
 from medtransfer.training.device import Engine
 from medtransfer.training.predicting import Model, Network
@@ -72,7 +73,7 @@ def pretended():
 def test_a_step_mixes_no_devices(tmp_path, pretended, name, shape, pooling):
     paths = [tmp_path / f"{place}.npy" for place in range(4)]
     for path in paths:
-        np.save(path, np.random.default_rng(0).random(shape, np.float32))
+        write_entry(path, np.random.default_rng(0).random(shape, np.float32))
     net, task = mt.load_backbone(name, seed=0, size=64), mt.Classification(("y",), pooling=pooling)
     plan = replace(
         mt.plan_freeze(PlainCounts({"0": 200, "1": 200}, "far"), net, transfer=True),
@@ -83,9 +84,8 @@ def test_a_step_mixes_no_devices(tmp_path, pretended, name, shape, pooling):
     head, engine = task.make_head(net), Engine(GPU, "bf16")
     with pretended:
         targets = np.array([[0.0], [1.0]] * 2, np.float32)
-        batch = ImageSource(paths, targets, (0.5,) * 3, (0.25,) * 3, net.ndim, device=GPU).load(
-            [0, 1, 2, 3], view=0
-        )
+        recipe = NetworkInput((0.5,) * 3, (0.25,) * 3, net.ndim)
+        batch = ImageSource(paths, targets, recipe, device=GPU).load([0, 1, 2, 3], view=0)
         assert batch["features"]["image"].device == GPU
         engine.place(net)
         engine.place(head)
@@ -98,9 +98,7 @@ def test_a_step_mixes_no_devices(tmp_path, pretended, name, shape, pooling):
         trainer.accelerator.clip_grad_norm_(trainer.parameters, 5.0)
         trainer.accelerated.step()
         trainer.averages.update(1)
-        plain = ImageSource(paths, targets, (0.5,) * 3, (0.25,) * 3, net.ndim, device=GPU).load(
-            [0, 1]
-        )
+        plain = ImageSource(paths, targets, recipe, device=GPU).load([0, 1])
         found = task.predict(Network(net, head, engine).eval()(plain["features"], plain["present"]))
         assert (found.device, found.shape) == (GPU, (2, 1))
 

@@ -136,11 +136,11 @@ def match_files(
         path for of_folder in listed.values() for group in of_folder.values() for path in group
     }
     # In a folder of annotations every file is one, whatever its ending.
-    own = {file.parent for file in themselves}
+    folders = {file.parent for file in themselves}
     everything |= {
         path
         for where in listed
-        if where.is_dir() and where not in own
+        if where.is_dir() and where not in folders
         for path in where.iterdir()
         if _is_visible_file(path)
     }
@@ -174,14 +174,14 @@ def _tell_none(
     others = [
         path.name for of_folder in listed.values() for group in of_folder.values() for path in group
     ]
-    there = (
+    sentence = (
         f" There are {len(others)} files, such as {show(others[0])}, and images such as "
         f"{show(images['image'].iloc[0])}."
         if others
         else ""
     )
     remedy = "" if place else f" Say where they are, such as masks:FOLDER (relative to {root})."
-    return f"boxes: no file {where} has the name of an image.{there}{remedy}"
+    return f"boxes: no file {where} has the name of an image.{sentence}{remedy}"
 
 
 def stem(path: Path) -> str:

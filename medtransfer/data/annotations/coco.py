@@ -7,12 +7,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from medtransfer.data.annotations.annotations import PlanarBoxes
 from medtransfer.data.annotations.boxes import LESION
 from medtransfer.data.annotations.file_names import Names, tell_spellings
 from medtransfer.errors import CohortError, list_faults
@@ -24,25 +24,9 @@ from medtransfer.text.names import normalise, show
 _ROUNDING, _SHARE = 2.0, 0.02
 
 
-@dataclass(frozen=True, eq=False)
-class Lines:
-    """What was read of a source of planar boxes.
-
-    Attributes:
-        rows: image, x0, y0, x1, y1, label.
-        left_out: name, reason and whether it asks for a look, of every annotation that is not used.
-        notes, asks, unknown, sizes: see `annotations.Annotations`.
-    """
-
-    rows: list[tuple[Any, ...]]
-    left_out: list[tuple[str, str, bool]]
-    notes: tuple[str, ...]
-    asks: tuple[str, ...]
-    unknown: dict[str, str]
-    sizes: dict[str, tuple[float, float]]
-
-
-def read_coco(path: Path, images: Iterable[str], root: Path, left_out: Sequence[str]) -> Lines:
+def read_coco(
+    path: Path, images: Iterable[str], root: Path, left_out: Sequence[str]
+) -> PlanarBoxes:
     """The boxes of a COCO file.
 
     Args:
@@ -84,15 +68,15 @@ def read_coco(path: Path, images: Iterable[str], root: Path, left_out: Sequence[
         if crowd:
             crowds.append((where, meant))
         elif not meant:
-            known = bool(aside.find(files[image]))
+            excluded = bool(aside.find(files[image]))
             rest.append(
                 (
                     where,
-                    "of an image that was left out" if known else "of an image that is not here",
-                    not known,
+                    "of an image that was left out" if excluded else "of an image that is not here",
+                    not excluded,
                 )
             )
-            if not known and not names.find(files[image]):
+            if not excluded and not names.find(files[image]):
                 lost[files[image]] = where
         else:
             faults += _compare_outline(where, mark, (x, y, width, height))
@@ -118,7 +102,7 @@ def read_coco(path: Path, images: Iterable[str], root: Path, left_out: Sequence[
             "look at them?"
         )
     sizes = {matched[number]: size for number, size in content["sizes"].items() if matched[number]}
-    return Lines(rows, rest, tuple(notes), tuple(asks), unknown, sizes)
+    return PlanarBoxes(rows, rest, tuple(notes), tuple(asks), unknown, sizes)
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -220,10 +204,10 @@ def _compare_outline(where: str, mark: Mapping[str, Any], bbox: tuple[float, ...
     if not isinstance(outline, list) or not outline:
         return []
     try:
-        left, top, wide, high = _bound(outline)
+        low_x, low_y, wide, high = _bound(outline)
     except (ValueError, TypeError):
         return []
-    ends = np.array([left, top, left + wide, top + high])
+    ends = np.array([low_x, low_y, low_x + wide, low_y + high])
     off = np.abs(ends - np.array([x, y, x + width, y + height])).max()
     if off <= _ROUNDING + _SHARE * float(np.max(ends[2:] - ends[:2])):
         return []

@@ -71,26 +71,30 @@ class Names:
         if self.root is None or not folders:
             return False
         root = self.root.resolve()
-        here = [part.casefold() for part in root.parts]
-        if any(part in _PARTS and part not in here for part in folders) and any(
-            part in _PARTS for part in here
+        root_folders = [part.casefold() for part in root.parts]
+        if any(part in _PARTS and part not in root_folders for part in folders) and any(
+            part in _PARTS for part in root_folders
         ):
             return True
-        other = find_file(root.parent, f"{folders[-1]}/{file}") if folders[-1] != here[-1] else None
+        other = (
+            find_file(root.parent, f"{folders[-1]}/{file}")
+            if folders[-1] != root_folders[-1]
+            else None
+        )
         return other is not None and other.resolve() != (root / file).resolve()
 
     def near(self, name: str) -> list[str]:
         """Images whose names have the same letters and digits; none where the name has other
         folders.
         """
-        here = _folder(name)
+        innermost = _folder(name)
         *folders, last = plain(name).split("/")
         if self._is_elsewhere(folders, last):
             return []
         return [
             image
             for image in self._by_letters.get(letters(name), [])
-            if not here or _folder(image) in {"", here}
+            if not innermost or _folder(image) in {"", innermost}
         ]
 
 
@@ -107,19 +111,19 @@ def find_file(root: Path, name: str) -> Path | None:
     Args:
         root: of the name. name: relative to it.
     """
-    here = root
+    path = root
     for part in PurePosixPath(unquote(name.strip()).replace("\\", "/")).parts:
-        if part in {"..", "."} or (here / part).exists():
-            here = here / part
+        if part in {"..", "."} or (path / part).exists():
+            path = path / part
             continue
         try:
-            alike = _spellings(here, here.stat().st_mtime_ns).get(plain(part), [])
+            alike = _spellings(path, path.stat().st_mtime_ns).get(plain(part), [])
         except OSError:
             return None
         if len(alike) != 1:
             return None
-        here = here / alike[0]
-    return here if here.exists() else None
+        path = path / alike[0]
+    return path if path.exists() else None
 
 
 def near_file(path: Path) -> str:

@@ -3,13 +3,13 @@
 Facts that a mask states beside its values, and what is done where they differ from those of its
 image:
 
-| fact | compared with | where they differ |
-|---|---|---|
-| shape | that of the image as shown, and as stored | as stored: turned as the image is; neither:
-refused | | affine of a volume | that of the image, at all corners | a header that states nothing (1
-mm, origin 0): as the image, told; else refused | | values | each other | two: lesion and
-background; few whole numbers: lesions of their own; else half of the maximum, told | | share of the
-foreground | half of the picture | more: refused |
+- shape (compared with: that of the image as shown, and as stored): as stored: turned as the image
+  is; neither: refused.
+- affine of a volume (compared with: that of the image, at all corners): a header that states
+  nothing (1 mm, origin 0): as the image, noted; else refused.
+- values (compared with: each other): two: lesion and background; few whole numbers: lesions of
+  their own; else half of the maximum, noted.
+- share of the foreground (compared with: half of the picture): more: refused.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def align_mask(mask: Image, image: Image, axes: str | None) -> tuple[Values, str
 
     Args:
         mask, image: as read. axes: `file`, `ras` or `mm` where the user said how masks lie; see
-            `boxes.Frame`.
+            `frames.Frame`.
 
     Raises:
         ImageError: it does not lie on the image.

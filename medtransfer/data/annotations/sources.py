@@ -1,50 +1,51 @@
 """Lesion boxes as annotators write them: tables, COCO, YOLO, Pascal VOC, masks.
 
 Coordinate systems: tables and COCO state pixels, YOLO shares of the image, VOC pixels that count
-from 1 or from 0; see `boxes.Frame` for which corner they count from. Which of these holds is
+from 1 or from 0; see `frames.Frame` for which corner they count from. Which of these holds is
 decided for a whole source, not line by line.
 
 Facts that a format states beside its boxes, and what is done where they differ:
 
-| format | fact | compared with | where they differ |
-|---|---|---|---|
-| all | name of the image | names of the cohort | other spellings: matched, told; nearly alike:
-refused; others: left out, told | | COCO, VOC, tables | width and height | pixels as shown, as
-stored | as stored: boxes are turned with the tag, told; neither: refused | | COCO | number of the
-image, of the category | those listed | refused | | COCO | outline | bbox | refused: the bbox may
-hold two corners | | COCO | iscrowd | - | no lesion; an image with nothing else is left out | | VOC
-| filename | the image of the same stem | of another image of the cohort: refused; else told | |
-YOLO | number of values of a line | all lines | boxes, outlines, boxes with a confidence or a track;
-keypoints are refused | | YOLO, tables, COCO | range of all values | 0 to 1 | shares where pixels
-are meant, and the reverse: refused |
+- all, name of the image (compared with: names of the cohort): other spellings: matched, noted;
+  nearly alike: refused; others: left out, noted.
+- COCO, VOC, tables, width and height (compared with: pixels as shown, as stored): as stored: boxes
+  are turned with the tag, noted; neither: refused.
+- COCO, number of the image, of the category (compared with: those listed): refused.
+- COCO, outline (compared with: bbox): refused: the bbox may hold two corners.
+- COCO, iscrowd: no lesion; an image with nothing else is left out.
+- VOC, filename (compared with: the image of the same stem): of another image of the cohort:
+  refused; else noted.
+- YOLO, number of values of a line (compared with: all lines): boxes, outlines, boxes with a
+  confidence or a track; keypoints are refused.
+- YOLO, tables, COCO, range of all values (compared with: 0 to 1): shares where pixels are meant,
+  and the reverse: refused.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from medtransfer.data.annotations.annotations import Annotations, BoxSource, make_boxes
 from medtransfer.data.annotations.beside import ABOUT, Beside, match_files
-from medtransfer.data.annotations.boxes import LESION, PLANE, VOLUME, box_regions
+from medtransfer.data.annotations.boxes import LESION, PLANE, box_regions
 from medtransfer.data.annotations.coco import read_coco
-from medtransfer.data.annotations.file_names import Names, tell_spellings
 from medtransfer.data.annotations.masks import align_mask, read_lesions
+from medtransfer.data.annotations.tables import read_box_table, tell_shares
 from medtransfer.data.annotations.text_files import read_voc, read_yolo
 from medtransfer.data.images.reading import is_image_file, read_image
 from medtransfer.errors import CohortError, ImageError, list_faults
 from medtransfer.text.account import Account, make_account
 from medtransfer.text.names import look_alikes, show
-from medtransfer.text.tables import MISSING, describe_missing, describe_shape, read_table, row_of
 
 _WORDS = ("yolo", "voc", "masks")
 _TABLES = (".csv", ".tsv", ".txt", ".xlsx", ".ods", ".xls")
-_SIZES = ("width", "height")
 # Labels that say that there is nothing.
 _NOTHING = {
     "no finding",
@@ -61,73 +62,40 @@ _NOTHING = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Annotations:
-    """What a source of boxes says of the images of a cohort.
-
-    Attributes:
-        boxes: `image`, coordinates (four columns, or six where any image is a volume), `label`, in
-            the order of the source.
-        accounts: of its annotations and files.
-        notes: what was decided in reading it, in sentences; told.
-        asks: what somebody has to look at, in sentences.
-        unknown: images of which it does not say whether they hold a lesion, with the reason.
-        sizes: by image, columns and rows that the source states.
-        placed: the coordinates are those of pixels as `read_image` gives them, whatever `axes`
-            says: of masks.
-        silent: what images without a lesion lack: a box, a file.
-    """
-
-    boxes: pd.DataFrame
-    accounts: tuple[Account, ...] = ()
-    notes: tuple[str, ...] = ()
-    asks: tuple[str, ...] = ()
-    unknown: dict[str, str] = field(default_factory=dict)
-    sizes: dict[str, tuple[float, float]] = field(default_factory=dict)
-    placed: bool = False
-    silent: str = "box"
-
-
 def read_annotations(
-    source: str,
+    source: str | BoxSource,
     images: pd.DataFrame,
     root: Path,
-    kinds: Sequence[str] = (),
     left_out: Sequence[str] = (),
-    axes: str | None = None,
 ) -> Annotations:
     """What annotators drew on the images of a cohort.
 
     Args:
-        source: `FILE.csv`, or another table (columns `image, x0, y0, x1, y1[, z0, z1][, label][,
-            width, height]`), `FILE.json` (COCO), or `yolo`, `voc` or `masks`: a file of the same
-            name beside each image, or in a folder `labels`, `Annotations` or `masks` in place of
-            `images`; `yolo:FOLDER`, `voc:FOLDER`, `masks:FOLDER` say where, relative to the root.
+        source: where it is read from; see `BoxSource`, of which text is the path.
         images: columns `image` (id, relative to the root) and `path`.
         root: of the ids, and of relative paths in `source`.
-        kinds: labels of boxes that count; the others are left out. All where left out.
         left_out: images that a source may name though they are not among these.
-        axes: see `boxes.Frame`.
 
     Raises:
         CohortError: with every fault.
     """
-    word, _, place = source.partition(":")
+    source = BoxSource(source) if isinstance(source, str) else source
+    word, _, place = source.path.partition(":")
+    ending = Path(source.path).suffix.lower()
     if word == "masks":
-        read = _read_masks(images, root, place, tuple(left_out), axes)
+        read = _read_masks(images, root, place, tuple(left_out), source.axes)
     elif word in _WORDS:
-        read = _read_lines(word, images, root, place, tuple(left_out), axes)
-    elif Path(source).suffix.lower() in _TABLES:
-        read = _read_csv(_find(source, root), images, root, left_out)
-    elif Path(source).suffix.lower() == ".json":
-        read = _of_coco(_find(source, root), images, root, left_out)
+        read = _read_lines(word, images, root, place, tuple(left_out), source.axes)
+    elif ending in _TABLES:
+        read = read_box_table(_find(source.path, root), images, root, left_out)
+    elif ending == ".json":
+        read = _read_coco(_find(source.path, root), images, root, left_out)
     else:
         raise CohortError(
-            f"boxes: {source!r} is none of FILE.csv (or another table), FILE.json (COCO), "
-            f"{', '.join(_WORDS)}, or one of these with "
-            ":FOLDER."
+            f"boxes: {source.path!r} is none of FILE.csv (or another table), FILE.json (COCO), "
+            f"{', '.join(_WORDS)}, or one of these with :FOLDER."
         )
-    return _choose_kinds(read, kinds, source, len(images))
+    return _choose_kinds(read, source.kinds, source.path, len(images))
 
 
 def _choose_kinds(read: Annotations, kinds: Sequence[str], source: str, images: int) -> Annotations:
@@ -200,134 +168,9 @@ def _find(source: str, root: Path) -> Path:
     return path if path.is_file() or path.is_absolute() else root / path
 
 
-def make_boxes(rows: Sequence[tuple[Any, ...]], width: int = 4) -> pd.DataFrame:
-    """Rows `image, coordinates, label` as a table."""
-    columns = ["image", *(VOLUME if width == 6 else PLANE), "label"]
-    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[1:-1], float))
-
-
-def look_up(names: Names, name: str, where: str, faults: list[str]) -> str:
-    """The one image that a name means, or "" (and a fault where there are several)."""
-    images = names.find(name)
-    if len(images) > 1:
-        faults.append(
-            f"{where}: {show(name)!r} may be {' or '.join(sorted(images)[:3])}; name the folder too"
-        )
-    return images[0] if len(images) == 1 else ""
-
-
-def _read_csv(path: Path, images: pd.DataFrame, root: Path, left_out: Sequence[str]) -> Annotations:
-    needed = "Give a table with the columns image, x0, y0, x1, y1 (and z0, z1 of volumes)."
-    table = read_table(path, CohortError, needed, ("image", *VOLUME, "label", *_SIZES))
-    volumes = "z0" in table.columns or "z1" in table.columns
-    wanted = VOLUME if volumes else PLANE
-    missing = [name for name in ("image", *wanted) if name not in table.columns]
-    if missing:
-        raise CohortError(f"{path}: {describe_missing(missing, table)}")
-    rows = [row_of(table, place) for place in range(len(table))]
-    table[list(wanted)] = table[list(wanted)].map(
-        lambda cell: "" if cell.lower() in MISSING else cell
-    )
-    # An image without a lesion may stand in a row without a box.
-    bare = (table[list(wanted)] == "").all(axis=1).to_numpy()
-    numbers = table[list(wanted)].apply(pd.to_numeric, errors="coerce")
-    faults: list[str] = []
-    names = Names(images["image"], root)
-    ids = [
-        look_up(names, image, f"row {row}", faults)
-        for image, row in zip(table["image"], rows, strict=True)
-    ]
-    known = Names([*images["image"], *left_out], root)
-    for row, image, match in zip(rows, table["image"], ids, strict=True):
-        if not match and not known.find(image):
-            near = names.near(image)
-            faults.append(
-                f"row {row}: no image {show(image)!r} in the cohort"
-                + (f"; is it {show(near[0])}?" if near else "")
-            )
-    first: dict[str, str] = {}
-    for row, image, match in zip(rows, table["image"], ids, strict=True):
-        if match and (other := first.setdefault(match, image)) != image:
-            faults.append(
-                f"row {row}: {show(image)!r} and {show(other)!r} both mean {show(match)}; give an "
-                "image one name"
-            )
-    # A table of planes and volumes leaves z0 and z1 of planes empty.
-    empty = (table[list(wanted)] == "").to_numpy() & np.array(
-        [volumes and c in {"z0", "z1"} for c in wanted]
-    )
-    for i in map(int, np.flatnonzero((numbers.isna().to_numpy() & ~empty).any(axis=1) & ~bare)):
-        faults.append(
-            f"row {rows[i]}: {', '.join(c for c in wanted if pd.isna(numbers.loc[i, c]))} is no "
-            "number"
-        )
-    if not faults:
-        faults += tell_shares(numbers[~bare], len(images))
-    if faults:
-        raise CohortError(list_faults(f"{path}: {len(faults)} fault(s)", faults))
-    label = table["label"] if "label" in table.columns else pd.Series(LESION, index=table.index)
-    boxes = pd.DataFrame(
-        {"image": ids, **{c: numbers[c] for c in wanted}, "label": label.replace("", LESION)}
-    )
-    used = (boxes["image"] != "") & ~bare
-    rest = [
-        (
-            f"row {row}",
-            "of an image that was left out" if not image else "an image without a box",
-            False,
-        )
-        for row, image, use in zip(rows, ids, used, strict=True)
-        if not use
-    ]
-    shape = [describe_shape(table)] if describe_shape(table) else []
-    account = make_account("rows", path.name, int(used.sum()), rest, shape)
-    sizes = _stated_sizes(table, ids, rows, str(path)) if set(_SIZES) <= set(table.columns) else {}
-    return Annotations(
-        boxes[used].reset_index(drop=True),
-        (account,),
-        tuple(tell_spellings(zip(table["image"], ids, strict=True))),
-        sizes=sizes,
-    )
-
-
-def _stated_sizes(
-    table: pd.DataFrame, ids: Sequence[str], rows: Sequence[int], source: str
-) -> dict[str, tuple[float, float]]:
-    sizes: dict[str, tuple[float, float]] = {}
-    faults = []
-    for row, image, width, height in zip(
-        rows, ids, *(pd.to_numeric(table[c], errors="coerce") for c in _SIZES), strict=True
-    ):
-        if (
-            image
-            and np.isfinite(width)
-            and np.isfinite(height)
-            and sizes.setdefault(image, (width, height)) != (width, height)
-        ):
-            faults.append(
-                f"row {row}: {show(image)} is {width:g} x {height:g} here, and of another size in "
-                "a row above"
-            )
-    if faults:
-        raise CohortError(list_faults(f"{source}: {len(faults)} fault(s)", faults))
-    return sizes
-
-
-def tell_shares(numbers: pd.DataFrame, images: int) -> list[str]:
-    """A fault where all coordinates lie within 0 and 1, in a system that counts pixels."""
-    values = numbers.to_numpy(float)
-    if len(values) and np.nanmin(values) >= 0 and np.nanmax(values) <= 1 + 1e-6:
-        return [
-            (
-                f"all coordinates of {len(values)} boxes of {images} images lie between 0 and 1: "
-                "are they shares of the image? Multiply "
-                "them by its columns and rows, or give them as YOLO files."
-            )
-        ]
-    return []
-
-
-def _of_coco(path: Path, images: pd.DataFrame, root: Path, left_out: Sequence[str]) -> Annotations:
+def _read_coco(
+    path: Path, images: pd.DataFrame, root: Path, left_out: Sequence[str]
+) -> Annotations:
     content = read_coco(path, images["image"], root, left_out)
     boxes = make_boxes(content.rows)
     faults = tell_shares(boxes[list(PLANE)], len(images))

@@ -13,8 +13,8 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
+from medtransfer.data.annotations.annotations import PlanarBoxes
 from medtransfer.data.annotations.boxes import LESION
-from medtransfer.data.annotations.coco import Lines
 from medtransfer.data.annotations.file_names import Names
 from medtransfer.data.images.reading import read_image
 from medtransfer.errors import CohortError, ImageError, list_faults
@@ -24,7 +24,7 @@ from medtransfer.text.names import letters, show
 Float = NDArray[np.float64]
 
 
-def read_yolo(files: Mapping[str, Path], paths: Mapping[str, str], axes: str | None) -> Lines:
+def read_yolo(files: Mapping[str, Path], paths: Mapping[str, str], axes: str | None) -> PlanarBoxes:
     """Lines `class x y width height [confidence or track]`, the centre and the sides as shares of
     the image; or `class x y x y x y ...`.
 
@@ -92,7 +92,7 @@ def read_yolo(files: Mapping[str, Path], paths: Mapping[str, str], axes: str | N
         notes.append(f"{len(fifth)} line(s) of YOLO have {what} behind the box, which is not used")
     if outlines := sum(len(shares) > 5 for _, _, _, shares in lines):
         notes.append(f"{outlines} line(s) of YOLO are outlines, which are boxed")
-    return Lines(rows, unread, tuple(notes), (), {}, {})
+    return PlanarBoxes(rows, unread, tuple(notes), (), {}, {})
 
 
 def _ends(shares: Float) -> tuple[Float, Float]:
@@ -163,7 +163,7 @@ def _size_of(path: str, axes: str | None, faults: list[str], image: str) -> Floa
     return np.array([shape[1], shape[0]], float)
 
 
-def read_voc(files: Mapping[str, Path], images: Iterable[str]) -> Lines:
+def read_voc(files: Mapping[str, Path], images: Iterable[str]) -> PlanarBoxes:
     """`object` elements with `name` and `bndbox`. Both ends belong to the box; pixels count from 1,
     or from 0 where any begins there.
 
@@ -216,7 +216,7 @@ def read_voc(files: Mapping[str, Path], images: Iterable[str]) -> Lines:
             f"{len(renamed)} file(s) of VOC name another image than theirs, such as "
             f"{show(renamed[0][1])} in {show(renamed[0][0])}"
         )
-    return Lines(shifted, [], tuple(notes), (), {}, sizes)
+    return PlanarBoxes(shifted, [], tuple(notes), (), {}, sizes)
 
 
 def _parse_xml(file: Path) -> Any:

@@ -174,17 +174,17 @@ class Audit:
     def _shown_counts(self) -> list[tuple[str, dict[str, int]]]:
         shown = []
         for name, values in {"classes": self.classes, **self.counts}.items():
-            known = {value: n for value, n in values.items() if value}
-            if known:
-                first = dict(list(known.items())[:6])
-                rest = len(known) - len(first)
+            stated = {value: n for value, n in values.items() if value}
+            if stated:
+                first = dict(list(stated.items())[:6])
+                rest = len(stated) - len(first)
                 shown.append(
                     (
                         name,
                         {
                             **first,
                             **(
-                                {f"and {rest} more": sum(known.values()) - sum(first.values())}
+                                {f"and {rest} more": sum(stated.values()) - sum(first.values())}
                                 if rest
                                 else {}
                             ),
@@ -199,12 +199,13 @@ def tell_meaning(label: str, meaning: str) -> str:
     return f"1 means {meaning}" if meaning == label else f"{label}: 1 means {meaning}"
 
 
-def _tell_patients(found: Audit) -> str:
-    if found.patients_known:
-        return f"{found.patients} patients"
-    if found.patients < found.found:
+def _tell_patients(findings: Audit) -> str:
+    if findings.patients_known:
+        return f"{findings.patients} patients"
+    if findings.patients < findings.found:
         return (
-            f"{found.patients} patients as far as they are named; other images stand for one each"
+            f"{findings.patients} patients as far as they are named; other images stand for one "
+            "each"
         )
     return "no patient ids: each image stands for a patient"
 
@@ -250,8 +251,8 @@ def audit(
     )
     hazards = tuple(
         (image, *hazard)
-        for image, found in zip(good["image"], good["hazards"], strict=True)
-        for hazard in found
+        for image, of_image in zip(good["image"], good["hazards"], strict=True)
+        for hazard in of_image
     )
     unreadable = tuple(
         zip(facts["image"][facts["error"] != ""], facts["error"][facts["error"] != ""], strict=True)
@@ -307,19 +308,19 @@ def _unsaid(cohort: Cohort) -> bool:
 
 def _linked(groups: Sequence[Sequence[str]], names: list[str]) -> list[tuple[int, int]]:
     position = {name: i for i, name in enumerate(names)}
-    found = []
+    pairs = []
     for group in groups:
         # A chain is enough: images with any texture are compared with all others anyway.
         rows = sorted(position[name] for name in group)
-        found += list(itertools.pairwise(rows))
-    return found
+        pairs += list(itertools.pairwise(rows))
+    return pairs
 
 
 def _find_conflicts(
     cohort: Cohort, duplicates: Sequence[tuple[str, ...]], clusters: Sequence[tuple[str, ...]]
 ) -> list[Conflict]:
     table = cohort.images.set_index("image")
-    labels, found = list(cohort.labels), []
+    labels, conflicts = list(cohort.labels), []
     exact = {frozenset(group) for group in duplicates}
     for kind, word, groups in (
         ("duplicate", "equal pixels", duplicates),
@@ -331,12 +332,12 @@ def _find_conflicts(
             if kind == "near_duplicate" and frozenset(group) in exact:
                 continue
             if differ:
-                told = ", ".join(differ) if len(labels) > 1 else f"{differ[0]} 0 and 1"
-                found.append(Conflict(kind, group, f"{word} under different labels ({told})"))
+                which = ", ".join(differ) if len(labels) > 1 else f"{differ[0]} 0 and 1"
+                conflicts.append(Conflict(kind, group, f"{word} under different labels ({which})"))
             elif cohort.patients_known and len(set(rows["patient"])) > 1:
-                found.append(Conflict(kind, group, f"{word} under different patients"))
+                conflicts.append(Conflict(kind, group, f"{word} under different patients"))
             if "split" in rows.columns and len(set(rows["split"])) > 1:
-                found.append(
+                conflicts.append(
                     Conflict(
                         "split",
                         group,
@@ -345,11 +346,11 @@ def _find_conflicts(
                     )
                 )
     if not cohort.patients_known:
-        return found
+        return conflicts
     for patient, rows in cohort.images.groupby("patient", sort=False):
         if "split" in rows.columns and len(set(rows["split"])) > 1:
             parts = ", ".join(sorted(set(rows["split"])))
-            found.append(
+            conflicts.append(
                 Conflict(
                     "patient_split",
                     tuple(rows["image"]),
@@ -358,14 +359,14 @@ def _find_conflicts(
             )
         differ = [label for label in labels if len(set(rows[label])) > 1]
         if differ:
-            found.append(
+            conflicts.append(
                 Conflict(
                     "patient_labels",
                     tuple(rows["image"]),
                     f"patient {patient} under two labels ({', '.join(differ)})",
                 )
             )
-    return found
+    return conflicts
 
 
 def _count_classes(cohort: Cohort) -> dict[str, int]:
@@ -398,20 +399,20 @@ def _count_facts(cohort: Cohort, good: pd.DataFrame) -> dict[str, dict[str, int]
     return {name: dict(Counter(values).most_common()) for name, values in columns.items()}
 
 
-def _list_actions(cohort: Cohort, found: Audit, group: str, facts: pd.DataFrame) -> list[str]:
+def _list_actions(cohort: Cohort, findings: Audit, group: str, facts: pd.DataFrame) -> list[str]:
     """Sentences, the gravest first."""
     actions = []
-    if found.unreadable:
+    if findings.unreadable:
         actions.append(
-            f"{len(found.unreadable)} of {found.found} images cannot be read, such as "
-            f"{found.unreadable[0][0]}: mend them, or leave them "
+            f"{len(findings.unreadable)} of {findings.found} images cannot be read, such as "
+            f"{findings.unreadable[0][0]}: mend them, or leave them "
             "out (in a study cohort.skip_unreadable=true)."
         )
-    actions += _ask_about_sources(cohort, found, facts)
-    if found.by_study:
+    actions += _ask_about_sources(cohort, findings, facts)
+    if findings.by_study:
         actions.append(
-            f"the headers of {len(found.by_study)} image(s) name no patient, or one and the same "
-            f"for all, such as {found.by_study[0]}: "
+            f"the headers of {len(findings.by_study)} image(s) name no patient, or one and the "
+            f"same for all, such as {findings.by_study[0]}: "
             "each study counts as a patient, so that two studies of one person may be on both "
             "sides of a split. Give a manifest with a "
             "column patient."
@@ -423,9 +424,9 @@ def _list_actions(cohort: Cohort, found: Audit, group: str, facts: pd.DataFrame)
             f"{second}; in a study cohort.positive)."
         )
     if "manifest" in cohort.source and not cohort.labels:
-        left = ", ".join(cohort.source.get("unused", [])) or "none"
+        unused = ", ".join(cohort.source.get("unused", [])) or "none"
         actions.append(
-            f"no label was checked: no column holds 0 and 1 alone (columns left: {left}). Mend "
+            f"no label was checked: no column holds 0 and 1 alone (columns left: {unused}). Mend "
             "it, or name it with --label."
         )
     for label in cohort.labels:
@@ -437,17 +438,17 @@ def _list_actions(cohort: Cohort, found: Audit, group: str, facts: pd.DataFrame)
                 f"every image has {label} = {values.pop():g}: both classes are needed to learn "
                 "and to evaluate."
             )
-    kinds = Counter(conflict.kind for conflict in found.conflicts)
+    kinds = Counter(conflict.kind for conflict in findings.conflicts)
     contradicting = kinds["duplicate"] + kinds["near_duplicate"]
     if contradicting:
-        example = next(c for c in found.conflicts if c.kind in {"duplicate", "near_duplicate"})
+        example = next(c for c in findings.conflicts if c.kind in {"duplicate", "near_duplicate"})
         actions.append(
             f"{contradicting} group(s) of (near-)duplicates carry different labels or patients, "
             f"such as {_name(example)}: "
             "find out which is right."
         )
     if kinds["patient_split"] or kinds["split"]:
-        example = next(c for c in found.conflicts if c.kind in {"patient_split", "split"})
+        example = next(c for c in findings.conflicts if c.kind in {"patient_split", "split"})
         actions.append(
             f"the manifest's split is leaking: {kinds['patient_split']} patient(s) and "
             f"{kinds['split']} group(s) of near-duplicates "
@@ -455,7 +456,7 @@ def _list_actions(cohort: Cohort, found: Audit, group: str, facts: pd.DataFrame)
         )
     patient = dict(zip(cohort.images["image"], cohort.images["patient"], strict=True))
     crossing = sum(
-        not cohort.patients_known or patient[a] != patient[b] for a, b in found.near_duplicates
+        not cohort.patients_known or patient[a] != patient[b] for a, b in findings.near_duplicates
     )
     if crossing and group != "cluster":
         whose = "of different patients" if cohort.patients_known else "without patient ids"
@@ -464,14 +465,14 @@ def _list_actions(cohort: Cohort, found: Audit, group: str, facts: pd.DataFrame)
             "study, "
             "so that no pair is on both sides of a split."
         )
-    large = max(found.clusters, key=len, default=())
-    if len(large) > max(10, 0.05 * found.found):
+    large = max(findings.clusters, key=len, default=())
+    if len(large) > max(10, 0.05 * findings.found):
         actions.append(
             f"one cluster holds {len(large)} images, such as {large[0]}: do they show the same, "
             "or only the same frame?"
         )
     for code in sorted(_ACT):
-        images = [image for image, hazard, _ in found.hazards if hazard == code]
+        images = [image for image, hazard, _ in findings.hazards if hazard == code]
         if images:
             actions.append(
                 f"{len(images)} image(s) are flagged {code}, such as {images[0]}: look at them, "
@@ -480,17 +481,20 @@ def _list_actions(cohort: Cohort, found: Audit, group: str, facts: pd.DataFrame)
     actions += [
         f"{s.source} alone predicts {s.label} with AUC {s.auc:.2f} ({s.low:.2f} to {s.high:.2f}): "
         "find out why, and report results by it."
-        for s in found.shortcuts
+        for s in findings.shortcuts
         if s.warns
     ]
     return actions
 
 
-def _ask_about_sources(cohort: Cohort, found: Audit, facts: pd.DataFrame) -> list[str]:
+def _ask_about_sources(cohort: Cohort, findings: Audit, facts: pd.DataFrame) -> list[str]:
     """What was left out and could be a picture or a lesion, what boxes leave open, and patients who
     may be others than they are called.
     """
-    actions = [*(action for account in found.accounts for action in account.actions), *cohort.asks]
+    actions = [
+        *(action for account in findings.accounts for action in account.actions),
+        *cohort.asks,
+    ]
     if cohort.alike:
         whose, names = describe_look_alikes(cohort.alike, bool(cohort.salt))
         said = (

@@ -40,10 +40,10 @@ def draw_boxes(cohort: Cohort, most: int = _DRAWN) -> dict[str, tuple[NDArray[np
         for image, rows in boxes.items()
     }
     by_size = sorted(size, key=lambda image: size[image])
-    chosen = list(dict.fromkeys([by_size[0], by_size[-1], *list(boxes)[: max(0, most - 2)]]))
+    images = list(dict.fromkeys([by_size[0], by_size[-1], *list(boxes)[: max(0, most - 2)]]))
     paths = dict(zip(cohort.images["image"], cohort.images["path"], strict=True))
     drawn = {}
-    for image in chosen:
+    for image in images:
         try:
             array = read_image(paths[image]).array
         except (ImageError, OSError, KeyError):

@@ -86,7 +86,7 @@ def probe_shortcuts(
         if table.shape[1]
     }
     groups = pd.factorize(units[good])[0]
-    found = []
+    alarms = []
     for label in labels:
         target = images.loc[good, label].to_numpy()
         by_unit = pd.Series(target).groupby(groups).max()
@@ -96,10 +96,10 @@ def probe_shortcuts(
             truth = target.astype(int)
             score, fold = _cross_validate(table.to_numpy(float), truth, groups, seed)
             low, high = _interval(score, truth, fold, groups, seed)
-            found.append(
+            alarms.append(
                 Shortcut(label, source, _auc(score, truth, fold), low, high, tuple(table.columns))
             )
-    return found
+    return alarms
 
 
 def _tabulate(images: pd.DataFrame, facts: pd.DataFrame) -> dict[str, pd.DataFrame]:

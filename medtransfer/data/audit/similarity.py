@@ -84,15 +84,15 @@ def _candidates(
     hashes = _hash(pictures)
     signs = _signs(pictures.ndim - 1, flip)
     other = hashes * signs
-    found: list[tuple[int, int]] = []
+    pairs: list[tuple[int, int]] = []
     for start in range(0, len(hashes), _BLOCK):
         block = slice(start, start + _BLOCK)
         alike = hashes[block] @ other.T > _CANDIDATE
         if near is not None:
             alike |= near[block] @ near.T > 0.98
         first, second = np.nonzero(np.triu(alike, start + 1))
-        found += list(zip((first + start).tolist(), second.tolist(), strict=True))
-    return found
+        pairs += list(zip((first + start).tolist(), second.tolist(), strict=True))
+    return pairs
 
 
 def _common_detail(detail: Float, image: int) -> float:

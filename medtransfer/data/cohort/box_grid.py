@@ -33,17 +33,17 @@ def boxes_on_grid(cohort: Cohort, placements: Sequence[Placement]) -> list[Float
     upper ends along its axes.
     """
     assert cohort.boxes is not None
-    own = dict(iter(cohort.boxes.groupby("image", sort=False)))
-    found = []
+    of_image = dict(iter(cohort.boxes.groupby("image", sort=False)))
+    placed = []
     for image, placement in zip(cohort.images["image"], placements, strict=True):
         columns = VOLUME if len(placement.shape) == 3 else PLANE
         boxes = (
-            own[image][list(columns)].to_numpy(float)
-            if image in own
+            of_image[image][list(columns)].to_numpy(float)
+            if image in of_image
             else np.zeros((0, len(columns)))
         )
-        found.append(to_axes(placement.place_boxes(boxes)))
-    return found
+        placed.append(to_axes(placement.place_boxes(boxes)))
+    return placed
 
 
 def boxes_seen(
@@ -66,11 +66,11 @@ def drop_padding(
             plane: of the slices of volumes.
     """
     result = np.full_like(predictions, np.nan)
-    for image, (found, placement) in enumerate(zip(predictions, placements, strict=True)):
-        own = found[np.isfinite(found[:, 0])]
-        inside = (extents(boxes_in_image(own[:, 1:], placement, plane)) > 0).all(1)
-        kept = own[inside] if inside.any() else own[:1]
-        result[image, : len(kept)] = kept
+    for image, (predicted, placement) in enumerate(zip(predictions, placements, strict=True)):
+        candidates = predicted[np.isfinite(predicted[:, 0])]
+        inside = (extents(boxes_in_image(candidates[:, 1:], placement, plane)) > 0).all(1)
+        remaining = candidates[inside] if inside.any() else candidates[:1]
+        result[image, : len(remaining)] = remaining
     return result
 
 
@@ -101,16 +101,18 @@ def list_candidates(
         `image, patient`, the coordinates, `probability, logit`; best first within an image.
     """
     frames = []
-    for found, image, patient, placement in zip(
+    for predicted, image, patient, placement in zip(
         predictions, images, patients, placements, strict=True
     ):
-        own = found[np.isfinite(found[:, 0])]
-        boxes = boxes_in_image(own[:, 1:], placement, plane)
+        candidates = predicted[np.isfinite(predicted[:, 0])]
+        boxes = boxes_in_image(candidates[:, 1:], placement, plane)
         # A candidate that lies in the padding alone is nothing in the image.
         inside = (extents(boxes) > 0).all(1)
         table = pd.DataFrame(boxes[inside], columns=list(VOLUME if boxes.shape[1] == 6 else PLANE))
         table.insert(0, "image", image)
         table.insert(1, "patient", patient)
-        frames.append(table.assign(probability=expit(own[inside, 0]), logit=own[inside, 0]))
+        frames.append(
+            table.assign(probability=expit(candidates[inside, 0]), logit=candidates[inside, 0])
+        )
     result: pd.DataFrame = pd.concat(frames, ignore_index=True)
     return result

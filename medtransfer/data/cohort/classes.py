@@ -19,7 +19,7 @@ _ALIKE = 0.8
 
 
 def choose_folders(
-    root: Path, here: Sequence[str] | None, classes: Sequence[str] | None, positive: str | None
+    root: Path, folders: Sequence[str] | None, classes: Sequence[str] | None, positive: str | None
 ) -> list[str]:
     """The class folders that are meant.
 
@@ -32,17 +32,17 @@ def choose_folders(
         CohortError: fewer than two, one that is not there, or a class that counts as 1 and is none
             of two.
     """
-    if here is None:
+    if folders is None:
         raise CohortError(
             f"{root}: no such folder. Set cohort.root to the folder that holds the class folders."
         )
-    names = list(classes) if classes else list(here)
-    listed = f"Folders in {root}: {', '.join(here) or 'none'}."
+    names = list(classes) if classes else list(folders)
+    listed = f"Folders in {root}: {', '.join(folders) or 'none'}."
     if len(set(names)) != len(names) or len(names) < 2:
         given = f"{len(names)} given ({', '.join(names) or 'none'})"
         raise CohortError(f"two classes are compared, {given}. {listed} Name two with classes.")
     refuse_odd_classes(names, str(root))
-    absent = [name for name in names if name not in here]
+    absent = [name for name in names if name not in folders]
     if absent:
         raise CohortError(f"no class folder {', '.join(absent)}. {listed}")
     if positive is not None and (positive not in names or len(names) != 2):
@@ -129,7 +129,7 @@ def refuse_opposite(name: str, meaning: str, classes: Sequence[str], source: str
         )
 
 
-def match_classes(wanted: Sequence[str], here: Sequence[str], source: str) -> list[str]:
+def match_classes(wanted: Sequence[str], names: Sequence[str], source: str) -> list[str]:
     """The classes of a study among those of a second cohort, by name; others are left to the
     caller.
 
@@ -141,14 +141,14 @@ def match_classes(wanted: Sequence[str], here: Sequence[str], source: str) -> li
         CohortError: a class has another name there; where it is one spelling apart, the message
             asks.
     """
-    absent = [name for name in wanted if name not in here]
+    absent = [name for name in wanted if name not in names]
     if not absent:
         return list(wanted)
     asked = [
-        f" Is {near!r} the study's {name!r}?" for name in absent if (near := _nearest(name, here))
+        f" Is {near!r} the study's {name!r}?" for name in absent if (near := _nearest(name, names))
     ]
     raise CohortError(
-        f"{source}: holds the classes {', '.join(here) or 'none'}, the study was trained on "
+        f"{source}: holds the classes {', '.join(names) or 'none'}, the study was trained on "
         f"{' and '.join(wanted)}.{''.join(asked)} "
         "Classes are matched by name. Rename the folders; or name the class that counts as 1 "
         "there with --positive, if the others are "
@@ -156,8 +156,8 @@ def match_classes(wanted: Sequence[str], here: Sequence[str], source: str) -> li
     )
 
 
-def _nearest(name: str, here: Sequence[str]) -> str | None:
-    near = max(here, key=lambda other: _likeness(name, other), default=None)
+def _nearest(name: str, names: Sequence[str]) -> str | None:
+    near = max(names, key=lambda other: _likeness(name, other), default=None)
     return near if near is not None and _likeness(name, near) >= _ALIKE else None
 
 

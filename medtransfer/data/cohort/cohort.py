@@ -3,41 +3,36 @@
 from __future__ import annotations
 
 import hashlib
-import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 
-from medtransfer.data.annotations.boxes import LESION, fit_boxes, frames_of
-from medtransfer.data.annotations.sources import Annotations, is_annotation
-from medtransfer.data.cohort.archives import read_archive
-from medtransfer.data.cohort.boxed import add_boxes, name_by_files
-from medtransfer.data.cohort.classes import choose_folders, find_positive
+from medtransfer.data.annotations.annotations import Annotations, BoxSource
+from medtransfer.data.annotations.boxes import LESION
+from medtransfer.data.annotations.frames import fit_boxes, frames_of
+from medtransfer.data.annotations.sources import read_annotations
+from medtransfer.data.cohort.contents import (
+    Contents,
+    ReadOptions,
+    choose_images,
+    require_classes,
+)
 from medtransfer.data.cohort.identity import group_patients, join_look_alikes, refuse_look_alikes
-from medtransfer.data.cohort.listing import (
-    Found,
-    Listed,
-    alike_owners,
-    find_owner,
-    known_by_study,
-    list_images,
-    name_patients,
-    subfolders,
-    tabulate,
+from medtransfer.data.cohort.patterns import FileNames
+from medtransfer.data.cohort.readers import (
+    read_csv,
+    read_files,
+    read_folders,
+    read_medmnist,
+    read_named_files,
+    read_rows,
 )
-from medtransfer.data.cohort.manifest import label_of, read_cells, read_manifest, refuse_reserved
-from medtransfer.data.images.reading import is_image_file
 from medtransfer.errors import CohortError
-from medtransfer.text.account import Account, make_account
-from medtransfer.text.names import look_alikes
-
-_READ = (
-    "PNG, JPEG, TIFF, BMP, GIF, WebP, JPEG 2000, DICOM, NIfTI, NRRD and MetaImage files are read."
-)
+from medtransfer.text.account import Account
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +81,11 @@ class Cohort:
     annotated: Annotations | None = field(default=None, repr=False)
 
     @classmethod
+    def from_contents(cls, contents: Contents) -> Cohort:
+        """The cohort of what a reader found in a manifest, a folder or an archive."""
+        return cls(**{member.name: getattr(contents, member.name) for member in fields(contents)})
+
+    @classmethod
     def from_csv(
         cls,
         manifest: str | Path,
@@ -109,66 +109,14 @@ class Cohort:
             salt: for hashing ids from headers; drawn where left out.
             columns: others to keep, for subgroups or to leave out by; no other column is copied
                 into a study.
+            outside: images may lie outside of the root, or behind links that lead out of it.
 
         Raises:
             CohortError: with every fault, each with its row (the header is row 1).
         """
-        manifest, root, labels = (
-            Path(manifest),
-            Path(root),
-            (labels,) if isinstance(labels, str) else tuple(labels),
-        )
-        if not labels:
-            raise CohortError(
-                f"{manifest}: name at least one label column. Columns here: "
-                f"{', '.join(read_cells(manifest).columns)}."
-            )
-        refuse_reserved(labels)
-        others = [column for column in columns if column not in labels]
-        return cls.from_manifest(manifest, root, labels, positive, salt, others, outside)._checked(
-            str(manifest)
-        )
-
-    @classmethod
-    def from_manifest(
-        cls,
-        manifest: Path,
-        root: Path,
-        labels: tuple[str, ...],
-        positive: str | None,
-        salt: str | None,
-        columns: Sequence[str] = (),
-        outside: bool = False,
-    ) -> Cohort:
-        """As `from_csv`, with or without labels, and without the check that both classes are
-        there.
-        """
-        images, account, notes = read_manifest(manifest, root, labels, positive, columns, outside)
-        source: dict[str, Any] = {
-            "manifest": str(manifest),
-            "root": str(root),
-            "labels": list(labels),
-            "positive": positive,
-        }
-        source |= {"outside": True} if outside else {}
-        read: dict[str, Any] = {"source": source, "accounts": (account,), "notes": tuple(notes)}
-        if "patient" in images.columns:
-            return cls(
-                images, labels, root.resolve(), alike=tuple(look_alikes(images["patient"])), **read
-            )
-        owners, used = [find_owner(path) for path in images["path"]], salt or secrets.token_hex(16)
-        images.insert(1, "patient", name_patients(owners, used))
-        if unnamed := int((images["patient"] == "").sum()):
-            raise CohortError(
-                f"{manifest}: no column patient, and {unnamed} image(s) are not DICOM files that "
-                "name one. Add the column: without it the "
-                "same patient could be trained and tested on."
-            )
-        by_study = known_by_study(images["image"].tolist(), owners)
-        alike = tuple(alike_owners(images["image"].tolist(), owners))
-        return cls(
-            images, labels, root.resolve(), by_study=by_study, salt=used, alike=alike, **read
-        )
+        labels = (labels,) if isinstance(labels, str) else tuple(labels)
+        options = ReadOptions(salt, columns, outside=outside)
+        return cls.from_contents(read_csv(Path(manifest), Path(root), labels, positive, options))
 
     @classmethod
     def from_folders(
@@ -195,46 +143,42 @@ class Cohort:
             CohortError: a folder is missing or holds no image, there are not two classes, or
                 nothing says which counts as 1.
         """
-        root = Path(root)
-        names = choose_folders(root, subfolders(root) if root.is_dir() else None, classes, positive)
-        listed = {name: list_images(root / name, root, outside) for name in names}
-        empty = [name for name, files in listed.items() if not files.images]
-        if empty:
-            raise CohortError(f"{root / empty[0]}: no image in this folder. {_READ}")
-        chosen = positive or find_positive(names, str(root)) if len(names) == 2 else None
-        cohort = cls.from_listed_classes(root, listed, chosen, salt)
-        return replace(cohort, source={**cohort.source, "outside": True}) if outside else cohort
+        options = ReadOptions(salt, outside=outside)
+        return cls.from_contents(read_folders(Path(root), classes, positive, options))
 
     @classmethod
-    def from_listed_classes(
-        cls, root: Path, listed: dict[str, Listed], positive: str | None, salt: str | None
+    def from_files(
+        cls, root: str | Path, salt: str | None = None, boxes: str = "", outside: bool = False
     ) -> Cohort:
-        """Class folders that have been listed; `positive`: the one of two classes that counts as 1;
-        None: each class is a label.
+        """Every image below a folder, without labels: to be checked, not to be learnt from.
+
+        Args:
+            root: the folder.
+            salt: for hashing ids from headers; drawn where left out.
+            boxes: a source of boxes, whose files are no images; see `BoxSource`.
+            outside: links may lead out of the root.
+
+        Raises:
+            CohortError: the folder holds no image.
         """
-        names = list(listed)
-        positives = [positive] if positive is not None else names
-        rows = [
-            {label_of(p): float(p == name) for p in positives}
-            for name, files in listed.items()
-            for _ in files.images
-        ]
-        loose = [p for p in sorted(root.iterdir()) if p.is_file() and not p.name.startswith(".")]
-        ignored = [
-            (
-                p.name,
-                "beside the class folders" if is_image_file(p) else "not an image",
-                is_image_file(p),
-            )
-            for p in loose
-        ]
-        ignored += [row for files in listed.values() for row in files.left_out]
-        source = {"root": str(root), "classes": names, "positive": positive}
-        labels = tuple(label_of(p) for p in positives)
-        found = [file for files in listed.values() for file in files.images]
-        return cls._from_listing(
-            found, pd.DataFrame(rows), labels, root, ignored, source, salt
-        )._checked(str(root))
+        options = ReadOptions(salt, outside=outside)
+        return cls.from_contents(read_files(Path(root), boxes, options))
+
+    @classmethod
+    def from_medmnist(cls, path: str | Path, positive: str | None = None) -> Cohort:
+        """Reads an archive of MedMNIST with its official split (val becomes tune). It names no
+        patients.
+
+        Args:
+            path: the `.npz` file.
+            positive: the class that counts as 1, by name or number. The classes of the archives
+                with two are known (BreastMNIST: 0 is malignant); elsewhere they are numbers, and it
+                must be given.
+
+        Raises:
+            CohortError: no such archive, or a class that it does not have.
+        """
+        return cls.from_contents(read_medmnist(Path(path), positive))
 
     @classmethod
     def from_boxes(
@@ -246,27 +190,21 @@ class Cohort:
         patient: str | None = None,
         unnamed: Literal["own", "leave_out"] | None = None,
         parts: Mapping[str, str] | None = None,
-        salt: str | None = None,
-        columns: Sequence[str] = (),
-        axes: str | None = None,
-        outside: bool = False,
+        options: ReadOptions = ReadOptions(),  # noqa: B008  # frozen
     ) -> Cohort:
         """Images with lesion boxes, for detection. The one label, `lesion`, is 1 where an image has
         a box.
 
         Args:
             root: folder of the images.
-            boxes: where the boxes are; see `read_annotations`.
+            boxes: where the boxes are; see `BoxSource`.
             manifest: CSV with `image`, `patient` and optionally `study`, `site`, `split`; every
                 image below the root where left out.
             kinds: labels of boxes that count; all where left out.
-            patient: regular expression that finds the patient in the name of a file: its first
-                group, or all of it. Without a manifest; patients are those of DICOM headers where
-                left out, else each image stands for one.
-            unnamed: images whose name gives no patient: `own` (each stands for one) or `leave_out`.
+            patient: see `FileNames`; without a manifest.
+            unnamed: see `FileNames`.
             parts: folder below the root -> train, tune or test: an official split.
-            salt, columns, outside: see `from_csv`.
-            axes: what the coordinates of boxes count: `file`, `ras` or `mm`; see `boxes.Frame`.
+            options: what is rarely said otherwise; see `ReadOptions`.
 
         Raises:
             CohortError: see `from_csv` and `read_annotations`; or names that give no patient.
@@ -277,33 +215,68 @@ class Cohort:
                 f"{root}: no such folder. Set cohort.root to the folder that holds the images."
             )
         if manifest is not None:
-            cohort = cls.from_manifest(Path(manifest), root, (), None, salt, columns, outside)
+            contents = read_rows(Path(manifest), root, options=options)
         else:
-            cohort = cls.from_files(root, salt, boxes, outside)
-            cohort = name_by_files(cohort, patient, unnamed, parts or {})
+            names = FileNames(patient, unnamed, parts or {})
+            contents = read_named_files(root, names, boxes, options)
         source: dict[str, Any] = {
             "root": str(root),
             "manifest": None if manifest is None else str(manifest),
+            "patient": patient,
+            "unnamed": unnamed,
+            "parts": dict(parts or {}),
         }
-        source |= {"patient": patient, "unnamed": unnamed, "parts": dict(parts or {})}
-        source |= {"outside": True} if outside else {}
-        return replace(cohort, source=source).with_boxes(boxes, kinds, axes).detecting()
+        source |= {"outside": True} if options.outside else {}
+        cohort = cls.from_contents(replace(contents, source=source))
+        return cohort.with_boxes(boxes, kinds, options.axes).detecting()
 
     def with_boxes(self, source: str, kinds: Sequence[str] = (), axes: str | None = None) -> Cohort:
-        """The cohort with lesion boxes, from `source`, without the images of which that does not
-        say whether they hold a lesion.
+        """The cohort with lesion boxes, without the images of which their source does not say
+        whether they hold a lesion.
 
-        See `read_annotations`; axes: see `boxes.Frame`.
+        Args:
+            source: where the boxes are; see `BoxSource`.
+            kinds: labels of boxes that count; all where left out.
+            axes: what the coordinates count: `file`, `ras` or `mm`; see `frames.Frame`.
+
+        Raises:
+            CohortError: see `read_annotations`; or the source says so of no image.
         """
-        return add_boxes(self, source, kinds, axes)
+        others = [name for name, _ in self.ignored]
+        read = read_annotations(BoxSource(source, kinds, axes), self.images, self.root, others)
+        choice = choose_images(
+            self.images,
+            [image not in read.unknown for image in self.images["image"]],
+            next(iter(read.unknown.values()), ""),
+            self.root.name,
+        )
+        if choice.images.empty:
+            raise CohortError(f"{source}: says of no image whether it holds a lesion.")
+        settings: dict[str, Any] = {"boxes": source, "kinds": list(kinds)}
+        settings |= {"axes": axes} if axes else {}
+        return replace(
+            self,
+            images=choice.images,
+            ignored=(*self.ignored, *choice.ignored),
+            boxes=read.boxes,
+            annotated=read,
+            source={**self.source, **settings},
+            accounts=(*self.accounts, *choice.accounts, *read.accounts),
+            notes=(
+                *self.notes,
+                *read.notes,
+                *_compare_with_label(choice.images, self.labels, read),
+            ),
+            asks=(*self.asks, *read.asks),
+        )
 
     def detecting(self) -> Cohort:
         """The cohort with one label, `lesion`: whether an image has a box."""
         if self.boxes is None:
             raise CohortError("detection needs lesion boxes. Set cohort.boxes.")
-        there = self.images["image"].isin(set(self.boxes["image"])).astype(float)
+        boxed = self.images["image"].isin(set(self.boxes["image"])).astype(float)
         images = self.images.drop(columns=list(self.labels), errors="ignore").assign(
-            **{LESION: there}
+            **{LESION: boxed}
         )
         return replace(self, images=images, labels=(LESION,), needed_classes=(1,))
 
@@ -348,96 +321,6 @@ class Cohort:
         images, note = join_look_alikes(self.images, self.alike, of_headers)
         return replace(self, images=images, alike=(), notes=(*self.notes, note), source=source)
 
-    @classmethod
-    def from_files(
-        cls, root: str | Path, salt: str | None = None, boxes: str = "", outside: bool = False
-    ) -> Cohort:
-        """Every image below a folder, without labels: to be checked, not to be learnt from. What
-        `boxes` is read from is none.
-        """
-        root = Path(root)
-        listed = list_images(root, root, outside)
-        files = [file for file in listed.images if not is_annotation(file.name, boxes)]
-        ignored = [
-            (name, reason, asks)
-            for name, reason, asks in listed.left_out
-            if not is_annotation(name, boxes)
-        ]
-        if not files:
-            raise CohortError(f"{root}: no image in this folder. {_READ}")
-        return cls._from_listing(
-            files,
-            pd.DataFrame(index=range(len(files))),
-            (),
-            root,
-            ignored,
-            {"root": str(root)},
-            salt,
-        )
-
-    @classmethod
-    def _from_listing(
-        cls,
-        files: list[Found],
-        targets: pd.DataFrame,
-        labels: tuple[str, ...],
-        root: Path,
-        ignored: list[tuple[str, str, bool]],
-        source: dict[str, Any],
-        salt: str | None,
-    ) -> Cohort:
-        images, owned, by_study, used = tabulate(files, salt)
-        return cls(
-            pd.concat([images, targets], axis=1),
-            labels,
-            root.resolve(),
-            owned,
-            by_study,
-            tuple((name, reason) for name, reason, _ in ignored),
-            source,
-            used,
-            accounts=(
-                make_account(
-                    "files", root.resolve().name, sum(file.files for file in files), ignored
-                ),
-            ),
-            alike=tuple(alike_owners(images["image"].tolist(), [file.owner for file in files])),
-        )
-
-    @classmethod
-    def from_medmnist(cls, path: str | Path, positive: str | None = None) -> Cohort:
-        """Reads an archive of MedMNIST with its official split (val becomes tune). It names no
-        patients.
-
-        Args:
-            path: the `.npz` file.
-            positive: the class that counts as 1, by name or number. The classes of the archives
-                with two are known (BreastMNIST: 0 is malignant); elsewhere they are numbers, and it
-                must be given.
-
-        Raises:
-            CohortError: no such archive, or a class that it does not have.
-        """
-        path = Path(path)
-        images, chosen = read_archive(path, positive)
-        label = label_of(chosen)
-        source = {"manifest": str(path), "root": str(path.parent), "labels": [], "positive": chosen}
-        images[label] = images.pop("value")
-        account = make_account("images", path.name, len(images), [])
-        return cls(
-            images, (label,), path.parent.resolve(), False, source=source, accounts=(account,)
-        )._checked(str(path))
-
-    def _checked(self, source: str) -> Cohort:
-        for label in self.labels:
-            counts = self.images[label].value_counts()
-            if not set(self.needed_classes) <= set(counts.index):
-                raise CohortError(
-                    f"{source}: every image has {label} = {counts.index[0]:g}. Both classes are "
-                    "needed to learn and to evaluate."
-                )
-        return self
-
     def __len__(self) -> int:
         return len(self.images)
 
@@ -478,17 +361,44 @@ class Cohort:
 
     def without(self, images: Sequence[str]) -> Cohort:
         """The cohort less the images with these ids."""
-        kept = self.images[~self.images["image"].isin(list(images))].reset_index(drop=True)
-        if kept.empty:
+        table = self.images[~self.images["image"].isin(list(images))].reset_index(drop=True)
+        if table.empty:
             raise CohortError("no image is left after leaving out the unreadable ones.")
         boxes = (
             None
             if self.boxes is None
-            else self.boxes[self.boxes["image"].isin(kept["image"])].reset_index(drop=True)
+            else self.boxes[self.boxes["image"].isin(table["image"])].reset_index(drop=True)
         )
-        cohort = replace(self, images=kept, boxes=boxes)
-        return cohort._checked("after leaving out unreadable images")
+        require_classes(
+            table, self.labels, "after leaving out unreadable images", self.needed_classes
+        )
+        return replace(self, images=table, boxes=boxes)
+
+    @property
+    def detects(self) -> bool:
+        """Whether the label is that of boxes."""
+        return self.needed_classes == (1,)
 
     def unit_labels(self, label: str) -> pd.Series:
         """One value per unit: the highest of its images."""
         return self.images.groupby(self.units.to_numpy(), sort=True)[label].max()
+
+
+def _compare_with_label(
+    images: pd.DataFrame, labels: Sequence[str], annotations: Annotations
+) -> list[str]:
+    """How many images have a box against their label, or none though it says so, in a sentence."""
+    if len(labels) != 1:
+        return []
+    (label,) = labels
+    boxed = images["image"].isin(set(annotations.boxes["image"]))
+    positive = images[label] == 1
+    counts = int((boxed & ~positive).sum()), int((positive & ~boxed).sum())
+    if not any(counts):
+        return []
+    return [
+        (
+            f"{counts[0]} image(s) with {label} = 0 have a box, and {counts[1]} with {label} = 1 "
+            "have none"
+        )
+    ]

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medtransfer.data.cohort.clusters import cluster_pairs
-from medtransfer.data.cohort.listing import find_owner, is_placeholder
+from medtransfer.data.cohort.owners import find_owner, is_placeholder
 from medtransfer.errors import CohortError, list_faults
 from medtransfer.text.names import look_alike_key, show
 
@@ -43,7 +43,7 @@ def compare_with_headers(images: pd.DataFrame) -> list[str]:
     # The word of an anonymiser for all, or one for each file, names nobody.
     if table.empty or is_placeholder(owners) or (table["owner"].nunique() == len(table) > 1):
         return []
-    told = []
+    sentences = []
     for one, several, text in (
         (
             "owner",
@@ -59,12 +59,12 @@ def compare_with_headers(images: pd.DataFrame) -> list[str]:
         counts = table.groupby(one, sort=False)[several].nunique()
         if len(groups := counts.index[counts > 1]):
             first = table[table[one] == groups[0]].drop_duplicates(several)["image"].tolist()
-            told.append(
+            sentences.append(
                 f"images of {len(groups)} patient(s), such as {show(first[0])} and "
                 f"{show(first[1])}, are of {text}. Find out which is "
                 "right."
             )
-    return told
+    return sentences
 
 
 def describe_look_alikes(

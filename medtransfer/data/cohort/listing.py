@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pandas as pd
-
 from medtransfer.data.annotations.file_names import leads_outside
-from medtransfer.data.cohort.clusters import cluster_pairs
 from medtransfer.data.images.dicom.geometry import group_planes
 from medtransfer.data.images.dicom.header import DicomFile, is_dicom, open_dicom
-from medtransfer.data.images.dicom.image import dicom_files, series_tag
+from medtransfer.data.images.dicom.image import series_tag
 from medtransfer.data.images.medmnist import is_archive
-from medtransfer.data.images.reading import is_image_file, split_member
+from medtransfer.data.images.reading import is_image_file
 from medtransfer.data.images.signatures import kind_of_ending, why_no_image
 from medtransfer.data.images.volumes import pixels_of_another
 from medtransfer.errors import CohortError, ImageError
-from medtransfer.text.names import MASK_SUFFIX, has_controls, look_alikes, show
+from medtransfer.text.names import MASK_SUFFIX, has_controls, show
 
 # Endings and names of files that lie beside pictures and are none.
 _NO_PICTURES = {
@@ -46,7 +41,7 @@ _COMPANIONS = {
 
 
 @dataclass(frozen=True)
-class Found:
+class ImageFile:
     """One image of a folder.
 
     Attributes:
@@ -65,16 +60,16 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Listed:
+class Listing:
     """What a folder holds: its images, and every other file with its name, the reason, and whether
     it could be a picture.
     """
 
-    images: list[Found]
+    images: list[ImageFile]
     left_out: list[tuple[str, str, bool]]
 
 
-def list_images(folder: Path, root: Path, outside: bool = False) -> Listed:
+def list_images(folder: Path, root: Path, outside: bool = False) -> Listing:
     """Images below a folder, and what is left out with the reason.
 
     A file is an image, but DICOM files of one series whose slices are parallel are one volume, in
@@ -91,7 +86,7 @@ def list_images(folder: Path, root: Path, outside: bool = False) -> Listed:
     if not outside:
         _refuse_outside(files, root)
     stems = {(p.parent, _stem(p)) for p in files}
-    found: list[Found] = []
+    images: list[ImageFile] = []
     ignored: list[tuple[str, str, bool]] = []
     headers: list[DicomFile] = []
     for path in files:
@@ -120,8 +115,8 @@ def list_images(folder: Path, root: Path, outside: bool = False) -> Listed:
         elif is_dicom(path):
             header_ = _open_header(path)
             if header_ is None or header_.lost:
-                found.append(
-                    Found(name, str(path.resolve()), damaged=True)
+                images.append(
+                    ImageFile(name, str(path.resolve()), damaged=True)
                 )  # reading it will say why
             elif header_.derived or "Rows" not in header_.dataset:
                 ignored.append(
@@ -130,7 +125,7 @@ def list_images(folder: Path, root: Path, outside: bool = False) -> Listed:
             else:
                 headers.append(header_)
         else:
-            found.append(Found(name, str(path.resolve())))
+            images.append(ImageFile(name, str(path.resolve())))
     ignored += [
         (
             path.relative_to(root).as_posix(),
@@ -139,8 +134,8 @@ def list_images(folder: Path, root: Path, outside: bool = False) -> Listed:
         )
         for path in hidden(folder)
     ]
-    return Listed(
-        sorted(found + _join_series(headers, root), key=lambda image: image.name), ignored
+    return Listing(
+        sorted(images + _join_series(headers, root), key=lambda image: image.name), ignored
     )
 
 
@@ -154,15 +149,15 @@ def walk(folder: Path) -> list[Path]:
     in such a folder, is left out.
     """
     files: list[Path] = []
-    seen: set[Path] = set()
-    for here, folders, names in os.walk(folder, followlinks=True):
-        place = Path(here).resolve()
-        if place in seen:
+    visited: set[Path] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        place = Path(parent).resolve()
+        if place in visited:
             folders.clear()
             continue
-        seen.add(place)
+        visited.add(place)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files += [Path(here) / name for name in names if not name.startswith(".")]
+        files += [Path(parent) / name for name in names if not name.startswith(".")]
     return sorted(path for path in files if path.is_file() or path.is_symlink())
 
 
@@ -211,132 +206,6 @@ def _could_be_picture(path: Path) -> bool:
     return path.suffix.lower() not in _NO_PICTURES and path.name.lower() not in _COMPANIONS
 
 
-def tabulate(
-    files: Sequence[Found], salt: str | None
-) -> tuple[pd.DataFrame, bool, tuple[str, ...], str]:
-    """The images of a folder as a table, and whose they are.
-
-    Returns:
-        `image`, `patient`, `path`; whether all patients are known; the images of which the study
-        alone is; the salt of the ids, "" without.
-    """
-    names, owners = [file.name for file in files], [file.owner for file in files]
-    # What cannot be read names nobody; it does not make the others unknown.
-    owned = all(any(file.owner) for file in files if not file.damaged) and any(map(any, owners))
-    used = (salt or secrets.token_hex(16)) if any(map(any, owners)) else ""
-    patients = [
-        patient or name for patient, name in zip(name_patients(owners, used), names, strict=True)
-    ]
-    images = pd.DataFrame(
-        {"image": names, "patient": patients, "path": [file.path for file in files]}
-    )
-    return images, owned, known_by_study(names, owners), used
-
-
-def find_owner(path: str) -> tuple[str, str]:
-    """Patient and study of an image by its DICOM header; ("", "") where it has none. Not to be
-    shown.
-    """
-    file, member = split_member(path)
-    try:
-        for candidate in dicom_files(file) if file.is_dir() else [file]:
-            header = open_dicom(candidate, pixels=False)
-            if not file.is_dir() or not member or series_tag(header) == member:
-                return header.owner
-    except ImageError:
-        pass
-    return "", ""
-
-
-def name_patients(owners: Sequence[tuple[str, str]], salt: str) -> list[str]:
-    """Ids for the patients of DICOM headers: digests that cannot be turned back without the salt.
-
-    Images are of one patient where they share the patient id (and its issuer, where several issuers
-    occur for that id), or the study. Where all files carry one id, it is a placeholder of an
-    anonymiser, and the studies stand for the patients.
-
-    Args:
-        owners: (patient, study) of each image, from `Found` or `find_owner`; patient is
-            "issuer|id".
-        salt: secret of the study.
-
-    Returns:
-        One id per image, "" for those without an owner.
-    """
-    placeholder = is_placeholder(owners)
-    issuers: dict[str, set[str]] = {}
-    for patient, _ in owners:
-        issuer, _, number = patient.partition("|")
-        issuers.setdefault(number, set()).update({issuer} - {""})
-    numbers_of: dict[str, set[str]] = {}
-    for patient, study in owners:
-        numbers_of.setdefault(study, set()).update({patient.partition("|")[2]} - {""})
-    nodes: dict[str, int] = {}
-    links, of_image = [], []
-    for patient, study in owners:
-        issuer, _, number = patient.partition("|")
-        alone = len(issuers[number]) < 2
-        keys = (
-            [f"patient {number}" if alone else f"patient {issuer}|{number}"]
-            if number and not placeholder
-            else []
-        )
-        # A study of several patients is a placeholder too; it serves only where nothing else does.
-        keys += [f"study {study}"] if study and (not keys or len(numbers_of[study]) < 2) else []
-        rows = [nodes.setdefault(key, len(nodes)) for key in keys]
-        links += [(rows[0], row) for row in rows]
-        of_image.append(rows[0] if rows else -1)
-    name_of = dict(enumerate(nodes))
-    for group in cluster_pairs(len(nodes), links):
-        first = min(name_of[node] for node in group)
-        name_of |= dict.fromkeys(group, first)
-    return [
-        ""
-        if node < 0
-        else "p-" + hashlib.sha256(f"{salt}|{name_of[node]}".encode()).hexdigest()[:12]
-        for node in of_image
-    ]
-
-
-def alike_owners(images: Sequence[str], owners: Sequence[tuple[str, str]]) -> list[tuple[str, ...]]:
-    """Images, two of each kind, whose headers name patients by ids that look alike; the ids
-    themselves are not to be shown.
-    """
-    of_number: dict[str, str] = {}
-    for image, (patient, _) in zip(images, owners, strict=True):
-        of_number.setdefault(patient.partition("|")[2], image)
-    return [
-        tuple(of_number[number] for number in group)
-        for group in look_alikes(n for n in of_number if n)
-    ]
-
-
-def known_by_study(images: Sequence[str], owners: Sequence[tuple[str, str]]) -> tuple[str, ...]:
-    """The images of which the study alone stands for the patient, so that two studies of one
-    patient pass for two patients.
-    """
-    named = (
-        set()
-        if is_placeholder(owners)
-        else {study for patient, study in owners if patient.partition("|")[2]}
-    )
-    return tuple(
-        image
-        for image, (_, study) in zip(images, owners, strict=True)
-        if study and study not in named
-    )
-
-
-def is_placeholder(owners: Sequence[tuple[str, str]]) -> bool:
-    """Whether all headers name one patient, and several studies: an anonymiser's word, and no
-    id.
-    """
-    return (
-        len({p.partition("|")[2] for p, _ in owners if p}) == 1
-        and len({s for _, s in owners if s}) > 1
-    )
-
-
 def _open_header(path: Path) -> DicomFile | None:
     try:
         return open_dicom(path, pixels=False)
@@ -357,19 +226,19 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def _join_series(headers: Sequence[DicomFile], root: Path) -> list[Found]:
+def _join_series(headers: Sequence[DicomFile], root: Path) -> list[ImageFile]:
     by_series: dict[str, list[DicomFile]] = {}
     for header in headers:
         by_series.setdefault(header.text("SeriesInstanceUID"), []).append(header)
-    found = []
+    images = []
     for uid, members in by_series.items():
         planes = [plane for header in members for plane in header.planes]
         groups = group_planes(planes)
         # Slices of a volume lie apart; versions of one picture, saved under one series, do not.
         apart = groups and len({planes[number].position for number in groups[0]}) > 1
         if not uid or len(members) == 1 or not apart:
-            found += [
-                Found(h.path.relative_to(root).as_posix(), str(h.path.resolve()), h.owner)
+            images += [
+                ImageFile(h.path.relative_to(root).as_posix(), str(h.path.resolve()), h.owner)
                 for h in members
             ]
             continue
@@ -387,7 +256,7 @@ def _join_series(headers: Sequence[DicomFile], root: Path) -> list[Found]:
         alone = sum(folder in header.path.parents for header in headers) == len(members)
         name = folder.resolve().name if folder == root else folder.relative_to(root).as_posix()
         tag = "" if alone else f"#{series_tag(members[0])}"
-        found.append(
-            Found(name + tag, str(folder.resolve()) + tag, members[0].owner, files=len(members))
+        images.append(
+            ImageFile(name + tag, str(folder.resolve()) + tag, members[0].owner, files=len(members))
         )
-    return found
+    return images

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -75,14 +77,16 @@ def read_manifest(
     if table.empty:
         raise CohortError(f"{manifest}: no rows below the header. Add one row per image.")
     rows = [row_of(table, place) for place in range(len(table))]
-    files = [_find(root, name) for name in table["image"]]
+    files = _locate(root, table["image"].tolist())
     if not any(files):
         first = root / table["image"].iloc[0]
         near = near_file(first)
-        asked = f"Is it {show(near)}? Names need their endings." if near else "Is the root right?"
+        question = (
+            f"Is it {show(near)}? Names need their endings." if near else "Is the root right?"
+        )
         raise CohortError(
             f"{manifest}: none of its {len(table)} images is under {root}, such as "
-            f"{show(str(first))}. {asked}"
+            f"{show(str(first))}. {question}"
         )
     faults = _check_rows(table, rows, files, root, outside)
     values = {label: _parse_labels(table[label], rows, label, positive, faults) for label in labels}
@@ -96,21 +100,22 @@ def read_manifest(
             )
         )
     images = table[[column for column in ("image", "patient") if column in table.columns]].copy()
-    other = [
-        (name, file)
+    respelt = [
+        name
         for name, file in zip(table["image"], files, strict=True)
-        if file and not split_member(root / name)[0].exists()
+        if file is not None and not file.exact
     ]
     notes = []
-    if other:
+    if respelt:
         images["image"] = [
-            _id_of(root, name, file) for name, file in zip(table["image"], files, strict=True)
+            name if file is None else file.id_of(name, root.resolve())
+            for name, file in zip(table["image"], files, strict=True)
         ]
         notes.append(
-            f"{len(other)} image(s) are spelt otherwise in the manifest than on the disk, such as "
-            f"{show(other[0][0])}"
+            f"{len(respelt)} image(s) are spelt otherwise in the manifest than on the disk, such "
+            f"as {show(respelt[0])}"
         )
-    images["path"] = [str(file) for file in files]
+    images["path"] = [str(file.path) for file in files if file is not None]
     for column in dict.fromkeys((*OPTIONAL, *columns)):
         if column in table.columns:
             images[column] = table[column]
@@ -126,14 +131,14 @@ def read_manifest(
     )
 
 
-def read_cells(manifest: Path, known: Sequence[str] = ()) -> pd.DataFrame:
+def read_cells(manifest: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
     """The cells of a manifest as text; see `tables.read_table`.
 
     Raises:
         CohortError: no such file, or no table.
     """
     needed = "Give a table (CSV) with the columns image, patient and your label."
-    return read_table(manifest, CohortError, needed, ("image", "patient", *OPTIONAL, *known))
+    return read_table(manifest, CohortError, needed, ("image", "patient", *OPTIONAL, *columns))
 
 
 def guess_labels(manifest: Path) -> tuple[str, ...]:
@@ -158,54 +163,78 @@ def refuse_reserved(labels: Sequence[str]) -> None:
         )
 
 
-def _find(root: Path, name: str) -> Path | None:
-    """The file, not its spelling: `a.png` and `./a.png` are one image; None where there is none."""
-    if not name:
-        return None
-    try:
-        file, member = split_member(root / name)
-        there = (
-            file
-            if file.exists()
-            else find_file(root, str(file.relative_to(root)))
-            if file.is_relative_to(root)
-            else None
-        )
-    except (OSError, ValueError):  # too long, or a null byte
-        return None
-    if there is None:
-        return None
-    return Path(f"{there.resolve()}#{member}") if member else there.resolve()
+@dataclass(frozen=True)
+class _File:
+    """The file of a row.
+
+    Attributes:
+        path: absolute, links resolved: `a.png` and `./a.png` are one image.
+        exact: the manifest spells its name as the disk does.
+    """
+
+    path: Path
+    exact: bool
+
+    def id_of(self, name: str, root: Path) -> str:
+        """The name of the image as it is on the disk, where the manifest spells it otherwise."""
+        if self.exact or not self.path.is_relative_to(root):
+            return name
+        return self.path.relative_to(root).as_posix()
 
 
-def _id_of(root: Path, name: str, file: Path | None) -> str:
-    """The name of an image as it is on the disk, where the manifest spells it otherwise."""
-    if (
-        file is None
-        or split_member(root / name)[0].exists()
-        or not file.is_relative_to(root.resolve())
-    ):
-        return name
-    return file.relative_to(root.resolve()).as_posix()
+def _locate(root: Path, names: Sequence[str]) -> list[_File | None]:
+    """The file of each row; None where there is none."""
+    folders: dict[Path, Path] = {}
+
+    def resolve(path: Path) -> Path:
+        # Links are looked for once per folder: of 100,000 images that alone would take a minute.
+        if path.name in {"", ".."} or path.is_symlink():
+            return path.resolve()
+        if path.parent not in folders:
+            folders[path.parent] = path.parent.resolve()
+        return folders[path.parent] / path.name
+
+    def locate(name: str) -> _File | None:
+        if not name:
+            return None
+        try:
+            file, member = split_member(root / name)
+            exact = file.exists()
+            if not exact:
+                spelt = (
+                    find_file(root, str(file.relative_to(root)))
+                    if file.is_relative_to(root)
+                    else None
+                )
+                if spelt is None:
+                    return None
+                file = spelt
+            path = resolve(file)
+            return _File(Path(f"{path}#{member}") if member else path, exact)
+        except (OSError, ValueError):  # too long, or a null byte
+            return None
+
+    return [locate(name) for name in names]
 
 
 def _check_rows(
     table: pd.DataFrame,
     rows: Sequence[int],
-    files: Sequence[Path | None],
+    files: Sequence[_File | None],
     root: Path,
     outside: bool,
 ) -> list[str]:
     """Faults of ids and files, each with its row."""
     faults: list[str] = []
     first_row: dict[Path, int] = {}
+    inside = f"{str(root.resolve()).rstrip(os.sep)}{os.sep}"
     patients = table["patient"] if "patient" in table.columns else [None] * len(table)
     for row, file, image, patient in zip(rows, files, table["image"], patients, strict=True):
-        odd = [name for name in (image, patient) if name and has_controls(name)]
-        if odd:
+        with_controls = [name for name in (image, patient) if name and has_controls(name)]
+        if with_controls:
             faults.append(
-                f"row {row}: {show(odd[0])} holds a control character, with which no table can be "
-                "read again; remove it"
+                f"row {row}: {show(with_controls[0])} holds a control character, with which no "
+                "table can be read again; remove it"
             )
         if not image:
             faults.append(f"row {row}: image is empty")
@@ -215,14 +244,14 @@ def _check_rows(
                 f"row {row}: no file {show(str(root / image))}"
                 + (f"; is it {show(near)}?" if near else "")
             )
-        elif file in first_row:
+        elif file.path in first_row:
             faults.append(
-                f"row {row}: image {show(image)!r} is already in row {first_row[file]}; every "
+                f"row {row}: image {show(image)!r} is already in row {first_row[file.path]}; every "
                 "image needs one row"
             )
         else:
-            first_row[file] = row
-            if not outside and not file.is_relative_to(root.resolve()):
+            first_row[file.path] = row
+            if not outside and not f"{file.path}{os.sep}".startswith(inside):
                 faults.append(
                     f"row {row}: {show(image)} lies outside of {root}; set cohort.outside=true "
                     "(--outside) if that is meant"

@@ -4,9 +4,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 from medtransfer.data.cohort.manifest import PART_NAMES
 from medtransfer.errors import CohortError
+
+
+@dataclass(frozen=True)
+class FileNames:
+    """How the names of files are read.
+
+    Attributes:
+        patient: regular expression that finds the patient in the name of a file: its first group,
+            or all of it. Where left out, patients are those of DICOM headers, else each image
+            stands for one.
+        unnamed: images whose name gives no patient: `own` (each stands for one) or `leave_out`;
+            None: there may be none.
+        parts: folder below the root -> train, tune or test: an official split.
+    """
+
+    patient: str | None = None
+    unnamed: Literal["own", "leave_out"] | None = None
+    parts: Mapping[str, str] = field(default_factory=dict)
 
 
 def find_patients(images: Sequence[str], pattern: str, silent_is_an_error: bool) -> list[str]:
@@ -23,8 +43,8 @@ def find_patients(images: Sequence[str], pattern: str, silent_is_an_error: bool)
         raise CohortError(
             f"cohort.patient: {pattern!r} is no regular expression ({error})."
         ) from error
-    found = [search.search(image.rsplit("/", 1)[-1]) for image in images]
-    names = [(match.group(1 if search.groups else 0) or "") if match else "" for match in found]
+    matches = [search.search(image.rsplit("/", 1)[-1]) for image in images]
+    names = [(match.group(1 if search.groups else 0) or "") if match else "" for match in matches]
     silent = [image for image, name in zip(images, names, strict=True) if not name]
     if len(silent) == len(names):
         raise CohortError(
@@ -52,12 +72,12 @@ def find_parts(images: Sequence[str], parts: Mapping[str, str]) -> list[str]:
     ]
     if wrong:
         raise CohortError(f"cohort.parts: {', '.join(wrong)}; a part is train, tune or test.")
-    known = {f"{folder.strip('/')}/": PART_NAMES[part.lower()] for folder, part in parts.items()}
-    absent = [folder for folder in known if not any(image.startswith(folder) for image in images)]
+    part_of = {f"{folder.strip('/')}/": PART_NAMES[part.lower()] for folder, part in parts.items()}
+    absent = [folder for folder in part_of if not any(image.startswith(folder) for image in images)]
     if absent:
         raise CohortError(f"cohort.parts: no image in {', '.join(absent)}.")
-    inner = sorted(known, key=len, reverse=True)
+    innermost = sorted(part_of, key=len, reverse=True)
     return [
-        next((known[folder] for folder in inner if image.startswith(folder)), "")
+        next((part_of[folder] for folder in innermost if image.startswith(folder)), "")
         for image in images
     ]

@@ -15,8 +15,10 @@ from medtransfer.data.cohort.classes import (
     refuse_opposite,
 )
 from medtransfer.data.cohort.cohort import Cohort
+from medtransfer.data.cohort.contents import ReadOptions
 from medtransfer.data.cohort.listing import list_images, subfolders
 from medtransfer.data.cohort.manifest import RESERVED, guess_labels, read_cells, refuse_reserved
+from medtransfer.data.cohort.readers import read_classes, read_rows
 from medtransfer.data.images.medmnist import is_archive, read_labels
 from medtransfer.data.images.reading import is_image_file
 from medtransfer.errors import CohortError
@@ -62,20 +64,22 @@ def open_cohort(
             "manifests; leave it out."
         )
     if path.is_dir():
-        listed = (
+        listings = (
             {}
             if flat
             else {name: list_images(path / name, path, outside) for name in subfolders(path)}
         )
-        empty = {name: files for name, files in listed.items() if not files.images}
-        listed = {name: files for name, files in listed.items() if files.images}
+        empty = {name: files for name, files in listings.items() if not files.images}
+        listings = {name: files for name, files in listings.items() if files.images}
         # A folder per patient or series is no class: classes are few, and have several images each.
-        if 2 <= len(listed) <= 12 and all(len(files.images) > 1 for files in listed.values()):
-            refuse_odd_classes(list(listed), str(path))
+        if 2 <= len(listings) <= 12 and all(len(files.images) > 1 for files in listings.values()):
+            refuse_odd_classes(list(listings), str(path))
             if positive is not None:
-                return Cohort.from_folders(path, list(listed), positive, outside=outside)
+                return Cohort.from_folders(path, list(listings), positive, outside=outside)
             # Without a word which counts as 1, each class is a label of its own.
-            cohort = Cohort.from_listed_classes(path, listed, guess_positive(list(listed)), None)
+            cohort = Cohort.from_contents(
+                read_classes(path, listings, guess_positive(list(listings)))
+            )
             beside = [row for files in empty.values() for row in files.left_out]
             account = make_account("files", f"{path}, folders without an image", 0, beside)
             return replace(cohort, accounts=(*cohort.accounts, account)) if beside else cohort
@@ -88,17 +92,12 @@ def open_cohort(
         return Cohort.from_medmnist(path, positive)
     if is_image_file(path):
         raise CohortError(f"{path}: is one image. Give its folder, or a manifest (CSV).")
-    chosen = tuple(labels) or guess_labels(path)
-    refuse_reserved(chosen)
-    cohort = Cohort.from_manifest(
-        path,
-        Path(root) if root is not None else path.parent,
-        chosen,
-        positive,
-        None,
-        outside=outside,
-    )
-    if not chosen:
+    labels = tuple(labels) or guess_labels(path)
+    refuse_reserved(labels)
+    root = Path(root) if root is not None else path.parent
+    options = ReadOptions(outside=outside)
+    cohort = Cohort.from_contents(read_rows(path, root, labels, positive, options))
+    if not labels:
         cohort.source["unused"] = [
             column for column in read_cells(path).columns if column not in RESERVED
         ]
@@ -156,43 +155,43 @@ def open_second(
 
 
 def _open_folders(path: Path, classes: Sequence[str], meaning: str, positive: str | None) -> Cohort:
-    here = [name for name in subfolders(path) if list_images(path / name, path).images]
+    folders = [name for name in subfolders(path) if list_images(path / name, path).images]
     shown, remedy = (
-        ", ".join(here) or "none",
+        ", ".join(folders) or "none",
         "Keep two class folders there, or give a manifest with 0 and 1.",
     )
-    if len(here) < 2:
+    if len(folders) < 2:
         raise CohortError(
             f"{path}: holds no two class folders ({shown}). Give class folders, a manifest (CSV) "
             "or an archive."
         )
     if positive is None:
-        wanted = match_classes(classes or [meaning], here, str(path))
-        if not classes and len(here) != 2:  # of the study only the positive class has a name
+        wanted = match_classes(classes or [meaning], folders, str(path))
+        if not classes and len(folders) != 2:  # of the study only the positive class has a name
             raise CohortError(
                 f"{path}: {meaning} counts as 1, and which of the others ({shown}) counts as 0 is "
                 f"not known. {remedy}"
             )
-        return _noting(Cohort.from_folders(path, wanted if classes else here, meaning), here)
-    if positive not in here:
+        return _noting(Cohort.from_folders(path, wanted if classes else folders, meaning), folders)
+    if positive not in folders:
         raise CohortError(f"{path}: no class folder {positive}. Folders here: {shown}.")
-    if positive != meaning and (positive in classes or meaning in here):
+    if positive != meaning and (positive in classes or meaning in folders):
         raise CohortError(
             f"{path}: in the study {meaning} counts as 1, not {positive}. Leave --positive out."
         )
-    others = [name for name in here if name != positive]
+    others = [name for name in folders if name != positive]
     negative = [name for name in others if name in classes and name != meaning][:1] or others
     if len(negative) != 1:
         raise CohortError(
             f"{path}: {positive} counts as 1, and which of {', '.join(others)} counts as 0 is not "
             f"known. {remedy}"
         )
-    return _noting(Cohort.from_folders(path, [*negative, positive], positive), here)
+    return _noting(Cohort.from_folders(path, [*negative, positive], positive), folders)
 
 
-def _noting(cohort: Cohort, here: Sequence[str]) -> Cohort:
+def _noting(cohort: Cohort, folders: Sequence[str]) -> Cohort:
     """The cohort with a note of the class folders beside those that were read."""
-    beside = ((name, BESIDE) for name in here if name not in cohort.source["classes"])
+    beside = ((name, BESIDE) for name in folders if name not in cohort.source["classes"])
     return replace(cohort, ignored=(*cohort.ignored, *beside))
 
 

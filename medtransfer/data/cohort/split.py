@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold
 
 from medtransfer.data.cohort.cohort import Cohort
+from medtransfer.data.cohort.folds import draw_folds
 from medtransfer.data.cohort.manifest import PARTS
 from medtransfer.errors import CohortError, LeakageError, list_faults
 
-# Folds that leave out one value each.
-_MOST = 20
+# Most folds that leave out one value of a column each.
+_MOST_VALUES = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,14 +65,14 @@ class Split:
                 raise CohortError(
                     f"{column}: {', '.join(map(str, unknown))} is none of {', '.join(PARTS)}"
                 )
-            by_patient = self.parts.groupby(unit, sort=False)[column].unique()
-            for patient, names in by_patient.items():
-                if len(names) > 1:
-                    faults.append(f"{unit} {patient} in fold {index}: {', '.join(names)}")
-                elif names[0] == "test" and tested.setdefault(str(patient), index) != index:
-                    faults.append(
-                        f"{unit} {patient}: tested in fold {tested[str(patient)]} and fold {index}"
-                    )
+            parts = self.parts[[unit, column]].drop_duplicates()
+            divided = parts.duplicated(unit, keep=False)
+            for patient, names in parts[divided].groupby(unit, sort=False)[column]:
+                faults.append(f"{unit} {patient} in fold {index}: {', '.join(names)}")
+            for patient in parts.loc[~divided & (parts[column] == "test"), unit]:
+                first = tested.setdefault(str(patient), index)
+                if first != index:
+                    faults.append(f"{unit} {patient}: tested in fold {first} and fold {index}")
         if faults:
             remedy = (
                 "Put all images of one into one part, or remove the column split to have one made."
@@ -144,12 +144,9 @@ def split_cohort(
         table["fold_0"] = parts
     else:
         _require_patients(cohort, folds, needed)
-        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        for index, (_, test) in enumerate(
-            splitter.split(label, _strata(label, folds, needed), groups)
-        ):
-            parts = np.full(len(label), "train", dtype=object)
-            parts[test] = "test"
+        tested = draw_folds(_strata(label, folds, needed), groups, folds, seed)
+        for index in range(folds):
+            parts = np.where(tested == index, "test", "train").astype(object)
             table[f"fold_{index}"] = _hold_back(
                 parts, label, groups, tune, seed + 1 + index, needed
             )
@@ -168,11 +165,11 @@ def _values_of(cohort: Cohort, column: str) -> list[Any]:
         )
     values = cohort.images[column].astype(str)
     names = sorted(set(values))
-    if not 2 <= len(names) <= _MOST or "" in names:
+    if not 2 <= len(names) <= _MOST_VALUES or "" in names:
         empty = f", {int((values == '').sum())} images without one" if "" in names else ""
         raise CohortError(
             f"protocol.leave_out: column {column!r} has {len(names)} different values{empty}; 2 "
-            f"to {_MOST}, none empty, can be left out by."
+            f"to {_MOST_VALUES}, none empty, can be left out by."
         )
     return [(values == name).to_numpy() for name in names]
 
@@ -182,7 +179,7 @@ def _hold_back(
 ) -> Any:
     """Moves about a share `tune` of the training patients, stratified, to the tune part."""
     train = np.flatnonzero(parts == "train")
-    patients_per_class = min(len(set(groups[train][label[train] == c])) for c in needed)
+    patients_per_class = min(len(np.unique(groups[train][label[train] == c])) for c in needed)
     if patients_per_class < 2:
         raise CohortError(
             f"the training part has {patients_per_class} patient(s) of a class; at least 2 are "
@@ -190,10 +187,9 @@ def _hold_back(
             "Use fewer folds or more patients."
         )
     pieces = min(max(2, round(1 / tune)), patients_per_class)
-    splitter = StratifiedGroupKFold(pieces, shuffle=True, random_state=seed)
-    _, held = next(splitter.split(train, _strata(label[train], pieces, needed), groups[train]))
+    piece = draw_folds(_strata(label[train], pieces, needed), groups[train], pieces, seed)
     parts = parts.copy()
-    parts[train[held]] = "tune"
+    parts[train[piece == 0]] = "tune"
     return parts
 
 

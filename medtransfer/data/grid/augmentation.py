@@ -166,19 +166,19 @@ def change_boxes(
     corners = np.stack(
         [np.stack([r[..., rows], c[..., columns]], -1) for r in (low, high) for c in (low, high)], 2
     )
-    found = (
+    corners = (
         np.einsum(
             "nij,nbkj->nbki", np.linalg.inv(moved), corners - plane / 2 - shift[:, None, None]
         )
         + plane / 2
     )
     for place, axis in enumerate((rows, columns)):
-        low[..., axis], high[..., axis] = found[..., place].min(2), found[..., place].max(2)
+        low[..., axis], high[..., axis] = corners[..., place].min(2), corners[..., place].max(2)
     whole = np.prod(high - low, -1)
     limits = np.asarray(shape, float)
     low, high = np.clip(low, 0.0, limits), np.clip(high, 0.0, limits)
-    left = np.prod(high - low, -1) >= _LEFT * whole
-    return np.where(left[..., None], np.concatenate([low, high], -1), np.nan)
+    remains = np.prod(high - low, -1) >= _LEFT * whole
+    return np.where(remains[..., None], np.concatenate([low, high], -1), np.nan)
 
 
 def _movement(

@@ -1,21 +1,22 @@
 """What was decoded once: facts and network-ready pixels, on disk, by content.
 
 An entry is named by the bytes of the file, the settings, and the code and libraries that make it,
-so that a change of any of them makes another entry. Entries are written aside and renamed: a
-reader, a second writer or a killed process never leaves half of one.
+so that a change of any of them makes another entry. Entries are written aside and renamed, so that
+a second writer or a killed process never leaves half of one. Each ends with the digest of its
+content, which is compared whenever it is read: disks and power cuts damage files in silence.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import platform
 import shutil
 import tempfile
 import time
-import uuid
 import warnings
 from contextlib import suppress
 from functools import cache, lru_cache
@@ -28,7 +29,7 @@ import psutil
 from numpy.typing import NDArray
 
 from medtransfer.data.images.volumes import detached_pixels, pixels_of_another
-from medtransfer.files import name_space
+from medtransfer.files import write_aside
 
 # Libraries that decide what an entry holds; the last two are used by pydicom where they are
 # installed.
@@ -50,10 +51,9 @@ _LIBRARIES = (
     "python-gdcm",
     "pylibjpeg-libjpeg",
 )
-
-
 # Seconds after which activations that no study cleared away are of no use to anyone.
-_LEFT_BEHIND = 7 * 24 * 3600.0
+_STALE = 7 * 24 * 3600.0
+_DIGEST_SIZE = hashlib.sha256().digest_size
 
 
 def cache_folder() -> Path:
@@ -63,9 +63,9 @@ def cache_folder() -> Path:
     Never inside a study: a study folder is handed to others, the pixels of patients are not. May be
     removed at any time.
     """
-    chosen = os.environ.get("MEDTRANSFER_CACHE")
+    named = os.environ.get("MEDTRANSFER_CACHE")
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    folder = Path(chosen) if chosen else Path(home) / "medtransfer"
+    folder = Path(named) if named else Path(home) / "medtransfer"
     try:
         _make_private(folder)
         with tempfile.TemporaryFile(dir=folder):
@@ -84,20 +84,17 @@ def cache_folder() -> Path:
 
 
 def feature_folder() -> Path:
-    """Where activations of frozen stages are kept while a study lasts; what other days left behind
-    is removed.
+    """Where activations of frozen stages are kept while a study lasts; those of studies that ended
+    without clearing them away are removed after a week.
 
-    One folder for each start of this machine: after a power cut nobody knows what had reached the
-    disk.
+    Each start of this machine has a folder of its own, as activations are written without waiting
+    for the disk, and a power cut may have lost some of them.
     """
     home = cache_folder() / "features"
     folder = home / f"{platform.node()}-{int(psutil.boot_time())}"
     for old in home.glob("*/*"):
         with suppress(OSError):
-            if (
-                time.time() - max(path.stat().st_mtime for path in (old, *old.glob("*")))
-                > _LEFT_BEHIND
-            ):
+            if time.time() - max(path.stat().st_mtime for path in (old, *old.glob("*"))) > _STALE:
                 shutil.rmtree(old, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -149,52 +146,76 @@ def entry_path(folder: Path, file_digest: str, setting: str) -> Path:
 
 
 def read_entry(path: Path) -> NDArray[Any] | None:
-    """The array of an entry, mapped from disk; None where there is none, or it was cut short."""
-    try:
-        mapped: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        return mapped
-    except (OSError, ValueError, EOFError):
+    """The array of an entry; None where there is none, or it is damaged, which a warning says."""
+    content = _read(path)
+    if content is None:
         return None
+    array: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
+    if not np.isfinite(array).all():
+        _warn_of_damage(path)
+        return None
+    return array
 
 
 def write_entry(path: Path, array: NDArray[Any]) -> None:
-    """Writes aside, then renames."""
-    _write(path, lambda stream: np.save(stream, array), array.nbytes)
+    """Writes an array with its digest, whole or not at all."""
+    stream = io.BytesIO()
+    np.save(stream, array)
+    _write(path, stream.getvalue())
 
 
 def read_facts(folder: Path, file_digest: str) -> dict[str, Any] | None:
-    """What was noted of a file, its small pictures among it; None where nothing was."""
-    path = entry_path(folder, file_digest, "facts").with_suffix(".npz")
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files if name != "facts"}
-            return {**json.loads(str(archive["facts"])), **arrays}
-    except Exception:
+    """What was noted of a file, its small pictures among it; None where nothing was, or the note is
+    damaged, which a warning says.
+    """
+    content = _read(_facts_path(folder, file_digest))
+    if content is None:
         return None
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files if name != "facts"}
+        return {**json.loads(str(archive["facts"])), **arrays}
 
 
 def write_facts(folder: Path, file_digest: str, facts: dict[str, Any]) -> None:
     """Keeps what was noted of a file: plain values and arrays."""
     arrays = {name: value for name, value in facts.items() if isinstance(value, np.ndarray)}
     plain = {name: value for name, value in facts.items() if name not in arrays}
-    path = entry_path(folder, file_digest, "facts").with_suffix(".npz")
-    size = sum(array.nbytes for array in arrays.values())
     content: dict[str, Any] = {"facts": np.array(json.dumps(plain)), **arrays}
-    _write(path, lambda stream: np.savez(stream, **content), size)
+    stream = io.BytesIO()
+    np.savez(stream, **content)
+    _write(_facts_path(folder, file_digest), stream.getvalue())
 
 
-def _write(path: Path, save: Any, size: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A name no other process or host takes, where the cache lies on a shared disk.
-    part = path.with_name(f".{path.stem[:16]}.{uuid.uuid4().hex}.part")
+def _facts_path(folder: Path, file_digest: str) -> Path:
+    return entry_path(folder, file_digest, "facts").with_suffix(".npz")
+
+
+def _read(path: Path) -> memoryview | None:
+    """The content of a file that `_write` wrote; None where there is none or it is damaged."""
     try:
-        with part.open("wb") as stream:
-            save(stream)
-        part.replace(path)
-    except OSError as error:
-        raise name_space(error, path, size) from error
-    finally:
-        part.unlink(missing_ok=True)
+        data = memoryview(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError:  # a disk that fails on this file
+        data = memoryview(b"")
+    content, digest = data[:-_DIGEST_SIZE], data[-_DIGEST_SIZE:]
+    if hashlib.sha256(content).digest() != digest:
+        _warn_of_damage(path)
+        return None
+    return content
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_aside(path, content + hashlib.sha256(content).digest())
+
+
+def _warn_of_damage(path: Path) -> None:
+    warnings.warn(
+        f"{path}: this entry of the image cache is damaged. It is not used, and is made anew from "
+        "its image. Damage without a power cut or a full disk points to a failing disk.",
+        stacklevel=3,
+    )
 
 
 @cache

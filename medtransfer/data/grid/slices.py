@@ -78,12 +78,12 @@ def cut(volume: Tensor, plane: Plane, slab: int = 1, present: Tensor | None = No
             f"a slab of {slab} slices needs grey volumes; these have {stack.shape[1]} channels. "
             "Use one window."
         )
-    there = (
+    indices = (
         torch.arange(len(stack))
         if present is None or not present.any()
         else present.nonzero()[:, 0]
     )
-    first, last = int(there[0]), int(there[-1])
+    first, last = int(indices[0]), int(indices[-1])
     neighbours = [
         torch.arange(len(stack)).add(step).clamp(first, last)
         for step in range(-(slab // 2), slab // 2 + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,49 +21,52 @@ from medtransfer.data.grid.slices import Plane, Slices, boxes_of_stack, cut, pre
 from medtransfer.errors import ImageError
 
 
+@dataclass(frozen=True)
+class NetworkInput:
+    """How a network takes images.
+
+    Attributes:
+        mean, std: the recipe of the weights, per channel.
+        ndim: axes of space that the network takes.
+        plane, slab: of the slices of volumes; see `slices.cut`.
+    """
+
+    mean: Sequence[float]
+    std: Sequence[float]
+    ndim: int = 2
+    plane: Plane = "axial"
+    slab: int = 1
+
+
 class ImageSource:
     """Cached images of a cohort, by their row numbers, in the recipe of the weights.
 
     Args:
         entries: files of the image cache, from `inspect_images`.
         targets: float32 (image, label).
-        mean, std: the recipe, per channel.
-        ndim: axes of space that the network takes.
-        plane, slab: of the slices of volumes; see `slices.cut`.
+        network_input: how the network takes images.
         seed: of the random half.
         device: where the random half runs and the batches lie.
-        augment: which random changes the labels allow.
         boxes: of each image, (box, 4 or 6) on the grid of the cache, lower and then upper ends
             along its axes; the targets are then these, in place of labels.
+        augment: which random changes the labels allow.
     """
 
     def __init__(
         self,
         entries: Sequence[Path],
         targets: NDArray[np.float32],
-        mean: Sequence[float],
-        std: Sequence[float],
-        ndim: int = 2,
-        plane: Plane = "axial",
-        slab: int = 1,
+        network_input: NetworkInput,
         seed: int = 0,
         device: torch.device | str = "cpu",
         boxes: Sequence[NDArray[np.float64]] | None = None,
         augment: Augment | None = None,
     ) -> None:
-        self.entries, self.augment = list(entries), augment or Augment()
+        self.entries, self.augment = [Path(entry) for entry in entries], augment or Augment()
         self.boxes = None if boxes is None else pad_boxes(boxes)
         self.targets = torch.tensor(targets, dtype=torch.float32)
-        self.mean, self.std, self.ndim, self.plane, self.slab, self.seed, self.device = (
-            mean,
-            std,
-            ndim,
-            plane,
-            slab,
-            seed,
-            device,
-        )
-        self.across = Slices(plane=plane).axis
+        self.input, self.seed, self.device = network_input, seed, device
+        self.across = Slices(plane=network_input.plane).axis
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -89,23 +93,23 @@ class ImageSource:
             row, column) for one of volumes.
 
         Raises:
-            ImageError: an entry of the cache is gone, or its channels do not fit the network.
+            ImageError: an entry of the cache is gone or damaged, or its channels do not fit the
+                network.
         """
-        given = [self._read(row) for row in rows]
-        channels = max(len(image) for image in given)
-        shape = (len(given), channels, *given[0].shape[1:])
+        arrays = [self._read(row) for row in rows]
+        channels = max(len(image) for image in arrays)
+        shape = (len(arrays), channels, *arrays[0].shape[1:])
         # Memory that a GPU copies from by itself, while it computes.
         images = torch.empty(shape, pin_memory=torch.device(self.device).type == "cuda")
-        for place, image in zip(images, given, strict=True):
+        for place, image in zip(images, arrays, strict=True):
             place.copy_(image)  # where it has one channel, to all of them
         volumes = images.ndim == 5
         # Before the random half, which brightens what only pads a volume too.
-        there = (
-            [present_slices(image, self.plane) for image in given]
+        present = torch.stack(
+            [present_slices(image, self.input.plane) for image in arrays]
             if volumes
-            else [torch.ones(1, dtype=torch.bool)] * len(given)
+            else [torch.ones(1, dtype=torch.bool)] * len(arrays)
         )
-        present = torch.stack(there)
         images = images.to(self.device, non_blocking=True)
         changes = (
             None
@@ -117,8 +121,8 @@ class ImageSource:
         if volumes:
             stacks = torch.stack(
                 [
-                    cut(image, self.plane, self.slab, there)
-                    for image, there in zip(images, present, strict=True)
+                    cut(image, self.input.plane, self.input.slab, slices)
+                    for image, slices in zip(images, present, strict=True)
                 ]
             )
             stacks = torch.where(
@@ -126,10 +130,10 @@ class ImageSource:
                 stacks,
                 stacks.new_zeros(()),
             )
-            images = normalise(stacks, self.mean, self.std, axis=2)
-            images = images if self.ndim == 2 else images.transpose(1, 2)
+            images = normalise(stacks, self.input.mean, self.input.std, axis=2)
+            images = images if self.input.ndim == 2 else images.transpose(1, 2)
         else:
-            images = normalise(images, self.mean, self.std)
+            images = normalise(images, self.input.mean, self.input.std)
         return {
             "features": {"image": images},
             "present": present,
@@ -149,13 +153,13 @@ class ImageSource:
         boxes = self.boxes[list(rows)]
         if changes is not None:
             boxes = change_boxes(boxes, changes, self.shape, self.across)
-        return torch.from_numpy(boxes_as_seen(boxes, self.shape, self.plane))
+        return torch.from_numpy(boxes_as_seen(boxes, self.shape, self.input.plane))
 
     def _read(self, row: int) -> Tensor:
         array = read_entry(self.entries[row])
         if array is None:
             raise ImageError(
-                f"{self.entries[row]}: this entry of the image cache is gone or cut short. Run "
+                f"{self.entries[row]}: this entry of the image cache is gone or damaged. Run "
                 "the same command again."
             )
         return torch.from_numpy(np.array(array, np.float32))
@@ -177,8 +181,8 @@ def pad_boxes(boxes: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     than another; one row at least.
     """
     most = max(1, max(map(len, boxes), default=0))
-    ends = next((own.shape[1] for own in boxes if len(own)), 4)
+    ends = next((of_image.shape[1] for of_image in boxes if len(of_image)), 4)
     padded = np.full((len(boxes), most, ends), np.nan)
-    for place, own in enumerate(boxes):
-        padded[place, : len(own)] = own.reshape(-1, ends)
+    for place, of_image in enumerate(boxes):
+        padded[place, : len(of_image)] = of_image.reshape(-1, ends)
     return padded

@@ -4,18 +4,22 @@ follow.
 ITK, which reads the pixels, takes much of this unsaid. Each fact that a file states twice, and what
 happens where it differs:
 
-| fact | compared with | otherwise |
-|---|---|---|
-| NRRD dimension; MetaImage NDims | numbers in sizes, DimSize, spacings | refused |
-| sizes and type | bytes of uncompressed pixels | fewer: refused as truncated; more: told |
-| NRRD spacings | space directions | both given: refused, as the format forbids it and ITK reads
-neither | | MetaImage ElementSpacing | ElementSize (of the voxel itself) | ElementSpacing is used,
-told | | spacing | must be finite and above 0; NRRD: all nan is not stated | refused | | directions
-of the axes | must span the space | refused | | NRRD space; MetaImage TransformMatrix | there |
-missing: left and right are not known, told | | NRRD space units | mm | known ones converted, others
-told | | the file with the pixels | there | refused, the candidates beside it named | | compressed
-pixels | their own sum and end | refused as cut or damaged | | MetaImage CompressedData,
-CompressedDataSize | first bytes and length of the pixels | refused, the right value named |
+- NRRD dimension; MetaImage NDims (compared with: numbers in sizes, DimSize, spacings): refused.
+- sizes and type (compared with: bytes of uncompressed pixels): fewer: refused as truncated; more:
+  noted.
+- NRRD spacings (compared with: space directions): both given: refused, as the format forbids it and
+  ITK reads neither.
+- MetaImage ElementSpacing (compared with: ElementSize (of the voxel itself)): ElementSpacing is
+  used, noted.
+- spacing (compared with: must be finite and above 0; NRRD: all nan is not stated): refused.
+- directions of the axes (compared with: must span the space): refused.
+- NRRD space; MetaImage TransformMatrix (compared with: there): missing: left and right are not
+  known, noted.
+- NRRD space units (compared with: mm): known ones converted, others noted.
+- the file with the pixels (compared with: there): refused, the candidates beside it named.
+- compressed pixels (compared with: their own sum and end): refused as cut or damaged.
+- MetaImage CompressedData, CompressedDataSize (compared with: first bytes and length of the
+  pixels): refused, the right value named.
 
 Not compared: AnatomicalOrientation (written after two conventions), thicknesses, min and max,
 comments.
@@ -85,9 +89,9 @@ class Header:
             text = line.decode("latin-1").strip()
             if kind == "NRRD" and not text:
                 break
-            name, found, rest = text.partition(mark)
+            name, separator, rest = text.partition(mark)
             # Behind `:=` stand a user's own keys, which may be named as anything.
-            if found and not (kind == "NRRD" and rest.startswith("=")):
+            if separator and not (kind == "NRRD" and rest.startswith("=")):
                 self.fields.setdefault(name.strip().lower(), rest.strip())
             if name.strip().lower() == "elementdatafile":
                 break
@@ -112,7 +116,7 @@ def compare(path: Path, kind: str) -> tuple[Hazards, bool, float]:
     """Compares what the header states.
 
     Returns:
-        hazards: what is told.
+        hazards: filled with what a user should know.
         stated: the header states a spacing.
         factor: mm of the header's unit of length.
 
@@ -152,12 +156,12 @@ def _compare_nrrd(header: Header, hazards: Hazards) -> tuple[bool, float]:
             "Remove the one that is wrong."
         )
     _refuse_flat(header, "space directions", directions)
-    known = [number for number in spacings if not math.isnan(number)]
-    _refuse_spacing(header, "spacings", known)
+    numbers = [number for number in spacings if not math.isnan(number)]
+    _refuse_spacing(header, "spacings", numbers)
     if (
-        known
-        and len(known) < len(spacings)
-        and len(spacings) - len(known) != len(header.get("sizes").split()) - 3
+        numbers
+        and len(numbers) < len(spacings)
+        and len(spacings) - len(numbers) != len(header.get("sizes").split()) - 3
     ):
         raise ImageError(
             f"{header.path}: spacings is not a number (nan) along one axis. Export it again."
@@ -170,7 +174,7 @@ def _compare_nrrd(header: Header, hazards: Hazards) -> tuple[bool, float]:
     if len(units) > 1 or units - set(_UNITS):
         hazards.append(("units", "space units are mixed or not known; they are taken as mm"))
         units = set()
-    return bool(directions or known), _UNITS[units.pop()] if units else 1.0
+    return bool(directions or numbers), _UNITS[units.pop()] if units else 1.0
 
 
 def _compare_meta(header: Header, hazards: Hazards) -> bool:
@@ -192,10 +196,10 @@ def _compare_meta(header: Header, hazards: Hazards) -> bool:
 def _same_count(header: Header, name: str, *lists: str) -> None:
     stated = header.numbers(name)
     for other in lists:
-        found = header.numbers(other)
-        if stated and found and stated[0] != len(found):
+        values = header.numbers(other)
+        if stated and values and stated[0] != len(values):
             raise ImageError(
-                f"{header.path}: {name} is {stated[0]:g}, and {other} has {len(found)} numbers. "
+                f"{header.path}: {name} is {stated[0]:g}, and {other} has {len(values)} numbers. "
                 "Export it again."
             )
 
@@ -232,7 +236,7 @@ def _compare_bytes(header: Header, kind: str, hazards: Hazards) -> None:
     """The bytes of the pixels against the sizes. Compressed ones are unfolded for it: ITK takes
     damaged ones unsaid.
     """
-    found = _find_pixels(header, kind)
+    holder = _find_pixels(header, kind)
     sizes = header.numbers("sizes" if kind == "NRRD" else "DimSize")
     width = _BYTES.get(header.get("type" if kind == "NRRD" else "ElementType").lower(), 0)
     needed = int(math.prod(sizes) * width * (header.numbers("ElementNumberOfChannels") or [1])[0])
@@ -240,15 +244,15 @@ def _compare_bytes(header: Header, kind: str, hazards: Hazards) -> None:
         "",
         "0",
     }
-    if found is None or skips or needed < 1:
+    if holder is None or skips or needed < 1:
         # a part is skipped, or the pixels lie in several files, which ITK misses where they are not
         # there
         return
-    pixels, start = found, header.end if found == header.path else 0
+    pixels, start = holder, header.end if holder == header.path else 0
     with pixels.open("rb") as stream:
         stream.seek(start)
         first = stream.read(2)
-    there = pixels.stat().st_size - start
+    size = pixels.stat().st_size - start
     squeezed = first == b"\x1f\x8b" or (
         first[:1] == b"\x78" and int.from_bytes(first, "big") % 31 == 0
     )
@@ -259,7 +263,7 @@ def _compare_bytes(header: Header, kind: str, hazards: Hazards) -> None:
             f"{header.path}: CompressedData is True, and the pixels are not compressed. Set it to "
             "False."
         )
-    if kind == "MetaImage" and not compressed and squeezed and 0 < there < needed:
+    if kind == "MetaImage" and not compressed and squeezed and 0 < size < needed:
         raise ImageError(
             f"{header.path}: the pixels are compressed, and CompressedData does not say so. Set "
             "it to True."
@@ -277,16 +281,16 @@ def _compare_bytes(header: Header, kind: str, hazards: Hazards) -> None:
                 f"{header.path}: CompressedDataSize is {'wrong' if stated else 'missing'}. Set it "
                 f"to {used}."
             )
-        there = unfolded
+        size = unfolded
     elif encoding not in {"", "raw"} or header.get("BinaryData").lower() == "false":
         return  # written as text
-    if there < needed:
+    if size < needed:
         raise ImageError(
             f"{header.path}: is truncated: the header claims {needed} bytes of pixels, and "
-            f"{there} are there. Copy it again."
+            f"{size} are there. Copy it again."
         )
-    if there > needed:
-        hazards.append(("surplus", f"{there - needed} bytes behind the pixels are left out"))
+    if size > needed:
+        hazards.append(("surplus", f"{size - needed} bytes behind the pixels are left out"))
 
 
 def find_pixels(path: Path, kind: str) -> Path | None:

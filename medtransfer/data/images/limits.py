@@ -90,7 +90,7 @@ def _granted() -> list[int]:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:  # no Linux
         return []
-    found = []
+    limits = []
     for line in lines:
         _, controllers, group = (*line.split(":", 2), "", "")[:3]
         if controllers not in {"", "memory"} and "memory" not in controllers.split(","):
@@ -108,8 +108,8 @@ def _granted() -> list[int]:
                 continue
             # Version 2 writes "max", version 1 a number beyond all memory where there is no limit.
             if text.isdigit() and int(text) > 0:
-                found.append(int(text))
-    return found
+                limits.append(int(text))
+    return limits
 
 
 def _gigabytes(count: float) -> str:

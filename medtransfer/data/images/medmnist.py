@@ -2,12 +2,10 @@
 
 An `.npz` file holds `train_images`, `train_labels`, and the same for `val` and `test`.
 
-| fact | compared with | otherwise |
-|---|---|---|
-| labels | images of the part, in number and shape | refused |
-| values of labels | whole numbers from 0 | refused, how many named |
-| images of a part | those of the other parts, in shape | refused |
-| type of images | uint8, 0 to 255 | values are taken as they are, told |
+- labels (compared with: images of the part, in number and shape): refused.
+- values of labels (compared with: whole numbers from 0): refused, how many named.
+- images of a part (compared with: those of the other parts, in shape): refused.
+- type of images (compared with: uint8, 0 to 255): values are taken as they are, noted.
 """
 
 from __future__ import annotations
@@ -90,14 +88,14 @@ def read_labels(path: Path) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
                 f"{path}: {part}_labels holds {how}. Mend them, or leave their images out."
             )
     flat = {part: values.reshape(-1).astype(int) for part, values in labels.items()}
-    known = next(
+    meanings = next(
         (names for stem, names in MEANINGS.items() if path.stem.lower().startswith(stem)), None
     )
-    found = sorted(set(np.concatenate(list(flat.values())).tolist()))
+    classes = sorted(set(np.concatenate(list(flat.values())).tolist()))
     names = (
-        known
-        if known is not None and set(found) <= {0, 1}
-        else tuple(str(v) for v in range(max(found, default=0) + 1))
+        meanings
+        if meanings is not None and set(classes) <= {0, 1}
+        else tuple(str(v) for v in range(max(classes, default=0) + 1))
     )
     return flat, names
 

@@ -2,15 +2,17 @@
 
 Each fact that a file states twice, and what happens where it differs:
 
-| fact | compared with | otherwise |
-|---|---|---|
-| dim and datatype | bytes of the file | fewer: refused as truncated; more: told; whole volumes
-more: refused | | bitpix | datatype | datatype is used, told | | sform | qform | sform is used,
-told; neither: pixdim alone, left and right not known, told | | pixdim | voxel sizes of sform |
-sform is used, told | | pixdim, where it is used | must be finite and not 0; all 0: not stated |
-refused; negative: taken as positive, told | | unit of xyzt_units | known codes | taken as mm, told
-| | scl_slope | 0 or NaN | means none | | magic | one file or a pair | the pixels of a pair must lie
-beside |
+- dim and datatype (compared with: bytes of the file): fewer: refused as truncated; more: noted;
+  whole volumes more: refused.
+- bitpix (compared with: datatype): datatype is used, noted.
+- sform (compared with: qform): sform is used, noted; neither: pixdim alone, left and right not
+  known, noted.
+- pixdim (compared with: voxel sizes of sform): sform is used, noted.
+- pixdim, where it is used (compared with: must be finite and not 0; all 0: not stated): refused;
+  negative: taken as positive, noted.
+- unit of xyzt_units (compared with: known codes): taken as mm, noted.
+- scl_slope (compared with: 0 or NaN): means none.
+- magic (compared with: one file or a pair): the pixels of a pair must lie beside.
 
 Not compared: cal_min, cal_max, glmin, glmax, descrip, slice_code, intent (none changes a value or
 its place).
@@ -56,11 +58,11 @@ def read_nifti(path: Path, member: int | None) -> tuple[NDArray[np.float32], Flo
             raise ImageError(
                 f"{path}: holds {what}, not one number per voxel. Export a grey volume."
             )
-        shape, chosen = _choose_volume(path, image.shape, member)
+        shape, part = _choose_volume(path, image.shape, member)
         hazards: Hazards = []
         raw = (
             _read_voxels(path, image, stream, pixels, hazards)
-            .reshape(image.shape)[chosen]
+            .reshape(image.shape)[part]
             .reshape(shape)
         )
     bits = int(stated_header["bitpix"])
@@ -111,39 +113,39 @@ def nifti_pixels(path: Path) -> list[Path]:
 def _read_voxels(
     path: Path, image: Any, stream: Any, pixels: Path, hazards: Hazards
 ) -> NDArray[Any]:
-    """As stored; what is missing or left over is told apart."""
+    """Voxels as stored; bytes that are missing or left over are refused or noted."""
     offset = int(image.dataobj.offset)
     size = image.header.get_data_dtype().itemsize
     needed = offset + size * int(np.prod(image.shape, dtype=np.int64))
     plain = not _is_gzip(pixels)
-    there = pixels.stat().st_size
-    if plain and there < needed:
+    length = pixels.stat().st_size
+    if plain and length < needed:
         raise ImageError(
-            f"{path}: is truncated: the header claims {needed} bytes, and {there} are there. Copy "
+            f"{path}: is truncated: the header claims {needed} bytes, and {length} are there. Copy "
             "it again."
         )
     try:
         raw: NDArray[Any] = np.asanyarray(image.dataobj.get_unscaled())
         if not plain and stream is not None:
             stream.seek(needed)
-            there = needed + len(stream.read(_SURPLUS))
+            length = needed + len(stream.read(_SURPLUS))
     except (OSError, EOFError, zlib.error):
         raise ImageError(
             f"{path}: its compressed voxels are cut or damaged. Copy or download it again."
         ) from None
     volume = size * int(np.prod(image.shape[:3], dtype=np.int64))
     if (
-        there - needed >= volume
-        and (plain or there - needed < _SURPLUS)
-        and (there - needed) % volume == 0
+        length - needed >= volume
+        and (plain or length - needed < _SURPLUS)
+        and (length - needed) % volume == 0
     ):
-        count = (there - needed) // volume
+        count = (length - needed) // volume
         raise ImageError(
             f"{path}: {count} more volume(s) follow those that dim in its header counts. Export "
             "it again."
         )
-    if there > needed and (plain or stream is not None):
-        more = f"{there - needed}" if plain or there - needed < _SURPLUS else "many"
+    if length > needed and (plain or stream is not None):
+        more = f"{length - needed}" if plain or length - needed < _SURPLUS else "many"
         hazards.append(("surplus", f"{more} bytes behind the voxels are left out"))
     return raw
 
@@ -152,7 +154,7 @@ def _affine(path: Path, header: Any, sizes: Float, hazards: Hazards) -> tuple[Fl
     """sform where it has a code, else qform, else the spacing alone; and whether any of these
     states a spacing.
 
-    `sizes` are those of pixdim as the file has them: nibabel mends some of them in its header.
+    `sizes` are those of pixdim as the file has them: nibabel corrects some of them in its header.
     """
     qform, sform = int(header["qform_code"]), int(header["sform_code"])
     # An axis that is not there, and those of a file that states none, have no size.
@@ -235,8 +237,8 @@ def _choose_volume(
 def _opened(path: Path) -> Iterator[tuple[Any, Any, Any]]:
     """The image, its stream (None for a pair), and its header as it is written.
 
-    By the first bytes of the file, whatever its name; nibabel goes by the name, and mends headers
-    unsaid.
+    The first bytes of the file decide what it is. nibabel goes by the name, and corrects headers
+    without a word.
     """
     with path.open("rb") as raw:
         head = raw.read(4096)
@@ -275,9 +277,9 @@ def _pixels(header: Path) -> Path:
     stem = header.name.removesuffix(".gz")
     stem = stem[:-4] if stem.lower().endswith(".hdr") else stem
     for ending in (".img", ".img.gz", ".IMG"):
-        found = header.with_name(stem + ending)
-        if found.is_file():
-            return found
+        pixels = header.with_name(stem + ending)
+        if pixels.is_file():
+            return pixels
     raise ImageError(
         f"{header}: is the header of a pair, and its pixels ({stem}.img) are not beside it. Put "
         "them there."

@@ -2,14 +2,13 @@
 
 What a file states twice, and what happens where it differs (for TIFF, see `tiff`):
 
-| fact | compared with | otherwise |
-|---|---|---|
-| frames of GIF, WebP, APNG, AVIF | one | refused |
-| pictures of a JPEG (MPO, as phones write) | one | the first is read, told |
-| depth of PNG, JPEG 2000, PNM | depth of the decoded pixels | decoded by other means, in full |
-| depth of AVIF | 8 bits | refused |
-| orientation tag | 1 to 8 | otherwise not applied, told |
-| sides of PNM | values that follow | fewer: refused; another map behind: refused |
+- frames of GIF, WebP, APNG, AVIF (compared with: one): refused.
+- pictures of a JPEG (MPO, as phones write) (compared with: one): the first is read, noted.
+- depth of PNG, JPEG 2000, PNM (compared with: depth of the decoded pixels): decoded by other means,
+  in full.
+- depth of AVIF (compared with: 8 bits): refused.
+- orientation tag (compared with: 1 to 8): otherwise not applied, noted.
+- sides of PNM (compared with: values that follow): fewer: refused; another map behind: refused.
 
 Not compared: EXIF sizes (of the picture before it was edited), sBIT (descriptive), gamma, colour
 profiles, resolutions.
@@ -207,12 +206,12 @@ def _read_pnm(path: Path) -> tuple[NDArray[np.float32], str, int, list[str]] | N
     maps.
     """
     data = path.read_bytes()
-    found = _PNM.match(data)
-    if found is None:
+    header = _PNM.match(data)
+    if header is None:
         return None
-    kind, columns, rows, top = (int(group) for group in found.groups())
+    kind, columns, rows, top = (int(group) for group in header.groups())
     channels, plain = (3 if kind in {3, 6} else 1), kind in {2, 3}
-    rest, width = data[found.end() :], 1 if top < 256 else 2
+    rest, width = data[header.end() :], 1 if top < 256 else 2
     needed = rows * columns * channels
     if plain:
         values = np.array(re.sub(rb"#[^\r\n]*", b"", rest).split()[:needed], dtype=np.float32)

@@ -21,6 +21,7 @@ from medtransfer.data.images.dicom.image import read_multiframe, read_plane, rea
 from medtransfer.data.images.image import Image, identity_turn
 from medtransfer.data.images.limits import refuse_slivers
 from medtransfer.data.images.medmnist import read_member
+from medtransfer.data.images.orientation import flatten, orient, voxel_sizes
 from medtransfer.data.images.pictures import read_picture
 from medtransfer.data.images.signatures import (
     ARCHIVE,
@@ -30,13 +31,7 @@ from medtransfer.data.images.signatures import (
     kind_of_ending,
     readable_kind,
 )
-from medtransfer.data.images.volumes import (
-    flatten,
-    orient,
-    pixels_of_another,
-    read_volume,
-    voxel_sizes,
-)
+from medtransfer.data.images.volumes import pixels_of_another, read_volume
 from medtransfer.data.images.windows import Window, needs_header, parse_window, scale, uses_preset
 from medtransfer.errors import ImageError
 
@@ -78,13 +73,13 @@ def read_image(path: str | Path, window: Any = None) -> Image:
         ImageError: missing, damaged, ambiguous, or with values that are not finite.
         ConfigError: an unknown window.
     """
-    chosen = None if window is None else parse_window(window)
-    if chosen is None:
+    parsed = None if window is None else parse_window(window)
+    if parsed is None:
         return _load(path, False)
     # A window of the header is applied to the stored values, before MONOCHROME1 is inverted: read
     # for it alone.
-    only_header = chosen == "from_header"
-    return window_image(path, None if only_header else read_image(path), chosen)
+    only_header = parsed == "from_header"
+    return window_image(path, None if only_header else read_image(path), parsed)
 
 
 def window_image(path: str | Path, image: Image | None, window: Window) -> Image:
@@ -171,12 +166,13 @@ def _read(file: Path, member: str, header_window: bool) -> Image:
     image = _read_kind(file, kind, _number(file, member), header_window)
     named = kind_of_ending(file)
     if kind and named not in {"", kind}:
-        told = (
+        hazard = (
             "ending",
             f"is {kind}, though its name ends as that of {named}; its content decides",
         )
         image = replace(
-            image, provenance={**image.provenance, "hazards": [*image.provenance["hazards"], told]}
+            image,
+            provenance={**image.provenance, "hazards": [*image.provenance["hazards"], hazard]},
         )
     return image
 

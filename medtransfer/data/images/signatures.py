@@ -187,8 +187,8 @@ def why_no_image(path: Path) -> str:
     head = _head(path)
     if _kind_of_content(head):
         return ""
-    found = _foreign(head, path)
-    return f"{found[0]}. {found[1]}." if found else ""
+    cause = _foreign(head, path)
+    return f"{cause[0]}. {cause[1]}." if cause else ""
 
 
 def unpack_gzip(head: bytes, count: int = _HEAD) -> bytes:

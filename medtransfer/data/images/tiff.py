@@ -2,14 +2,16 @@
 
 Each fact that a file states twice, and what happens where it differs:
 
-| fact | compared with | otherwise |
-|---|---|---|
-| pages | one image; thumbnails and masks (NewSubfileType, SubfileType) aside | several: refused;
-thumbnails: left out, told | | images by ImageJ, OME, or the writer's series | pages | more than one
-image: refused | | offsets and lengths of strips or tiles | length of the file, number needed,
-uncompressed size | refused as truncated | | BitsPerSample, SampleFormat | alike for all samples |
-refused | | Photometric, SamplesPerPixel, ExtraSamples | array | refused; unexplained channels too |
-| Orientation | 1 to 8 | otherwise not applied, told |
+- pages (compared with: one image; thumbnails and masks (NewSubfileType, SubfileType) aside):
+  several: refused; thumbnails: left out, noted.
+- images by ImageJ, OME, or the writer's series (compared with: pages): more than one image:
+  refused.
+- offsets and lengths of strips or tiles (compared with: length of the file, number needed,
+  uncompressed size): refused as truncated.
+- BitsPerSample, SampleFormat (compared with: alike for all samples): refused.
+- Photometric, SamplesPerPixel, ExtraSamples (compared with: array): refused; unexplained channels
+  too.
+- Orientation (compared with: 1 to 8): otherwise not applied, noted.
 
 Not compared: MinSampleValue and MaxSampleValue (descriptive), resolutions (of paper, not of
 patients), EXIF sizes.

@@ -18,7 +18,7 @@ from PIL import Image as Pillow
 from skimage.draw import polygon2mask
 from skimage.filters import gaussian
 
-from medtransfer.data.images.dicom.writing import write_grey_dicom
+from medtransfer.data.images.dicom.writing import GreyEncoding, write_grey_dicom
 from medtransfer.data.phantom.volumes import draw_volume, write_volume
 from medtransfer.errors import CohortError
 
@@ -122,10 +122,7 @@ def write_phantom(
                 patient=patient,
                 number=(seed * 1_000_003 + number) * 10 + view,
                 spacing=SPACING,
-                bits=_BITS,
-                photometric=scanner.photometric,
-                slope=scanner.slope,
-                intercept=scanner.intercept,
+                encoding=GreyEncoding(_BITS, scanner.photometric, scanner.slope, scanner.intercept),
             )
             Pillow.fromarray(mask.astype(np.uint8) * 255).save(folder / "masks" / f"{name}.png")
             rows.append(

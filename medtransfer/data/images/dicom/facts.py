@@ -4,22 +4,27 @@ are decoded.
 Each fact that a file states twice, and what happens where the two differ. What is resolved is told
 in the hazards.
 
-| fact | compared with | otherwise |
-|---|---|---|
-| PixelData, FloatPixelData, DoubleFloatPixelData | there, not empty | refused |
-| PhotometricInterpretation | missing: palette tables, PresentationLUTShape | taken from these, else
-refused | | SamplesPerPixel | PhotometricInterpretation; length of native pixels | missing: by the
-first; contradicted: by the length, else refused | | Rows, Columns | size in the compressed stream;
-missing: that, or the length of native pixels | differ: refused | | BitsAllocated | length of native
-pixels, BitsStored | missing or too small: by the length, else refused | | BitsStored | at most
-BitsAllocated; missing: HighBit | refused; from HighBit, except for MONOCHROME1, which is mirrored
-over its bits | | HighBit | BitsStored - 1 | low bits empty and values too high: shifted; values
-fit: stays; else refused | | bits above BitsStored | must be empty, or repeat the sign | one
-declared or lone overlay plane: masked off; else refused | | PixelRepresentation | missing: whether
-any value has its sign bit set | none: unsigned; else refused | | PlanarConfiguration | missing: the
-encoding (compressed, YBR_FULL_422) | has one meaning: taken; else refused | | NumberOfFrames |
-frames' worth of native pixels, compressed streams | differ: refused; less than a frame more is
-padding, told |
+- PixelData, FloatPixelData, DoubleFloatPixelData (compared with: there, not empty): refused.
+- PhotometricInterpretation (compared with: missing: palette tables, PresentationLUTShape): taken
+  from these, else refused.
+- SamplesPerPixel (compared with: PhotometricInterpretation; length of native pixels): missing: by
+  the first; contradicted: by the length, else refused.
+- Rows, Columns (compared with: size in the compressed stream; missing: that, or the length of
+  native pixels): differ: refused.
+- BitsAllocated (compared with: length of native pixels, BitsStored): missing or too small: by the
+  length, else refused.
+- BitsStored (compared with: at most BitsAllocated; missing: HighBit): refused; from HighBit, except
+  for MONOCHROME1, which is mirrored over its bits.
+- HighBit (compared with: BitsStored - 1): low bits empty and values too high: shifted; values fit:
+  stays; else refused.
+- bits above BitsStored (compared with: must be empty, or repeat the sign): one declared or lone
+  overlay plane: masked off; else refused.
+- PixelRepresentation (compared with: missing: whether any value has its sign bit set): none:
+  unsigned; else refused.
+- PlanarConfiguration (compared with: missing: the encoding (compressed, YBR_FULL_422)): has one
+  meaning: taken; else refused.
+- NumberOfFrames (compared with: frames' worth of native pixels, compressed streams): differ:
+  refused; less than a frame more is padding, noted.
 
 Not compared: SmallestImagePixelValue, LargestImagePixelValue and their kin (descriptive; often of
 another version of the image), LossyImageCompressionRatio, WindowCenter (a choice of display).
@@ -138,12 +143,12 @@ def _settle_sizes(file: DicomFile, native: bool, stream_size: tuple[int, int] | 
         number = whole(file.dataset, keyword)
         if number is not None and number > 0 and (keyword != "BitsAllocated" or number >= stored):
             continue
-        found = _by_length(file, keyword) if native else None
+        settled = _by_length(file, keyword) if native else None
         if not native and keyword == "BitsAllocated" and stored:
-            found = 8 * math.ceil(stored / 8)
+            settled = 8 * math.ceil(stored / 8)
         elif stream_size is not None and keyword != "BitsAllocated":
-            found = stream_size[keyword == "Columns"]
-        if found is None or (keyword == "BitsAllocated" and found < stored):
+            settled = stream_size[keyword == "Columns"]
+        if settled is None or (keyword == "BitsAllocated" and settled < stored):
             if number:
                 raise ImageError(
                     f"{file.path}: BitsStored is {stored}, more than BitsAllocated {number}. "
@@ -153,7 +158,7 @@ def _settle_sizes(file: DicomFile, native: bool, stream_size: tuple[int, int] | 
         _tell(
             file,
             keyword,
-            found,
+            settled,
             "by the length of the pixels" if native else "by the compressed pixels",
         )
 
@@ -265,22 +270,22 @@ def _is_overlay(file: DicomFile, cells: NDArray[Any], above: NDArray[Any]) -> bo
 
 def _refuse_other_frames(file: DicomFile, streams: int) -> None:
     """More pixels than the header has frames; fewer are missed where they are decoded."""
-    found, stated = streams, file.frames
+    frames, stated = streams, file.frames
     if not streams:
         bits = math.prod(whole(file.dataset, keyword) or 1 for keyword in _SIZES)
         if file.text("PhotometricInterpretation").endswith("_422"):
             bits = bits * 2 // 3
-        found, rest = divmod(len(file.pixels), math.ceil(bits / 8))
-        if found == stated and rest > 1:
+        frames, rest = divmod(len(file.pixels), math.ceil(bits / 8))
+        if frames == stated and rest > 1:
             file.notes.append(f"{rest} bytes behind the pixels are left out")
-    if found > stated:
+    if frames > stated:
         says = (
             f"the header says {stated}"
             if value(file.dataset, "NumberOfFrames")
             else "it lacks NumberOfFrames"
         )
         raise ImageError(
-            f"{file.path}: holds the pixels of {found} frames, and {says}. Export it again."
+            f"{file.path}: holds the pixels of {frames} frames, and {says}. Export it again."
         )
 
 
@@ -292,8 +297,8 @@ def _tell(file: DicomFile, keyword: str, number: int | str, why: str) -> None:
 
 
 def _lacks(file: DicomFile, keyword: str, why: str) -> ImageError:
-    there = file.dataset.get_item(keyword) is not None
+    present = file.dataset.get_item(keyword) is not None
     return ImageError(
-        f"{file.path}: {f'{keyword} has no usable value' if there else f'lacks {keyword}'}: "
+        f"{file.path}: {f'{keyword} has no usable value' if present else f'lacks {keyword}'}: "
         f"{why}. Export it again."
     )

@@ -144,9 +144,9 @@ class DicomFile:
             ("PerFrameFunctionalGroupsSequence", frame),
             ("SharedFunctionalGroupsSequence", 0),
         ):
-            found = value(self.dataset, groups) if sequence else None
-            if found and index < len(found) and value(found[index], sequence):
-                return found[index][sequence][0]
+            items = value(self.dataset, groups) if sequence else None
+            if items and index < len(items) and value(items[index], sequence):
+                return items[index][sequence][0]
         return self.dataset
 
     @cached_property
@@ -261,10 +261,10 @@ class DicomFile:
     @cached_property
     def hazards(self) -> list[tuple[str, str]]:
         """(code, sentence) of what a user should know."""
-        found = []
+        lengths = []
         modality, burned = self.code("Modality"), self.facts["burned_in"]
         if burned == "YES":
-            found.append(
+            lengths.append(
                 (
                     "burned_in",
                     (
@@ -274,7 +274,7 @@ class DicomFile:
                 )
             )
         elif burned != "NO" and modality in {"US", "SC", "OT", "XC", "ES"}:
-            found.append(
+            lengths.append(
                 (
                     "burned_in_unknown",
                     (
@@ -286,35 +286,35 @@ class DicomFile:
             )
         tilt = numbers(self.dataset, "GantryDetectorTilt", 1)
         if tilt is not None and abs(tilt[0]) > 0.5:
-            found.append(("gantry_tilt", f"GantryDetectorTilt is {tilt[0]:g} degrees"))
+            lengths.append(("gantry_tilt", f"GantryDetectorTilt is {tilt[0]:g} degrees"))
         source = self.facts["spacing_from"]
         if source == "none":
-            found.append(("no_spacing", "states no pixel spacing"))
+            lengths.append(("no_spacing", "states no pixel spacing"))
         elif source == "ImagerPixelSpacing":
-            found.append(
+            lengths.append(
                 ("detector_spacing", "spacing is that of the detector, not of the patient")
             )
         if self.text("LossyImageCompression") == "01" or self.facts["transfer_syntax"] in _LOSSY:
-            found.append(("lossy", "was compressed with loss"))
-        found += self._unusable()
+            lengths.append(("lossy", "was compressed with loss"))
+        lengths += self._unusable()
         kind = value(self.dataset, "ImageType")
         if kind and "SECONDARY" in list(kind):
-            found.append(
+            lengths.append(
                 ("derived", "is a secondary or derived image, not what the device first wrote")
             )
         if self.dataset.get_item(0x60003000) is not None:
-            found.append(("overlay", "has an overlay, left out of the pixels"))
-        return found
+            lengths.append(("overlay", "has an overlay, left out of the pixels"))
+        return lengths
 
     def _unusable(self) -> list[tuple[str, str]]:
         """Elements of geometry that are there and cannot be used."""
-        found = []
+        faults = []
         for sequence, keyword, count in _GEOMETRY:
             item = self.item(0, sequence)
             stated = numbers(item, keyword, count)
             empty = value(item, keyword) in (None, "", [])
             if not empty and (stated is None or (count == 2 and min(stated) <= 0)):
-                found.append(
+                faults.append(
                     (
                         "unusable",
                         (
@@ -324,7 +324,7 @@ class DicomFile:
                     )
                 )
             elif count == 6 and stated is not None and not _orthonormal(stated):
-                found.append(
+                faults.append(
                     (
                         "unusable",
                         (
@@ -334,7 +334,7 @@ class DicomFile:
                         ),
                     )
                 )
-        return found
+        return faults
 
     @property
     def findings(self) -> list[tuple[str, str]]:
@@ -406,12 +406,12 @@ def numbers(
         stated = value(holder, keyword)
         if stated is None or isinstance(stated, str):
             stated = [] if not stated else [stated]
-        found = tuple(float(v) for v in (stated if hasattr(stated, "__iter__") else [stated]))
+        values = tuple(float(v) for v in (stated if hasattr(stated, "__iter__") else [stated]))
     except (TypeError, ValueError, AttributeError):
         return None
-    if not found or not np.isfinite(found).all() or (count is not None and len(found) != count):
+    if not values or not np.isfinite(values).all() or (count is not None and len(values) != count):
         return None
-    return found
+    return values
 
 
 def _orthonormal(cosines: tuple[float, ...]) -> bool:

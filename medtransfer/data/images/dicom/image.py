@@ -2,14 +2,15 @@
 
 What the files of a stack state twice, and what happens where it differs:
 
-| fact | compared with | otherwise |
-|---|---|---|
-| ImagesInAcquisition, NumberOfSeriesRelatedInstances | images here | fewer here: told |
-| SpacingBetweenSlices, else SliceThickness | distance by the positions | positions decide, told |
-| InstanceNumber | order by the positions | positions decide, told |
-| FrameOfReferenceUID | the other slices | differs in all (an anonymiser's doing): told; in some:
-refused | | GantryDetectorTilt | shear of the positions | positions decide, told | | spacing,
-orientation, gaps | the other slices | see `series` |
+- ImagesInAcquisition, NumberOfSeriesRelatedInstances (compared with: images here): fewer here:
+  noted.
+- SpacingBetweenSlices, else SliceThickness (compared with: distance by the positions): positions
+  decide, noted.
+- InstanceNumber (compared with: order by the positions): positions decide, noted.
+- FrameOfReferenceUID (compared with: the other slices): differs in all (an anonymiser's doing):
+  noted; in some: refused.
+- GantryDetectorTilt (compared with: shear of the positions): positions decide, noted.
+- spacing, orientation, gaps (compared with: the other slices): see `series`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from medtransfer.data.images.dicom.header import DicomFile, is_dicom, numbers, o
 from medtransfer.data.images.dicom.pixels import read_frames
 from medtransfer.data.images.image import Image, identity_turn
 from medtransfer.data.images.limits import refuse_implausible
-from medtransfer.data.images.volumes import orient, voxel_sizes
+from medtransfer.data.images.orientation import orient, voxel_sizes
 from medtransfer.errors import ImageError
 
 # Air in CT, for pixels outside of the field of view.
@@ -107,8 +108,8 @@ def read_series(folder: Path, member: str, header_window: bool) -> Image:
         tags = {path: series_tag(open_dicom(path, pixels=False)) for path in paths}
         paths = [path for path in paths if tags[path] == member]
         if not paths:
-            known = ", ".join(f"#{tag}" for tag in sorted(set(tags.values()))) or "none"
-            raise ImageError(f"{folder}: holds no series #{member}. There are: {known}.")
+            series = ", ".join(f"#{tag}" for tag in sorted(set(tags.values()))) or "none"
+            raise ImageError(f"{folder}: holds no series #{member}. There are: {series}.")
     files = [open_dicom(path) for path in paths]
     for file in files:
         if file.truncated and file.not_image:
@@ -210,13 +211,15 @@ def _compare(
     stack: Stack, owners: list[tuple[DicomFile, int]], files: list[DicomFile]
 ) -> list[tuple[str, str]]:
     """What the headers say of the stack as a whole, against what is here."""
-    found = []
+    hazards = []
     members = [owners[number] for number in stack.order]
-    here = {"ImagesInAcquisition": len(owners), "NumberOfSeriesRelatedInstances": len(files)}
-    for keyword, count in here.items():
+    counts = {"ImagesInAcquisition": len(owners), "NumberOfSeriesRelatedInstances": len(files)}
+    for keyword, count in counts.items():
         stated = max((whole(file.dataset, keyword) or 0 for file, _ in members), default=0)
         if stated > count:
-            found.append(("incomplete", f"{keyword} counts {stated} images, and {count} are here"))
+            hazards.append(
+                ("incomplete", f"{keyword} counts {stated} images, and {count} are here")
+            )
     first, gap = members[0][0].item(members[0][1], "PixelMeasuresSequence"), stack.spacing[0]
     for keyword, meaning in (
         ("SpacingBetweenSlices", "positions decide"),
@@ -225,7 +228,7 @@ def _compare(
         distance = abs((numbers(first, keyword, 1) or (0.0,))[0])
         if distance > 0:
             if abs(distance - gap) > 0.1 * gap:
-                found.append(
+                hazards.append(
                     (
                         "slice_distance",
                         f"{keyword} is {distance:g} mm, slices lie {gap:.4g} mm apart: {meaning}",
@@ -235,7 +238,7 @@ def _compare(
     instances = [whole(file.dataset, "InstanceNumber") for file, _ in members if file.frames == 1]
     steps = [b - a for a, b in pairwise(instances) if a is not None and b is not None]
     if steps and min(steps) < 0 < max(steps):
-        found.append(
+        hazards.append(
             (
                 "instance_order",
                 "InstanceNumber follows another order than the positions, which decide",
@@ -253,28 +256,28 @@ def _compare(
             "compare (the patient moved in between). Export them as one series each."
         )
     if len(references) > 1:
-        found.append(
+        hazards.append(
             (
                 "frame_of_reference",
                 "every slice has a FrameOfReferenceUID of its own; they are taken as of one",
             )
         )
-    return found
+    return hazards
 
 
 def _without_copies(files: list[DicomFile]) -> tuple[list[DicomFile], int]:
     """Less the files that hold what another one holds; an equal UID is not enough, as some
     anonymisers write one for all.
     """
-    kept: dict[tuple[str, object], list[DicomFile]] = {}
+    stacks: dict[tuple[str, object], list[DicomFile]] = {}
     for file in files:
-        alike = kept.setdefault(
+        alike = stacks.setdefault(
             (file.text("SOPInstanceUID"), tuple(plane.position for plane in file.planes)), []
         )
         if not any(file.pixels == other.pixels for other in alike):
             alike.append(file)
-    found = [file for group in kept.values() for file in group]
-    return found, len(files) - len(found)
+    members = [file for group in stacks.values() for file in group]
+    return members, len(files) - len(members)
 
 
 def _choose_group(
@@ -359,10 +362,10 @@ def visible_files(folder: Path) -> list[Path]:
     """Files below a folder, sorted; what begins with a dot, or lies in such a folder, is left
     out.
     """
-    found = (path for path in folder.rglob("*") if path.is_file())
+    paths = (path for path in folder.rglob("*") if path.is_file())
     return sorted(
         path
-        for path in found
+        for path in paths
         if not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
 

@@ -391,10 +391,10 @@ def _look_up(stored: NDArray[Any], item: Any, dataset: Any) -> NDArray[np.int64]
         entries = np.asarray(data, dtype=np.int64)
     if len(entries) < count:
         raise ValueError("the table is shorter than it says")
-    found: NDArray[np.int64] = entries[np.clip(stored.astype(np.int64) - first, 0, count - 1)] & (
-        2**bits - 1
-    )
-    return found
+    looked_up: NDArray[np.int64] = entries[
+        np.clip(stored.astype(np.int64) - first, 0, count - 1)
+    ] & (2**bits - 1)
+    return looked_up
 
 
 def _signed(dataset: Any) -> bool:
@@ -421,21 +421,21 @@ def _padding(
     low, high = sorted(
         number if kind else _as_stored(number, dataset) for number in (end[0], limit[0])
     )
-    found = np.asarray(stored == low if low == high else (stored >= low) & (stored <= high))
-    if not found.any() or found.all():
+    padding = np.asarray(stored == low if low == high else (stored >= low) & (stored <= high))
+    if not padding.any() or padding.all():
         return None
-    steps.append(f"{int(found.sum())} padding pixels set to the background")
-    return found
+    steps.append(f"{int(padding.sum())} padding pixels set to the background")
+    return padding
 
 
 def _refuse_other_size(path: Path, stream: bytes, size: tuple[int, ...]) -> None:
     """A stream of another size than the header would make the decoder reserve, and fill, what the
     stream claims.
     """
-    found = _size_of_stream(stream)
-    if found is not None and found != tuple(size):
+    claimed = _size_of_stream(stream)
+    if claimed is not None and claimed != tuple(size):
         raise ImageError(
-            f"{path}: the compressed pixels are {found[0]} x {found[1]}, the header says "
+            f"{path}: the compressed pixels are {claimed[0]} x {claimed[1]}, the header says "
             f"{size[0]} x {size[1]}. Export it again."
         )
 
@@ -444,8 +444,8 @@ def _size_of_stream(stream: bytes) -> tuple[int, int] | None:
     """Rows and columns; None for streams of other kinds (RLE), and where the height is stated later
     in the stream.
     """
-    found = _size_of_jpeg_2000(stream) or _size_of_jpeg(stream)
-    return found if found is not None and found[0] > 0 else None
+    size = _size_of_jpeg_2000(stream) or _size_of_jpeg(stream)
+    return size if size is not None and size[0] > 0 else None
 
 
 def _size_of_jpeg_2000(stream: bytes) -> tuple[int, int] | None:
@@ -453,10 +453,10 @@ def _size_of_jpeg_2000(stream: bytes) -> tuple[int, int] | None:
     mark = stream[:4096].find(b"\xff\x4f\xff\x51")
     if mark < 0 or len(stream) < mark + 24:
         return None
-    right, bottom, left, top = (
+    x1, y1, x0, y0 = (
         int.from_bytes(stream[mark + 8 + 4 * i : mark + 12 + 4 * i], "big") for i in range(4)
     )
-    return bottom - top, right - left
+    return y1 - y0, x1 - x0
 
 
 def _size_of_jpeg(stream: bytes) -> tuple[int, int] | None:

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class GreyEncoding:
+    """How grey pixels are stored.
+
+    Attributes:
+        bits: stored bits of the 16 allocated.
+        photometric: MONOCHROME2, or MONOCHROME1 (the values are then stored inverted).
+        slope, intercept: rescale of the stored values.
+    """
+
+    bits: int = 12
+    photometric: str = "MONOCHROME2"
+    slope: float = 1
+    intercept: float = 0
 
 
 def write_grey_dicom(
@@ -17,10 +34,7 @@ def write_grey_dicom(
     patient: str,
     number: int,
     spacing: tuple[float, float],
-    bits: int,
-    photometric: str,
-    slope: float,
-    intercept: float,
+    encoding: GreyEncoding,
 ) -> None:
     """Writes one grey secondary-capture image; the same arguments give the same bytes.
 
@@ -30,18 +44,24 @@ def write_grey_dicom(
         patient: patient id.
         number: distinct per image; the instance UID is made from it.
         spacing: mm between rows and between columns.
-        bits: stored bits of the 16 allocated.
-        photometric: MONOCHROME2, or MONOCHROME1 (the values are then stored inverted).
-        slope, intercept: rescale of the stored values.
+        encoding: how the pixels are stored.
     """
+    bits, inverted = encoding.bits, encoding.photometric == "MONOCHROME1"
     # Multi-frame grey word secondary capture.
     dataset = _grey(
-        "1.2.840.10008.5.1.4.1.1.7.3", "US", patient, str(number), pixels, bits, photometric
+        "1.2.840.10008.5.1.4.1.1.7.3",
+        "US",
+        patient,
+        str(number),
+        pixels,
+        bits,
+        encoding.photometric,
     )
     dataset.NumberOfFrames = 1
     dataset.PixelSpacing = list(spacing)
-    dataset.RescaleSlope, dataset.RescaleIntercept, dataset.RescaleType = slope, intercept, "US"
-    stored = (2**bits - 1) - pixels if photometric == "MONOCHROME1" else pixels
+    dataset.RescaleSlope, dataset.RescaleIntercept = encoding.slope, encoding.intercept
+    dataset.RescaleType = "US"
+    stored = (2**bits - 1) - pixels if inverted else pixels
     dataset.PixelData = stored.astype("<u2").tobytes()
     dataset.save_as(path, enforce_file_format=True)
 
