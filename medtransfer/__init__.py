@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from medtransfer.config.arm import Arm
     from medtransfer.config.study_config import StudyConfig, load_config
     from medtransfer.data.audit.audit import Audit, audit
     from medtransfer.data.audit.fingerprint import Fingerprint, fingerprint
@@ -33,14 +34,14 @@ if TYPE_CHECKING:
     from medtransfer.study.external import validate
     from medtransfer.study.record import Run
     from medtransfer.study.run import fit
-    from medtransfer.study.study import Arm, compare, run_study
+    from medtransfer.study.study import compare, run_study
     from medtransfer.tasks.classification import Classification
     from medtransfer.tasks.detection import Detection
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Arm": "medtransfer.study.study",
+    "Arm": "medtransfer.config.arm",
     "Audit": "medtransfer.data.audit.audit",
     "Backbone": "medtransfer.models.chain.backbone",
     "Classification": "medtransfer.tasks.classification",

@@ -7,9 +7,9 @@ from __future__ import annotations
 import medtransfer as mt
 import numpy as np
 import pytest
-from medtransfer.config.sections import TrainSection
 from medtransfer.data.cohort.sources import open_cohort
 from medtransfer.data.grid.fixed import Fixed
+from medtransfer.training.settings import TrainSettings
 from PIL import Image
 from skimage.transform import resize
 from sklearn.metrics import roc_auc_score
@@ -36,7 +36,7 @@ def test_a_probe_on_imagenet_features_tells_malignant_from_benign(real_data, tmp
         plan,
         tmp_path,
         size=96,
-        train=TrainSection(precision="fp32"),
+        train=TrainSettings(precision="fp32"),
     )
     test = run.predictions[run.predictions["part"] == "test"]
     assert roc_auc_score(test["target"], test["probability"]) > 0.82

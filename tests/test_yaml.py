@@ -10,9 +10,10 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from medtransfer.config.sections import RecipeSection, Section
+from medtransfer.config.arm import RecipeSettings
 from medtransfer.config.study_config import StudyConfig, load_config, make_choices, make_config
 from medtransfer.errors import ConfigError
+from medtransfer.text.section import Section
 from medtransfer.text.yaml import DEEPEST, LARGEST_BYTES
 
 from yaml_mutants import CONFIG, Mutant, try_mutant, yaml_mutants
@@ -120,7 +121,7 @@ def test_one_number_is_a_list_of_one(tmp_path):
         ("png",),
     )
     assert config.learning_curve.sizes == (20,)
-    assert config.arms["a"].recipe == RecipeSection(mean=(0.5,), std=(1.0,))
+    assert config.arms["a"].recipe == RecipeSettings(mean=(0.5,), std=(1.0,))
     assert make_config(
         {"cohort": {"manifest": "m", "labels": "a"}, "arms": {"a": {"backbone": "b"}}}
     ).cohort.labels == ("a",)

@@ -12,23 +12,21 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from medtransfer.config.arm import Arm
 from medtransfer.config.sections import (
-    ArmSection,
     AuditSection,
-    AugmentSection,
     CohortSection,
-    DetectionSection,
-    EvaluateSection,
-    ImageSection,
     LearningCurveSection,
     PlanSection,
     ProtocolSection,
     ReportSection,
-    Section,
-    TrainSection,
 )
+from medtransfer.data.grid.settings import Augment, ImageSettings
 from medtransfer.errors import ConfigError, list_faults
+from medtransfer.evaluation.settings import HitRule, Settings
 from medtransfer.text import yaml as yaml_text
+from medtransfer.text.section import Section
+from medtransfer.training.settings import TrainSettings
 
 
 class StudyConfig(Section):
@@ -38,17 +36,17 @@ class StudyConfig(Section):
         "classification", description="Whether there is a lesion, or also where."
     )
     cohort: CohortSection
-    image: ImageSection = ImageSection()
-    augment: AugmentSection = AugmentSection()
-    arms: dict[str, ArmSection] = Field(min_length=1)
+    image: ImageSettings = ImageSettings()
+    augment: Augment = Augment()
+    arms: dict[str, Arm] = Field(min_length=1)
     protocol: ProtocolSection = ProtocolSection()
     plan: PlanSection = PlanSection()
-    train: TrainSection = TrainSection()
+    train: TrainSettings = TrainSettings()
     learning_curve: LearningCurveSection = LearningCurveSection()
-    evaluate: EvaluateSection = EvaluateSection()
+    evaluate: Settings = Settings()
     audit: AuditSection = AuditSection()
     report: ReportSection = ReportSection()
-    detection: DetectionSection = DetectionSection()
+    detection: HitRule = HitRule()
     engine: Literal["local", "ray"] = Field(
         "local",
         description="Where runs are done: here, or on the Ray cluster that RAY_ADDRESS names.",
@@ -99,7 +97,7 @@ class StudyConfig(Section):
 
     @field_validator("arms")
     @classmethod
-    def _arm_names_are_folders(cls, value: dict[str, ArmSection]) -> dict[str, ArmSection]:
+    def _arm_names_are_folders(cls, value: dict[str, Arm]) -> dict[str, Arm]:
         for name in value:
             if (
                 not name
@@ -166,7 +164,7 @@ def make_config(values: dict[str, Any], source: str = "configuration") -> StudyC
     return _validate(StudyConfig, values, source)
 
 
-def make_choices(values: dict[str, Any], overrides: Sequence[str]) -> EvaluateSection:
+def make_choices(values: dict[str, Any], overrides: Sequence[str]) -> Settings:
     """The section `evaluate` alone, from plain values and `key=value` overrides.
 
     Raises:
@@ -174,16 +172,16 @@ def make_choices(values: dict[str, Any], overrides: Sequence[str]) -> EvaluateSe
     """
     for override in overrides:
         _apply_override(values, override)
-    return _validate(EvaluateSection, values, "evaluate")
+    return _validate(Settings, values, "evaluate")
 
 
-def make_rule(values: dict[str, Any]) -> DetectionSection:
+def make_rule(values: dict[str, Any]) -> HitRule:
     """The section `detection` alone.
 
     Raises:
         ConfigError: with every fault found, each with its key.
     """
-    return _validate(DetectionSection, values, "detection")
+    return _validate(HitRule, values, "detection")
 
 
 _Model = TypeVar("_Model", bound=Section)

@@ -69,7 +69,7 @@ from medtransfer.evaluation.metrics.utility import (
     net_benefit,
 )
 from medtransfer.evaluation.result import EvaluationReport
-from medtransfer.evaluation.settings import Settings
+from medtransfer.evaluation.settings import Settings, make_settings
 from medtransfer.evaluation.tables.scores import (
     Scores,
     Unknown,
@@ -106,16 +106,11 @@ def evaluate(
         PredictionsError, LeakageError: a table that cannot be evaluated, or settings that are
             wrong.
     """
-    known = vars(Settings())
-    if strange := sorted(set(choices) - set(known)):
-        raise PredictionsError(
-            f"{', '.join(strange)}: no setting of an evaluation. There are: {', '.join(known)}."
-        )
+    settings = make_settings(bootstrap=bootstrap, seed=seed, **choices)
     if not isinstance(table, (str, Path, pd.DataFrame)):
         raise PredictionsError(
             f"the predictions are a {type(table).__name__}; give a DataFrame, or the path of a CSV."
         )
-    settings = Settings(bootstrap, seed, **choices)
     rows = sort_rows(table, settings)
     table, hidden, levelled = rows.main, rows.hidden, rows.levelled
     labels = list(dict.fromkeys(table["label"]))
@@ -184,7 +179,7 @@ def _settle(table: pd.DataFrame, settings: Settings) -> Settings:
             .nunique()
         )
         unit = "patient" if several and (by_label == 2).all() else "image"
-    return replace(settings, unit=unit, aggregate=rule)
+    return settings.model_copy(update={"unit": unit, "aggregate": rule})
 
 
 def _count(table: pd.DataFrame, settings: Settings, hidden: Unknown) -> pd.DataFrame:

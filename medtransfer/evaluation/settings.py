@@ -2,122 +2,91 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
 
 from medtransfer.errors import PredictionsError, list_faults
-from medtransfer.evaluation.metrics.recalibration import METHODS, Method
 from medtransfer.evaluation.metrics.utility import Aims
 from medtransfer.evaluation.tables.predictions import COLUMNS
-from medtransfer.evaluation.tables.scores import RULES, Rule
+from medtransfer.text.section import Section
+
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Choices that should be made before the results are seen.
+class Settings(Section):
+    """What is measured and how; to be chosen before the results are seen."""
 
-    Attributes:
-        bootstrap: number of draws, at least 100.
-        seed: of the draws.
-        unit: what is counted, `image` or `patient`; the other is shown beside it where patients
-            have several images. `auto`: patients where they have several images and some of them
-            are of either class, else images.
-        aggregate: how images become one patient: `max`, `mean` or `noisy_or`; see
-            `scores.by_patient`. `auto`: the mean where the label is the patient's, else noisy-or.
-        recalibration: `auto` or a method; see `recalibration.recalibrate`.
-        sensitivity, specificity: of operating points, on the tune rows; None: not wanted.
-        threshold: probability of an operating point, as from a ratio of harm to benefit, for
-            patients of `target_prevalence`; net benefit is compared there. None: not wanted.
-        prevalences: at which predictive values are told, besides that of the cohort.
-        target_prevalence: of the patients the model is meant for, where it is not that of the
-            cohort, as of cases and controls.
-        margin: of non-inferiority in AUC; None: not tested.
-        coverage: of prediction sets.
-        subgroups: columns of the table.
-        weight: the column that says how much an image counts; None: all alike.
-        leave_out: what each fold leaves out, where that is a site or the like: AUCs are then means
-            over sites, see `sites`.
-        models: `given`: figures are about the models in the table alone, as in an external
-            validation, and their mean is that of them; `sampled`: each is one training of many.
-        arms: in this order; those that are not named follow by name. Of two that are compared the
-            later one is subtracted.
-        look_alikes: `different`: patients whose names look alike, such as 7 and 007, are different
-            people; `ask`: they are refused where they stand on both sides of a split.
-    """
+    bootstrap: int = Field(2000, ge=100, le=100_000)
+    seed: int = Field(0, ge=0, lt=2**31)
+    unit: Literal["auto", "image", "patient"] = Field(
+        "auto",
+        description="What is counted; the other is shown beside it. auto: patients, where they "
+        "have several images.",
+    )
+    aggregate: Literal["auto", "max", "mean", "noisy_or"] = Field(
+        "auto",
+        description="How the images of a patient become one score. auto: mean, or noisy_or where "
+        "labels are of images.",
+    )
+    recalibration: Literal["auto", "temperature", "platt", "beta", "isotonic"] = Field(
+        "auto",
+        description="Fitted on tune patients; auto: platt, unless another is better in "
+        "cross-validation among them.",
+    )
+    sensitivity: Share | None = Field(
+        0.9, description="Of an operating point, reached on tune patients."
+    )
+    specificity: Share | None = Field(
+        0.9, description="Of an operating point, reached on tune patients."
+    )
+    threshold: Share | None = Field(
+        None, description="Probability of an operating point, from the harm / benefit of acting."
+    )
+    prevalences: tuple[Share, ...] = Field(
+        (), description="At which predictive values are told, besides that of the cohort."
+    )
+    target_prevalence: Share | None = Field(
+        None, description="Of the patients the model is meant for."
+    )
+    margin: Share | None = Field(None, description="Of non-inferiority in AUC, such as 0.05.")
+    coverage: Share = Field(0.9, description="Of prediction sets.")
+    subgroups: tuple[str, ...] = Field(
+        (), description="Columns of the manifest: results within their groups."
+    )
+    weight: str | None = Field(
+        None, description="Column of a predictions table that says how much an image counts."
+    )
+    leave_out: str | None = Field(
+        None,
+        description="What each fold of a predictions table leaves out, such as site; a study "
+        "takes it from protocol.leave_out.",
+    )
+    arms: tuple[str, ...] = Field(
+        (), description="Order of the arms; others follow by name. The later of two is subtracted."
+    )
+    look_alikes: Literal["ask", "different"] = Field(
+        "ask",
+        description="different: patients whose names look alike, such as 7 and 007, are different "
+        "people, on whatever side.",
+    )
+    models: Literal["sampled", "given"] = Field(
+        "sampled",
+        description="given: figures are about the models of the table alone, as in an external "
+        "validation; sampled: each is one training of many.",
+    )
 
-    bootstrap: int = 2000
-    seed: int = 0
-    unit: Literal["auto", "image", "patient"] = "auto"
-    aggregate: Literal["auto"] | Rule = "auto"
-    recalibration: Literal["auto"] | Method = "auto"
-    sensitivity: float | None = 0.9
-    specificity: float | None = 0.9
-    threshold: float | None = None
-    prevalences: tuple[float, ...] = ()
-    target_prevalence: float | None = None
-    margin: float | None = None
-    coverage: float = 0.9
-    subgroups: tuple[str, ...] = ()
-    weight: str | None = None
-    leave_out: str | None = None
-    models: Literal["sampled", "given"] = "sampled"
-    arms: tuple[str, ...] = ()
-    look_alikes: Literal["ask", "different"] = "ask"
+    @field_validator("arms", "subgroups")
+    @classmethod
+    def _once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(value))
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "prevalences", tuple(self.prevalences))
-        object.__setattr__(
-            self,
-            "arms",
-            (self.arms,) if isinstance(self.arms, str) else tuple(dict.fromkeys(self.arms)),
-        )
-        object.__setattr__(
-            self,
-            "subgroups",
-            (self.subgroups,)
-            if isinstance(self.subgroups, str)
-            else tuple(dict.fromkeys(self.subgroups)),
-        )
-        faults = [
-            f"subgroups: {name} is a column of the table itself"
-            for name in self.subgroups
-            if name in COLUMNS
-        ]
-        if self.bootstrap < 100:
-            faults.append(
-                f"bootstrap is {self.bootstrap}; intervals need at least 100 draws, 2,000 are usual"
-            )
-        words = {
-            "unit": ("auto", "image", "patient"),
-            "aggregate": ("auto", *RULES),
-            "recalibration": ("auto", *METHODS),
-            "models": ("sampled", "given"),
-            "look_alikes": ("ask", "different"),
-        }
-        for name, known in words.items():
-            if getattr(self, name) not in known:
-                faults.append(f"{name} is {getattr(self, name)!r}; use {', '.join(known)}")
-        shares = {
-            name: getattr(self, name)
-            for name in (
-                "sensitivity",
-                "specificity",
-                "threshold",
-                "target_prevalence",
-                "margin",
-                "coverage",
-            )
-        }
-        shares |= {f"prevalences[{i}]": value for i, value in enumerate(self.prevalences)}
-        faults += [
-            f"{name} is {value}; it lies between 0 and 1"
-            for name, value in shares.items()
-            if value is not None and not 0 < value < 1
-        ]
-        if faults:
-            raise PredictionsError(
-                list_faults(f"{len(faults)} setting(s) of the evaluation are wrong", faults)
-            )
+    @field_validator("subgroups")
+    @classmethod
+    def _not_of_the_table(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if taken := [name for name in value if name in COLUMNS]:
+            raise ValueError(f"{taken[0]} is a column of the table itself")
+        return value
 
     @property
     def aims(self) -> Aims:
@@ -134,3 +103,48 @@ class Settings:
             tuple(dict.fromkeys(wanted)),
             self.target_prevalence,
         )
+
+
+class HitRule(Section):
+    """What counts as a lesion that was found; to be chosen before the results are seen."""
+
+    hit: Literal["overlap", "centre"] = Field(
+        "overlap", description="overlap, or centre: of the candidate, within the lesion's box."
+    )
+    overlap: float = Field(0.5, gt=0, le=1, description="Least intersection over union of a hit.")
+
+
+def make_settings(**choices: Any) -> Settings:
+    """The settings of an evaluation, from keyword arguments.
+
+    Raises:
+        PredictionsError: with every fault, each with its name.
+    """
+    known = list(Settings.model_fields)
+    if strange := sorted(set(choices) - set(known)):
+        raise PredictionsError(
+            f"{', '.join(strange)}: no setting of an evaluation. There are: {', '.join(known)}."
+        )
+    try:
+        return Settings(**choices)
+    except ValidationError as error:
+        faults = [_describe_fault(item) for item in error.errors()]
+        raise PredictionsError(
+            list_faults(f"{len(faults)} setting(s) of the evaluation are wrong", faults)
+        ) from error
+
+
+def _describe_fault(item: Any) -> str:
+    """One fault that pydantic lists, in the words of the other messages."""
+    name, *index = item["loc"]
+    name = f"{name}{''.join(f'[{place}]' for place in index)}"
+    if name == "bootstrap" and item["type"] == "greater_than_equal":
+        return f"bootstrap is {item['input']}; intervals need at least 100 draws, 2,000 are usual"
+    if item["type"] in {"greater_than", "less_than"} and item["ctx"] in ({"gt": 0}, {"lt": 1}):
+        return f"{name} is {item['input']}; it lies between 0 and 1"
+    if item["type"] == "literal_error":
+        words = item["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
+        return f"{name} is {item['input']!r}; use {words}"
+    if item["type"] == "value_error":
+        return f"{name}: {item['msg'].removeprefix('Value error, ')}"
+    return f"{name} is {item['input']!r}: {item['msg']}"

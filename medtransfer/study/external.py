@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medtransfer.config.sections import ArmSection
+from medtransfer.config.arm import Arm
 from medtransfer.config.study_config import StudyConfig, load_config
 from medtransfer.data.audit.audit import tell_meaning
 from medtransfer.data.audit.fingerprint import make_fingerprint
@@ -272,7 +272,7 @@ def _predict(
     return pd.concat([tune, test], ignore_index=True).assign(arm=arm, seed=number, fold=0)
 
 
-def _load(section: ArmSection, run: Path, size: int) -> Backbone:
+def _load(section: Arm, run: Path, size: int) -> Backbone:
     if section.kind == "features":
         return load_backbone(section.backbone)
     channels = section.slab if section.slab > 1 else section.channels

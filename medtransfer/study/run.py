@@ -19,15 +19,14 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from torch import nn
 
-from medtransfer.config.sections import TrainSection
 from medtransfer.data.audit.inspection import inspect_images
 from medtransfer.data.cohort.box_grid import place_images
 from medtransfer.data.cohort.cohort import Cohort
 from medtransfer.data.cohort.laterality import allowed_changes
 from medtransfer.data.cohort.split import Fold
-from medtransfer.data.grid.augmentation import Augment
 from medtransfer.data.grid.cache import feature_folder
 from medtransfer.data.grid.fixed import Fixed
+from medtransfer.data.grid.settings import Augment
 from medtransfer.data.grid.slices import Slices
 from medtransfer.data.images.windows import Window
 from medtransfer.errors import ConfigError
@@ -55,6 +54,7 @@ from medtransfer.training.depth import search_depth
 from medtransfer.training.device import Engine, describe_machine, make_engine, seed_everything
 from medtransfer.training.loop import Budget, Parts, settle
 from medtransfer.training.loop import fit as train_network
+from medtransfer.training.settings import TrainSettings
 from medtransfer.training.tracking import tracking
 
 # Training images from which averaged weights take the statistics of batch norms, after every epoch.
@@ -83,7 +83,7 @@ def fit(
     spacing: float | tuple[float, ...] | None = None,
     slices: Slices | None = None,
     slab: int = 1,
-    train: TrainSection | None = None,
+    train: TrainSettings | None = None,
     augment: Augment | None = None,
     engine: Engine | None = None,
     key: str = "",
@@ -115,7 +115,7 @@ def fit(
     Raises:
         MedTransferError: see the parts it calls.
     """
-    output, train = Path(output), train or TrainSection()
+    output, train = Path(output), train or TrainSettings()
     reporter = reporter or Reporter(quiet)
     output.mkdir(parents=True, exist_ok=True)
     fixed = Fixed(size, window, spacing, slices or Slices())
@@ -365,7 +365,7 @@ def _state_key(
     ]
     decided += [
         images.train.batch_size,
-        asdict(images.augment),
+        images.augment.model_dump(),
         entries,
         images.targets.tolist(),
         rows,

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from medtransfer.config.sections import ArmSection, CohortSection, TrainSection
+from medtransfer.config.arm import Arm
+from medtransfer.config.sections import CohortSection
 from medtransfer.config.study_config import StudyConfig
 from medtransfer.data.audit.audit import audit, tell_meaning
 from medtransfer.data.audit.fingerprint import Fingerprint, make_fingerprint
@@ -17,8 +18,8 @@ from medtransfer.data.cohort.box_grid import boxes_on_grid, boxes_seen, place_im
 from medtransfer.data.cohort.cohort import Cohort
 from medtransfer.data.cohort.laterality import allowed_changes
 from medtransfer.data.cohort.split import Split, split_cohort
-from medtransfer.data.grid.augmentation import Augment
 from medtransfer.data.grid.fixed import Fixed
+from medtransfer.data.grid.settings import Augment
 from medtransfer.data.grid.slices import Slices
 from medtransfer.data.images.medmnist import is_archive
 from medtransfer.data.images.windows import parse_window
@@ -44,6 +45,7 @@ from medtransfer.study.record import (
     refuse_edited_steps,
 )
 from medtransfer.tasks.detection import choose_finest
+from medtransfer.training.settings import TrainSettings
 
 # Fields of a plan that mean the same for arms with weights and without.
 _OF_ALL_ARMS = ("dropout", "finest")
@@ -62,10 +64,10 @@ def fixed_of(config: StudyConfig) -> Fixed:
 
 def augment_of(config: StudyConfig, cohort: Cohort) -> Augment:
     """Which random changes the labels allow."""
-    return allowed_changes(cohort, **config.augment.model_dump())
+    return allowed_changes(cohort, config.augment)
 
 
-def load_arm(arm: ArmSection, size: int, seed: int) -> Backbone:
+def load_arm(arm: Arm, size: int, seed: int) -> Backbone:
     """The backbone of an arm, with its weights."""
     recipe = None
     if arm.recipe is not None:
@@ -432,7 +434,7 @@ def _choose_finest(config: StudyConfig, cohort: Cohort, facts: pd.DataFrame, spl
     return min(choose_finest(seen[split.fold(index).train]) for index in range(len(split)))
 
 
-def batch_size(train: TrainSection, ndim: int, detects: bool = False) -> int:
+def batch_size(train: TrainSettings, ndim: int, detects: bool = False) -> int:
     """Images, or volumes, at a step of training."""
     return train.batch_size or ((8 if ndim == 2 else 2) if detects else (32 if ndim == 2 else 8))
 
@@ -480,7 +482,7 @@ def share_steps(
     return shared
 
 
-def train_of(config: StudyConfig, arm: str, draws: bool = False) -> TrainSection:
+def train_of(config: StudyConfig, arm: str, draws: bool = False) -> TrainSettings:
     """The training of an arm, whose epochs are its budget times those of the study; steps that are
     set for draws come before epochs.
     """
@@ -490,7 +492,7 @@ def train_of(config: StudyConfig, arm: str, draws: bool = False) -> TrainSection
     )
 
 
-def count_steps(plan: FreezePlan, train: TrainSection, batches: int) -> int:
+def count_steps(plan: FreezePlan, train: TrainSettings, batches: int) -> int:
     """Optimiser steps of a plan, where an epoch has so many batches."""
     if plan.strategy == "linear_probe":
         return 0

@@ -6,21 +6,20 @@ import hashlib
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from shutil import rmtree
-from typing import Any, Literal
+from typing import Any
 
 from accelerate import PartialState
 from filelock import FileLock
 
+from medtransfer.config.arm import Arm
 from medtransfer.config.study_config import StudyConfig, make_config
 from medtransfer.data.cohort.cohort import Cohort
 from medtransfer.data.grid.cache import feature_folder
 from medtransfer.errors import CohortError, ConfigError, MedTransferError, StudyError
 from medtransfer.evaluation import EvaluationReport
 from medtransfer.models.chain.backbone import Backbone
-from medtransfer.models.heads.linear import Pooling
 from medtransfer.models.plan.plan import FreezePlan
 from medtransfer.progress import Reporter
 from medtransfer.study.draws import refuse_large_sizes
@@ -33,35 +32,6 @@ from medtransfer.study.results import read_failures, report_runs, write_failures
 from medtransfer.study.settle import fixed_of, prepare
 from medtransfer.training.device import join_processes, use_threads, uses_cuda
 from medtransfer.training.tracking import refuse_missing
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One contestant of a comparison.
-
-    Attributes:
-        backbone: architecture, or `features`: intensity, texture and shape by formula with a
-            logistic regression.
-        weights: source, as in `load_backbone`; None for random weights, trained from scratch.
-        channels: of the input: 3, or 1 for grey images whose first convolution is summed over the
-            colours.
-        pooling: how the slices of a volume become one case: attention, mean or max.
-        slab: odd number of neighbouring slices that are the channels of each (2.5D).
-        budget: so many times the training of the other arms; or "level": on until the tune loss has
-            levelled off, at most four times as long. None: level without weights, else once.
-        recipe: `{"mean": 0.5, "std": 0.5}`, one number or one per channel, in place of the recipe
-            of the weights.
-        plan: fields of `FreezePlan` set by hand for this arm, such as `{"frozen_stages": 9}`.
-    """
-
-    backbone: str
-    weights: str | None = None
-    channels: int = 3
-    pooling: Pooling = "attention"
-    slab: int = 1
-    budget: float | Literal["level"] | None = None
-    recipe: Mapping[str, Any] | None = None
-    plan: Mapping[str, Any] = field(default_factory=dict)
 
 
 def compare(
@@ -102,7 +72,7 @@ def compare(
     values = {
         "task": "detection" if cohort.detects else "classification",
         "cohort": cohort.source,
-        "arms": {name: asdict(arm) for name, arm in arms.items()},
+        "arms": {name: arm.model_dump(exclude_unset=True) for name, arm in arms.items()},
         **sections,
     }
     report = run_study(make_config(values, "compare"), output, cohort, quiet, jobs)

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,10 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from medtransfer.config.sections import TrainSection
 from medtransfer.data.cohort.box_grid import boxes_on_grid, boxes_seen, place_images
 from medtransfer.data.cohort.cohort import Cohort
-from medtransfer.data.grid.augmentation import Augment
 from medtransfer.data.grid.placement import Placement
+from medtransfer.data.grid.settings import Augment
 from medtransfer.data.grid.slices import Slices
 from medtransfer.data.grid.source import ImageSource
 from medtransfer.models.chain.backbone import Backbone
@@ -37,6 +36,7 @@ from medtransfer.training.batches import Loader, Source
 from medtransfer.training.checkpoint import load_weights
 from medtransfer.training.device import Engine
 from medtransfer.training.features import FeatureSource
+from medtransfer.training.settings import TrainSettings
 
 Report = Callable[[str, int, int], None]
 # Planes that are predicted at once.
@@ -61,7 +61,7 @@ class Images:
     entries: Sequence[Path]
     slices: Slices
     slab: int
-    train: TrainSection
+    train: TrainSettings
     store: Path | None = None
     placements: Sequence[Placement] = ()
     augment: Augment = field(default_factory=Augment)
@@ -137,7 +137,7 @@ class Images:
         if self.store is None:
             return images
         recipe = backbone.recipe
-        seen = [self.slices.plane, self.slab, asdict(self.augment)]
+        seen = [self.slices.plane, self.slab, self.augment.model_dump()]
         about = [
             list(map(str, self.entries)),
             self.targets.tolist(),

@@ -24,7 +24,6 @@ import numpy as np
 import pandas as pd
 import torch
 from bench_engine import Ready, epoch_of, in_turns, network
-from medtransfer.config.sections import TrainSection
 from medtransfer.data.grid.fixed import Fixed
 from medtransfer.data.grid.slices import Slices
 from medtransfer.data.grid.source import ImageSource
@@ -33,6 +32,7 @@ from medtransfer.training.batches import Loader
 from medtransfer.training.checkpoint import load_weights
 from medtransfer.training.device import Engine, settle_process
 from medtransfer.training.predicting import predict
+from medtransfer.training.settings import TrainSettings
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
@@ -196,7 +196,7 @@ def again(cohort: mt.Cohort, run: Path, precision: str) -> pd.DataFrame:
     table = mt.read_predictions(run / "predictions.csv")
     rows = np.flatnonzero(cohort.images["image"].isin(table.loc[table["part"] == "test", "image"]))
     facts = mt.inspect_images(cohort, fixed=Fixed(128, "percentile"))
-    images = Images(cohort, [Path(entry) for entry in facts["entry"]], Slices(), 1, TrainSection())
+    images = Images(cohort, [Path(entry) for entry in facts["entry"]], Slices(), 1, TrainSettings())
     logits, truth = predict(net, head, task, images.plain(rows, net, engine), engine)
     return pd.DataFrame({"logit": logits[:, 0], "target": truth[:, 0]})
 

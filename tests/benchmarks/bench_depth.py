@@ -13,7 +13,6 @@ from pathlib import Path
 
 import medtransfer as mt
 import numpy as np
-from medtransfer.config.sections import TrainSection
 from medtransfer.data.grid.fixed import Fixed
 from medtransfer.data.grid.slices import Slices
 from medtransfer.models.chain.costs import measure_stages
@@ -23,6 +22,7 @@ from medtransfer.training.batches import Loader
 from medtransfer.training.depth import search_depth
 from medtransfer.training.device import make_engine
 from medtransfer.training.loop import Budget, Parts, fit, settle
+from medtransfer.training.settings import TrainSettings
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from planted import write_planted
@@ -45,7 +45,7 @@ def main() -> None:
             plan = mt.plan_freeze(counts, net, views=0)
             store = Path(name) / f"store-{kind}"
             images, rows = (
-                Images(cohort, entries, Slices(), 1, TrainSection(batch_size=16), store),
+                Images(cohort, entries, Slices(), 1, TrainSettings(batch_size=16), store),
                 np.arange(PATIENTS),
             )
             task = replace(mt.Classification(cohort.labels).fitted(images.targets), read=plan.read)

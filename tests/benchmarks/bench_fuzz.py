@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from checkpoint_mutants import checkpoint_mutants, try_checkpoint
 from file_mutants import mutants, sources, try_one
 from table_mutants import table_mutants, try_table, write_images
-
 from yaml_mutants import try_mutant, yaml_mutants
 
 # Shares of the mutants: pictures, volumes and DICOM; tables and annotations; configurations;

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import medtransfer as mt
 import numpy as np
-from medtransfer.config.sections import TrainSection
 from medtransfer.data.cohort.split import Fold
 from medtransfer.data.grid.fixed import Fixed
 from medtransfer.models.plan.rules import PlainCounts
 from medtransfer.training.device import make_engine
+from medtransfer.training.settings import TrainSettings
 from sklearn.metrics import roc_auc_score
 
 BACKBONE, PIXELS, TEST = "tf_efficientnet_lite0", 96, 0
@@ -113,7 +113,7 @@ def main() -> None:
                         mt.load_backbone(BACKBONE, "imagenet"),
                         mt.Classification(cohort.labels),
                     )
-                    section = TrainSection(batch_size=16)
+                    section = TrainSettings(batch_size=16)
                     folder = f"{name}/{size}-{repeat}-{strategy}"
                     run = mt.fit(
                         cohort,

@@ -25,7 +25,6 @@ from unittest import mock
 import medtransfer as mt
 import numpy as np
 import torch
-from medtransfer.config.sections import TrainSection
 from medtransfer.data.cohort.split import Fold
 from medtransfer.data.grid.fixed import Fixed
 from medtransfer.evaluation.metrics.recalibration import fit_map, log_losses
@@ -33,6 +32,7 @@ from medtransfer.models.plan.rules import PlainCounts
 from medtransfer.training import loop
 from medtransfer.training.device import make_engine
 from medtransfer.training.probe import inner_folds
+from medtransfer.training.settings import TrainSettings
 from medtransfer.training.trainer import Trainer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -115,7 +115,7 @@ def product(
     )
     plan = replace(mt.plan_freeze(counts, net, batch=BATCH), level=level)
     begun = time.perf_counter()
-    section, engine = TrainSection(epochs=epochs, batch_size=BATCH), make_engine("cpu", "fp32")
+    section, engine = TrainSettings(epochs=epochs, batch_size=BATCH), make_engine("cpu", "fp32")
     run = mt.fit(
         images.cohort,
         fold,

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from file_mutants import mutants, sources, try_one
 from table_mutants import table_mutants, try_table, write_images
 

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from medtransfer.data.cohort.cohort import Cohort
 from medtransfer.data.cohort.laterality import allowed_changes, labels_of_a_side, tell_sides
-from medtransfer.data.grid.augmentation import Augment
+from medtransfer.data.grid.settings import Augment
 
 
 def cohort(tmp_path, label="malignant", **columns):
@@ -26,14 +26,15 @@ def test_a_label_that_names_a_side_is_noticed(tmp_path, label):
         in tell_sides(found, "left_right")[0]
     )
     assert tell_sides(found, "none") == ()
-    assert allowed_changes(found) == Augment("none")
-    assert allowed_changes(found, "all", 5, 0.5) == Augment("all", 5, 0.5)
+    assert allowed_changes(found) == Augment(flip="none")
+    every = Augment(flip="all", rotate=5, intensity=0.5)
+    assert allowed_changes(found, every) == every
 
 
 @pytest.mark.parametrize("label", ["malignant", "lateral", "bright", "cleft", "upright", "inside"])
 def test_others_are_not(tmp_path, label):
     assert labels_of_a_side(cohort(tmp_path, label)) == []
-    assert allowed_changes(cohort(tmp_path, label)) == Augment()
+    assert allowed_changes(cohort(tmp_path, label)) == Augment(flip="left_right")
 
 
 def test_a_column_that_names_a_side_is_noticed(tmp_path):

@@ -17,9 +17,10 @@ from medtransfer.data.images.dicom.writing import write_grey_dicom
 from medtransfer.data.images.quiet import without_values
 from medtransfer.data.images.reading import read_image
 from medtransfer.errors import ImageError
-from file_mutants import mutate
 from PIL import Image as Pillow
 from PIL import PngImagePlugin
+
+from file_mutants import mutate
 
 NAME, NUMBER, DATE, UID, PLACE = (
     "Quackenbush^Zoë".replace("ë", "e"),

@@ -22,13 +22,13 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from checkpoint_mutants import checkpoint_mutants, originals, try_checkpoint
 from medtransfer.errors import WeightsError
 from medtransfer.models.heads.linear import LinearHead
 from medtransfer.models.weights.files import read_tensors, split_network
 from medtransfer.study.record import describe_backbone
 from medtransfer.training.checkpoint import save_weights
 
+from checkpoint_mutants import checkpoint_mutants, originals, try_checkpoint
 from networks import SMALL
 
 FC = ("fc.bias", "fc.weight")

@@ -8,7 +8,6 @@ import inspect
 import json
 from dataclasses import replace
 
-import fragile
 import pytest
 import torch
 from filelock import FileLock
@@ -22,6 +21,7 @@ from medtransfer.study.jobs import Job, Study, complete, list_jobs
 from medtransfer.study.study import _refuse_settings
 from medtransfer.training.device import Engine
 
+import fragile
 from studies import invoke, prepare_study, read_table
 
 pytestmark = pytest.mark.xdist_group("plain")

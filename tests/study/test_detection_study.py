@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from medtransfer.config.sections import TrainSection
 from medtransfer.data.cohort.cohort import Cohort
 from medtransfer.data.grid.slices import Slices
 from medtransfer.errors import ConfigError
@@ -27,6 +26,7 @@ from medtransfer.training.device import make_engine
 from medtransfer.training.features import FeatureSource
 from medtransfer.training.loop import settle
 from medtransfer.training.predicting import Network
+from medtransfer.training.settings import TrainSettings
 
 from studies import (
     LEAN,
@@ -256,7 +256,7 @@ def detection_parts(phantom, store=None):
         [Path(e) for e in facts["entry"]],
         Slices(),
         1,
-        TrainSection(),
+        TrainSettings(),
         store,
         place_images(fixed, facts),
     )
@@ -381,7 +381,7 @@ def test_one_network_from_python_on_one_fold(phantom, tmp_path):
     assert 0 < cohort.images["lesion"].mean() < 1
     net = mt.load_backbone(LITE, "imagenet")
     plan = mt.plan_freeze(PlainCounts({"0": 5, "1": 10}, "far"), net, finest=8)
-    train = TrainSection(epochs=1, precision="fp32")
+    train = TrainSettings(epochs=1, precision="fp32")
     task = mt.Detection(cohort.labels, (64, 64))
     run = mt.fit(
         cohort,

@@ -11,12 +11,12 @@ import medtransfer as mt
 import numpy as np
 import pytest
 import torch
-from medtransfer.config.sections import TrainSection
 from medtransfer.errors import ConfigError
 from medtransfer.models.plan.rules import PlainCounts
 from medtransfer.training import device as engines
 from medtransfer.training.device import Engine, make_engine
 from medtransfer.training.predicting import Network
+from medtransfer.training.settings import TrainSettings
 from torch._dynamo.utils import counters
 
 from networks import SMALL
@@ -39,7 +39,7 @@ def train(manifest, folder, compiled, **choices):
     cohort = mt.Cohort.from_csv(path, path.parent, ["malignant"])
     net = mt.load_backbone(SMALL, seed=0)
     plan = mt.plan_freeze(PlainCounts({"0": 100, "1": 100}, "far"), net)
-    section = TrainSection(epochs=6, batch_size=4, precision="fp32", compile=compiled)
+    section = TrainSettings(epochs=6, batch_size=4, precision="fp32", compile=compiled)
     fold = mt.split_cohort(cohort, 2).fold(0)
     return mt.fit(
         cohort,

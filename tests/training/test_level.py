@@ -12,13 +12,13 @@ import medtransfer as mt
 import pandas as pd
 import pytest
 import torch
-from medtransfer.config.sections import TrainSection
 from medtransfer.evaluation import read_predictions
 from medtransfer.models.plan.rules import PlainCounts
 from medtransfer.report.notes import list_unfinished, measure_spent, note_training
 from medtransfer.study.folder import AT_BUDGET
 from medtransfer.training import checkpoint, loop
 from medtransfer.training.loop import _choose, _improving, has_levelled
+from medtransfer.training.settings import TrainSettings
 from medtransfer.training.trainer import Progress
 from torch import nn
 
@@ -37,7 +37,7 @@ def train(cohort, folder, level=True, net=None, patience=None, **fixed):
     net = net or mt.load_backbone(SMALL, seed=1)
     plan = mt.plan_freeze(PlainCounts({"0": 100, "1": 100}, "far"), net, **fixed)
     fold = mt.split_cohort(cohort, 2).fold(0)
-    section = TrainSection(
+    section = TrainSettings(
         epochs=EPOCHS, batch_size=max(2, len(fold.train) // 2), precision="fp32", patience=patience
     )
     task = mt.Classification(cohort.labels)

@@ -7,9 +7,9 @@ import json
 import medtransfer as mt
 import pytest
 import torch
-from medtransfer.config.sections import TrainSection
 from medtransfer.models.plan.rules import PlainCounts
 from medtransfer.training import checkpoint, loop
+from medtransfer.training.settings import TrainSettings
 
 from networks import as_if_pretrained
 
@@ -30,7 +30,7 @@ def run(cohort, folder, **fixed):
     plan = mt.plan_freeze(PlainCounts({"0": 100, "1": 100}, "far"), net, **fixed)
     assert plan.frozen_stages > 0
     fold = mt.split_cohort(cohort, 2).fold(0)
-    section = TrainSection(epochs=3, batch_size=max(2, len(fold.train) // 2), precision="fp32")
+    section = TrainSettings(epochs=3, batch_size=max(2, len(fold.train) // 2), precision="fp32")
     return mt.fit(
         cohort, fold, mt.Classification(cohort.labels), net, plan, folder, size=32, train=section
     ), net

@@ -15,7 +15,6 @@ import medtransfer as mt
 import numpy as np
 import pytest
 import torch
-from medtransfer.config.sections import TrainSection
 from medtransfer.errors import ConfigError, StudyError
 from medtransfer.models.plan.rules import PlainCounts
 from medtransfer.progress import Reporter
@@ -30,6 +29,7 @@ from medtransfer.training import (
 )
 from medtransfer.training.device import Engine, keep_freed_memory, threads_of, use_threads
 from medtransfer.training.interruption import asked, finishing_steps
+from medtransfer.training.settings import TrainSettings
 
 from forks import PROCESSES
 from networks import SMALL, as_if_pretrained
@@ -56,7 +56,7 @@ def train(cohort, folder, scratch=False, epochs=3, **fixed):
     net, heard = mt.load_backbone(SMALL) if scratch else as_if_pretrained(), Heard()
     plan = mt.plan_freeze(PlainCounts({"0": 100, "1": 100}, "far"), net, **fixed)
     fold = mt.split_cohort(cohort, 2).fold(0)
-    section = TrainSection(epochs=epochs, batch_size=8, precision="fp32")
+    section = TrainSettings(epochs=epochs, batch_size=8, precision="fp32")
     run = mt.fit(
         cohort,
         fold,

@@ -8,7 +8,6 @@ import medtransfer as mt
 import numpy as np
 import pytest
 import torch
-from medtransfer.config.sections import TrainSection
 from medtransfer.errors import ConfigError, WeightsError
 from medtransfer.models.chain.chain import Stage
 from medtransfer.models.heads.linear import LinearHead
@@ -18,6 +17,7 @@ from medtransfer.training import loop, probe
 from medtransfer.training.checkpoint import load_weights, save_weights
 from medtransfer.training.device import make_engine
 from medtransfer.training.probe import Features, features_by_stage, fit_head, pooled_features
+from medtransfer.training.settings import TrainSettings
 from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -56,7 +56,7 @@ def train(
         tmp_path / name,
         seed=seed,
         size=32,
-        train=TrainSection(epochs=epochs, batch_size=batch_size, precision=precision),
+        train=TrainSettings(epochs=epochs, batch_size=batch_size, precision=precision),
     )
     return run, net, before, plan
 
@@ -130,7 +130,7 @@ def test_a_probe_is_tested_with_its_tune_patients_and_predicts_them_without(
         plan = mt.plan_freeze(
             PlainCounts({"0": 100, "1": 100}, "far"), net, transfer=True, strategy="linear_probe"
         )
-        task, section = mt.Classification(cohort.labels), TrainSection(precision="fp32")
+        task, section = mt.Classification(cohort.labels), TrainSettings(precision="fp32")
         run = mt.fit(own, fold, task, net, plan, tmp_path / str(number), size=32, train=section)
         assert (
             run.predictions["image"].tolist()
@@ -177,7 +177,7 @@ def test_patience_stops_early(cohort, tmp_path):
     plan = mt.plan_freeze(
         PlainCounts({"0": 100, "1": 100}, "far"), net, backbone_lr=1e-12, head_lr=1e-12
     )
-    section = TrainSection(epochs=8, patience=2, batch_size=8, precision="fp32")
+    section = TrainSettings(epochs=8, patience=2, batch_size=8, precision="fp32")
     fold = mt.split_cohort(cohort, 2).fold(0)
     run = mt.fit(
         cohort,

@@ -7,11 +7,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
 
 from medtransfer.data.cohort.cohort import Cohort
 from medtransfer.data.cohort.manifest import read_cells
-from medtransfer.data.grid.augmentation import Augment, Flip
+from medtransfer.data.grid.settings import Augment
 from medtransfer.data.images.medmnist import is_archive
 
 # Words of a name, between anything that is no letter.
@@ -28,17 +27,15 @@ def labels_of_a_side(cohort: Cohort) -> list[str]:
     ]
 
 
-def allowed_changes(
-    cohort: Cohort,
-    flip: Literal["auto", "none", "left_right", "all"] = "auto",
-    rotate: float = 15.0,
-    intensity: float = 1.0,
-) -> Augment:
-    """Random changes as they are asked for; auto: mirrored, unless a label names a side."""
-    chosen: Flip = (
-        ("none" if labels_of_a_side(cohort) else "left_right") if flip == "auto" else flip
-    )
-    return Augment(chosen, rotate, intensity)
+def allowed_changes(cohort: Cohort, augment: Augment | None = None) -> Augment:
+    """The random changes that are asked for; `flip: auto` is settled: images are mirrored unless a
+    label names a side.
+    """
+    augment = augment or Augment()
+    if augment.flip != "auto":
+        return augment
+    flip = "none" if labels_of_a_side(cohort) else "left_right"
+    return augment.model_copy(update={"flip": flip})
 
 
 def tell_sides(cohort: Cohort, flip: str = "auto") -> tuple[str, ...]:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-Flip = Literal["none", "left_right", "all"]
+from medtransfer.data.grid.settings import Augment
+
 _ZOOM, _SHIFT = 0.15, 0.08
 _GAMMA, _CONTRAST, _BRIGHTNESS = (0.75, 1.35), 0.2, 0.1
 # What is drawn for one image, in order: flip, angle, zooms, shifts, gamma, contrast, brightness;
@@ -25,22 +25,6 @@ _GAMMA, _CONTRAST, _BRIGHTNESS = (0.75, 1.35), 0.2, 0.1
 _DRAWN, _COINS = 9, 4
 # Share of a box that must be left within the image.
 _LEFT = 0.5
-
-
-@dataclass(frozen=True)
-class Augment:
-    """Which random changes the labels allow.
-
-    Attributes:
-        flip: none; left_right; or all, planes upside down too, where images have no up, as in
-            histology and dermoscopy.
-        rotate: degrees to either side, at the most, 0 to 180.
-        intensity: share of the usual changes of gamma, contrast and brightness, 0 (none) to 1.
-    """
-
-    flip: Flip = "left_right"
-    rotate: float = 15.0
-    intensity: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +61,8 @@ def draw_changes(
         images: row number of each image.
         turns: False for images with boxes: of a turned lesion the box along the axes is larger than
             it.
-        augment: what the labels allow; None: the defaults. What it leaves out changes no other
-            draw.
+        augment: what the labels allow, `auto` as `left_right`; None: the defaults. What it leaves
+            out changes no other draw.
     """
     augment = augment or Augment()
     drawn = np.array(

@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medtransfer.data.grid.augmentation import Augment, Changes, change, change_boxes, draw_changes
+from medtransfer.data.grid.augmentation import Changes, change, change_boxes, draw_changes
 from medtransfer.data.grid.cache import read_entry
 from medtransfer.data.grid.fixed import normalise
+from medtransfer.data.grid.settings import Augment
 from medtransfer.data.grid.slices import Plane, Slices, boxes_of_stack, cut, present_slices
 from medtransfer.errors import ImageError
 
