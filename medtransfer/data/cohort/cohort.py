@@ -374,11 +374,6 @@ class Cohort:
         )
         return replace(self, images=table, boxes=boxes)
 
-    @property
-    def detects(self) -> bool:
-        """Whether the label is that of boxes."""
-        return self.needed_classes == (1,)
-
     def unit_labels(self, label: str) -> pd.Series:
         """One value per unit: the highest of its images."""
         return self.images.groupby(self.units.to_numpy(), sort=True)[label].max()
