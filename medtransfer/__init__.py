@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from medtransfer.data.images.reading import read_image
     from medtransfer.data.phantom.planes import write_phantom
     from medtransfer.errors import MedTransferError
-    from medtransfer.evaluation import EvaluationReport, evaluate, read_predictions
     from medtransfer.evaluation.analyses.lesions import evaluate_boxes
     from medtransfer.evaluation.analyses.sample_size import required_n
+    from medtransfer.evaluation.evaluate import evaluate
     from medtransfer.evaluation.metrics.recalibration import adjust_prevalence
+    from medtransfer.evaluation.result import EvaluationReport
+    from medtransfer.evaluation.tables.predictions import read_predictions
     from medtransfer.inference.ensemble import Ensemble, load_model
     from medtransfer.inference.model import TrainedModel
     from medtransfer.models.catalog.catalog import list_backbones, load_backbone
@@ -53,7 +55,7 @@ _HOMES = {
     "Cohort": "medtransfer.data.cohort.cohort",
     "Detection": "medtransfer.tasks.detection",
     "Ensemble": "medtransfer.inference.ensemble",
-    "EvaluationReport": "medtransfer.evaluation",
+    "EvaluationReport": "medtransfer.evaluation.result",
     "Fingerprint": "medtransfer.data.audit.fingerprint",
     "Fold": "medtransfer.data.cohort.split",
     "FreezePlan": "medtransfer.models.plan.plan",
@@ -70,7 +72,7 @@ _HOMES = {
     "adjust_prevalence": "medtransfer.evaluation.metrics.recalibration",
     "audit": "medtransfer.data.audit.audit",
     "compare": "medtransfer.study.study",
-    "evaluate": "medtransfer.evaluation",
+    "evaluate": "medtransfer.evaluation.evaluate",
     "evaluate_boxes": "medtransfer.evaluation.analyses.lesions",
     "fingerprint": "medtransfer.data.audit.fingerprint",
     "fit": "medtransfer.study.run",
@@ -82,7 +84,7 @@ _HOMES = {
     "load_model": "medtransfer.inference.ensemble",
     "plan_freeze": "medtransfer.models.plan.rules",
     "read_image": "medtransfer.data.images.reading",
-    "read_predictions": "medtransfer.evaluation",
+    "read_predictions": "medtransfer.evaluation.tables.predictions",
     "required_n": "medtransfer.evaluation.analyses.sample_size",
     "run_study": "medtransfer.study.study",
     "split_cohort": "medtransfer.data.cohort.split",

@@ -35,7 +35,7 @@ def test_a_probe_on_imagenet_features_tells_malignant_from_benign(real_data, tmp
         net,
         plan,
         tmp_path,
-        size=96,
+        image=mt.ImageSettings(size=96),
         train=TrainSettings(precision="fp32"),
     )
     test = run.predictions[run.predictions["part"] == "test"]

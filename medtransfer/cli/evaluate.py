@@ -14,7 +14,7 @@ from medtransfer.errors import ConfigError, StudyError
 from medtransfer.files import refuse_unwritable
 
 if TYPE_CHECKING:
-    from medtransfer.evaluation import EvaluationReport
+    from medtransfer.evaluation.result import EvaluationReport
     from medtransfer.evaluation.settings import HitRule, Settings
 
 
@@ -114,8 +114,8 @@ def evaluate(
 def _evaluate(
     table: Path, candidates: Path | None, boxes: Path | None, settings: Settings, rule: HitRule
 ) -> EvaluationReport:
-    from medtransfer.evaluation import EvaluationReport
-    from medtransfer.evaluation import evaluate as evaluate_table
+    from medtransfer.evaluation.evaluate import evaluate as evaluate_table
+    from medtransfer.evaluation.result import EvaluationReport
 
     report = evaluate_table(table, **settings.model_dump())
     if candidates is None or boxes is None:

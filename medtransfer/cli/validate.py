@@ -77,7 +77,7 @@ def validate_study(
         study, path, output, root, label, positive, as_json: as the options of `validate`.
         settings: of evaluation; those that were set replace the study's.
     """
-    from medtransfer.study.cohort import open_on, refuse_study_folder
+    from medtransfer.study.second_cohort import open_on, refuse_study_folder
 
     refuse_unwritable(output)
     refuse_study_folder(output)

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from medtransfer.errors import PredictionsError, list_faults
-from medtransfer.evaluation.metrics.utility import Aims
-from medtransfer.evaluation.tables.predictions import COLUMNS
+from medtransfer.evaluation.metrics.aims import Aims
+from medtransfer.evaluation.tables.columns import COLUMNS
 from medtransfer.text.section import Section
 
 Share = Annotated[float, Field(gt=0, lt=1)]

@@ -14,9 +14,9 @@ import jinja2
 import markupsafe
 import yaml
 
-from medtransfer.evaluation import EvaluationReport
 from medtransfer.evaluation.analyses.localisation import MEASURES
 from medtransfer.evaluation.intervals.entries import NO_PROBABILITIES
+from medtransfer.evaluation.result import EvaluationReport
 from medtransfer.evaluation.sentences.headline import describe_detector, headline
 from medtransfer.evaluation.sentences.words import explain_interval, format_share
 from medtransfer.evaluation.settings import Settings

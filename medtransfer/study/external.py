@@ -18,14 +18,16 @@ from medtransfer.data.cohort.cohort import Cohort
 from medtransfer.data.cohort.sources import BESIDE
 from medtransfer.data.grid.fixed import fixed_of
 from medtransfer.errors import CohortError, FileError, LeakageError, StudyError, WeightsError
-from medtransfer.evaluation import EvaluationReport, evaluate, write_predictions
+from medtransfer.evaluation.evaluate import evaluate
 from medtransfer.evaluation.metrics.discrimination import auc_within
+from medtransfer.evaluation.result import EvaluationReport
+from medtransfer.evaluation.tables.predictions import write_predictions
 from medtransfer.inference.model import TrainedModel, read_model
 from medtransfer.progress import Reporter
 from medtransfer.records.run import Run, read_run
 from medtransfer.records.study_folder import StudyFolder, images_of_study
 from medtransfer.report.build import build_report
-from medtransfer.study.cohort import label_of, read_compared, refuse_study_folder
+from medtransfer.study.second_cohort import label_of, read_compared, refuse_study_folder
 from medtransfer.study.settle import refuse_unreadable
 from medtransfer.tasks.kinds import make_task
 from medtransfer.training.device import uses_cuda

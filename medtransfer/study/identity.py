@@ -11,15 +11,17 @@ from medtransfer.files import digest_of
 from medtransfer.study.settle import Settled
 from medtransfer.training.device import Engine
 
-# Packages that decide a run's numbers, whole, so that no module can be forgotten.
+# What decides a run's numbers: packages, whole, so that no module of them can be forgotten.
 DECISIVE = (
     "config",
     "data",
     "evaluation/intervals",
     "evaluation/metrics",
+    "evaluation/settings.py",
     "evaluation/tables",
     "inference",
     "models",
+    "records",
     "study",
     "tasks",
     "text",
@@ -36,7 +38,12 @@ _OF_FORMULAS = ("scikit-image",)
 def code_digest() -> str:
     """Digest of the modules that decide a run's numbers."""
     package = Path(__file__).parents[1]
-    files = sorted(path for room in DECISIVE for path in (package / room).rglob("*.py"))
+    places = [package / place for place in DECISIVE]
+    files = [
+        path
+        for place in places
+        for path in ([place] if place.is_file() else sorted(place.rglob("*.py")))
+    ]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 

@@ -9,9 +9,10 @@ import pandas as pd
 
 from medtransfer.config.study_config import StudyConfig
 from medtransfer.errors import MedTransferError, StudyError, list_faults
-from medtransfer.evaluation import EvaluationReport, evaluate
 from medtransfer.evaluation.analyses.budgets import levelled_arms, split_budgets
 from medtransfer.evaluation.analyses.lesions import evaluate_boxes
+from medtransfer.evaluation.evaluate import evaluate
+from medtransfer.evaluation.result import EvaluationReport
 from medtransfer.evaluation.tables.candidates import read_candidates, write_candidates
 from medtransfer.evaluation.tables.predictions import (
     AT_BUDGET,

@@ -23,7 +23,7 @@ from medtransfer.errors import CohortError, ConfigError, LeakageError, list_faul
 from medtransfer.models.catalog.catalog import load_backbone
 from medtransfer.models.chain.backbone import Backbone, Recipe
 from medtransfer.models.plan.plan import FreezePlan, refuse_random_prefix
-from medtransfer.models.weights.locate import published_recipe
+from medtransfer.models.weights.locate import locate, published_recipe
 from medtransfer.progress import Reporter
 from medtransfer.records.study_folder import StudyFolder, images_of_study
 from medtransfer.study.cohort import read_cohort
@@ -83,16 +83,19 @@ def settle(
     Raises:
         ConfigError, CohortError, LeakageError, WeightsError: something does not fit.
     """
-    # The networks first: a misspelt backbone is told in a second, before thousands of images are
-    # read.
-    backbones = {
-        name: load_arm(arm, config.image.size, config.protocol.seeds[0])
-        for name, arm in config.arms.items()
-    }
+    # Weights that are not on this machine are told before thousands of images are read; what the
+    # networks are built with takes seconds to import, and waits.
+    for arm in config.arms.values():
+        if arm.weights is not None:
+            locate(arm.backbone, arm.weights)
     cohort = _open_cohort(config, cohort, folder)
     # A split that cannot be made is told before thousands of images are read, too.
     split = _split(config, cohort)
     cohort, facts, findings = _inspect(config, cohort, reporter, fixed)
+    backbones = {
+        name: load_arm(arm, config.image.size, config.protocol.seeds[0])
+        for name, arm in config.arms.items()
+    }
     seen = _refuse_images_seen_before(config, cohort, facts, reporter)
     if config.protocol.group == "cluster":
         used = set(cohort.images["image"])

@@ -19,7 +19,7 @@ from medtransfer.data.cohort.cohort import Cohort
 from medtransfer.data.grid.cache import feature_folder
 from medtransfer.data.grid.fixed import fixed_of
 from medtransfer.errors import CohortError, ConfigError, MedTransferError
-from medtransfer.evaluation import EvaluationReport
+from medtransfer.evaluation.result import EvaluationReport
 from medtransfer.models.chain.backbone import Backbone
 from medtransfer.models.plan.plan import FreezePlan
 from medtransfer.progress import Reporter

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
+from typing import Any
 
 import joblib
 import numpy as np
@@ -25,8 +26,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 # Every depth of every architecture is compiled once; beyond its limit torch would silently stop.
 _MOST_COMPILATIONS = 256
-# torch's own limit by its name, while ours is in its place.
-_limits: dict[str, int] = {}
+# Settings of torch's compiler, while ours are in their place: module, name and value.
+_of_compiler: list[tuple[Any, str, Any]] = []
 
 
 @contextmanager
@@ -41,8 +42,9 @@ def training_settings(on_cuda: bool, jobs: int | None = None) -> Iterator[None]:
             number of threads as it is.
     """
     deterministic = torch.utils.deterministic
-    algorithms = torch.are_deterministic_algorithms_enabled()
-    only_warn = torch.is_deterministic_algorithms_warn_only_enabled()
+    # Not `use_deterministic_algorithms`, which imports the compiler, a second before the first
+    # image; `allow_compilations` sets what else it does.
+    algorithms = torch.get_deterministic_debug_mode()
     filled = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]  # not in its stubs
     benchmark, precision = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
     threads, workspace = torch.get_num_threads(), os.environ.get(_CUBLAS)
@@ -50,7 +52,7 @@ def training_settings(on_cuda: bool, jobs: int | None = None) -> Iterator[None]:
         if jobs is not None:
             use_threads(jobs)
         os.environ.setdefault(_CUBLAS, ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.set_deterministic_debug_mode("warn")
         # Debugging aid of that mode: fills every new tensor with NaN, which costs a seventh of a
         # training step.
         deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # as above
@@ -60,7 +62,7 @@ def training_settings(on_cuda: bool, jobs: int | None = None) -> Iterator[None]:
             torch.set_float32_matmul_precision("high")  # convolutions use TF32 by default
         yield
     finally:
-        torch.use_deterministic_algorithms(algorithms, warn_only=only_warn)
+        torch.set_deterministic_debug_mode(algorithms)
         deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]  # as above
         torch.backends.cudnn.benchmark = benchmark
         if torch.get_float32_matmul_precision() != precision:
@@ -69,17 +71,25 @@ def training_settings(on_cuda: bool, jobs: int | None = None) -> Iterator[None]:
             torch.set_num_threads(threads)
         if workspace is None:
             os.environ.pop(_CUBLAS, None)
-        for name, limit in _limits.items():
-            setattr(torch._dynamo.config, name, limit)
-        _limits.clear()
+        while _of_compiler:
+            setattr(*_of_compiler.pop())
 
 
 def allow_compilations() -> None:
-    """Lets torch compile all networks of a study; `training_settings` sets its limit back."""
-    dynamo = torch._dynamo.config
-    name = next(name for name in ("recompile_limit", "cache_size_limit") if hasattr(dynamo, name))
-    _limits.setdefault(name, getattr(dynamo, name))
-    setattr(dynamo, name, _MOST_COMPILATIONS)
+    """Lets torch compile all networks of a study, to deterministic code; `training_settings` sets
+    both back.
+    """
+    if _of_compiler:
+        return
+    from torch._dynamo import config as dynamo
+    from torch._inductor import config as inductor
+
+    limit = next(name for name in ("recompile_limit", "cache_size_limit") if hasattr(dynamo, name))
+    wanted = [(dynamo, limit, _MOST_COMPILATIONS), (inductor, "deterministic", True)]
+    for module, name, value in wanted:
+        if hasattr(module, name):
+            _of_compiler.append((module, name, getattr(module, name)))
+            setattr(module, name, value)
 
 
 @cache

@@ -14,12 +14,12 @@ import time
 
 import numpy as np
 import pandas as pd
-from medtransfer.evaluation import evaluate
 from medtransfer.evaluation.analyses.comparison import judged_by
 from medtransfer.evaluation.analyses.lesions import evaluate_boxes
 from medtransfer.evaluation.analyses.several_labels import mean_estimate
 from medtransfer.evaluation.analyses.sites import by_site, meta_auc, meta_difference
 from medtransfer.evaluation.analyses.subgroups import describe_subgroups
+from medtransfer.evaluation.evaluate import evaluate
 from medtransfer.evaluation.intervals import influence
 from medtransfer.evaluation.intervals.draws import Draws
 from medtransfer.evaluation.intervals.estimate import estimate

@@ -123,7 +123,7 @@ def main() -> None:
                         plan,
                         folder,
                         repeat,
-                        size=PIXELS,
+                        image=mt.ImageSettings(size=PIXELS),
                         train=section,
                         engine=engine,
                     )

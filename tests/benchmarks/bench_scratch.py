@@ -124,7 +124,7 @@ def product(
         plan,
         folder,
         seed,
-        size=PIXELS,
+        image=mt.ImageSettings(size=PIXELS),
         train=section,
         engine=engine,
     )

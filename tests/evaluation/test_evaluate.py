@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from medtransfer.errors import PredictionsError
-from medtransfer.evaluation import evaluate
+from medtransfer.evaluation.evaluate import evaluate
 from medtransfer.report.build import build_report
 from sklearn.metrics import roc_auc_score
 

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from medtransfer.errors import PredictionsError
-from medtransfer.evaluation import evaluate
 from medtransfer.evaluation.analyses.lesions import evaluate_boxes
+from medtransfer.evaluation.evaluate import evaluate
 from medtransfer.evaluation.tables.candidates import read_lesions as read_lesion_table
 
 from wild_files import BOX

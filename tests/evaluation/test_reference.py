@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from medtransfer.evaluation import evaluate
 from medtransfer.evaluation.analyses.comparison import holm
 from medtransfer.evaluation.analyses.sample_size import (
     required_n,
@@ -18,6 +17,7 @@ from medtransfer.evaluation.analyses.sample_size import (
     required_n_slope,
 )
 from medtransfer.evaluation.analyses.sites import pool_sites
+from medtransfer.evaluation.evaluate import evaluate
 from medtransfer.evaluation.intervals.variance import quantile
 from medtransfer.evaluation.metrics import calibration as cal
 from medtransfer.evaluation.metrics.smooth_ece import residual_spectrum, smoothed_error

@@ -6,7 +6,8 @@ import medtransfer as mt
 import numpy as np
 import pytest
 from medtransfer.errors import FileError
-from medtransfer.evaluation import EvaluationReport, evaluate
+from medtransfer.evaluation.evaluate import evaluate
+from medtransfer.evaluation.result import EvaluationReport
 from medtransfer.files import FORMAT
 
 pytestmark = pytest.mark.usefixtures("coarse_smooth_ece")

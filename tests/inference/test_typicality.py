@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from medtransfer.inference.typicality import distances_to, typicality
+from medtransfer.inference.typicality import distances_to, make_reach
 from medtransfer.training.probe import Features
 
 
@@ -13,7 +13,7 @@ def of(values):
 def test_images_like_the_tune_images_are_typical_as_often_as_they_should():
     rng = np.random.default_rng(0)
     train, tune, same = (rng.normal(size=(n, 12)) for n in (300, 400, 2000))
-    found = typicality(of(train), of(tune), of(same))
+    found = make_reach(of(train), of(tune)).typicality(same)
     assert found.min() > 0
     assert found.max() <= 1
     assert (found < 0.05).mean() == pytest.approx(0.05, abs=0.03)
@@ -26,7 +26,7 @@ def test_strange_images_are_told():
     direction[0] = 8
     train, tune = rng.normal(size=(300, 12)) + direction, rng.normal(size=(200, 12)) + direction
     strange = rng.normal(size=(100, 12)) - direction
-    assert (typicality(of(train), of(tune), of(strange)) < 0.05).mean() > 0.9
+    assert (make_reach(of(train), of(tune)).typicality(strange) < 0.05).mean() > 0.9
 
 
 def test_the_distance_of_a_training_image_is_small_and_channels_count_alike():

@@ -13,7 +13,7 @@ import time
 
 import pytest
 from filelock import FileLock
-from medtransfer.study.folder import lock_path
+from medtransfer.records.study_folder import StudyFolder
 from medtransfer.study.jobs import Job
 from medtransfer.training import checkpoint
 
@@ -25,7 +25,8 @@ pytestmark = pytest.mark.xdist_group("plain")
 
 def test_killed_at_random_moments_it_ends_as_if_nothing_had_happened(plain, tmp_path):
     out, log, rng = tmp_path / "out", tmp_path / "log", random.Random(0)
-    lock = FileLock(lock_path(out, Job("scratch", 1, 0, 5, 1).folder(out)))
+    study = StudyFolder(out)
+    lock = FileLock(study.lock_of(Job("scratch", 1, 0, 5, 1).folder(study).path))
     (out / ".locks").mkdir(parents=True)
     with lock:  # so that the study cannot end before it is killed
         for finished in (0, 2, 5):

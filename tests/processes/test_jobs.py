@@ -4,7 +4,6 @@ fail: always the same study.
 
 from __future__ import annotations
 
-import inspect
 import json
 from dataclasses import replace
 
@@ -14,12 +13,13 @@ from filelock import FileLock
 from medtransfer.config.study_config import load_config
 from medtransfer.errors import ConfigError, StudyError
 from medtransfer.progress import Reporter
-from medtransfer.study import jobs
+from medtransfer.records.study_folder import StudyFolder
 from medtransfer.study import pool as scheduler
-from medtransfer.study.folder import lock_path
-from medtransfer.study.jobs import Job, Study, complete, list_jobs
+from medtransfer.study import worker as workers
+from medtransfer.study.jobs import Job, complete, list_jobs
 from medtransfer.study.refusals import refuse_settings
 from medtransfer.study.share import WHOLE
+from medtransfer.study.worker import Worker
 from medtransfer.training.device import Engine
 
 import fragile
@@ -28,12 +28,7 @@ from studies import invoke, prepare_study, read_table
 pytestmark = pytest.mark.xdist_group("plain")
 
 
-REAL = jobs.run_fold
-
-
-def arguments_of(positional, keywords):
-    """The arguments of a call of `run_fold` by name."""
-    return inspect.signature(REAL).bind(*positional, **keywords).arguments
+REAL = workers.run_fold
 
 
 def test_two_processes_do_what_one_does(plain, tmp_path):
@@ -88,13 +83,12 @@ def test_jobs_within_a_training_of_several_processes_are_refused(plain, tmp_path
 def test_a_run_that_fails_is_listed_and_the_others_go_on(plain, tmp_path, monkeypatch):
     out = tmp_path / "out"
 
-    def fail(*call, **more):
-        given = arguments_of(call, more)
-        if (given["fold"].index, given["arm"], given["whole"]) == (1, "scratch", True):
+    def fail(training, reporter):
+        if (training.fold.index, training.arm, training.whole) == (1, "scratch", True):
             raise StudyError("the training loss is not finite.")
-        return REAL(*call, **more)
+        return REAL(training, reporter)
 
-    monkeypatch.setattr(jobs, "run_fold", fail)
+    monkeypatch.setattr(workers, "run_fold", fail)
     result = invoke("compare", plain.config, "--output", out)
     assert result.exit_code == 3, result.output
     assert "Run failed: scratch, fold 1, seed 0: the training loss is not finite." in result.output
@@ -108,7 +102,7 @@ def test_a_run_that_fails_is_listed_and_the_others_go_on(plain, tmp_path, monkey
     assert "rests on 6 of 8 runs" in page
     assert "1 of them were tested once" in page
     # The same command tries it again.
-    monkeypatch.setattr(jobs, "run_fold", REAL)
+    monkeypatch.setattr(workers, "run_fold", REAL)
     assert invoke("compare", plain.config, "--output", out).exit_code == 0
     assert read_table(out).equals(read_table(plain.out))
     assert not (out / "failures.json").exists()
@@ -118,7 +112,7 @@ def test_where_all_fail_there_is_nothing_to_report(plain, tmp_path, monkeypatch)
     def fail(*_, **__):
         raise RuntimeError("no room")
 
-    monkeypatch.setattr(jobs, "run_fold", fail)
+    monkeypatch.setattr(workers, "run_fold", fail)
     result = invoke("compare", plain.config, "--output", tmp_path / "out")
     assert result.exit_code == 2
     assert "nothing to compare" in result.output
@@ -127,18 +121,18 @@ def test_where_all_fail_there_is_nothing_to_report(plain, tmp_path, monkeypatch)
 
 def test_what_another_process_is_at_is_left_to_it(plain, tmp_path, monkeypatch):
     out, order = tmp_path / "out", []
-    lock = FileLock(lock_path(out, Job("imagenet", 0, 0).folder(out)))
+    study = StudyFolder(out)
+    lock = FileLock(study.lock_of(Job("imagenet", 0, 0).folder(study).path))
     (out / ".locks").mkdir(parents=True)
     lock.acquire()
 
-    def note(*call, **more):
-        given = arguments_of(call, more)
-        order.append((given["arm"], given["fold"].index, given["whole"]))
+    def note(training, reporter):
+        order.append((training.arm, training.fold.index, training.whole))
         if len(order) == 7:  # all the others are done
             lock.release()
-        return REAL(*call, **more)
+        return REAL(training, reporter)
 
-    monkeypatch.setattr(jobs, "run_fold", note)
+    monkeypatch.setattr(workers, "run_fold", note)
     assert invoke("compare", plain.config, "--output", out).exit_code == 0
     assert order[-1] == ("imagenet", 0, True)
     assert read_table(out).equals(read_table(plain.out))
@@ -167,30 +161,25 @@ def test_processes_at_the_same_time_take_different_gpus(plain, tmp_path, monkeyp
     prepared = prepare_study(plain.config)
     engine = Engine(torch.device("cuda", 0), "bf16")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    study = Study(
-        prepared, dict.fromkeys(prepared.backbones, engine), tmp_path, tmp_path, workers=3
-    )
+    folder, engines = StudyFolder(tmp_path), dict.fromkeys(prepared.backbones, engine)
+    worker = Worker(prepared, engines, folder, tmp_path, workers=3)
     listed = list_jobs(prepared)
     held = []
     for number in range(
         5
     ):  # the first of five processes that live at the same time, the second, ...
-        jobs._take_gpu.cache_clear()
-        assert {study.engine_of(job).device.index for job in listed} == {number % 3}, (
+        workers._take_gpu.cache_clear()
+        assert {worker.engine_of(job).device.index for job in listed} == {number % 3}, (
             "a process keeps to one"
         )
-        held.append(jobs._take_gpu(study.output / ".locks", 3)[1])
+        held.append(workers._take_gpu(folder.locks, 3)[1])
     held[1].release()  # the second has ended
-    jobs._take_gpu.cache_clear()
-    assert {study.engine_of(job).device.index for job in listed} == {1}
-    assert {study.engine_of(job).precision for job in listed} == {"bf16"}
-    assert {replace(study, workers=1).engine_of(job).device.index for job in listed} == {0}
-    together = Study(
-        prepared,
-        dict.fromkeys(prepared.backbones, replace(engine, share=(1, 2))),
-        plain.folder,
-        plain.folder,
-    )
+    workers._take_gpu.cache_clear()
+    assert {worker.engine_of(job).device.index for job in listed} == {1}
+    assert {worker.engine_of(job).precision for job in listed} == {"bf16"}
+    assert {replace(worker, workers=1).engine_of(job).device.index for job in listed} == {0}
+    engines = dict.fromkeys(prepared.backbones, replace(engine, share=(1, 2)))
+    together = Worker(prepared, engines, StudyFolder(plain.folder), plain.folder)
     assert {together.engine_of(job).device.index for job in listed} == {0}
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from medtransfer.evaluation import EvaluationReport, evaluate
+from medtransfer.evaluation.evaluate import evaluate
+from medtransfer.evaluation.result import EvaluationReport
 from medtransfer.report.build import build_report
 
 

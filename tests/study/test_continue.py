@@ -14,9 +14,12 @@ import pandas as pd
 from medtransfer.config.study_config import make_config
 from medtransfer.models.plan.rules import PlainCounts
 from medtransfer.progress import Reporter
+from medtransfer.records.study_folder import StudyFolder
 from medtransfer.study.engines import choose_engines
-from medtransfer.study.jobs import Job, Study
-from medtransfer.study.record import write_record
+from medtransfer.study.environment import recorded_engine, write_record
+from medtransfer.study.jobs import Job
+from medtransfer.study.planning import share_steps, train_of
+from medtransfer.study.worker import Worker
 
 from networks import SMALL
 from studies import ARMS, LITE, finished_runs, invoke, prepare_study, read_run, write_config
@@ -111,23 +114,21 @@ def test_an_added_arm_trains_in_the_precision_of_those_before_it(tmp_path):
     prepared = SimpleNamespace(config=config, backbones=nets, plans=plans, split=range(3))
     stored = {"imagenet": {"device": "cpu", "precision": "bf16", "layout": "contiguous"}}
     (tmp_path / "environment.json").write_text(json.dumps({"arms": stored}))
-    engines = choose_engines(prepared, tmp_path)
+    engines = choose_engines(prepared, StudyFolder(tmp_path))
     assert {(engine.precision, engine.layout) for engine in engines.values()} == {
         ("bf16", "contiguous")
     }
 
 
 def test_what_a_gpu_was_given_does_not_bind_a_processor(tmp_path):
-    from medtransfer.study.record import recorded_engine
-
     stored = {
         "a": {"device": "cuda:0", "precision": "fp16", "layout": "contiguous", "compiled": True}
     }
     (tmp_path / "environment.json").write_text(json.dumps({"arms": stored}))
-    assert recorded_engine(tmp_path, "a", "cpu") == {}
+    assert recorded_engine(StudyFolder(tmp_path), "a", "cpu") == {}
     assert (
-        recorded_engine(tmp_path, "a", "cuda")
-        == recorded_engine(tmp_path, "a")
+        recorded_engine(StudyFolder(tmp_path), "a", "cuda")
+        == recorded_engine(StudyFolder(tmp_path), "a")
         == {**stored["a"], "difference": {}}
     )
 
@@ -156,7 +157,6 @@ def test_budgets_are_told_as_they_were_spent():
 
 def test_budgets_are_times_that_of_the_study():
     from medtransfer.models.plan.rules import PlainCounts, plan_freeze
-    from medtransfer.study.settle import share_steps, train_of
 
     arms = {
         "probe": {"backbone": LITE, "weights": "imagenet", "budget": 5},
@@ -215,19 +215,20 @@ def test_a_plan_edited_by_hand_is_honoured(studies, tmp_path):
         json.dumps({"arms": {"imagenet": {**planned.to_dict(), "frozen_stages": 16}}})
     )
     prepared = prepare_study(config, output=out)
-    engines = choose_engines(prepared, out)
-    study = Study(prepared, engines, out, tmp_path / "store")
-    assert study.key_of(Job("imagenet", 0, 0))[1].frozen_stages == 16  # what a run is given
-    write_record(prepared, engines, out)
+    folder = StudyFolder(out)
+    engines = choose_engines(prepared, folder)
+    worker = Worker(prepared, engines, folder, tmp_path / "store")
+    assert worker.key_of(Job("imagenet", 0, 0))[1].frozen_stages == 16  # what a run is given
+    write_record(prepared, engines, folder)
     followed = json.loads((out / "plan.json").read_text())["arms"]["imagenet"]
     assert followed["trainable_fraction"] < 0.5
     assert "Set by hand: frozen_stages 16" in followed["reason"]
-    study.do(Job("imagenet", 0, 0), Reporter(quiet=True))
+    worker.do(Job("imagenet", 0, 0), Reporter(quiet=True))
     assert read_run(out, "imagenet")["plan"]["frozen_stages"] == 16
     again = prepare_study(config, output=out)  # the study goes on with it
     assert again.plans["imagenet"].decisive() == prepared.plans["imagenet"].decisive()
     edited, plain = (
-        Study(one, engines, out, tmp_path / "store").key_of(Job("imagenet", 0, 0))[0]
+        Worker(one, engines, folder, tmp_path / "store").key_of(Job("imagenet", 0, 0))[0]
         for one in (again, prepare_study(config))
     )
-    assert edited == study.key_of(Job("imagenet", 0, 0))[0] != plain
+    assert edited == worker.key_of(Job("imagenet", 0, 0))[0] != plain

@@ -11,9 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from medtransfer.config.sections import TrainSection
 from medtransfer.data.cohort.cohort import Cohort
-from medtransfer.data.grid.slices import Slices
+from medtransfer.data.grid.settings import ImageSettings
 from medtransfer.errors import ConfigError
 from medtransfer.evaluation.analyses.lesions import evaluate_boxes
 from medtransfer.models.catalog.catalog import load_backbone
@@ -26,6 +25,7 @@ from medtransfer.training.batches import Loader
 from medtransfer.training.features import FeatureSource
 from medtransfer.training.loop import settle
 from medtransfer.training.predicting import Network
+from medtransfer.training.settings import TrainSettings
 from medtransfer.training.timing import make_engine
 
 from studies import (
@@ -254,11 +254,10 @@ def detection_parts(phantom, store=None):
     images = Images(
         cohort,
         [Path(e) for e in facts["entry"]],
-        Slices(),
-        1,
-        TrainSection(),
-        store,
-        place_images(fixed, facts),
+        Detection(("lesion",), (64, 64)),
+        ImageSettings(size=64),
+        store=store,
+        placements=place_images(fixed, facts),
     )
     net = load_backbone(LITE, "imagenet")
     plan = plan_freeze(PlainCounts({"0": 10, "1": 50}, "far"), net, finest=8)
@@ -381,7 +380,7 @@ def test_one_network_from_python_on_one_fold(phantom, tmp_path):
     assert 0 < cohort.images["lesion"].mean() < 1
     net = mt.load_backbone(LITE, "imagenet")
     plan = mt.plan_freeze(PlainCounts({"0": 5, "1": 10}, "far"), net, finest=8)
-    train = TrainSection(epochs=1, precision="fp32")
+    train = TrainSettings(epochs=1, precision="fp32")
     task = mt.Detection(cohort.labels, (64, 64))
     run = mt.fit(
         cohort,
@@ -390,7 +389,7 @@ def test_one_network_from_python_on_one_fold(phantom, tmp_path):
         net,
         plan,
         tmp_path / "run",
-        size=64,
+        image=mt.ImageSettings(size=64),
         train=train,
     )
     assert {"run.json", "candidates.csv", "predictions.csv", "weights.safetensors"} <= {
@@ -414,7 +413,7 @@ def test_a_task_of_another_size_is_refused(phantom, tmp_path):
             net,
             plan,
             tmp_path / "run",
-            size=96,
+            image=mt.ImageSettings(size=96),
         )
 
 
@@ -435,7 +434,7 @@ def test_a_plan_for_whole_images_is_refused(phantom, tmp_path):
             net,
             plan,
             tmp_path / "run",
-            size=64,
+            image=mt.ImageSettings(size=64),
         )
 
 

@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 import torch
 from medtransfer.config.study_config import load_config
+from medtransfer.data.cohort.laterality import allowed_changes
 from medtransfer.data.grid.source import ImageSource
 from medtransfer.errors import ConfigError
 from medtransfer.progress import Reporter
+from medtransfer.records.run_folder import RunFolder
+from medtransfer.records.study_folder import StudyFolder
 from medtransfer.study import engines as machine
 from medtransfer.study import run as runs
 from medtransfer.study.draws import draw_fold
-from medtransfer.study.settle import augment_of
-from medtransfer.study.views import backbone_of, images_of, task_of
+from medtransfer.study.views import backbone_of, images_of
 from medtransfer.training.device import Engine
 from medtransfer.training.features import FeatureSource
 from medtransfer.training.timing import make_engine
@@ -132,7 +134,7 @@ def test_what_is_flipped_follows_the_label(config, label, flip, expected):
         images=prepared.cohort.images.rename(columns={"malignant": label}),
         labels=(label,),
     )
-    found = augment_of(prepared.config, cohort)
+    found = allowed_changes(cohort, prepared.config.augment)
     assert (found.flip, found.rotate, found.intensity) == (expected, 5.0, 1.0)
 
 
@@ -142,7 +144,7 @@ def test_the_flip_that_is_set_reaches_the_images(config):
         off.backbones["imagenet"], make_engine("cpu", "fp32")
     )
     assert isinstance(source, ImageSource)
-    assert source.augment == augment_of(off.config, off.cohort)
+    assert source.augment == allowed_changes(off.cohort, off.config.augment)
     assert (source.augment.flip, source.augment.rotate, source.augment.intensity) == (
         "none",
         0.0,
@@ -189,7 +191,7 @@ def test_reduced_precision_is_taken_only_where_it_changes_no_answer(
         return difference if backbone.weights.source != "none" else dict.fromkeys(difference, 0.0)
 
     monkeypatch.setattr(machine, "compare_with_fp32", compare)
-    engines = machine.choose_engines(prepared, tmp_path / "none")
+    engines = machine.choose_engines(prepared, StudyFolder(tmp_path / "none"))
     assert {name: engines[name].precision for name in ARMS} == dict.fromkeys(ARMS, expected)
     assert engines["imagenet"].difference == difference
     # A probe goes through the images once, and magnifies rounding.
@@ -202,7 +204,7 @@ def test_reduced_precision_is_taken_only_where_it_changes_no_answer(
 
 def test_a_precision_by_hand_is_compared_and_taken(config, tmp_path):
     prepared = prepare_study(config, "train.precision=bf16", "plan.strategy=lp_ft")
-    engines = machine.choose_engines(prepared, tmp_path / "none")
+    engines = machine.choose_engines(prepared, StudyFolder(tmp_path / "none"))
     assert engines["imagenet"].precision == "bf16"
     assert engines["imagenet"].difference["features"] > 0
     assert 0 < engines["imagenet"].difference["logits"] < 1
@@ -248,16 +250,16 @@ def test_statistics_of_volumes_are_those_of_several(studies, tmp_path, monkeypat
     monkeypatch.setattr(runs, "train_network", stop)
     with pytest.raises(KeyboardInterrupt):
         runs.run_fold(
-            images,
-            fold,
-            task_of(prepared, "scratch"),
-            backbone_of(prepared, "scratch", 0),
-            prepared.plans["scratch"],
-            tmp_path / "run",
-            0,
-            "scratch",
-            make_engine("cpu", "fp32"),
-            "",
+            runs.Training(
+                images,
+                fold,
+                backbone_of(prepared, "scratch", 0),
+                prepared.plans["scratch"],
+                make_engine("cpu", "fp32"),
+                RunFolder(tmp_path / "run"),
+                "scratch",
+                0,
+            ),
             Reporter(quiet=True),
         )
     assert sum(sizes) == len(fold.train)

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from medtransfer.config.study_config import load_config
 from medtransfer.errors import CohortError, ConfigError, MedTransferError, StudyError
-from medtransfer.study.folder import check_folder
-from medtransfer.study.record import write_plans
+from medtransfer.records.study_folder import StudyFolder
+from medtransfer.study.planning import write_plans
 
 from networks import SMALL
 from studies import ARMS, invoke, prepare_study, write_config
@@ -168,7 +168,7 @@ def test_an_edit_that_does_not_fit_exits_2_and_leaves_the_plan(planned, tmp_path
 )
 def test_another_study_in_the_folder_is_refused_with_what_differs(finished, setting, message):
     with pytest.raises(StudyError, match="holds a study with other settings") as refused:
-        check_folder(finished.out, load_config(finished.config, [setting]))
+        StudyFolder(finished.out).refuse_other(load_config(finished.config, [setting]))
     assert message in str(refused.value)
 
 
@@ -176,12 +176,8 @@ def test_a_study_is_known_again_whatever_is_shown_of_it(finished):
     """Neither what is looked for nor what is shown makes another study; a first edition named
     neither.
     """
-    check_folder(
-        finished.out,
-        load_config(
-            finished.config, ["report.gallery=true", "audit.shortcuts=true", "report.figures=pdf"]
-        ),
-    )
+    shown = ["report.gallery=true", "audit.shortcuts=true", "report.figures=pdf"]
+    StudyFolder(finished.out).refuse_other(load_config(finished.config, shown))
 
 
 def test_folders_that_hold_something_else_are_left_alone(finished, tmp_path):
@@ -211,9 +207,7 @@ def test_folders_that_hold_something_else_are_left_alone(finished, tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_is_named(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "medtransfer.study.folder.os.access", lambda _path, mode, **_: mode != os.W_OK
-    )
+    monkeypatch.setattr("medtransfer.files.os.access", lambda _path, mode, **_: mode != os.W_OK)
     result = invoke("compare", finished.config, "--output", tmp_path / "out")
     assert (result.exit_code, "cannot be written" in result.output) == (2, True)
 
@@ -269,7 +263,7 @@ def test_fit_refuses_what_it_cannot_read(studies, tmp_path):
             net,
             plan,
             tmp_path / "x",
-            size=32,
+            image=mt.ImageSettings(size=32),
         )
 
 

@@ -9,8 +9,9 @@ import json
 import numpy as np
 import pytest
 import safetensors.numpy
+from medtransfer.records.study_folder import StudyFolder
 from medtransfer.study.engines import choose_engines
-from medtransfer.study.record import write_record
+from medtransfer.study.environment import write_record
 
 from networks import SMALL
 from studies import LITE, SETTINGS, changed, prepare_study, write_config
@@ -35,8 +36,9 @@ def test_slabs_channels_and_recipes_are_recorded(volumes, tmp_path, change, seen
         write_config(tmp_path, volumes, arms=arms, **changed(SETTINGS, **IMAGE)),
         "plan.strategy=lp_ft",
     )
-    (tmp_path / "out").mkdir()
-    write_record(prepared, choose_engines(prepared, tmp_path / "out"), tmp_path / "out")
+    folder = StudyFolder(tmp_path / "out")
+    folder.path.mkdir()
+    write_record(prepared, choose_engines(prepared, folder), folder)
     arm = json.loads((tmp_path / "out" / "environment.json").read_text())["arms"]["imagenet"]
     assert arm["slices"].startswith("up to 10 axial slices, 10 mm apart")
     assert arm["slices"].endswith(seen)

@@ -13,9 +13,10 @@ import pytest
 import safetensors.numpy
 import torch
 from medtransfer.errors import LeakageError, WeightsError
+from medtransfer.records.study_folder import StudyFolder
 from medtransfer.report.build import build_report
 from medtransfer.study.engines import choose_engines
-from medtransfer.study.record import write_record
+from medtransfer.study.environment import write_record
 
 from studies import LITE, invoke, prepare_study, write_config
 
@@ -83,8 +84,9 @@ def test_random_weights_are_never_frozen(studies, scores, tmp_path):
     with pytest.raises(WeightsError, match="do not look like trained weights"):
         prepare_study(config)
     prepared = prepare_study(config, "plan.frozen_stages=0")  # all of it trains
-    (tmp_path / "out").mkdir()
-    write_record(prepared, choose_engines(prepared, tmp_path / "out"), tmp_path / "out")
+    folder = StudyFolder(tmp_path / "out")
+    folder.path.mkdir()
+    write_record(prepared, choose_engines(prepared, folder), folder)
     mt.evaluate(scores({"pretended": 1.0}), bootstrap=100).save(tmp_path / "out" / "report.json")
     assert "do not look like trained ones" in build_report(tmp_path / "out", []).read_text()
     cohort = mt.Cohort.from_csv(manifest, manifest.parent, ["malignant"])

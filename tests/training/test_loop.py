@@ -49,7 +49,7 @@ def train(
         plan,
         tmp_path / name,
         seed=seed,
-        size=32,
+        image=mt.ImageSettings(size=32),
         train=TrainSettings(epochs=epochs, batch_size=batch_size, precision=precision),
     )
     return run, net, before, plan
@@ -125,7 +125,16 @@ def test_a_probe_is_tested_with_its_tune_patients_and_predicts_them_without(
             PlainCounts({"0": 100, "1": 100}, "far"), net, transfer=True, strategy="linear_probe"
         )
         task, section = mt.Classification(cohort.labels), TrainSettings(precision="fp32")
-        run = mt.fit(own, fold, task, net, plan, tmp_path / str(number), size=32, train=section)
+        run = mt.fit(
+            own,
+            fold,
+            task,
+            net,
+            plan,
+            tmp_path / str(number),
+            image=mt.ImageSettings(size=32),
+            train=section,
+        )
         assert (
             run.predictions["image"].tolist()
             == cohort.images["image"].iloc[np.r_[fold.tune, fold.test]].tolist()
@@ -180,7 +189,7 @@ def test_patience_stops_early(cohort, tmp_path):
         net,
         plan,
         tmp_path / "r",
-        size=32,
+        image=mt.ImageSettings(size=32),
         train=section,
     )
     assert run.summary["stopped_early"]

@@ -12,10 +12,11 @@ import medtransfer as mt
 import pandas as pd
 import pytest
 import torch
-from medtransfer.evaluation import read_predictions
+from medtransfer.evaluation.tables.predictions import read_predictions
 from medtransfer.models.plan.rules import PlainCounts
+from medtransfer.records.run import finished_run
+from medtransfer.records.run_folder import RunFolder
 from medtransfer.report.notes import list_unfinished, measure_spent, note_training
-from medtransfer.study.folder import AT_BUDGET
 from medtransfer.training import checkpoint, loop
 from medtransfer.training.loop import _choose, _improving, has_levelled
 from medtransfer.training.settings import TrainSettings
@@ -42,7 +43,14 @@ def train(cohort, folder, level=True, net=None, patience=None, **fixed):
     )
     task = mt.Classification(cohort.labels)
     return mt.fit(
-        cohort, fold, task, net, replace(plan, level=level), folder, size=32, train=section
+        cohort,
+        fold,
+        task,
+        net,
+        replace(plan, level=level),
+        folder,
+        image=mt.ImageSettings(size=32),
+        train=section,
     ), net
 
 
@@ -66,7 +74,7 @@ def test_the_first_cycle_is_the_training_with_the_budget(cohort, tmp_path):
         alone.predictions.drop(columns="typical"),
     )
     assert alone.at_budget is None
-    assert not (alone.folder / AT_BUDGET).exists()
+    assert not (alone.folder / "at-budget").exists()
     assert alone.summary["levelled"] is None
     assert "typical" in level.predictions.columns
 
@@ -228,10 +236,10 @@ def test_still_improving_is_said_of_the_last_quarter():
 
 def test_a_run_without_its_predictions_at_the_budget_is_not_finished(cohort, tmp_path):
     run, _ = train(cohort, tmp_path / "r")
-    (run.folder / AT_BUDGET / "predictions.csv").unlink()
-    from medtransfer.study.record import finished_run
-
-    assert finished_run(run.folder, "", "model", 0, 0) is None
+    (run.folder / "at-budget" / "predictions.csv").unlink()
+    damage = []
+    assert finished_run(RunFolder(run.folder), say=damage.append) is None
+    assert "at-budget/predictions.csv: cannot be read" in damage[0]
     assert read_predictions(run.folder / "predictions.csv").equals(run.predictions)
 
 

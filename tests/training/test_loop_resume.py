@@ -30,7 +30,14 @@ def run(cohort, folder, **fixed):
     fold = mt.split_cohort(cohort, 2).fold(0)
     section = TrainSettings(epochs=3, batch_size=max(2, len(fold.train) // 2), precision="fp32")
     return mt.fit(
-        cohort, fold, mt.Classification(cohort.labels), net, plan, folder, size=32, train=section
+        cohort,
+        fold,
+        mt.Classification(cohort.labels),
+        net,
+        plan,
+        folder,
+        image=mt.ImageSettings(size=32),
+        train=section,
     ), net
 
 

@@ -99,7 +99,16 @@ def test_a_training_in_a_notebook_leaves_torch_as_it_was(manifest, tmp_path, of_
     plan = mt.plan_freeze(PlainCounts({"0": 100, "1": 100}, "far"), net)
     section = TrainSettings(epochs=1, precision="fp32", batch_size=4)
     task, fold = mt.Classification(cohort.labels), mt.split_cohort(cohort, 2).fold(0)
-    run = mt.fit(cohort, fold, task, net, plan, tmp_path / "run", size=32, train=section)
+    run = mt.fit(
+        cohort,
+        fold,
+        task,
+        net,
+        plan,
+        tmp_path / "run",
+        image=mt.ImageSettings(size=32),
+        train=section,
+    )
     assert run.summary["engine"]["deterministic"] is True
     assert settings() == of_a_notebook
 

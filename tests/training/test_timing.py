@@ -121,7 +121,7 @@ def train(manifest, folder, compiled, **choices):
         net,
         replace(plan, **choices),
         folder,
-        size=32,
+        image=mt.ImageSettings(size=32),
         train=section,
     )
 

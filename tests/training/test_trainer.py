@@ -51,7 +51,7 @@ def train(cohort, folder, scratch=False, epochs=3, **fixed):
         net,
         plan,
         folder,
-        size=32,
+        image=mt.ImageSettings(size=32),
         train=section,
         reporter=heard,
     )

@@ -16,34 +16,13 @@ from scipy.special import expit, logit
 from medtransfer.evaluation.intervals.entries import no_interval
 from medtransfer.evaluation.intervals.resample import DrawnMetric, Metric, Question, bands, plain
 from medtransfer.evaluation.intervals.variance import NORMAL_95, quantile
+from medtransfer.evaluation.metrics.aims import Aims
 from medtransfer.evaluation.metrics.recalibration import Comparable, adjust_scores
 from medtransfer.evaluation.tables.arrays import Float
 from medtransfer.evaluation.tables.scores import Scores
 
 # Threshold probabilities of the decision curve.
 THRESHOLDS = np.round(np.arange(0.01, 1.0, 0.01), 2)
-
-
-@dataclass(frozen=True)
-class Aims:
-    """Which operating points are wanted.
-
-    Attributes:
-        sensitivity: least sensitivity on the tune rows, with the highest specificity; None: no such
-            point.
-        specificity: least specificity on the tune rows, with the highest sensitivity; None: no such
-            point.
-        probability: a threshold of the (recalibrated) probability, as from a harm / benefit ratio p
-            / (1 - p); None: not wanted.
-        prevalences: at which predictive values are told, besides that of the cohort.
-        prevalence: for which `probability` is meant, where it is not that of the cohort.
-    """
-
-    sensitivity: float | None = 0.9
-    specificity: float | None = 0.9
-    probability: float | None = None
-    prevalences: tuple[float, ...] = ()
-    prevalence: float | None = None
 
 
 def lock_threshold(

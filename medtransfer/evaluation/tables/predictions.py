@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from medtransfer.errors import LeakageError, PredictionsError, list_faults
+from medtransfer.evaluation.tables.columns import COLUMNS
 from medtransfer.evaluation.tables.probabilities import SCORE, read_numbers, read_scores
 from medtransfer.text.names import has_controls, look_alike_key, look_alikes, normalise, show
 from medtransfer.text.tables import (
@@ -22,18 +23,6 @@ from medtransfer.text.tables import (
     write_table,
 )
 
-COLUMNS = (
-    "arm",
-    "seed",
-    "fold",
-    "part",
-    "image",
-    "patient",
-    "label",
-    "target",
-    "probability",
-    "logit",
-)
 NEEDED = "Give a table with the columns patient, target and probability (or score, of any scale)."
 # Of runs on small draws from the training patients: patients per class, and the number of the draw;
 # 0 for the whole.

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from medtransfer.data.cohort.cohort import Cohort
 from medtransfer.errors import CohortError, PredictionsError
-from medtransfer.evaluation import evaluate
+from medtransfer.evaluation.evaluate import evaluate
 
 from wild_files import pictures
 

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from medtransfer.errors import PredictionsError
-from medtransfer.evaluation import evaluate
 from medtransfer.evaluation.analyses.budgets import levelled_arms, split_budgets
 from medtransfer.evaluation.analyses.lesions import evaluate_boxes
+from medtransfer.evaluation.evaluate import evaluate
 from medtransfer.evaluation.sentences.headline import headline
 from medtransfer.evaluation.tables.predictions import check_predictions
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from medtransfer.evaluation import evaluate
+from medtransfer.evaluation.evaluate import evaluate
 from medtransfer.evaluation.sentences.headline import headline
 from scipy.stats import norm
 from scipy.stats import t as student

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from medtransfer.evaluation import evaluate
 from medtransfer.evaluation.analyses.conformal import conformal_sets, conformal_threshold
+from medtransfer.evaluation.evaluate import evaluate
 from medtransfer.evaluation.metrics.recalibration import make_comparable
 from medtransfer.evaluation.tables.predictions import check_predictions
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from medtransfer.evaluation import evaluate
+from medtransfer.evaluation.evaluate import evaluate
 
 from predicted import (
     clustered_table,

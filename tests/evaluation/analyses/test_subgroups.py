@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from medtransfer.errors import PredictionsError
-from medtransfer.evaluation import evaluate
 from medtransfer.evaluation.analyses.subgroups import band
+from medtransfer.evaluation.evaluate import evaluate
 
 pytestmark = pytest.mark.usefixtures("coarse_smooth_ece")
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from medtransfer.evaluation import evaluate
+from medtransfer.evaluation.evaluate import evaluate
 
 pytestmark = pytest.mark.usefixtures("coarse_smooth_ece")
 

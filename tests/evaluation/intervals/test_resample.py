@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from medtransfer.evaluation import evaluate
 from medtransfer.evaluation.analyses.comparison import judged_by
+from medtransfer.evaluation.evaluate import evaluate
 from medtransfer.evaluation.intervals import influence
 from medtransfer.evaluation.intervals.draws import Draws
 from medtransfer.evaluation.intervals.estimate import estimate

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from medtransfer.evaluation import evaluate
+from medtransfer.evaluation.evaluate import evaluate
 from medtransfer.evaluation.intervals.variance import (
     Cells,
     Part,

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from medtransfer.errors import PredictionsError
-from medtransfer.evaluation import evaluate
 from medtransfer.evaluation.analyses.conformal import conformal_sets
+from medtransfer.evaluation.evaluate import evaluate
 from medtransfer.evaluation.intervals import influence
 from medtransfer.evaluation.metrics.recalibration import (
     METHODS,

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from medtransfer.evaluation import evaluate
+from medtransfer.evaluation.evaluate import evaluate
 from medtransfer.evaluation.metrics.utility import THRESHOLDS, lock_threshold, net_benefit, wilson
 from medtransfer.evaluation.tables.predictions import check_predictions
 from scipy.stats import binomtest, norm

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from medtransfer.evaluation import evaluate
 from medtransfer.evaluation.analyses.lesions import evaluate_boxes
+from medtransfer.evaluation.evaluate import evaluate
 from medtransfer.evaluation.sentences.headline import describe_detector, headline
 
 from detected import (

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from medtransfer.evaluation import evaluate
+from medtransfer.evaluation.evaluate import evaluate
 from medtransfer.evaluation.sentences.trust import trust
 
 pytestmark = pytest.mark.usefixtures("coarse_smooth_ece")

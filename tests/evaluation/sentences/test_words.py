@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from medtransfer.evaluation import evaluate
+from medtransfer.evaluation.evaluate import evaluate
 from medtransfer.evaluation.sentences.words import (
     capitalise,
     explain_interval,

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from medtransfer.evaluation import evaluate
 from medtransfer.evaluation.analyses.lesions import evaluate_boxes
+from medtransfer.evaluation.evaluate import evaluate
 
 from detected import (
     few_detections,

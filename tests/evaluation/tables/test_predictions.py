@@ -5,7 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from medtransfer.errors import LeakageError, PredictionsError
-from medtransfer.evaluation import evaluate, read_predictions, write_predictions
+from medtransfer.evaluation.evaluate import evaluate
+from medtransfer.evaluation.tables.predictions import read_predictions, write_predictions
 
 pytestmark = pytest.mark.usefixtures("coarse_smooth_ece")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from medtransfer.errors import PredictionsError
-from medtransfer.evaluation import evaluate
+from medtransfer.evaluation.evaluate import evaluate
 from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 
 from predicted import (

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from medtransfer.errors import PredictionsError
-from medtransfer.evaluation import evaluate
+from medtransfer.evaluation.evaluate import evaluate
 from medtransfer.evaluation.tables.scores import by_patient
 from scipy.special import expit
 

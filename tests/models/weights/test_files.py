@@ -12,7 +12,7 @@ import pytest
 import timm
 import torch
 from medtransfer.errors import WeightsError
-from medtransfer.models.weights.files import split_network
+from medtransfer.models.weights.sources import split_network
 
 from weight_files import FC, A, B, assert_holds, behind, load, saved
 

@@ -15,7 +15,7 @@ from medtransfer.models.catalog.measured import describe_backbones
 from medtransfer.models.chain.backbone import Recipe
 from medtransfer.models.heads.linear import LinearHead
 from medtransfer.models.weights.files import digest_of
-from medtransfer.study.record import describe_backbone
+from medtransfer.study.run import describe_backbone
 from medtransfer.training.checkpoint import save_weights
 
 from weight_files import A, load, saved

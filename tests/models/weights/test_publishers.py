@@ -17,7 +17,7 @@ import torch
 import torchvision
 from medtransfer.errors import WeightsError
 from medtransfer.models.heads.linear import LinearHead
-from medtransfer.study.record import describe_backbone
+from medtransfer.study.run import describe_backbone
 from medtransfer.training.checkpoint import save_weights
 from torch import nn
 
