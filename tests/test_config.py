@@ -130,4 +130,4 @@ def test_the_schema_describes_every_section():
         "report",
         "detection",
     }
-    assert set(schema["properties"]) == {"task", *sections, "engine"}
+    assert set(schema["properties"]) == {"format", "task", *sections, "engine"}

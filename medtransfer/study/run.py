@@ -153,8 +153,14 @@ def fit(
         **settings: `image`, `train`, `augment`, `slab`, `seed`, `arm`, `quiet`; see `FitSettings`.
 
     Raises:
+        TypeError: no such setting.
         MedTransferError: see the parts it calls.
     """
+    unknown = sorted(settings.keys() - FitSettings.__annotations__.keys())
+    if unknown:
+        raise TypeError(
+            f"fit() has no setting {unknown[0]!r}. It has {', '.join(FitSettings.__annotations__)}."
+        )
     image, train = settings.get("image", ImageSettings()), settings.get("train", TrainSettings())
     reporter = Reporter(settings.get("quiet", True))
     folder = RunFolder(Path(output))

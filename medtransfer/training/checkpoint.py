@@ -20,6 +20,7 @@ from torch import nn
 
 from medtransfer.errors import WeightsError
 from medtransfer.files import write_aside
+from medtransfer.models.weights.formats import seal_tensors
 
 # Seconds between two checkpoints, the most that a killed process loses; more where writing one
 # takes more than a twentieth of that.
@@ -37,7 +38,7 @@ def save_weights(path: Path, backbone: nn.Module, head: nn.Module, metadata: dic
     tensors = {f"backbone.{key}": value for key, value in backbone.state_dict().items()}
     tensors |= {f"head.{key}": value for key, value in head.state_dict().items()}
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    content = safetensors.torch.save(tensors, metadata)
+    content = safetensors.torch.save(tensors, seal_tensors(tensors, metadata))
     write_aside(path, content)
     return hashlib.sha256(content).hexdigest()
 

@@ -6,7 +6,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from medtransfer.study import cohort, external
+from medtransfer.study import external, second_cohort
 
 from studies import invoke
 
@@ -31,7 +31,7 @@ def calls(tmp_path, monkeypatch):
         received.append((*arguments, settings))
         return Report(page=tmp_path / "report.html")
 
-    monkeypatch.setattr(cohort, "open_on", open_on)
+    monkeypatch.setattr(second_cohort, "open_on", open_on)
     monkeypatch.setattr(external, "validate", validate)
     return received
 

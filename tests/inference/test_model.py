@@ -12,7 +12,7 @@ import pytest
 from medtransfer.errors import ImageError, WeightsError
 
 from damage import damage
-from studies import SETTINGS
+from studies import SETTINGS, changed
 
 pytestmark = pytest.mark.xdist_group("models")
 COPIES = 600
@@ -20,7 +20,11 @@ COPIES = 600
 
 @pytest.fixture(scope="module")
 def study(studies):
-    """Fine-tuned and from scratch, and a probe."""
+    """Fine-tuned and from scratch, and a probe.
+
+    Images of 64 pixels: where the last feature map is a single pixel, how a convolution rounds
+    depends on the place of an image in its batch.
+    """
     arms = {
         "imagenet": {"backbone": "tf_efficientnet_lite0", "weights": "imagenet"},
         "tuned": {
@@ -31,7 +35,7 @@ def study(studies):
         "scratch": {"backbone": "tf_efficientnet_lite0", "budget": 1},
         "formulas": {"kind": "features"},
     }
-    return studies.finished(studies.cohort(), arms=arms, **SETTINGS)
+    return studies.finished(studies.cohort(), arms=arms, **changed(SETTINGS, image={"size": 64}))
 
 
 def moved(study, tmp_path, arm, fold=0):

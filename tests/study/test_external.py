@@ -167,7 +167,7 @@ def test_a_model_predicts_outside_what_it_predicted_inside(study, monkeypatch):
     """The same images through the stored weights give the logits of the study."""
     from medtransfer.study import external
 
-    monkeypatch.setattr(external, "_refuse_known_images", lambda *_: None)
+    monkeypatch.setattr(external, "_refuse_images_seen", lambda *_: None)
     cohort = mt.Cohort.from_csv(
         study / "first" / "manifest.csv", study / "first", ["malignant"], columns=["sex"]
     )
@@ -211,7 +211,10 @@ def test_of_an_unfinished_study_the_models_that_were_compared_meet_the_second_co
             here = outside[(outside["arm"] == arm) & (outside["seed"] == number)]
             assert here["logit"].tolist() == pytest.approx(there["logit"].tolist())
     (part / "runs" / "imagenet" / "fold-2" / "seed-0" / "weights.safetensors").unlink()
-    with pytest.raises(StudyError, match="lacks run.json or weights"):
+    with pytest.raises(
+        StudyError,
+        match=r"weights\.safetensors: cannot be read .* Run the study again",
+    ):
         mt.validate(part, cohort, tmp_path / "none", quiet=True)
     assert not (tmp_path / "none").exists()
 

@@ -14,8 +14,11 @@ import pytest
 from medtransfer.data.images.dicom.writing import GreyEncoding, write_grey_dicom
 from medtransfer.errors import StudyError
 from medtransfer.progress import Reporter
+from medtransfer.records.study_folder import StudyFolder
 from medtransfer.report.build import build_report
 from medtransfer.study.analysis.reuse import flag_negative_transfer, write_reuse
+from medtransfer.study.planning import write_plans
+from medtransfer.study.recorded import Recorded
 
 from networks import SMALL
 from studies import FULL, SETTINGS, TWINS, changed, invoke, prepare_study, read_run, write_config
@@ -38,8 +41,10 @@ def test_the_folder_is_the_record(study):
             more = {"at-budget"} if arm == "scratch" else set()
             assert {p.name for p in run_folder.iterdir()} == {
                 "run.json",
+                "model.json",
                 "metrics.jsonl",
                 "weights.safetensors",
+                "typicality.safetensors",
                 "predictions.csv",
             } | more
     table = pd.read_csv(out / "predictions.csv")
@@ -330,17 +335,12 @@ def test_a_report_shows_more_or_less_of_a_finished_study_and_trains_nothing(stud
     assert not (out / "gallery.json").exists()
     assert [path.name for path in (out / "figures").iterdir()] == ["mine.txt"]
     assert (out / "reuse.json").read_bytes() == reuse  # measured already
-    assert (
-        "Shortcuts were not looked for: whether site, size, border or header alone predict the "
-        "label is not known" in page
-    )
     shown_as_figure = "figures (report.figures), among them what was reused, which reuse.json holds"
-    left_out = (
-        f"Left out on request: {shown_as_figure}; pictures of test images (report.gallery); "
-        "shortcuts (audit.shortcuts)."
-    )
+    left_out = f"Left out on request: {shown_as_figure}; pictures of test images (report.gallery)."
     assert left_out in page
-    assert json.loads((out / "audit.json").read_text())["not_looked_for"] == ["shortcuts"]
+    # The audit was made of the pixels, which a report does without: it stands as it was recorded.
+    assert "Shortcuts were not looked for" not in page
+    assert (out / "audit.json").read_bytes() == (study.out / "audit.json").read_bytes()
     assert "figures: []" in (out / "study.yaml").read_text()
     # And back: as if it had never been asked for less; another format beside.
     more = ["report.figures=[png,svg]"]
@@ -364,7 +364,11 @@ def test_negative_transfer_is_flagged_whether_or_not_reuse_is_measured(studies, 
         "scratch": TWINS["scratch"],
     }
     config = write_config(tmp_path, studies.cohort(), arms=arms, plan={"strategy": "lp_ft"})
-    prepared = prepare_study(config, f"report.reuse={measured}".lower())
+    settled = prepare_study(config, f"report.reuse={measured}".lower())
+    folder = StudyFolder(tmp_path / "out")
+    folder.path.mkdir()
+    write_plans(settled.plans, folder.plan)
+    recorded = Recorded(folder, settled.config)
     worse = {"estimate": -0.2, "low": -0.3, "high": -0.1, "p_holm": 0.003}
     comparisons = [
         {"a": "deep", "b": "planned", "delta_auc": worse},
@@ -386,10 +390,10 @@ def test_negative_transfer_is_flagged_whether_or_not_reuse_is_measured(studies, 
         f"Frozen too deep: the AUC of deep, 16 stages frozen, {by} planned with 3.",
         f"Negative transfer: the AUC of planned, which is pretrained, {by} scratch, from scratch.",
     ]
-    assert flag_negative_transfer(prepared, comparisons) == said
+    assert flag_negative_transfer(recorded, comparisons) == said
     if not measured:
-        write_reuse(prepared, {}, tmp_path, comparisons, Reporter(quiet=True))
-        assert json.loads((tmp_path / "reuse.json").read_text()) == {"flags": said}
+        write_reuse(recorded, comparisons, Reporter(quiet=True))
+        assert folder.read(folder.reuse) == {"flags": said}
 
 
 def test_a_lean_study_says_on_its_page_what_was_left_out(studies):

@@ -207,7 +207,7 @@ def test_folders_that_hold_something_else_are_left_alone(finished, tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_is_named(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr("medtransfer.files.os.access", lambda _path, mode, **_: mode != os.W_OK)
+    monkeypatch.setattr("medtransfer.files.os.access", lambda _path, mode: not mode & os.W_OK)
     result = invoke("compare", finished.config, "--output", tmp_path / "out")
     assert (result.exit_code, "cannot be written" in result.output) == (2, True)
 

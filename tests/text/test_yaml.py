@@ -188,6 +188,7 @@ def candidates(kinds: list[typing.Any]) -> typing.Iterator[tuple[str, typing.Any
             yield from [*((word, True) for word in TRUE), *((word, False) for word in FALSE)]
         elif kind in {int, float}:
             numbers = [
+                ("1", 1),
                 ("3", 3),
                 ("+64", 64),
                 ("007", 7),

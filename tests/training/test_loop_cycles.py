@@ -16,6 +16,7 @@ from medtransfer.evaluation.tables.predictions import read_predictions
 from medtransfer.models.plan.rules import PlainCounts
 from medtransfer.records.run import finished_run
 from medtransfer.records.run_folder import RunFolder
+from medtransfer.records.study_folder import StudyFolder
 from medtransfer.report.notes import list_unfinished, measure_spent, note_training
 from medtransfer.training import checkpoint, loop
 from medtransfer.training.loop import _choose, _improving, has_levelled
@@ -290,13 +291,13 @@ def test_how_training_ended_is_told(tmp_path, levelled, improving, epochs, words
             "seconds": 1.0,
         }
         (folder / "run.json").write_text(json.dumps(run))
-    (note,) = note_training(tmp_path, ["a"])
+    (note,) = note_training(StudyFolder(tmp_path), ["a"])
     assert words in note
-    assert list_unfinished(tmp_path, ["a"]) == (["a"] if unfinished else [])
+    assert list_unfinished(StudyFolder(tmp_path), ["a"]) == (["a"] if unfinished else [])
     (tmp_path / "runs" / "a" / "fold-9" / "seed-0").mkdir(parents=True)
     (tmp_path / "runs" / "a" / "fold-9" / "seed-0" / "run.json").write_text(
         '{"epochs": 4}'
     )  # of an earlier version
-    assert measure_spent(tmp_path, ["a"]) == (
+    assert measure_spent(StudyFolder(tmp_path), ["a"]) == (
         {} if levelled is None else {"a": [spent / 4 for spent in epochs]}
     )

@@ -44,17 +44,18 @@ def train(cohort, folder, scratch=False, epochs=3, **fixed):
     plan = mt.plan_freeze(PlainCounts({"0": 100, "1": 100}, "far"), net, **fixed)
     fold = mt.split_cohort(cohort, 2).fold(0)
     section = TrainSettings(epochs=epochs, batch_size=8, precision="fp32")
-    run = mt.fit(
-        cohort,
-        fold,
-        mt.Classification(cohort.labels),
-        net,
-        plan,
-        folder,
-        image=mt.ImageSettings(size=32),
-        train=section,
-        reporter=heard,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("medtransfer.study.run.Reporter", lambda _quiet: heard)
+        run = mt.fit(
+            cohort,
+            fold,
+            mt.Classification(cohort.labels),
+            net,
+            plan,
+            folder,
+            image=mt.ImageSettings(size=32),
+            train=section,
+        )
     return run, net, heard.lines
 
 

@@ -12,7 +12,6 @@ from medtransfer.evaluation.tables.predictions import BUDGET
 from medtransfer.evaluation.tables.probabilities import ROUNDING, SCORE, exact_logit, read_numbers
 from medtransfer.text.tables import describe_missing, read_table, row_of, write_table
 
-CANDIDATES, LESIONS = "candidates.csv", "boxes.csv"
 _PLANE, _VOLUME = ("x0", "y0", "x1", "y1"), ("x0", "y0", "x1", "y1", "z0", "z1")
 _SCHEMA = ("arm", "seed", "fold", "part", "image", "patient")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import bz2
 import gzip
+import hashlib
 import json
 import lzma
 import pathlib
@@ -16,7 +17,7 @@ import tempfile
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -40,6 +41,8 @@ _PACKERS: dict[bytes, Callable[[Path], Any]] = {
 # Weights hardly pack; what grows more than this is no packed file of weights.
 _MOST_GROWTH = 20
 _AGAIN = "Download it again."
+# In the metadata of the files that are written here.
+_DIGEST = "digest"
 # Files that are no weights, by their beginning: what they are, and what mends it.
 _STRANGERS: tuple[tuple[str, str, str], ...] = (
     (
@@ -121,12 +124,43 @@ def read_content(path: Path) -> Any:
             if kind == "keras":
                 return _read_keras(path, file)
             if kind == "safetensors":
-                return dict(safetensors.torch.load_file(file))
+                return _read_safetensors(file)
             return _read_torch(file)
         except WeightsError as error:
             raise WeightsError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
         except Exception as error:  # a damaged file fails in any way
             raise WeightsError(f"{path}: {_diagnosis(file, error)}") from error
+
+
+def seal_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+    """The metadata with a digest of both, which `read_content` then checks.
+
+    Args:
+        tensors: on the CPU, contiguous, by name.
+        metadata: what the file says of itself.
+    """
+    return {**metadata, _DIGEST: _digest_tensors(tensors, metadata)}
+
+
+def _digest_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    with safetensors.safe_open(file, "pt") as content:
+        metadata = dict(content.metadata() or {})
+        tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+    # Where there is none, its name may be what was damaged.
+    digest = metadata.pop(_DIGEST, None) or next(
+        (v for v in metadata.values() if len(v) == 64), None
+    )
+    if digest is not None and digest != _digest_tensors(tensors, metadata):
+        raise WeightsError("is damaged; its tensors do not fit their digest. Copy it again.")
+    return tensors
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -362,26 +362,25 @@ def _locate_radimagenet(name: str, path: Path | None) -> Located:
     return Located(found, recipe, f"{_RADIMAGENET_HUB}/{file}", known)
 
 
+def _list_networks(folder: Path, pattern: str) -> list[Path]:
+    """The networks trained here in a folder: files of weights that name their backbone."""
+    files = sorted(folder.glob(f"{pattern}.safetensors"))
+    return [file for file in files if "backbone" in read_metadata(file)]
+
+
 def _locate_run(name: str, folder: Path) -> Located:
-    file = folder / "weights.safetensors"
-    if not file.is_file():
-        runs = (
-            sorted(folder.glob("runs/*/fold-*/seed-*/weights.safetensors"))
-            if folder.is_dir()
-            else []
+    files = _list_networks(folder, "*") or _list_networks(folder, "runs/*/*/*/*")
+    if not files:
+        raise WeightsError(
+            f"{folder}: holds no trained model. Give study:FOLDER, the folder of a run "
+            "(STUDY/runs/ARM/fold-0/seed-0)."
         )
-        if not runs:
-            raise WeightsError(
-                f"{folder}: holds no trained model. Give study:FOLDER, the folder of a run "
-                "(STUDY/runs/ARM/fold-0/seed-0)."
-            )
-        if len(runs) > 1:
-            shown = ", ".join(f"study:{run.parent}" for run in runs[:3])
-            raise WeightsError(
-                f"{folder}: holds {len(runs)} trained models. Name the folder of one, such as "
-                f"{shown}."
-            )
-        file = runs[0]
+    if len(files) > 1:
+        shown = ", ".join(f"study:{file.parent}" for file in files[:3])
+        raise WeightsError(
+            f"{folder}: holds {len(files)} trained models. Name the folder of one, such as {shown}."
+        )
+    (file,) = files
     metadata = read_metadata(file)
     if metadata.get("backbone") != name:
         raise WeightsError(

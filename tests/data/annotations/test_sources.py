@@ -112,8 +112,8 @@ def test_a_label_called_lesion_is_a_label(tmp_path):
         tmp_path / "b.csv", index=False
     )
     cohort = Cohort.from_csv(tmp_path / "m.csv", tmp_path, ["lesion"]).with_boxes("b.csv")
-    assert not cohort.detects
-    assert cohort.detecting().detects
+    assert cohort.labels == ("lesion",)
+    assert cohort.boxes is not None
     assert cohort.detecting().images["lesion"].tolist() == [0, 1, 0, 0]
 
 

@@ -114,7 +114,7 @@ def test_a_square_stays_in_place():
 def test_what_the_labels_forbid_is_not_done_and_changes_no_other_draw():
     usual, still = (
         draw_changes(1, 0, range(400)),
-        draw_changes(1, 0, range(400), augment=Augment("none", 0.0, 0.0)),
+        draw_changes(1, 0, range(400), augment=Augment(flip="none", rotate=0.0, intensity=0.0)),
     )
     assert not still.flip.any()
     assert not still.flip_rows.any()
@@ -125,7 +125,7 @@ def test_what_the_labels_forbid_is_not_done_and_changes_no_other_draw():
     assert np.array_equal(still.zoom, usual.zoom)
     assert np.array_equal(still.shift, usual.shift)
     assert not usual.flip_rows.any()
-    both = draw_changes(1, 0, range(400), augment=Augment("all", 90.0, 0.5))
+    both = draw_changes(1, 0, range(400), augment=Augment(flip="all", rotate=90.0, intensity=0.5))
     assert np.array_equal(both.flip, usual.flip)
     assert 0.4 < both.flip_rows.mean() < 0.6
     assert abs(np.corrcoef(both.flip, both.flip_rows)[0, 1]) < 0.15
@@ -138,7 +138,7 @@ def test_planes_are_turned_upside_down_where_they_may_be():
     image = torch.arange(12.0).view(1, 1, 3, 4)
     one = np.ones(1)
     still = {
-        **vars(draw_changes(0, 0, [0], False, Augment("none", 0.0, 0.0))),
+        **vars(draw_changes(0, 0, [0], False, Augment(flip="none", rotate=0.0, intensity=0.0))),
         "zoom": np.ones((1, 2)),
         "shift": np.zeros((1, 2)),
     }

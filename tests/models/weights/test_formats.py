@@ -11,10 +11,14 @@ from functools import partial
 import h5py
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 from medtransfer.errors import WeightsError
 from medtransfer.models.weights.files import read_tensors
+from medtransfer.models.weights.formats import read_content, read_metadata, seal_tensors
 
 from checkpoint_mutants import checkpoint_mutants, originals, try_checkpoint
+from damage import damage
 from weight_files import A, assert_holds, file_of, load
 
 pytestmark = pytest.mark.usefixtures("unproved")
@@ -149,3 +153,17 @@ def test_damaged_checkpoints_give_the_files_numbers_or_an_error_that_names_them(
         for _ in range(2)
     )
     assert first == again
+
+
+def test_a_damaged_file_that_was_written_here_is_refused(tmp_path):
+    """Safetensors themselves have no digest."""
+    tensors = {"backbone.a": torch.randn(40, 30), "head.b": torch.tensor(3), "c": torch.zeros(0)}
+    content = safetensors.torch.save(tensors, seal_tensors(tensors, {"backbone": "resnet18"}))
+    path, rng = tmp_path / "w", np.random.default_rng(0)
+    path.write_bytes(content)
+    assert read_metadata(path)["backbone"] == "resnet18"
+    assert all(torch.equal(read_content(path)[name], tensor) for name, tensor in tensors.items())
+    for _ in range(600):
+        path.write_bytes(damage(content, rng))
+        with pytest.raises(WeightsError, match=f"{path}: "):
+            read_content(path)
