@@ -105,29 +105,19 @@ def workplace(tmp_path, studies, monkeypatch):
     return tmp_path
 
 
-def is_coming(text):
-    """Whether a block calls what is not merged yet."""
-    return any(f"mt.{name}(" in text and not hasattr(mt, name) for name in COMING_NAMES)
-
-
 @pytest.mark.xdist_group("documents")
 @pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")  # one of MONAI's own readers
 @pytest.mark.parametrize("page", pages_with("python"), ids=of_page)
 def test_the_python_of_a_page_runs(page, workplace, capsys):
     if page == README:  # trains it
         shutil.rmtree(workplace / "studies" / "breast")
-    names, waiting = {}, []
+    names = {}
     for block in blocks_of(page, "python"):
-        if is_coming(block.text):
-            waiting.append(block.line)
-            break  # those behind it may call what it makes
         # The lines of a traceback are those of the page.
         exec(compile("\n" * (block.line - 1) + block.text, str(page), "exec"), names)
     if page == README:
         assert "AUC" in capsys.readouterr().out
         assert (workplace / "studies" / "breast" / "report.html").is_file()
-    if waiting:
-        pytest.skip(f"{page.name}: not merged yet, lines {waiting}")
 
 
 def words_of(line):
@@ -180,24 +170,17 @@ def load_part(text, folder, overrides=()):
     return load_config(path, overrides)
 
 
-# What the pages may say before the command line and `load_model` are merged; nothing afterwards.
-MERGED = VERBS.get_command(typer.Context(VERBS), "validate") is not None
-COMING = () if MERGED else ("medtransfer validate ", "--share ", "medtransfer help ")
-COMING_NAMES = ("load_model", "ImageSettings", "TrainSettings")
-
-
 def refused_commands(commands, folder, whole=True):
-    """The commands that the parser does not take, each with its reason, and those that it will."""
-    refused, waiting = [], []
+    """The commands that the parser does not take, each with its reason."""
+    refused = []
     for command in commands:
         words = words_of(command)
         try:
             parse_command(words[1:], folder, whole)
         except (USAGE_ERROR, mt.MedTransferError) as error:
             reason = getattr(error, "message", None) or str(error)
-            list_of = waiting if any(word in command for word in COMING) else refused
-            list_of.append(f"{command}: {reason}")
-    return refused, waiting
+            refused.append(f"{command}: {reason}")
+    return refused
 
 
 @pytest.mark.parametrize("page", pages_with("bash"), ids=of_page)
@@ -213,13 +196,10 @@ def test_the_commands_of_a_page_exist(page, tmp_path):
     assert all(f"\n{target}:" in makefile for target in targets)
     commands = [line for line in lines if words_of(line)[0] == "medtransfer"]
     assert len(commands) + len(targets) == len(lines)
-    refused, waiting = refused_commands(commands, tmp_path)
-    assert refused == []
+    assert refused_commands(commands, tmp_path) == []
     for command in commands:
         if words_of(command)[1] == "configs":
             assert invoke(*words_of(command)[1:]).exit_code == 0
-    if waiting:
-        pytest.skip(f"{page.name}: not merged yet: {waiting}")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=of_page)
@@ -227,10 +207,8 @@ def test_what_the_prose_of_a_page_names_exists(page, tmp_path):
     text = page.read_text(encoding="utf-8")
     prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
     commands = [code for code in re.findall(r"`([^`\n]+)`", prose) if "medtransfer " in code]
-    refused, waiting = refused_commands(
-        [code for code in commands if re.fullmatch(r"medtransfer [a-z].*", code)], tmp_path, False
-    )
-    assert refused == []
+    whole = [code for code in commands if re.fullmatch(r"medtransfer [a-z].*", code)]
+    assert refused_commands(whole, tmp_path, False) == []
     for path in re.findall(r"(?:tests/benchmarks|notebooks|configs)/\w+\.\w+", text):
         assert (ROOT / path).is_file(), path
     for target in re.findall(r"`make ([\w-]+)`", prose):
@@ -238,9 +216,7 @@ def test_what_the_prose_of_a_page_names_exists(page, tmp_path):
     for link in re.findall(r"\]\((?!https?://)([^)#]+)\)", prose):
         assert (page.parent / link).is_file(), link
     for name in re.findall(r"`mt\.(\w+)", prose):
-        assert name in {*mt.__all__, *COMING_NAMES}, name
-    if waiting:
-        pytest.skip(f"{page.name}: not merged yet: {waiting}")
+        assert name in mt.__all__, name
 
 
 @pytest.mark.parametrize("page", pages_with("yaml"), ids=of_page)

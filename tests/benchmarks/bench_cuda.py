@@ -10,7 +10,6 @@ clips gradients, averages weights, and is deterministic.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
@@ -24,16 +23,11 @@ import numpy as np
 import pandas as pd
 import torch
 from bench_engine import Ready, epoch_of, in_turns, network
-from medtransfer.config.sections import TrainSection
 from medtransfer.data.grid.cache import write_entry
 from medtransfer.data.grid.fixed import Fixed
-from medtransfer.data.grid.slices import Slices
 from medtransfer.data.grid.source import ImageSource, NetworkInput
-from medtransfer.study.views import Images
 from medtransfer.training.batches import Loader
-from medtransfer.training.checkpoint import load_weights
 from medtransfer.training.device import Engine
-from medtransfer.training.predicting import Model, predict
 from medtransfer.training.process import training_settings
 from sklearn.metrics import roc_auc_score
 from torch import nn
@@ -186,19 +180,15 @@ def differ(one: pd.DataFrame, two: pd.DataFrame) -> str:
 
 def again(cohort: mt.Cohort, run: Path, precision: str) -> pd.DataFrame:
     """Logits of the test images of a run from its weights."""
-    net = mt.load_backbone("tf_efficientnet_lite0", f"study:{run}", size=128)
-    task = mt.Classification(
-        ("malignant",), read=json.loads((run / "run.json").read_text())["plan"]["read"]
-    )
-    head = task.make_head(net)
-    load_weights(run / "weights.safetensors", net, head)
+    model = mt.TrainedModel.open(run, DEVICE)
     engine = Engine(torch.device(DEVICE), precision, "channels_last")
-    engine.place(net), engine.place(head)
+    model = replace(model, model=replace(model.model, engine=engine))
     table = mt.read_predictions(run / "predictions.csv")
-    rows = np.flatnonzero(cohort.images["image"].isin(table.loc[table["part"] == "test", "image"]))
+    tested = table.loc[table["part"] == "test", "image"]
+    rows = np.flatnonzero(cohort.images["image"].isin(tested))
     facts = mt.inspect_images(cohort, fixed=Fixed(128, "percentile"))
-    images = Images(cohort, [Path(entry) for entry in facts["entry"]], Slices(), 1, TrainSection())
-    logits, truth = predict(Model(net, head, task, engine), images.plain(rows, net, engine))
+    targets = cohort.images[["malignant"]].to_numpy(np.float32)[rows]
+    logits, truth = model.logits([Path(entry) for entry in facts["entry"].iloc[rows]], targets)
     return pd.DataFrame({"logit": logits[:, 0], "target": truth[:, 0]})
 
 

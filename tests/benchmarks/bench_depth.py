@@ -8,14 +8,11 @@ import os
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import medtransfer as mt
 import numpy as np
-from medtransfer.config.sections import TrainSection
 from medtransfer.data.grid.fixed import Fixed
-from medtransfer.data.grid.slices import Slices
 from medtransfer.models.chain.costs import measure_stages
 from medtransfer.models.plan.rules import PlainCounts
 from medtransfer.study.views import Images
@@ -45,11 +42,16 @@ def main() -> None:
             counts = PlainCounts({"0": PATIENTS // 2, "1": PATIENTS // 2}, "far")
             plan = mt.plan_freeze(counts, net, views=0)
             store = Path(name) / f"store-{kind}"
-            images, rows = (
-                Images(cohort, entries, Slices(), 1, TrainSection(batch_size=16), store),
-                np.arange(PATIENTS),
+            rows = np.arange(PATIENTS)
+            images = Images(
+                cohort,
+                entries,
+                mt.Classification(cohort.labels),
+                mt.ImageSettings(size=PIXELS),
+                train=mt.TrainSettings(batch_size=16),
+                store=store,
             )
-            task = replace(mt.Classification(cohort.labels).fitted(images.targets), read=plan.read)
+            task = images.task.fitted(images.targets).planned(plan)
             budget = Budget(STEPS, None, 0.05)
             source = images.source(net, engine)
             batches = images.batches(source, engine)

@@ -16,11 +16,9 @@ from pathlib import Path
 
 import medtransfer as mt
 import numpy as np
-from medtransfer.config.sections import TrainSection
 from medtransfer.data.cohort.split import Fold
 from medtransfer.data.grid.fixed import Fixed
 from medtransfer.models.plan.rules import PlainCounts
-from medtransfer.training.timing import make_engine
 from sklearn.metrics import roc_auc_score
 
 BACKBONE, PIXELS, TEST = "tf_efficientnet_lite0", 96, 0
@@ -100,7 +98,6 @@ def main() -> None:
         cohort = cohort.grouped(mt.audit(cohort, facts, group="cluster").near_duplicates)
         test = mt.split_cohort(cohort, 5).fold(TEST).test
         pool = np.setdiff1d(np.arange(len(cohort)), test)
-        engine = make_engine("cpu", "fp32")
         gaps: list[float] = []
         for size in sizes:
             aucs: dict[str, list[float]] = {}
@@ -113,7 +110,7 @@ def main() -> None:
                         mt.load_backbone(BACKBONE, "imagenet"),
                         mt.Classification(cohort.labels),
                     )
-                    section = TrainSection(batch_size=16)
+                    section = mt.TrainSettings(batch_size=16, device="cpu", precision="fp32")
                     folder = f"{name}/{size}-{repeat}-{strategy}"
                     run = mt.fit(
                         cohort,
@@ -122,10 +119,9 @@ def main() -> None:
                         net,
                         plan,
                         folder,
-                        repeat,
+                        seed=repeat,
                         image=mt.ImageSettings(size=PIXELS),
                         train=section,
-                        engine=engine,
                     )
                     rows = run.predictions[run.predictions["part"] == "test"]
                     aucs.setdefault(strategy, []).append(

@@ -25,14 +25,12 @@ from unittest import mock
 import medtransfer as mt
 import numpy as np
 import torch
-from medtransfer.config.sections import TrainSection
 from medtransfer.data.cohort.split import Fold
 from medtransfer.data.grid.fixed import Fixed
 from medtransfer.evaluation.metrics.recalibration import fit_map, log_losses
 from medtransfer.models.plan.rules import PlainCounts
 from medtransfer.training import loop
 from medtransfer.training.probe import inner_folds
-from medtransfer.training.timing import make_engine
 from medtransfer.training.trainer import Trainer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -115,7 +113,7 @@ def product(
     )
     plan = replace(mt.plan_freeze(counts, net, batch=BATCH), level=level)
     begun = time.perf_counter()
-    section, engine = TrainSection(epochs=epochs, batch_size=BATCH), make_engine("cpu", "fp32")
+    section = mt.TrainSettings(epochs=epochs, batch_size=BATCH, device="cpu", precision="fp32")
     run = mt.fit(
         images.cohort,
         fold,
@@ -123,10 +121,9 @@ def product(
         net,
         plan,
         folder,
-        seed,
+        seed=seed,
         image=mt.ImageSettings(size=PIXELS),
         train=section,
-        engine=engine,
     )
     return *scores(run.predictions), time.perf_counter() - begun
 
