@@ -23,7 +23,7 @@ from collections.abc import Sequence
 
 
 class MedTransferError(Exception):
-    """Base of all errors a user can cause and mend."""
+    """Base of all errors a user can cause and put right."""
 
 
 class ConfigError(MedTransferError, ValueError):

@@ -41,7 +41,7 @@ class Description:
         engine: `device`, `precision` and `layout` that it was trained in.
         meaning: by label, what 1 stands for.
         reference: distribution of the input of its cohort: modality, shape, spacing, intensity.
-        decisions: by label, `recalibration` (a map of logits), `thresholds` and `prediction_sets`
+        decisions: by label, `recalibration` (a map of logits) and `thresholds`
             of the report of its study; empty before there was one.
         versions: of the libraries it was made with.
     """
@@ -62,10 +62,17 @@ class Description:
     decisions: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
-    def write(self, folder: RunFolder) -> None:
-        """Writes `model.json`, with the digests of the tensors beside it."""
+    def write(self, folder: RunFolder, digests: Mapping[str, str] | None = None) -> None:
+        """Writes `model.json`, with the digests of the tensors beside it.
+
+        Args:
+            folder: of the run.
+            digests: those that were recorded when the tensors were written; None where that was
+                just now.
+        """
         plain = {name: getattr(self, name) for name in _PLAIN}
-        files = {path.name: digest_bytes(path) for path in folder.tensors if path.is_file()}
+        written = {path.name: digest_bytes(path) for path in folder.tensors if path.is_file()}
+        files = written if digests is None else dict(digests)
         content = {
             **plain,
             "recipe": asdict(self.recipe),

@@ -91,9 +91,15 @@ def load_model(path: str | Path, device: str = "auto") -> TrainedModel | Ensembl
             f"{folder.path}: has no {folder.report.name}, so that its best arm is not known. "
             "Finish the study with `medtransfer compare`, or name the folder of one of its runs."
         )
-    arms = folder.read(folder.report)["arms"]
-    arm = _best_arm(arms, config)
-    cells = [(entry["fold"], entry["seed"]) for entry in arms[arm]["auc"]["by_model"]]
+    try:
+        arms = folder.read(folder.report)["arms"]
+        arm = _best_arm(arms, config)
+        cells = [(entry["fold"], entry["seed"]) for entry in arms[arm]["auc"]["by_model"]]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WeightsError(
+            f"{folder.report}: does not name the models of the study ({type(error).__name__}: "
+            f"{error}). Write it again with `medtransfer compare --report-only`."
+        ) from error
     return Ensemble([TrainedModel.open(folder.run(arm, *cell).path, device) for cell in cells])
 
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 
@@ -30,7 +31,7 @@ from medtransfer.models.heads.linear import Head, LinearHead
 from medtransfer.records.run_folder import RunFolder
 from medtransfer.training.batches import Loader
 from medtransfer.training.checkpoint import load_weights
-from medtransfer.training.device import Engine, uses_cuda
+from medtransfer.training.device import Engine, refuse_device, uses_cuda
 from medtransfer.training.predicting import Model, predict
 from medtransfer.training.probe import pooled_features
 from medtransfer.training.timing import make_engine
@@ -65,13 +66,16 @@ class TrainedModel:
                 in that on the kind of device it was trained on.
 
         Raises:
+            ConfigError: no such device.
             WeightsError: no trained model there, or a file that is damaged or missing.
         """
         folder = RunFolder(Path(path))
+        refuse_device(device)
         description, digests = read_model(folder)
-        backbone = _build(description)
-        backbone.truncate(description.plan.dropped_stages)
-        head = description.task.make_head(backbone)
+        with torch.random.fork_rng(devices=[]):  # nobody's random numbers change by opening a model
+            backbone = _build(description)
+            backbone.truncate(description.plan.dropped_stages)
+            head = description.task.make_head(backbone)
         load_weights(folder.weights, backbone, head, digests[folder.weights.name])
         trained = description.engine
         # As numbers of another kind of device differ in any precision but full.
@@ -288,8 +292,10 @@ def list_files(
     for path in map(Path, paths):
         if path.is_dir():
             listed = list_images(path, path)
-            named += [(image.name, image.path) for image in listed.images]
-            left_out += [(name, reason) for name, reason, could_be in listed.left_out if could_be]
+            # Of several paths each image keeps its whole path, as names may be there twice.
+            whole = f"{path}/" if len(paths) > 1 else ""
+            named += [(f"{whole}{image.name}", image.path) for image in listed.images]
+            left_out += [(f"{whole}{name}", why) for name, why, image in listed.left_out if image]
         elif path.exists() or "#" in path.name:
             named.append((str(path), str(path)))
         else:

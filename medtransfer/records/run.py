@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from medtransfer.errors import FileError, PredictionsError
+from medtransfer.errors import FileError, MedTransferError, PredictionsError
 from medtransfer.evaluation.tables.predictions import read_predictions
 from medtransfer.records.run_folder import RunFolder
 
@@ -56,9 +56,6 @@ def finished_run(
     except (FileError, PredictionsError) as error:
         say(str(error))
         return None
-    except (KeyError, TypeError, ValueError) as error:
-        say(f"{folder.summary}: is damaged ({type(error).__name__}: {error}).")
-        return None
 
 
 def read_run(folder: RunFolder) -> Run:
@@ -72,7 +69,19 @@ def read_run(folder: RunFolder) -> Run:
 
 
 def _assemble(folder: RunFolder, summary: dict[str, Any]) -> Run:
-    about = {name: value for name, value in summary.items() if name not in {"key", "files"}}
+    try:
+        return _read_tables(folder, summary)
+    except MedTransferError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FileError(
+            f"{folder.summary}: is damaged ({type(error).__name__}: {error})."
+        ) from error
+
+
+def _read_tables(folder: RunFolder, summary: dict[str, Any]) -> Run:
+    identity = {"key", "conditions", "files"}
+    about = {name: value for name, value in summary.items() if name not in identity}
     early = None
     if about["plan"]["level"]:
         early = read_predictions(folder.at_budget.predictions, apart=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,15 @@ class RunFolder:
         """Writes the history anew, with the lines of all epochs."""
         write_aside(self.history, lines)
 
+    def read_history(self) -> list[dict[str, float]]:
+        """The epochs; none where they are missing or damaged."""
+        try:
+            lines = self.history.read_text(encoding="utf-8").splitlines()
+            epochs = [json.loads(line) for line in lines]
+        except (OSError, ValueError, RecursionError):
+            return []
+        return epochs if all(isinstance(epoch, dict) for epoch in epochs) else []
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes `run.json`, last of all: from then on the training is finished."""
         files = (*self._results(), *self.at_budget._results())
@@ -95,6 +105,11 @@ class RunFolder:
             for p in (*self.tensors, self.history, self.predictions, self.candidates)
             if p.is_file()
         ]
+
+    def read_conditions(self) -> str | None:
+        """The digest of what the runs of a study share; None in runs of earlier versions."""
+        conditions = self.read_summary(whole=False).get("conditions")
+        return None if conditions is None else str(conditions)
 
     def read_summary(self, whole: bool = True) -> dict[str, Any]:
         """The content of `run.json`.

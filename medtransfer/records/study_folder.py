@@ -295,7 +295,7 @@ class StudyFolder:
     def arms_added_later(self, config: StudyConfig) -> list[str]:
         """Arms that were added to a study when it had been reported already."""
         try:
-            before = list(read_json(self.environment).get("added_later", []))
+            before = list(read_json(self.environment).get("added_later") or [])
         except (OSError, FileError):
             before = []
         reported = self.is_study and self.report.is_file()

@@ -4,7 +4,6 @@ read from their folders.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from medtransfer.records.study_folder import StudyFolder
@@ -22,18 +21,9 @@ def _read_endings(study: StudyFolder, arm: str) -> list[dict[str, Any]]:
 
 
 def read_histories(study: StudyFolder, arms: list[str]) -> dict[str, list[list[dict[str, float]]]]:
-    """By arm, the epochs of every run."""
-    histories = {}
-    for arm in arms:
-        files = [run.history for run in study.runs_of(arm)]
-        runs = [
-            [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-            for file in files
-            if file.is_file()
-        ]
-        if runs:
-            histories[arm] = runs
-    return histories
+    """By arm, the epochs of every run, without damaged files."""
+    read = {arm: [run.read_history() for run in study.runs_of(arm)] for arm in arms}
+    return {arm: [epochs for epochs in runs if epochs] for arm, runs in read.items() if any(runs)}
 
 
 def read_searches(study: StudyFolder, arm: str) -> list[dict[str, Any]]:

@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from medtransfer.errors import FileError
 from medtransfer.inference.description import read_description
 from medtransfer.records.run import Run
-from medtransfer.records.run_folder import RunFolder
 from medtransfer.records.study_folder import StudyFolder
 
 
-def write_decisions(folder: StudyFolder, runs: Sequence[Run], report: Mapping[str, Any]) -> None:
+def write_decisions(
+    folder: StudyFolder,
+    runs: Sequence[Run],
+    report: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> None:
     """Adds to the `model.json` of each run what the report fitted on its tune patients.
 
     Args:
         folder: of the study.
         runs: that were compared.
         report: of the study.
+        say: is told which model is damaged.
     """
     label = str(report["label"])
     for run in runs:
         files = folder.run(run.arm, run.fold, run.seed)
         decisions = {label: _decisions_of(report["arms"][run.arm], run)}
         try:
-            description, _ = read_description(files)
-        except (OSError, FileError):  # a run of an earlier version, without a model
+            description, digests = read_description(files)
+        except FileNotFoundError:  # a run of an earlier version, without a model
+            continue
+        except FileError as error:
+            say(f"{error} The model is left without thresholds and recalibration.")
             continue
         if description.decisions != decisions:
-            replace(description, decisions=decisions).write(RunFolder(files.path))
+            replace(description, decisions=decisions).write(files, digests)
 
 
 def _decisions_of(arm: Mapping[str, Any], run: Run) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 from medtransfer.errors import FileError
 from medtransfer.files import read_json
 from medtransfer.records.study_folder import StudyFolder, write_seen
+from medtransfer.study.identity import conditions
 from medtransfer.study.planning import write_plans
 from medtransfer.study.settle import Settled
 from medtransfer.text.tables import write_table
@@ -76,6 +77,7 @@ def write_record(settled: Settled, engines: dict[str, Engine], folder: StudyFold
         "arms": arms,
         "meaning": cohort.meaning,
         "added_later": later,
+        "conditions": conditions(settled),
     }
     folder.write(folder.environment, environment)
     folder.write(folder.audit, _describe_audit(settled))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ def validate(
         cohort = cohort.without(bad) if bad else cohort
         facts = facts[facts["error"] == ""].reset_index(drop=True)
         _refuse_images_seen(development, facts, cohort)
+        before = _training_images(development)
         frames = []
         for arm, runs_of_arm in runs.items():
             for number, run in enumerate(runs_of_arm):
@@ -104,7 +106,7 @@ def validate(
         }
         report = evaluate(files.predictions, **settings)
     first = next(iter(runs))
-    shift = describe_shift(development, compared, cohort, facts, table[table["arm"] == first])
+    shift = describe_shift(before, compared, cohort, facts, table[table["arm"] == first])
     kind = (
         f"External validation of the {len(runs[first])} models of each arm as they are: figures "
         "are means over these models, intervals "
@@ -200,8 +202,24 @@ def _predict(
     return table.assign(arm=run.arm, seed=number, fold=0)
 
 
+def _training_images(study: StudyFolder) -> dict[str, Any]:
+    """The fingerprint of the images that the models were trained on.
+
+    Raises:
+        StudyError: it is not recorded.
+    """
+    flow = study.read(study.audit).get("flow")
+    fingerprint = flow.get("fingerprint_of_training") if isinstance(flow, dict) else None
+    if not isinstance(fingerprint, dict):
+        raise StudyError(
+            f"{study.audit}: does not describe the training images. Run the study again with "
+            "compare."
+        )
+    return fingerprint
+
+
 def describe_shift(
-    study: StudyFolder,
+    before: Mapping[str, Any],
     compared: pd.DataFrame,
     cohort: Cohort,
     facts: pd.DataFrame,
@@ -217,7 +235,6 @@ def describe_shift(
     Returns:
         `sentence`, and `facts`, rows `fact, development, second` in words.
     """
-    before = study.read(study.audit)["flow"]["fingerprint_of_training"]
     now = make_fingerprint(cohort, facts).to_dict()
     developed = compared[(compared["part"] == "test") & (compared["arm"] == scores["arm"].iloc[0])]
     new = scores[scores["part"] == "test"]

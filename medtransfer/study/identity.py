@@ -47,6 +47,30 @@ def code_digest() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
+def conditions(settled: Settled) -> str:
+    """Digest of what all runs of a study share: code, libraries, images and parts. Runs that differ
+    in it cannot be compared.
+    """
+    folds = [f"fold_{fold}" for fold in range(len(settled.split))]
+    return digest_of(
+        {
+            "code": code_digest(),
+            "versions": {name: metadata.version(name) for name in (*_LIBRARIES, *_OF_FORMULAS)},
+            "cohort": settled.cohort.digest,
+            "images": _digest_images(settled),
+            "parts": {fold: settled.split.parts[fold].tolist() for fold in folds},
+        }
+    )
+
+
+def _digest_images(settled: Settled) -> str:
+    """Images are named by the bytes of the file, the settings, and the code and libraries that
+    decoded them.
+    """
+    names = "".join(Path(entry).name for entry in settled.facts["entry"])
+    return hashlib.sha256(names.encode()).hexdigest()
+
+
 def longest_steps(settled: Settled) -> int:
     """The most steps of any arm, where an arm's own budget is left aside."""
     return max(
@@ -65,10 +89,7 @@ def run_key(settled: Settled, engine: Engine, seed: int, fold: int, arm: str) ->
             for name in (*_LIBRARIES, *(_OF_FORMULAS if formulas else ()))
         },
         "cohort": settled.cohort.digest,
-        # Named by the bytes of the file, the settings, and the code and libraries that decoded it.
-        "images": hashlib.sha256(
-            "".join(Path(entry).name for entry in settled.facts["entry"]).encode()
-        ).hexdigest(),
+        "images": _digest_images(settled),
         "parts": settled.split.parts[f"fold_{fold}"].tolist(),
         "image": config.image.model_dump(mode="json"),
         "augment": config.augment.model_dump(mode="json"),

@@ -228,8 +228,8 @@ def read_plans(
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"{path}: not a plan ({type(error).__name__}: {error}). Mend it, or remove it to have "
-            "it planned anew."
+            f"{path}: not a plan ({type(error).__name__}: {error}). Correct it, or remove it to "
+            "have it planned anew."
         ) from error
     read = {}
     for name, plan in plans.items():

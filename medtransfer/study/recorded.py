@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -77,7 +78,7 @@ class Recorded:
     @property
     def folds(self) -> list[int]:
         """The folds of the split."""
-        columns = [c for c in self.images.columns if c.startswith("fold_")]
+        columns = [c for c in self.images.columns if re.fullmatch(r"fold_\d+", c)]
         return list(range(len(columns)))
 
     @property

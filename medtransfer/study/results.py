@@ -24,11 +24,12 @@ from medtransfer.evaluation.tables.predictions import (
 from medtransfer.progress import Reporter
 from medtransfer.records.run import Run
 from medtransfer.records.run_folder import RunFolder
+from medtransfer.records.study_folder import StudyFolder
 from medtransfer.report.build import build_report
 from medtransfer.report.notes import list_unfinished, measure_spent
 from medtransfer.study.analysis.gallery import write_gallery
 from medtransfer.study.analysis.gallery_boxes import write_box_gallery
-from medtransfer.study.analysis.pointing import write_localisation
+from medtransfer.study.analysis.pointing import read_localisation, write_localisation
 from medtransfer.study.analysis.reuse import write_reuse
 from medtransfer.study.decisions import write_decisions
 from medtransfer.study.failures import read_failures
@@ -85,7 +86,7 @@ def report_runs(
         report = EvaluationReport({**report.data, "warnings": warnings})
     report.save(folder.report)
     report = _look_at_images(study, report, table, compared, reporter)
-    write_decisions(folder, compared, report.data)
+    write_decisions(folder, compared, report.data, reporter.say)
     return EvaluationReport(report.data, build_report(folder.path, config.report.figures))
 
 
@@ -148,7 +149,7 @@ def _look_at_images(
             f"{absent} of {len(study.images)} images are not in the cache any more: pictures, heat "
             "maps and reuse stay as they were; the study without --report-only makes them anew"
         )
-        return report
+        return _with_localisation(report, read_localisation(study), folder)
     if study.task.finds_boxes:
         if config.report.gallery:
             last, candidates = (
@@ -157,18 +158,36 @@ def _look_at_images(
             )
             write_box_gallery(study, last, candidates)
         return report
+    # A model may be damaged, or the pretrained weights not to be had any more.
     if config.report.gallery:
-        write_gallery(study, pd.concat([run.predictions for run in runs]))
+        try:
+            write_gallery(study, pd.concat([run.predictions for run in runs]))
+        except MedTransferError as error:
+            reporter.say(f"there are no new pictures of test images: {error}")
     seeds = {(run.fold, run.seed) for run in runs}
     if not seeds >= {(fold, config.protocol.seeds[0]) for fold in study.folds}:
         return report
-    if study.boxes is not None and (localisation := write_localisation(study, reporter)):
-        report = EvaluationReport({**report.data, "localisation": localisation})
-        report.save(folder.report)
+    if study.boxes is not None:
+        try:
+            write_localisation(study, reporter)
+        except MedTransferError as error:
+            reporter.say(f"where heat maps point is not measured anew: {error}")
+        report = _with_localisation(report, read_localisation(study), folder)
     try:
         write_reuse(study, _at_one_budget(report.data), reporter)
-    except MedTransferError as error:  # the pretrained weights are not to be had any more
+    except MedTransferError as error:
         reporter.say(f"what was reused of the pretrained weights is not measured: {error}")
+    return report
+
+
+def _with_localisation(
+    report: EvaluationReport, localisation: dict[str, Any] | None, folder: StudyFolder
+) -> EvaluationReport:
+    """The report, saved again, with where heat maps point, if that was measured."""
+    if localisation is None:
+        return report
+    report = EvaluationReport({**report.data, "localisation": localisation})
+    report.save(folder.report)
     return report
 
 

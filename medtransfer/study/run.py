@@ -100,6 +100,7 @@ class Training:
         arm: name in the predictions table.
         seed: of batch order and random transforms.
         key: digest of all that decides the result, by which a study knows the run again.
+        conditions: digest of what all runs of a study share, see `identity.conditions`.
         whole: False for draws of a learning curve, which leave neither weights nor how typical
             their images are.
         about: what the model is to know of its cohort: `reference`, the distribution of the input,
@@ -115,6 +116,7 @@ class Training:
     arm: str
     seed: int
     key: str = ""
+    conditions: str = ""
     whole: bool = True
     about: dict[str, Any] = field(default_factory=dict)
 
@@ -209,6 +211,8 @@ def run_fold(training: Training, reporter: Reporter) -> Run:
     )
     refuse_random_prefix(backbone, plan)
     training.folder.path.mkdir(parents=True, exist_ok=True)
+    if training.engine.first:  # until this training is finished, there is none in the folder
+        training.folder.summary.unlink(missing_ok=True)
     seed_everything(training.seed)
     backbone.truncate(plan.dropped_stages)
     task = images.task.planned(plan).fitted(images.targets[fold.train])
@@ -248,7 +252,8 @@ def run_fold(training: Training, reporter: Reporter) -> Run:
     if engine.first:
         for folder, (rows, candidates) in tables.items():
             _write_tables(folder, rows, candidates)
-        training.folder.finish({"key": training.key, **summary})
+        identity = {"key": training.key, "conditions": training.conditions}
+        training.folder.finish({**identity, **summary})
         batches.checkpoints.clear()
     engine.wait()
     return read_run(training.folder)
@@ -444,6 +449,8 @@ def _state_key(training: Training, train: Loader, engine: Engine) -> str:
             training.seed,
             backbone.name,
             backbone.weights.digest,
+            asdict(backbone.recipe),
+            describe_task(images.task),
             images.slab,
             images.train.batch_size,
             images.augment.model_dump(),

@@ -261,7 +261,7 @@ def refuse_unreadable(facts: pd.DataFrame, cohort: Cohort) -> None:
             f"{image}: {error}" for image, error in zip(bad["image"], bad["error"], strict=True)
         ]
         remedy = (
-            "Mend or remove them, or set cohort.skip_unreadable=true to leave them out and have "
+            "Correct or remove them, or set cohort.skip_unreadable=true to leave them out and have "
             "them listed in the report."
         )
         raise CohortError(

@@ -127,7 +127,10 @@ def run_study(
     with training_settings(on_cuda, jobs), Reporter(quiet or not _is_first()) as reporter:
         if report_only:
             runs, listed = _finished(config, folder, reporter)
-            return report_runs(Recorded(folder, config), runs, listed, reporter)
+            report = report_runs(Recorded(folder, config), runs, listed, reporter)
+            if len(runs) == listed:
+                _clear(folder)
+            return report
         worker = _settle_in_turn(config, folder, cohort, reporter, jobs, share)
         jobs_of_study = list_jobs(worker.settled)
         jobs_of_share = share.take(jobs_of_study)
@@ -144,8 +147,7 @@ def run_study(
             return None
         report = report_runs(Recorded(folder, config), runs, len(jobs_of_study), reporter)
         if len(runs) == len(jobs_of_study):
-            rmtree(worker.store, ignore_errors=True)
-            folder.clear_locks()
+            _clear(folder)
         return report
 
 
@@ -158,15 +160,21 @@ def _finished(
     config: StudyConfig, folder: StudyFolder, reporter: Reporter
 ) -> tuple[dict[Job, Run], int]:
     """The finished runs that the folder holds, and how many a whole study has."""
-    folds = sum(column.startswith("fold_") for column in folder.read_cohort().columns)
-    listed = name_jobs(config, folds, list(config.arms))
+    listed = name_jobs(config, len(Recorded(folder, config).folds), list(config.arms))
+    agreed = folder.read(folder.environment).get("conditions")
 
     def say(damage: str) -> None:
         reporter.say(
             f"{damage} The run is left out; the study without --report-only does it again."
         )
 
-    runs = {job: finished_run(job.folder(folder), say=say) for job in listed}
+    runs = {}
+    for job in listed:
+        files = job.folder(folder)
+        runs[job] = finished_run(files, say=say)
+        if runs[job] is not None and files.read_conditions() != agreed:
+            say(f"{files.path}: comes from other code, libraries, images or parts than the study.")
+            runs[job] = None
     return {job: run for job, run in runs.items() if run is not None}, len(listed)
 
 
@@ -221,8 +229,19 @@ def _settle(
     folder.path.mkdir(parents=True, exist_ok=True)
     if _is_first():
         write_record(settled, engines, folder)
+    return Worker(settled, engines, folder, _store_of(folder), jobs)
+
+
+def _store_of(folder: StudyFolder) -> Path:
+    """Where the activations are kept while the study lasts."""
     name = hashlib.sha256(str(folder.path.resolve()).encode()).hexdigest()[:16]
-    return Worker(settled, engines, folder, feature_folder() / name, jobs)
+    return feature_folder() / name
+
+
+def _clear(folder: StudyFolder) -> None:
+    """Removes what a finished study does not need any more."""
+    rmtree(_store_of(folder), ignore_errors=True)
+    folder.clear_locks()
 
 
 def _settle_along(

@@ -14,14 +14,15 @@ import torch
 from filelock import FileLock, Timeout
 
 from medtransfer.data.cohort.split import Fold
-from medtransfer.errors import BusyError
+from medtransfer.errors import BusyError, FileError
 from medtransfer.files import digest_of
+from medtransfer.inference.description import read_description
 from medtransfer.models.plan.plan import FINE_TUNING_STEPS, FreezePlan
 from medtransfer.progress import Reporter
 from medtransfer.records.run import Run, finished_run
 from medtransfer.records.study_folder import StudyFolder
 from medtransfer.study.draws import draw_fold, plan_draw
-from medtransfer.study.identity import longest_steps, run_key
+from medtransfer.study.identity import conditions, longest_steps, run_key
 from medtransfer.study.jobs import Job
 from medtransfer.study.planning import cache_budget, train_of
 from medtransfer.study.run import Training, run_fold
@@ -93,7 +94,19 @@ class Worker:
             if reporter is not None:
                 reporter.say(f"{damage} The run is done again.")
 
-        return finished_run(job.folder(self.folder), self.key_of(job)[0], say)
+        folder = job.folder(self.folder)
+        run = finished_run(folder, self.key_of(job)[0], say)
+        if run is None or job.size:
+            return run
+        try:
+            read_description(folder)
+        except FileNotFoundError:
+            say(f"{folder.model}: is missing.")
+            return None
+        except FileError as error:
+            say(str(error))
+            return None
+        return run
 
     def do(self, job: Job, reporter: Reporter, wait: bool = True) -> Run:
         """Trains, predicts and writes, unless that was done; no two processes do so at once.
@@ -149,6 +162,7 @@ class Worker:
             job.arm,
             job.seed,
             key,
+            conditions(settled),
             whole=not job.size,
             about={
                 "reference": settled.fingerprint.to_dict(),

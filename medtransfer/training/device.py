@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import reduce
 from torch import Tensor, nn
 
+from medtransfer.errors import ConfigError
 from medtransfer.training.process import allow_compilations
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -147,6 +148,16 @@ class Engine:
     def first(self) -> bool:
         """Whether this process is the one that writes."""
         return self.share[0] == 0
+
+
+def refuse_device(device: str) -> None:
+    """Refuses a device that is none of `train.device`.
+
+    Raises:
+        ConfigError: it is another.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device is {device!r}. Choose auto, cpu or cuda.")
 
 
 def uses_cuda(device: str) -> bool:

@@ -9,7 +9,8 @@ import medtransfer as mt
 import numpy as np
 import pandas as pd
 import pytest
-from medtransfer.errors import ImageError, WeightsError
+import torch
+from medtransfer.errors import ConfigError, ImageError, WeightsError
 
 from damage import damage
 from studies import SETTINGS, changed
@@ -60,6 +61,7 @@ def test_a_moved_model_predicts_what_its_run_predicted_bit_for_bit(study, tmp_pa
     assert table["typical"].to_numpy().tolist() == rows["typical"].to_numpy().tolist()
 
 
+@pytest.mark.xdist_group("detection")
 def test_a_detector_gives_the_candidates_of_its_run(studies, tmp_path):
     study = studies.detection()
     folder, rows = moved(study, tmp_path, "imagenet")
@@ -70,6 +72,7 @@ def test_a_detector_gives_the_candidates_of_its_run(studies, tmp_path):
     assert np.array_equal(table[names].to_numpy(), candidates[names].to_numpy())
 
 
+@pytest.mark.xdist_group("volumes")
 def test_volumes_are_predicted_slice_by_slice_and_whole(studies, tmp_path):
     study = studies.volumes()
     for arm in ("imagenet", "scratch"):
@@ -135,3 +138,22 @@ def test_no_damaged_file_of_a_model_is_taken(study, tmp_path, name):
             mt.TrainedModel.open(folder, "cpu")
     (folder / name).write_bytes(content)
     assert mt.TrainedModel.open(folder, "cpu").labels == ("malignant",)
+
+
+def test_images_of_the_same_name_in_two_folders_are_told_apart(study, tmp_path):
+    folder, rows = moved(study, tmp_path, "formulas")
+    for name, path in zip("ab", paths(study, rows), strict=False):
+        (tmp_path / name).mkdir()
+        shutil.copy(path, tmp_path / name / "1.png")
+    table = mt.load_model(folder, "cpu").predict([tmp_path / "a", tmp_path / "b"])
+    assert table["image"].tolist() == [str(tmp_path / name / "1.png") for name in "ab"]
+    assert table["logit"].tolist() == pytest.approx(rows["logit"].tolist()[:2], abs=1e-5)
+
+
+def test_opening_a_model_draws_no_random_numbers_and_takes_no_other_device(study, tmp_path):
+    folder, _ = moved(study, tmp_path, "scratch")
+    state = torch.get_rng_state()
+    mt.load_model(folder, "cpu")
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(ConfigError, match="device is 'tpu'"):
+        mt.load_model(folder, "tpu")

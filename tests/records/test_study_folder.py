@@ -16,7 +16,6 @@ from medtransfer.records.study_folder import StudyFolder
 
 from studies import invoke
 
-pytestmark = pytest.mark.xdist_group("models")
 PACKAGE = Path(medtransfer.__file__).parent
 
 
@@ -49,6 +48,7 @@ def test_no_other_module_spells_the_name_of_a_file_of_a_study():
     assert not [line for line in spelt if not line.startswith(others)]
 
 
+@pytest.mark.xdist_group("classification")
 def test_every_json_and_yaml_of_a_study_says_its_format(studies):
     study = studies.classification()
     for path in study.out.rglob("*.json"):
@@ -56,6 +56,7 @@ def test_every_json_and_yaml_of_a_study_says_its_format(studies):
     assert yaml.safe_load((study.out / "study.yaml").read_text())["format"] == 1
 
 
+@pytest.mark.xdist_group("classification")
 def test_the_report_needs_neither_images_nor_weights(studies, tmp_path, monkeypatch):
     """In another place, with an empty cache, without the files of the cohort."""
     study = studies.classification()

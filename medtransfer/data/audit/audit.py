@@ -405,7 +405,7 @@ def _list_actions(cohort: Cohort, findings: Audit, group: str, facts: pd.DataFra
     if findings.unreadable:
         actions.append(
             f"{len(findings.unreadable)} of {findings.found} images cannot be read, such as "
-            f"{findings.unreadable[0][0]}: mend them, or leave them "
+            f"{findings.unreadable[0][0]}: correct them, or leave them "
             "out (in a study cohort.skip_unreadable=true)."
         )
     actions += _ask_about_sources(cohort, findings, facts)
@@ -426,8 +426,8 @@ def _list_actions(cohort: Cohort, findings: Audit, group: str, facts: pd.DataFra
     if "manifest" in cohort.source and not cohort.labels:
         unused = ", ".join(cohort.source.get("unused", [])) or "none"
         actions.append(
-            f"no label was checked: no column holds 0 and 1 alone (columns left: {unused}). Mend "
-            "it, or name it with --label."
+            f"no label was checked: no column holds 0 and 1 alone (columns left: {unused}). "
+            "Correct it, or name it with --label."
         )
     for label in cohort.labels:
         values = set(cohort.images[label])
@@ -452,7 +452,7 @@ def _list_actions(cohort: Cohort, findings: Audit, group: str, facts: pd.DataFra
         actions.append(
             f"the manifest's split is leaking: {kinds['patient_split']} patient(s) and "
             f"{kinds['split']} group(s) of near-duplicates "
-            f"stand in two parts, such as {_name(example)}. Mend the split, or have one made."
+            f"stand in two parts, such as {_name(example)}. Correct the split, or have one made."
         )
     patient = dict(zip(cohort.images["image"], cohort.images["patient"], strict=True))
     crossing = sum(
@@ -476,7 +476,7 @@ def _list_actions(cohort: Cohort, findings: Audit, group: str, facts: pd.DataFra
         if images:
             actions.append(
                 f"{len(images)} image(s) are flagged {code}, such as {images[0]}: look at them, "
-                "and mend or remove them."
+                "and correct or remove them."
             )
     actions += [
         f"{s.source} alone predicts {s.label} with AUC {s.auc:.2f} ({s.low:.2f} to {s.high:.2f}): "

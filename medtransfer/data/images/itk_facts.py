@@ -207,8 +207,8 @@ def _same_count(header: Header, name: str, *lists: str) -> None:
 def _refuse_spacing(header: Header, name: str, spacing: list[float]) -> None:
     if any(not math.isfinite(number) or number <= 0 for number in spacing):
         raise ImageError(
-            f"{header.path}: {name} holds a distance that is 0, negative or not finite. Mend it, "
-            "or export the volume again."
+            f"{header.path}: {name} holds a distance that is 0, negative or not finite. "
+            "Correct it, or export the volume again."
         )
 
 
@@ -227,7 +227,7 @@ def _refuse_flat(header: Header, name: str, directions: str) -> None:
         and not abs(np.linalg.det(numbers.reshape(side, side))) > 1e-12
     ):
         raise ImageError(
-            f"{header.path}: the directions of {name} are singular or not finite. Mend it, or "
+            f"{header.path}: the directions of {name} are singular or not finite. Correct it, or "
             "export the volume again."
         )
 

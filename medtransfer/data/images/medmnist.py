@@ -85,7 +85,7 @@ def read_labels(path: Path) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
                 else f"{int(odd.sum())} values that are no class (a whole number from 0)"
             )
             raise CohortError(
-                f"{path}: {part}_labels holds {how}. Mend them, or leave their images out."
+                f"{path}: {part}_labels holds {how}. Correct them, or leave their images out."
             )
     flat = {part: values.reshape(-1).astype(int) for part, values in labels.items()}
     meanings = next(

@@ -250,7 +250,7 @@ def _checked(path: str, image: Image) -> Image:
         and not np.isfinite(array).all()
     ):
         raise ImageError(
-            f"{path}: {int((~np.isfinite(array)).sum())} pixels are NaN or infinite. Mend the "
+            f"{path}: {int((~np.isfinite(array)).sum())} pixels are NaN or infinite. Correct the "
             "file or leave it out."
         )
     if array.shape[0] == 3 and _equal_channels(array):

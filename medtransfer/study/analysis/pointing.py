@@ -36,11 +36,9 @@ def map_images(
     return heat_maps(model.backbone, cast(LinearHead, model.head), batches, model.engine)
 
 
-def write_localisation(study: Recorded, reporter: Reporter) -> dict[str, Any] | None:
-    """Writes `localisation.csv`, and evaluates it: the maps of the test images that have a lesion
-    box, of the first seed of every fold.
-
-    None where there is nothing to evaluate.
+def write_localisation(study: Recorded, reporter: Reporter) -> None:
+    """Writes `localisation.csv`: where the maps of the test images that have a lesion box point, of
+    the first seed of every fold. Without a network among the arms, or such an image, there is none.
     """
     boxes, plane = study.boxes, study.config.image.plane
     assert boxes is not None
@@ -67,12 +65,17 @@ def write_localisation(study: Recorded, reporter: Reporter) -> dict[str, Any] | 
                     "patient": units[image],
                 }
                 records.append({**about, **_describe(point, box, placement.shape)})
-    if not records:  # no network among the arms, or no test image with a box
+    if records:
+        write_table(pd.DataFrame(records), study.folder.localisation)
+
+
+def read_localisation(study: Recorded) -> dict[str, Any] | None:
+    """What `localisation.csv` says; None where there is none."""
+    if study.boxes is None or not study.folder.localisation.is_file():
         return None
-    table = pd.DataFrame(records)
-    write_table(table, study.folder.localisation)
+    table = pd.read_csv(study.folder.localisation, dtype={"image": str, "patient": str, "arm": str})
     return evaluate_localisation(
-        table, boxes, study.config.evaluate.bootstrap, study.config.evaluate.seed
+        table, study.boxes, study.config.evaluate.bootstrap, study.config.evaluate.seed
     )
 
 

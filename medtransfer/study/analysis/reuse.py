@@ -59,7 +59,7 @@ def write_reuse(
 def flag_negative_transfer(study: Recorded, comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
     """Where an interval says that transfer, or freezing more of it, did harm."""
     arms, flags = study.config.arms, []
-    plans = study.folder.read(study.folder.plan)["arms"]
+    plans = study.folder.read(study.folder.plan).get("arms", {})
     for comparison in comparisons:
         for worse, better, sign in (
             (comparison["a"], comparison["b"], 1),
