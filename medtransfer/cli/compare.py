@@ -98,6 +98,7 @@ def run(
     if report is not None:
         say("\n".join(report.sentences))
         say(f"\nReport: {report.page}")
+        say(f'New images: mt.load_model("{output}").predict(...); see medtransfer help models')
     elif share.of > 1:
         say(f"Share {share} is done. After the last one: the same command with --report-only.")
     else:

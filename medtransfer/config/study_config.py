@@ -204,7 +204,7 @@ def _validate(model: type[_Model], values: dict[str, Any], source: str) -> _Mode
         return model.model_validate(yaml_text.settle(values, model))
     except ValidationError as error:
         faults = [_describe_fault(item, model) for item in error.errors()]
-        raise ConfigError(list_faults(f"{source}: {len(faults)} fault(s)", faults)) from error
+        raise ConfigError(list_faults(f"{source}: cannot be used as it is", faults)) from error
 
 
 def configs_folder() -> Path:

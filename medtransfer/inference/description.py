@@ -99,6 +99,13 @@ _PLAIN = (
 )
 
 
+def describe_answer(description: Description) -> str:
+    """What a model answers, in words."""
+    labels = description.task.labels
+    meant = [f"{label}: {description.meaning.get(label, label)}" for label in labels]
+    return f"{description.backbone['name']}; {', '.join(meant)}"
+
+
 def describe(model: Model, plan: FreezePlan, **about: Any) -> Description:
     """The description of a network that was just trained.
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from medtransfer.config.study_config import StudyConfig
 from medtransfer.errors import WeightsError
+from medtransfer.inference.description import describe_answer
 from medtransfer.inference.model import TrainedModel
 from medtransfer.records.study_folder import StudyFolder
 
@@ -26,6 +27,10 @@ class Ensemble:
     """
 
     models: Sequence[TrainedModel]
+
+    def __repr__(self) -> str:
+        first = self.models[0].description
+        return f"{len(self.models)} models of arm {first.arm} ({describe_answer(first)})"
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -83,6 +88,10 @@ def load_model(path: str | Path, device: str = "auto") -> TrainedModel | Ensembl
             study without a report.
     """
     folder = StudyFolder(Path(path))
+    if not folder.path.is_dir():
+        raise WeightsError(
+            f"{path}: there is no such folder. Name the folder of a study, or of one of its runs."
+        )
     if not folder.is_study:
         return TrainedModel.open(path, device)
     config = folder.read_config()

@@ -22,7 +22,7 @@ from medtransfer.data.grid.source import ImageSource, NetworkInput
 from medtransfer.errors import FileError, ImageError, WeightsError, list_faults
 from medtransfer.evaluation.metrics.recalibration import Map
 from medtransfer.files import digest_bytes
-from medtransfer.inference.description import Description, read_description
+from medtransfer.inference.description import Description, describe_answer, read_description
 from medtransfer.inference.typicality import Reach
 from medtransfer.models.catalog.catalog import load_backbone
 from medtransfer.models.catalog.formulas import NAME as FEATURES
@@ -54,6 +54,9 @@ class TrainedModel:
     folder: RunFolder
     description: Description
     model: Model
+
+    def __repr__(self) -> str:
+        return f"Model of arm {self.name} ({describe_answer(self.description)})"
 
     @staticmethod
     def open(path: str | Path, device: str = "auto") -> TrainedModel:

@@ -101,7 +101,7 @@ def parse(text: str, where: str, comments: bool = True) -> Any:
     ) as error:
         raise ConfigError(f"{where}: not valid YAML: {_explain(error, text)}") from error
     if loader.faults:
-        raise ConfigError(list_faults(f"{where}: {len(loader.faults)} fault(s)", loader.faults))
+        raise ConfigError(list_faults(f"{where}: cannot be used as it is", loader.faults))
     return values
 
 

@@ -43,7 +43,9 @@ def test_the_report_is_printed_with_its_page(config, calls):
     result = invoke("compare", config, "-o", calls.out, "--jobs", 3, "--quiet")
     assert result.exit_code == 0, result.output
     assert calls.received == [(True, 3, WHOLE, False)]
-    assert result.stdout == f"As good.\n\nReport: {calls.out / 'report.html'}\n"
+    said, report, models = result.stdout.rsplit("\n", 3)[:3]
+    assert (said, report) == ("As good.\n", f"Report: {calls.out / 'report.html'}")
+    assert f'mt.load_model("{calls.out}")' in models
 
 
 def test_a_share_is_done_and_says_what_comes_after_the_last(config, calls):

@@ -16,7 +16,7 @@ from medtransfer.training.timing import make_engine
 from monai.visualize import GradCAM
 from torch import nn
 
-from studies import ARMS, SETTINGS, changed
+from studies import ARMS, SETTINGS, changed, invoke
 
 
 class Seen(nn.Module):
@@ -99,7 +99,7 @@ def test_a_map_is_read_by_hand():
     assert np.isnan(box).all()
 
 
-def test_a_study_with_boxes_says_where_its_classifiers_looked(studies):
+def test_a_study_with_boxes_says_where_its_classifiers_looked(studies, tmp_path, monkeypatch):
     manifest = studies.cohort(24, 0)
     study = studies.finished(
         manifest,
@@ -134,3 +134,9 @@ def test_a_study_with_boxes_says_where_its_classifiers_looked(studies):
     errors = [row for kind in ("false_positives", "false_negatives") for row in formulas[kind]]
     assert errors
     assert all(row["heat"] is None for row in errors)
+    # A report without pixels keeps what was measured.
+    copied = study.copy(tmp_path / "s")
+    monkeypatch.setenv("MEDTRANSFER_CACHE", str(tmp_path / "cache"))
+    result = invoke("compare", copied.config, "--output", copied.out, "--report-only")
+    assert result.exit_code == 0, result.output
+    assert json.loads((copied.out / "report.json").read_text())["localisation"] == found

@@ -83,7 +83,7 @@ def read_coco(
             rows.append((meant, x, y, x + width, y + height, kinds.get(kind or "", LESION)))
     faults += _tell_near(lost, names, {meant for meant in matched.values() if meant})
     if faults:
-        raise CohortError(list_faults(f"{path}: {len(faults)} fault(s)", faults))
+        raise CohortError(list_faults(f"{path}: cannot be used as it is", faults))
     boxed = {row[0] for row in rows}
     # Where nothing else is drawn the image is left out, and that is asked about.
     rest += [(where, "a crowd (iscrowd 1)", meant in boxed) for where, meant in crowds]
@@ -146,7 +146,7 @@ def _parse(path: Path) -> dict[str, Any]:
     if len(dict(categories)) < len(categories):
         faults.append("two categories have the same id")
     if faults:
-        raise CohortError(list_faults(f"{path}: {len(faults)} fault(s)", faults))
+        raise CohortError(list_faults(f"{path}: cannot be used as it is", faults))
     return {"files": files, "kinds": dict(categories), "annotations": annotations, "sizes": sizes}
 
 

@@ -175,7 +175,7 @@ def _read_coco(
     boxes = make_boxes(content.rows)
     faults = tell_shares(boxes[list(PLANE)], len(images))
     if faults:
-        raise CohortError(list_faults(f"{path}: {len(faults)} fault(s)", faults))
+        raise CohortError(list_faults(f"{path}: cannot be used as it is", faults))
     account = make_account("annotations", path.name, len(boxes), content.left_out)
     asks = list(content.asks)
     if content.unknown:

@@ -90,7 +90,7 @@ def read_box_table(
     if not faults:
         faults += tell_shares(numbers[~bare], len(images))
     if faults:
-        raise CohortError(list_faults(f"{path}: {len(faults)} fault(s)", faults))
+        raise CohortError(list_faults(f"{path}: cannot be used as it is", faults))
     label = table["label"] if "label" in table.columns else pd.Series(LESION, index=table.index)
     boxes = pd.DataFrame(
         {"image": ids, **{c: numbers[c] for c in wanted}, "label": label.replace("", LESION)}
@@ -135,7 +135,7 @@ def _stated_sizes(
                 "a row above"
             )
     if faults:
-        raise CohortError(list_faults(f"{source}: {len(faults)} fault(s)", faults))
+        raise CohortError(list_faults(f"{source}: cannot be used as it is", faults))
     return sizes
 
 

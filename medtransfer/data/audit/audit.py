@@ -63,7 +63,7 @@ class Audit:
         conflicts: see `Conflict`.
         shortcuts: how well facts beside the lesion predict the labels.
         not_looked_for: findings that were left out on request, such as shortcuts.
-        actions: what needs a hand, in sentences; empty for a clean cohort.
+        actions: what has to be looked at, in sentences; empty for a clean cohort.
         sides: what is to be known of left and right; see `tell_sides`.
         counts: images by shape, spacing, bits, format, modality, scanner and site.
         ignored: files left out of folders, with the reason.
@@ -168,7 +168,7 @@ class Audit:
             )
         lines += self.sides
         lines += [f"unreadable {image}: {reason}" for image, reason in self.unreadable[:5]]
-        lines += [f"To do: {action}" for action in self.actions] or ["Nothing needs a hand."]
+        lines += [f"To do: {action}" for action in self.actions] or ["Nothing has to be corrected."]
         return "\n".join(lines)
 
     def _shown_counts(self) -> list[tuple[str, dict[str, int]]]:

@@ -80,6 +80,13 @@ class Cohort:
     alike: tuple[tuple[str, ...], ...] = ()
     annotated: Annotations | None = field(default=None, repr=False)
 
+    def __repr__(self) -> str:
+        images = len(self.images)
+        labels = [f"{label}: {int(self.images[label].sum())} of {images}" for label in self.labels]
+        boxes = [] if self.boxes is None else [f"{len(self.boxes)} boxes"]
+        patients = f" of {self.images['patient'].nunique()} patients" if self.patients_known else ""
+        return "; ".join([f"Cohort of {images} images{patients}", *labels, *boxes])
+
     @classmethod
     def from_contents(cls, contents: Contents) -> Cohort:
         """The cohort of what a reader found in a manifest, a folder or an archive."""

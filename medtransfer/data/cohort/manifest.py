@@ -96,7 +96,9 @@ def read_manifest(
     if faults:
         raise CohortError(
             list_faults(
-                f"{manifest}: {len(faults)} fault(s)", faults, "Correct these rows and run again."
+                f"{manifest}: cannot be used as it is",
+                faults,
+                "Correct these rows and run again." if faults[0].startswith("row ") else "",
             )
         )
     images = table[[column for column in ("image", "patient") if column in table.columns]].copy()
@@ -264,6 +266,12 @@ def _check_rows(
     return faults
 
 
+def _list(names: Sequence[str]) -> str:
+    """The first of them, in a sentence."""
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return (", ".join(show(name) for name in names[:6]) or "nothing") + more
+
+
 def _parse_labels(
     column: pd.Series, rows: Sequence[int], label: str, positive: str | None, faults: list[str]
 ) -> list[float]:
@@ -272,13 +280,19 @@ def _parse_labels(
         names = sorted(name for name in set(column) if name.lower() not in _EMPTY)
         if positive not in names or len(names) > 2:
             faults.append(
-                f"column {label}: expected {positive!r} and one other class, found "
-                f"{', '.join(names[:6]) or 'nothing'}"
+                f"column {label}: expected {positive!r} and one other class, found {_list(names)}"
             )
             return []
         parse = {name: float(name == positive) for name in names}.get
     else:
         parse = lambda text: _WORDS.get(text.lower())  # noqa: E731
+        names = sorted(name for name in set(column) if name.lower() not in _EMPTY)
+        if names and not any(name.lower() in _WORDS for name in names):
+            faults.append(
+                f"column {label}: holds {_list(names)} in place of 0 and 1; name the class that "
+                "counts as 1 (cohort.positive, --positive, or positive= in Python)"
+            )
+            return []
     values: list[float] = []
     for i, text in enumerate(column):
         value = None if text.lower() in _EMPTY else parse(text)

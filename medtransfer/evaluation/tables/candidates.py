@@ -73,7 +73,7 @@ def read_candidates(path: str | Path) -> pd.DataFrame:
         for i in np.flatnonzero(~table["part"].isin(PARTS))
     ]
     if faults:
-        raise PredictionsError(list_faults(f"{path}: {len(faults)} fault(s)", faults))
+        raise PredictionsError(list_faults(f"{path}: cannot be used as it is", faults))
     table["logit"] = (
         exact_logit(np.clip(score.to_numpy(float), 0.0, 1.0))
         if given[0] == "probability"
@@ -97,7 +97,7 @@ def read_lesions(path: str | Path) -> pd.DataFrame:
     """
     table, _, faults = _read_boxes(Path(path), ("image", "label"))
     if faults:
-        raise PredictionsError(list_faults(f"{path}: {len(faults)} fault(s)", faults))
+        raise PredictionsError(list_faults(f"{path}: cannot be used as it is", faults))
     lesions = table[["image", *coordinates(table)]]
     single = lesions.drop_duplicates(ignore_index=True)
     single.attrs = {"twice": lesions["image"][lesions.duplicated()].tolist()}

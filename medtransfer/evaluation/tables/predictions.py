@@ -168,7 +168,7 @@ def check_predictions(
     if faults:
         raise PredictionsError(
             list_faults(
-                f"{source}: {len(faults)} fault(s)", faults, "Correct these rows and run again."
+                f"{source}: cannot be used as it is", faults, "Correct these rows and run again."
             )
         )
     if "image" not in table.columns:
@@ -187,7 +187,7 @@ def check_predictions(
     if faults:
         raise PredictionsError(
             list_faults(
-                f"{source}: {len(faults)} fault(s)", faults, "Correct these rows and run again."
+                f"{source}: cannot be used as it is", faults, "Correct these rows and run again."
             )
         )
     for column in ("target", "seed", "fold", *curve):

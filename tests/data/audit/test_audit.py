@@ -86,7 +86,7 @@ def test_a_clean_cohort_needs_no_hand(tmp_path):
     pd.DataFrame(rows).to_csv(tmp_path / "m.csv", index=False)
     found = mt.audit(mt.Cohort.from_csv(tmp_path / "m.csv", tmp_path, ["y"]))
     assert found.actions == ()
-    assert str(found).endswith("Nothing needs a hand.")
+    assert str(found).endswith("Nothing has to be corrected.")
     assert found.to_frame().empty
 
 

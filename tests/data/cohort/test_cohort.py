@@ -21,7 +21,8 @@ def test_class_names_need_the_positive_one(manifest):
     cohort = mt.Cohort.from_csv(path, path.parent, ["kind"], positive="malignant")
     assert cohort.images["kind"].tolist() == [0, 1, 0, 1]
     with pytest.raises(
-        CohortError, match=r"row 2: label kind is 'benign'; use 0 or 1 \(or name the positive class"
+        CohortError,
+        match="column kind: holds benign, malignant in place of 0 and 1; name the class",
     ):
         mt.Cohort.from_csv(path, path.parent, ["kind"])
     with pytest.raises(
