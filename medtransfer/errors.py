@@ -74,3 +74,8 @@ def list_faults(heading: str, faults: Sequence[str], remedy: str = "", shown: in
     if remedy:
         lines.append(remedy)
     return "\n".join(lines)
+
+
+def list_unusable(source: object, faults: Sequence[str], remedy: str = "") -> str:
+    """All faults of a file or a table that cannot be used before they are corrected."""
+    return list_faults(f"{source}: cannot be used as it is", faults, remedy)

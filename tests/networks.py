@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import medtransfer as mt
 from medtransfer.models.chain.backbone import Backbone
+from medtransfer.models.plan.plan import FreezePlan
+from medtransfer.records.run import Run
+from medtransfer.training.settings import TrainSettings
 
 SMALL = "test_resnet"  # timm's own for tests: 5 stages, 0.4 million parameters, batch norm
 
@@ -23,3 +28,17 @@ def as_if_pretrained(seed: int = 1) -> Backbone:
         proof={"passed": True},
     )
     return net
+
+
+def fit_first_fold(
+    cohort: mt.Cohort,
+    net: Backbone,
+    plan: FreezePlan,
+    folder: Path,
+    train: TrainSettings,
+    **settings: Any,
+) -> Run:
+    """A training on the first of two folds, on images of 32 pixels."""
+    fold, task = mt.split_cohort(cohort, 2).fold(0), mt.Classification(cohort.labels)
+    image = mt.ImageSettings(size=32)
+    return mt.fit(cohort, fold, task, net, plan, folder, image=image, train=train, **settings)

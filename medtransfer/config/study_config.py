@@ -22,7 +22,7 @@ from medtransfer.config.sections import (
     ReportSection,
 )
 from medtransfer.data.grid.settings import Augment, ImageSettings
-from medtransfer.errors import ConfigError, list_faults
+from medtransfer.errors import ConfigError, list_unusable
 from medtransfer.evaluation.settings import HitRule, Settings
 from medtransfer.files import FORMAT
 from medtransfer.text import yaml as yaml_text
@@ -204,7 +204,7 @@ def _validate(model: type[_Model], values: dict[str, Any], source: str) -> _Mode
         return model.model_validate(yaml_text.settle(values, model))
     except ValidationError as error:
         faults = [_describe_fault(item, model) for item in error.errors()]
-        raise ConfigError(list_faults(f"{source}: cannot be used as it is", faults)) from error
+        raise ConfigError(list_unusable(source, faults)) from error
 
 
 def configs_folder() -> Path:

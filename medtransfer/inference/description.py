@@ -71,8 +71,8 @@ class Description:
                 just now.
         """
         plain = {name: getattr(self, name) for name in _PLAIN}
-        written = {path.name: digest_bytes(path) for path in folder.tensors if path.is_file()}
-        files = written if digests is None else dict(digests)
+        if digests is None:
+            digests = {path.name: digest_bytes(path) for path in folder.tensors if path.is_file()}
         content = {
             **plain,
             "recipe": asdict(self.recipe),
@@ -80,7 +80,7 @@ class Description:
             "plan": self.plan.to_dict(),
             "task": describe_task(self.task),
             "image": self.image.model_dump(mode="json"),
-            "files": files,
+            "files": dict(digests),
         }
         write_json(folder.model, content, sealed=True)
 

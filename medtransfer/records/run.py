@@ -25,6 +25,7 @@ class Run:
         summary: the content of `run.json`.
         at_budget: the rows as predicted at the end of the budget, where training went on until
             level.
+        conditions: digest of what the runs of its study share; None in runs of earlier versions.
     """
 
     folder: Path
@@ -34,6 +35,7 @@ class Run:
     predictions: pd.DataFrame
     summary: dict[str, Any] = field(default_factory=dict)
     at_budget: pd.DataFrame | None = None
+    conditions: str | None = None
 
 
 def finished_run(
@@ -93,4 +95,5 @@ def _read_tables(folder: RunFolder, summary: dict[str, Any]) -> Run:
         read_predictions(folder.predictions, apart=True),
         about,
         early,
+        summary.get("conditions"),
     )

@@ -106,11 +106,6 @@ class RunFolder:
             if p.is_file()
         ]
 
-    def read_conditions(self) -> str | None:
-        """The digest of what the runs of a study share; None in runs of earlier versions."""
-        conditions = self.read_summary(whole=False).get("conditions")
-        return None if conditions is None else str(conditions)
-
     def read_summary(self, whole: bool = True) -> dict[str, Any]:
         """The content of `run.json`.
 

@@ -49,7 +49,7 @@ def write_record(settled: Settled, engines: dict[str, Engine], folder: StudyFold
         facts[["image", "file_digest", "pixel_digest"]], on="image", validate="one_to_one"
     )
     write_seen(folder, settled.seen)
-    folds = [c for c in settled.split.parts.columns if c.startswith("fold_")]
+    folds = settled.split.columns
     table[folds] = settled.split.parts[folds]
     write_table(table, folder.cohort)
     if cohort.boxes is not None:

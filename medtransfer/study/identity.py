@@ -51,14 +51,15 @@ def conditions(settled: Settled) -> str:
     """Digest of what all runs of a study share: code, libraries, images and parts. Runs that differ
     in it cannot be compared.
     """
-    folds = [f"fold_{fold}" for fold in range(len(settled.split))]
     return digest_of(
         {
             "code": code_digest(),
             "versions": {name: metadata.version(name) for name in (*_LIBRARIES, *_OF_FORMULAS)},
             "cohort": settled.cohort.digest,
             "images": _digest_images(settled),
-            "parts": {fold: settled.split.parts[fold].tolist() for fold in folds},
+            "parts": {
+                column: settled.split.parts[column].tolist() for column in settled.split.columns
+            },
         }
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pandas as pd
@@ -158,26 +159,30 @@ def _look_at_images(
             )
             write_box_gallery(study, last, candidates)
         return report
-    # A model may be damaged, or the pretrained weights not to be had any more.
     if config.report.gallery:
-        try:
+        with _or_say(reporter, "there are no new pictures of test images"):
             write_gallery(study, pd.concat([run.predictions for run in runs]))
-        except MedTransferError as error:
-            reporter.say(f"there are no new pictures of test images: {error}")
     seeds = {(run.fold, run.seed) for run in runs}
     if not seeds >= {(fold, config.protocol.seeds[0]) for fold in study.folds}:
         return report
     if study.boxes is not None:
-        try:
+        with _or_say(reporter, "where heat maps point is not measured anew"):
             write_localisation(study, reporter)
-        except MedTransferError as error:
-            reporter.say(f"where heat maps point is not measured anew: {error}")
         report = _with_localisation(report, read_localisation(study), folder)
-    try:
+    with _or_say(reporter, "what was reused of the pretrained weights is not measured"):
         write_reuse(study, _at_one_budget(report.data), reporter)
-    except MedTransferError as error:
-        reporter.say(f"what was reused of the pretrained weights is not measured: {error}")
     return report
+
+
+@contextmanager
+def _or_say(reporter: Reporter, what: str) -> Iterator[None]:
+    """The report goes on without it: a model may be damaged, or the pretrained weights not to be
+    had any more.
+    """
+    try:
+        yield
+    except MedTransferError as error:
+        reporter.say(f"{what}: {error}")
 
 
 def _with_localisation(

@@ -170,12 +170,12 @@ def _finished(
 
     runs = {}
     for job in listed:
-        files = job.folder(folder)
-        runs[job] = finished_run(files, say=say)
-        if runs[job] is not None and files.read_conditions() != agreed:
-            say(f"{files.path}: comes from other code, libraries, images or parts than the study.")
-            runs[job] = None
-    return {job: run for job, run in runs.items() if run is not None}, len(listed)
+        run = finished_run(job.folder(folder), say=say)
+        if run is not None and run.conditions == agreed:
+            runs[job] = run
+        elif run is not None:
+            say(f"{run.folder}: comes from other code, libraries, images or parts than the study.")
+    return runs, len(listed)
 
 
 def _note_failures(worker: Worker, failures: Mapping[Job, str]) -> None:

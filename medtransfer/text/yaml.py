@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel
 from yaml.constructor import ConstructorError
 
-from medtransfer.errors import ConfigError, list_faults
+from medtransfer.errors import ConfigError, list_unusable
 
 # A configuration is a page of text. Whatever is larger is another file, or made to fill the memory.
 LARGEST_BYTES = 1_000_000
@@ -101,7 +101,7 @@ def parse(text: str, where: str, comments: bool = True) -> Any:
     ) as error:
         raise ConfigError(f"{where}: not valid YAML: {_explain(error, text)}") from error
     if loader.faults:
-        raise ConfigError(list_faults(f"{where}: cannot be used as it is", loader.faults))
+        raise ConfigError(list_unusable(where, loader.faults))
     return values
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from accelerate import Accelerator
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from medtransfer.errors import ConfigError
 from medtransfer.training.process import allow_compilations
+from medtransfer.training.settings import Device
 
 Precision = Literal["fp32", "bf16", "fp16"]
 MemoryOrder = Literal["contiguous", "channels_last"]
@@ -156,8 +157,9 @@ def refuse_device(device: str) -> None:
     Raises:
         ConfigError: it is another.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"device is {device!r}. Choose auto, cpu or cuda.")
+    *others, last = get_args(Device)
+    if device not in (*others, last):
+        raise ConfigError(f"device is {device!r}. Choose {', '.join(others)} or {last}.")
 
 
 def uses_cuda(device: str) -> bool:

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from medtransfer.text.section import Section
 
+Device = Literal["auto", "cpu", "cuda"]
+
 
 class TrainSettings(Section):
     """The budget, the same for every arm whose own `budget` does not say otherwise."""
@@ -36,7 +38,7 @@ class TrainSettings(Section):
         description="Whether torch compiles what trains; auto: on CUDA, where that saves more "
         "time than it takes.",
     )
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     cache_gb: float = Field(
         4.0,
         ge=0,

@@ -7,6 +7,7 @@ import json
 import pytest
 from medtransfer.files import read_json, write_json
 from medtransfer.inference.description import read_description
+from medtransfer.records.run import read_run
 from medtransfer.records.run_folder import RunFolder
 from medtransfer.records.study_folder import StudyFolder
 
@@ -27,7 +28,7 @@ def report(study, *more):
 def test_runs_of_other_images_or_code_are_left_out_and_named(study):
     run = StudyFolder(study.out).run("again", 1, 0)
     summary = read_json(run.summary, sealed=True)
-    assert summary["conditions"] == run.read_conditions()
+    assert summary["conditions"] == read_run(run).conditions
     write_json(run.summary, {**summary, "conditions": "0" * 64}, sealed=True)
     result = report(study, "--report-only")
     assert result.exit_code == 0, result.output

@@ -16,7 +16,7 @@ from medtransfer.training.settings import TrainSettings
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from networks import SMALL, as_if_pretrained
+from networks import SMALL, as_if_pretrained, fit_first_fold
 
 LITE = "tf_efficientnet_lite0"
 
@@ -41,17 +41,8 @@ def train(
     net = net or as_if_pretrained()
     plan = mt.plan_freeze(PlainCounts({"0": 100, "1": 100}, "far"), net, **fixed)
     before = copy.deepcopy(net.state_dict())
-    run = mt.fit(
-        cohort,
-        mt.split_cohort(cohort, 2).fold(0),
-        mt.Classification(cohort.labels),
-        net,
-        plan,
-        tmp_path / name,
-        seed=seed,
-        image=mt.ImageSettings(size=32),
-        train=TrainSettings(epochs=epochs, batch_size=batch_size, precision=precision),
-    )
+    section = TrainSettings(epochs=epochs, batch_size=batch_size, precision=precision)
+    run = fit_first_fold(cohort, net, plan, tmp_path / name, section, seed=seed)
     return run, net, before, plan
 
 
@@ -181,17 +172,7 @@ def test_patience_stops_early(cohort, tmp_path):
         PlainCounts({"0": 100, "1": 100}, "far"), net, backbone_lr=1e-12, head_lr=1e-12
     )
     section = TrainSettings(epochs=8, patience=2, batch_size=8, precision="fp32")
-    fold = mt.split_cohort(cohort, 2).fold(0)
-    run = mt.fit(
-        cohort,
-        fold,
-        mt.Classification(cohort.labels),
-        net,
-        plan,
-        tmp_path / "r",
-        image=mt.ImageSettings(size=32),
-        train=section,
-    )
+    run = fit_first_fold(cohort, net, plan, tmp_path / "r", section)
     assert run.summary["stopped_early"]
     assert run.summary["epochs"] <= 4
 

@@ -24,7 +24,7 @@ from medtransfer.training.settings import TrainSettings
 from medtransfer.training.trainer import Progress
 from torch import nn
 
-from networks import SMALL, as_if_pretrained
+from networks import SMALL, as_if_pretrained, fit_first_fold
 
 EPOCHS = 2
 
@@ -42,17 +42,7 @@ def train(cohort, folder, level=True, net=None, patience=None, **fixed):
     section = TrainSettings(
         epochs=EPOCHS, batch_size=max(2, len(fold.train) // 2), precision="fp32", patience=patience
     )
-    task = mt.Classification(cohort.labels)
-    return mt.fit(
-        cohort,
-        fold,
-        task,
-        net,
-        replace(plan, level=level),
-        folder,
-        image=mt.ImageSettings(size=32),
-        train=section,
-    ), net
+    return fit_first_fold(cohort, net, replace(plan, level=level), folder, section), net
 
 
 def losses(run):

@@ -11,7 +11,7 @@ from medtransfer.models.plan.rules import PlainCounts
 from medtransfer.training import checkpoint, loop
 from medtransfer.training.settings import TrainSettings
 
-from networks import as_if_pretrained
+from networks import as_if_pretrained, fit_first_fold
 
 pytestmark = pytest.mark.slow
 
@@ -29,16 +29,7 @@ def run(cohort, folder, **fixed):
     assert plan.frozen_stages > 0
     fold = mt.split_cohort(cohort, 2).fold(0)
     section = TrainSettings(epochs=3, batch_size=max(2, len(fold.train) // 2), precision="fp32")
-    return mt.fit(
-        cohort,
-        fold,
-        mt.Classification(cohort.labels),
-        net,
-        plan,
-        folder,
-        image=mt.ImageSettings(size=32),
-        train=section,
-    ), net
+    return fit_first_fold(cohort, net, plan, folder, section), net
 
 
 GRADUAL = {"unfreeze": "gradual", "dropout": 0.3, "norm_policy": "train", "mix": True}

@@ -24,7 +24,7 @@ from medtransfer.training.process import (
 from medtransfer.training.settings import TrainSettings
 
 from forks import PROCESSES
-from networks import as_if_pretrained
+from networks import as_if_pretrained, fit_first_fold
 
 
 def settings():
@@ -98,17 +98,7 @@ def test_a_training_in_a_notebook_leaves_torch_as_it_was(manifest, tmp_path, of_
     net = as_if_pretrained()
     plan = mt.plan_freeze(PlainCounts({"0": 100, "1": 100}, "far"), net)
     section = TrainSettings(epochs=1, precision="fp32", batch_size=4)
-    task, fold = mt.Classification(cohort.labels), mt.split_cohort(cohort, 2).fold(0)
-    run = mt.fit(
-        cohort,
-        fold,
-        task,
-        net,
-        plan,
-        tmp_path / "run",
-        image=mt.ImageSettings(size=32),
-        train=section,
-    )
+    run = fit_first_fold(cohort, net, plan, tmp_path / "run", section)
     assert run.summary["engine"]["deterministic"] is True
     assert settings() == of_a_notebook
 

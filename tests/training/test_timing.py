@@ -19,7 +19,7 @@ from medtransfer.training.timing import make_engine
 from torch._dynamo.utils import counters
 
 from damage import damage
-from networks import SMALL
+from networks import SMALL, fit_first_fold
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without CUDA")
@@ -113,17 +113,7 @@ def train(manifest, folder, compiled, **choices):
     net = mt.load_backbone(SMALL, seed=0)
     plan = mt.plan_freeze(PlainCounts({"0": 100, "1": 100}, "far"), net)
     section = TrainSettings(epochs=6, batch_size=4, precision="fp32", compile=compiled)
-    fold = mt.split_cohort(cohort, 2).fold(0)
-    return mt.fit(
-        cohort,
-        fold,
-        mt.Classification(cohort.labels),
-        net,
-        replace(plan, **choices),
-        folder,
-        image=mt.ImageSettings(size=32),
-        train=section,
-    )
+    return fit_first_fold(cohort, net, replace(plan, **choices), folder, section)
 
 
 @pytest.mark.slow

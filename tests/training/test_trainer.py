@@ -19,7 +19,7 @@ from medtransfer.training import (
 )
 from medtransfer.training.settings import TrainSettings
 
-from networks import SMALL, as_if_pretrained
+from networks import SMALL, as_if_pretrained, fit_first_fold
 
 
 class Heard(Reporter):
@@ -42,20 +42,10 @@ def cohort(manifest):
 def train(cohort, folder, scratch=False, epochs=3, **fixed):
     net, heard = mt.load_backbone(SMALL) if scratch else as_if_pretrained(), Heard()
     plan = mt.plan_freeze(PlainCounts({"0": 100, "1": 100}, "far"), net, **fixed)
-    fold = mt.split_cohort(cohort, 2).fold(0)
     section = TrainSettings(epochs=epochs, batch_size=8, precision="fp32")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("medtransfer.study.run.Reporter", lambda _quiet: heard)
-        run = mt.fit(
-            cohort,
-            fold,
-            mt.Classification(cohort.labels),
-            net,
-            plan,
-            folder,
-            image=mt.ImageSettings(size=32),
-            train=section,
-        )
+        run = fit_first_fold(cohort, net, plan, folder, section)
     return run, net, heard.lines
 
 

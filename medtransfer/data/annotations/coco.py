@@ -15,7 +15,7 @@ import numpy as np
 from medtransfer.data.annotations.annotations import PlanarBoxes
 from medtransfer.data.annotations.boxes import LESION
 from medtransfer.data.annotations.file_names import Names, tell_spellings
-from medtransfer.errors import CohortError, list_faults
+from medtransfer.errors import CohortError, list_unusable
 from medtransfer.files import decode_text
 from medtransfer.text.names import normalise, show
 
@@ -83,7 +83,7 @@ def read_coco(
             rows.append((meant, x, y, x + width, y + height, kinds.get(kind or "", LESION)))
     faults += _tell_near(lost, names, {meant for meant in matched.values() if meant})
     if faults:
-        raise CohortError(list_faults(f"{path}: cannot be used as it is", faults))
+        raise CohortError(list_unusable(path, faults))
     boxed = {row[0] for row in rows}
     # Where nothing else is drawn the image is left out, and that is asked about.
     rest += [(where, "a crowd (iscrowd 1)", meant in boxed) for where, meant in crowds]
@@ -146,7 +146,7 @@ def _parse(path: Path) -> dict[str, Any]:
     if len(dict(categories)) < len(categories):
         faults.append("two categories have the same id")
     if faults:
-        raise CohortError(list_faults(f"{path}: cannot be used as it is", faults))
+        raise CohortError(list_unusable(path, faults))
     return {"files": files, "kinds": dict(categories), "annotations": annotations, "sizes": sizes}
 
 

@@ -40,7 +40,7 @@ from medtransfer.data.annotations.masks import align_mask, read_lesions
 from medtransfer.data.annotations.tables import read_box_table, tell_shares
 from medtransfer.data.annotations.text_files import read_voc, read_yolo
 from medtransfer.data.images.reading import is_image_file, read_image
-from medtransfer.errors import CohortError, ImageError, list_faults
+from medtransfer.errors import CohortError, ImageError, list_faults, list_unusable
 from medtransfer.text.account import Account, make_account
 from medtransfer.text.names import look_alikes, show
 
@@ -175,7 +175,7 @@ def _read_coco(
     boxes = make_boxes(content.rows)
     faults = tell_shares(boxes[list(PLANE)], len(images))
     if faults:
-        raise CohortError(list_faults(f"{path}: cannot be used as it is", faults))
+        raise CohortError(list_unusable(path, faults))
     account = make_account("annotations", path.name, len(boxes), content.left_out)
     asks = list(content.asks)
     if content.unknown:

@@ -11,7 +11,7 @@ import pandas as pd
 from medtransfer.data.annotations.annotations import Annotations
 from medtransfer.data.annotations.boxes import LESION, PLANE, VOLUME
 from medtransfer.data.annotations.file_names import Names, tell_spellings
-from medtransfer.errors import CohortError, list_faults
+from medtransfer.errors import CohortError, list_unusable
 from medtransfer.text.account import make_account
 from medtransfer.text.names import show
 from medtransfer.text.tables import MISSING, describe_missing, describe_shape, read_table, row_of
@@ -90,7 +90,7 @@ def read_box_table(
     if not faults:
         faults += tell_shares(numbers[~bare], len(images))
     if faults:
-        raise CohortError(list_faults(f"{path}: cannot be used as it is", faults))
+        raise CohortError(list_unusable(path, faults))
     label = table["label"] if "label" in table.columns else pd.Series(LESION, index=table.index)
     boxes = pd.DataFrame(
         {"image": ids, **{c: numbers[c] for c in wanted}, "label": label.replace("", LESION)}
@@ -135,7 +135,7 @@ def _stated_sizes(
                 "a row above"
             )
     if faults:
-        raise CohortError(list_faults(f"{source}: cannot be used as it is", faults))
+        raise CohortError(list_unusable(source, faults))
     return sizes
 
 

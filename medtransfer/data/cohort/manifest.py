@@ -12,7 +12,7 @@ import pandas as pd
 
 from medtransfer.data.annotations.file_names import find_file, near_file
 from medtransfer.data.images.reading import split_member
-from medtransfer.errors import CohortError, list_faults
+from medtransfer.errors import CohortError, list_unusable
 from medtransfer.text.account import Account, make_account
 from medtransfer.text.names import has_controls, show
 from medtransfer.text.tables import (
@@ -95,8 +95,8 @@ def read_manifest(
         faults += [f"row {rows[i]}: split is {v!r}; use train, tune or test" for i, v in unknown]
     if faults:
         raise CohortError(
-            list_faults(
-                f"{manifest}: cannot be used as it is",
+            list_unusable(
+                manifest,
                 faults,
                 "Correct these rows and run again." if faults[0].startswith("row ") else "",
             )
@@ -276,8 +276,8 @@ def _parse_labels(
     column: pd.Series, rows: Sequence[int], label: str, positive: str | None, faults: list[str]
 ) -> list[float]:
     parse: Callable[[str], float | None]
+    names = sorted(name for name in set(column) if name.lower() not in _EMPTY)
     if positive is not None:
-        names = sorted(name for name in set(column) if name.lower() not in _EMPTY)
         if positive not in names or len(names) > 2:
             faults.append(
                 f"column {label}: expected {positive!r} and one other class, found {_list(names)}"
@@ -286,7 +286,6 @@ def _parse_labels(
         parse = {name: float(name == positive) for name in names}.get
     else:
         parse = lambda text: _WORDS.get(text.lower())  # noqa: E731
-        names = sorted(name for name in set(column) if name.lower() not in _EMPTY)
         if names and not any(name.lower() in _WORDS for name in names):
             faults.append(
                 f"column {label}: holds {_list(names)} in place of 0 and 1; name the class that "

@@ -83,8 +83,13 @@ class Split:
                 )
             )
 
+    @property
+    def columns(self) -> list[str]:
+        """Of `parts`, those of the folds."""
+        return [column for column in self.parts.columns if column.startswith("fold_")]
+
     def __len__(self) -> int:
-        return sum(column.startswith("fold_") for column in self.parts.columns)
+        return len(self.columns)
 
     def fold(self, index: int) -> Fold:
         """Row numbers of fold `index`."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from medtransfer.errors import PredictionsError, list_faults
+from medtransfer.errors import PredictionsError, list_unusable
 from medtransfer.evaluation.tables.predictions import BUDGET
 from medtransfer.evaluation.tables.probabilities import ROUNDING, SCORE, exact_logit, read_numbers
 from medtransfer.text.tables import describe_missing, read_table, row_of, write_table
@@ -73,7 +73,7 @@ def read_candidates(path: str | Path) -> pd.DataFrame:
         for i in np.flatnonzero(~table["part"].isin(PARTS))
     ]
     if faults:
-        raise PredictionsError(list_faults(f"{path}: cannot be used as it is", faults))
+        raise PredictionsError(list_unusable(path, faults))
     table["logit"] = (
         exact_logit(np.clip(score.to_numpy(float), 0.0, 1.0))
         if given[0] == "probability"
@@ -97,7 +97,7 @@ def read_lesions(path: str | Path) -> pd.DataFrame:
     """
     table, _, faults = _read_boxes(Path(path), ("image", "label"))
     if faults:
-        raise PredictionsError(list_faults(f"{path}: cannot be used as it is", faults))
+        raise PredictionsError(list_unusable(path, faults))
     lesions = table[["image", *coordinates(table)]]
     single = lesions.drop_duplicates(ignore_index=True)
     single.attrs = {"twice": lesions["image"][lesions.duplicated()].tolist()}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medtransfer.errors import LeakageError, PredictionsError, list_faults
+from medtransfer.errors import LeakageError, PredictionsError, list_faults, list_unusable
 from medtransfer.evaluation.tables.columns import COLUMNS
 from medtransfer.evaluation.tables.probabilities import SCORE, read_numbers, read_scores
 from medtransfer.text.names import has_controls, look_alike_key, look_alikes, normalise, show
@@ -166,11 +166,7 @@ def check_predictions(
     table = _read_names(table, rows, faults)
     table, rounded = read_scores(table, rows, faults)
     if faults:
-        raise PredictionsError(
-            list_faults(
-                f"{source}: cannot be used as it is", faults, "Correct these rows and run again."
-            )
-        )
+        raise PredictionsError(list_unusable(source, faults, "Correct these rows and run again."))
     if "image" not in table.columns:
         if (
             len(table[["arm", "seed"]].drop_duplicates()) == 1
@@ -185,11 +181,7 @@ def check_predictions(
         table = table.sort_index()
     faults += _check_values(table, rows)
     if faults:
-        raise PredictionsError(
-            list_faults(
-                f"{source}: cannot be used as it is", faults, "Correct these rows and run again."
-            )
-        )
+        raise PredictionsError(list_unusable(source, faults, "Correct these rows and run again."))
     for column in ("target", "seed", "fold", *curve):
         table[column] = table[column].astype(np.int64)
     hidden = table[~has_target]

@@ -362,10 +362,13 @@ def _locate_radimagenet(name: str, path: Path | None) -> Located:
     return Located(found, recipe, f"{_RADIMAGENET_HUB}/{file}", known)
 
 
-def _list_networks(folder: Path, pattern: str) -> list[Path]:
-    """The networks trained here in a folder: files of weights that name their backbone."""
+def _list_networks(folder: Path, pattern: str) -> dict[Path, dict[str, str]]:
+    """The networks trained here in a folder, files of weights that name their backbone, with what
+    each says of itself.
+    """
     files = sorted(folder.glob(f"{pattern}.safetensors"))
-    return [file for file in files if "backbone" in read_metadata(file)]
+    said = {file: read_metadata(file) for file in files}
+    return {file: metadata for file, metadata in said.items() if "backbone" in metadata}
 
 
 def _locate_run(name: str, folder: Path) -> Located:
@@ -376,16 +379,13 @@ def _locate_run(name: str, folder: Path) -> Located:
             "(STUDY/runs/ARM/fold-0/seed-0)."
         )
     if len(files) > 1:
-        shown = ", ".join(f"study:{file.parent}" for file in files[:3])
+        shown = ", ".join(f"study:{file.parent}" for file in list(files)[:3])
         raise WeightsError(
             f"{folder}: holds {len(files)} trained models. Name the folder of one, such as {shown}."
         )
-    (file,) = files
-    metadata = read_metadata(file)
-    if metadata.get("backbone") != name:
-        raise WeightsError(
-            f"{file}: is a {metadata.get('backbone', 'network of another kind')}, not a {name}."
-        )
+    ((file, metadata),) = files.items()
+    if metadata["backbone"] != name:
+        raise WeightsError(f"{file}: is a {metadata['backbone']}, not a {name}.")
     try:
         mean, std = (tuple(float(v) for v in metadata[key].split(",")) for key in ("mean", "std"))
         recipe = Recipe(mean, std, int(metadata["size"]))
